@@ -1,0 +1,389 @@
+"""Frozen, hashable configurations that go to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+INIT_WEIGHTS = ("truncnormal002", "truncnormal", "truncnormal002-identity", "torch", "zeros")
+_V = TypeVar("_V")
+
+
+class FrozenMapping(Mapping[str, _V], Generic[_V]):
+    """A hashable mapping whose order counts: a branch order is part of a model."""
+
+    def __init__(self, items: Mapping[str, _V]) -> None:
+        self._items = {
+            key: FrozenMapping(value) if isinstance(value, Mapping) else value for key, value in items.items()
+        }
+
+    def __getitem__(self, key: str) -> _V:
+        return self._items[key]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and list(self.items()) == list(other.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of all configurations: conversion to and from plain JSON values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration as JSON values: dtypes by name, nested configurations as dicts."""
+        return {field.name: _to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds a configuration from what `to_dict` returned.
+
+        Raises:
+            ValueError: A key is unknown; the message names the nearest known one.
+        """
+        known = [field.name for field in dataclasses.fields(cls) if field.init]
+        for key in values:
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"unknown key {key!r} for {cls.__name__}; did you mean {nearest!r}?")
+        return cls(**values)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, jnp.dtype):
+        return value.name
+    return value
+
+
+def _check_count(name: str, value: Any, minimum: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+
+
+def _check_rate(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _float_dtype(name: str, value: DTypeLike) -> jnp.dtype:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a floating-point dtype, got {value!r}") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point dtype, got {value!r}")
+    return dtype
+
+
+def _precision(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        return jax.lax.Precision(value.lower() if isinstance(value, str) else value).name.lower()
+    except (ValueError, TypeError):
+        names = [precision.name.lower() for precision in jax.lax.Precision]
+        raise ValueError(f"precision must be None or one of {names}, got {value!r}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Config):
+    """Configuration of one attention layer.
+
+    Args:
+        dim: Number of channels C.
+        num_heads: Number of heads N; must divide `dim`.
+        use_rope: Whether queries and keys are rotated by position; then every call needs `freqs`.
+        bias: Whether the projections have biases.
+        dropout: Rate of the attention dropout in [0, 1).
+        init_weights: One of ``truncnormal002`` (Normal(0, 0.02) cut at an absolute value of 2, zero biases; also
+            spelled ``truncnormal``), ``truncnormal002-identity`` (the same with a zero output projection), ``torch``
+            (weights and biases uniform in ±1/sqrt(fan_in)) and ``zeros``.
+        implementation: How attention runs: ``auto``, ``masked``, ``xla``, ``blockwise``, ``cudnn`` (NVIDIA GPU, half
+            precision) or ``splash`` (TPU); the table in `emmi_jax.ops.attention.dot_product_attention` says what each
+            serves.
+        dtype: Dtype of the computation; None takes that of inputs and parameters.
+        param_dtype: Dtype of the parameters.
+        precision: Precision of the matrix products: None, ``default``, ``high`` or ``highest``.
+
+    Raises:
+        ValueError: A value is out of range; the message quotes it.
+    """
+
+    dim: int
+    num_heads: int
+    use_rope: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    init_weights: str = "truncnormal002"
+    implementation: str = "auto"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("dim", self.dim)
+        _check_count("num_heads", self.num_heads)
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim must be divisible by num_heads, got dim={self.dim} and num_heads={self.num_heads}")
+        if self.use_rope and self.head_dim % 2:
+            raise ValueError(
+                f"rotary embedding needs an even head_dim, got {self.head_dim} ({self.dim=}, {self.num_heads=})"
+            )
+        _check_rate("dropout", self.dropout)
+        _check_choice("init_weights", self.init_weights, INIT_WEIGHTS)
+        self._set(
+            dtype=None if self.dtype is None else _float_dtype("dtype", self.dtype),
+            param_dtype=_float_dtype("param_dtype", self.param_dtype),
+            precision=_precision(self.precision),
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels a head, H."""
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorAttentionConfig(AttentionConfig):
+    """Configuration of multi-branch anchor attention.
+
+    Args:
+        branches: Names of all participating branches (modalities), at least one.
+        anchor_suffix: The anchors of branch ``b`` are the group ``b + anchor_suffix``.
+
+    Raises:
+        ValueError: No branches, a branch twice, or an empty name.
+    """
+
+    branches: tuple[str, ...]
+    anchor_suffix: str = "_anchors"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.branches, str):
+            raise ValueError(f"branches must be a sequence of names, got the string {self.branches!r}")
+        self._set(branches=tuple(self.branches))
+        if not self.branches:
+            raise ValueError("branches must name at least one branch, got none")
+        if len(set(self.branches)) != len(self.branches):
+            raise ValueError(f"branches names a branch twice: {self.branches!r}")
+        for branch in self.branches:
+            if not isinstance(branch, str) or not branch:
+                raise ValueError(f"a branch name must be a non-empty string, got {branch!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernodePoolingConfig(Config):
+    """Configuration of the pooling of points into supernodes; exactly one of `radius` and `k` is set.
+
+    Args:
+        radius: Neighbours are the points within this distance, in the units of the geometry positions.
+        k: Neighbours are the k nearest points.
+        max_degree: Most neighbours of a supernode within the radius; the lowest indices come first.
+        mode: What a message holds: ``abspos``, ``relpos`` or ``absrelpos``.
+        aggregation: ``mean`` or ``sum`` over the neighbours.
+        readd_supernode_pos: Whether the supernode's own position is mixed in again after pooling.
+        input_features_dim: Channels of the point features, if there are any.
+
+    Raises:
+        ValueError: A value is out of range; the message quotes it.
+    """
+
+    radius: float | None = 0.25
+    k: int | None = None
+    max_degree: int = 32
+    mode: str = "relpos"
+    aggregation: str = "mean"
+    readd_supernode_pos: bool = True
+    input_features_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.radius is None) == (self.k is None):
+            raise ValueError(f"exactly one of radius and k must be set, got radius={self.radius!r} and k={self.k!r}")
+        if self.radius is not None and not (self.radius > 0 and math.isfinite(self.radius)):
+            raise ValueError(f"radius must be positive and finite, got {self.radius!r}")
+        if self.k is not None:
+            _check_count("k", self.k)
+        _check_count("max_degree", self.max_degree)
+        _check_choice("mode", self.mode, ("abspos", "relpos", "absrelpos"))
+        _check_choice("aggregation", self.aggregation, ("mean", "sum"))
+        if self.input_features_dim is not None:
+            _check_count("input_features_dim", self.input_features_dim)
+            if self.mode == "absrelpos":
+                raise ValueError("input_features_dim is defined for the modes 'abspos' and 'relpos', not 'absrelpos'")
+
+
+PHYSICS_BLOCKS = ("perceiver", "self", "cross", "joint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbUptConfig(Config):
+    """Configuration of an `AnchoredBranchedUPT`.
+
+    Args:
+        dim: Number of channels C.
+        num_heads: Number of heads N; must divide `dim`.
+        fields: For each branch, in order, the output fields and their numbers of channels.
+        physics_blocks: ``perceiver``, ``self`` (also spelled ``shared``), ``cross`` and ``joint``, each also with the
+            suffix ``_untied``: one set of weights a branch.
+        decoder_depths: Number of decoder blocks of each branch; branches left out have 0.
+        geometry_depth: Number of transformer blocks after supernode pooling.
+        supernode_pooling: Configuration of the pooling.
+        condition_dim: Channels of the condition; None means unconditioned.
+        mlp_ratio: Hidden channels of an MLP over C.
+        layer_scale: Initial layer scale; None means there is none.
+        drop_path_rate: Rate at which a sample skips a residual branch in training.
+        max_wavelength: Largest wavelength over 2 pi of the position embeddings.
+        num_position_axes: Number of position axes.
+        bias: Whether the attention projections have biases.
+        init_weights: See `AttentionConfig`; used for every linear layer.
+        implementation: See `AttentionConfig`.
+        dtype: See `AttentionConfig`.
+        param_dtype: See `AttentionConfig`.
+        precision: See `AttentionConfig`.
+        remat: Whether the backward pass recomputes each block instead of storing its activations.
+
+    Raises:
+        ValueError: A value is out of range; the message quotes it.
+    """
+
+    dim: int
+    num_heads: int
+    fields: Mapping[str, Mapping[str, int]] = dataclasses.field(
+        default_factory=lambda: {"surface": {"pressure": 1, "friction": 3}, "volume": {"velocity": 3, "pressure": 1}}
+    )
+    physics_blocks: tuple[str, ...] = ("perceiver", "self", "cross", "self", "cross", "self")
+    decoder_depths: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"surface": 6, "volume": 6})
+    geometry_depth: int = 1
+    supernode_pooling: SupernodePoolingConfig = dataclasses.field(default_factory=SupernodePoolingConfig)
+    condition_dim: int | None = None
+    mlp_ratio: int = 4
+    layer_scale: float | None = None
+    drop_path_rate: float = 0.0
+    max_wavelength: float = 10_000
+    num_position_axes: int = 3
+    bias: bool = True
+    init_weights: str = "truncnormal002"
+    implementation: str = "auto"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: str | None = None
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        pooling = self.supernode_pooling
+        if not isinstance(pooling, SupernodePoolingConfig | Mapping):
+            raise ValueError(f"supernode_pooling must be a SupernodePoolingConfig, got {pooling!r}")
+        self._set(
+            fields=FrozenMapping(self.fields),
+            physics_blocks=tuple("self" if block == "shared" else block for block in self.physics_blocks),
+            decoder_depths=FrozenMapping(self.decoder_depths),
+            supernode_pooling=SupernodePoolingConfig.from_dict(pooling) if isinstance(pooling, Mapping) else pooling,
+            dtype=None if self.dtype is None else _float_dtype("dtype", self.dtype),
+            param_dtype=_float_dtype("param_dtype", self.param_dtype),
+            precision=_precision(self.precision),
+        )
+        self._check_branches()
+        for block in self.physics_blocks:
+            kind = block.removesuffix("_untied")
+            if kind not in PHYSICS_BLOCKS:
+                raise ValueError(
+                    f"a physics block must be one of {', '.join(PHYSICS_BLOCKS)}, or that with _untied, got {block!r}"
+                )
+            if kind in ("cross", "joint") and len(self.branches) < 2:
+                raise ValueError(f"physics block {block!r} needs at least two branches, got {list(self.branches)!r}")
+        _check_count("geometry_depth", self.geometry_depth, 0)
+        _check_count("mlp_ratio", self.mlp_ratio)
+        _check_count("num_position_axes", self.num_position_axes)
+        _check_rate("drop_path_rate", self.drop_path_rate)
+        if self.condition_dim is not None:
+            _check_count("condition_dim", self.condition_dim)
+        if self.layer_scale is not None and not isinstance(self.layer_scale, int | float):
+            raise ValueError(f"layer_scale must be a number or None, got {self.layer_scale!r}")
+        self.attention  # noqa: B018 - checks what it shares with the attention
+
+    def _check_branches(self) -> None:
+        if not self.fields:
+            raise ValueError("fields must name at least one branch, got none")
+        for branch, fields in self.fields.items():
+            if ":" in branch:
+                raise ValueError(f"a branch name must not hold a colon, got {branch!r}")
+            if not isinstance(fields, Mapping) or not fields:
+                raise ValueError(f"branch {branch!r} needs at least one field {{name: channels}}, got {fields!r}")
+            for name, channels in fields.items():
+                _check_count(f"the number of channels of {branch}/{name}", channels)
+        outputs = [
+            f"{prefix}{b}_{name}" for b, names in self.fields.items() for name in names for prefix in ("", "query_")
+        ]
+        if twice := sorted({name for name in outputs if outputs.count(name) > 1}):
+            raise ValueError(f"several fields would get the same output name, rename a branch or a field: {twice!r}")
+        for branch, depth in self.decoder_depths.items():
+            if branch not in self.fields:
+                raise ValueError(
+                    f"decoder_depths names branch {branch!r}, which is not in fields {list(self.fields)!r}"
+                )
+            _check_count(f"the decoder depth of {branch!r}", depth, 0)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in order."""
+        return tuple(self.fields)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels a head, H."""
+        return self.dim // self.num_heads
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether there is a geometry branch: only perceiver blocks read it."""
+        return any(block.startswith("perceiver") for block in self.physics_blocks)
+
+    @property
+    def attention(self) -> AnchorAttentionConfig:
+        """Configuration of the attention layers over all branches."""
+        return AnchorAttentionConfig(
+            dim=self.dim,
+            num_heads=self.num_heads,
+            use_rope=True,
+            bias=self.bias,
+            init_weights=self.init_weights,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+            branches=self.branches,
+        )

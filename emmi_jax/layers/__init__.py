@@ -1,0 +1,1 @@
+"""Linen modules, one family a file."""

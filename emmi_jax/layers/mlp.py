@@ -1,0 +1,30 @@
+"""The MLP of a transformer block."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from emmi_jax.layers.linear import Linear, NumericsConfig
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear.
+
+    Args:
+        hidden_dim: Channels between the two layers.
+        out_dim: Channels of the output.
+        config: Where initialisation, dtypes and precision come from.
+        names: Names of the two layers.
+    """
+
+    hidden_dim: int
+    out_dim: int
+    config: NumericsConfig
+    names: tuple[str, str] = ("fc1", "fc2")
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in_dim] to [..., out_dim]."""
+        x = Linear(self.hidden_dim, self.config, name=self.names[0])(x)
+        return Linear(self.out_dim, self.config, name=self.names[1])(nn.gelu(x, approximate=False))

@@ -1,0 +1,101 @@
+"""Cross-attention from one set of tokens to another."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emmi_jax.config import AttentionConfig
+from emmi_jax.layers.linear import Linear
+from emmi_jax.layers.mixed_attention import KeyValues, check_entry, check_rope
+from emmi_jax.ops.attention import dot_product_attention
+from emmi_jax.ops.rope import RopeFrequencies, apply_rope
+
+
+class PerceiverAttention(nn.Module):
+    """Multi-head attention from queries to other tokens.
+
+    Args:
+        config: Configuration of the layer; its dropout also acts after the output projection.
+        kv_dim: Channels of the other tokens; None means those of the queries.
+
+    Source: Jaegle et al. 2021, "Perceiver" (arXiv 2103.03206).
+    """
+
+    config: AttentionConfig
+    kv_dim: int | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        q: jax.Array,
+        kv: jax.Array | None,
+        q_freqs: RopeFrequencies | jax.Array | None = None,
+        k_freqs: RopeFrequencies | jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Attends from q to kv.
+
+        With ``mutable=["cache"]`` the rotated keys and the values are stored in the ``cache`` collection; a later call
+        with kv=None reads them.
+
+        Args:
+            q: Queries [B, T, C].
+            kv: Tokens to attend to [B, S, kv_dim], or None for the cached ones.
+            q_freqs: Rotations of the queries [B, T, H/2]; given if and only if the configuration says `use_rope`.
+            k_freqs: Rotations of the other tokens [B, S, H/2], likewise; None for cached tokens.
+            mask: Boolean, True = attend, each axis that of [B, N, T, S] or 1.
+            deterministic: Whether dropout is off; if not, an rng named ``dropout`` is needed.
+
+        Returns:
+            Array [B, T, C].
+
+        Raises:
+            ValueError: A shape is wrong, rotations are missing or superfluous, or the cache does not fit.
+        """
+        config = self.config
+        kv_dim = config.dim if self.kv_dim is None else self.kv_dim
+        for name, array, channels in (("q", q, config.dim), ("kv", kv, kv_dim)):
+            if array is not None and (array.ndim != 3 or array.shape[2] != channels):
+                raise ValueError(f"{name} must have the shape [batch, tokens, {channels}], got {list(array.shape)}")
+        check_rope(config, q_freqs=q_freqs)
+        queries = Linear(config.dim, config, config.bias, name="q")(q)
+        queries = queries.reshape(*q.shape[:2], config.num_heads, config.head_dim)
+        if q_freqs is not None:
+            queries = apply_rope(queries, q_freqs)
+        keys = self._cached(queries, k_freqs) if kv is None else self._project(kv, k_freqs)
+        use_dropout = config.dropout > 0 and not deterministic
+        y = dot_product_attention(
+            queries,
+            keys.key,
+            keys.value,
+            mask=mask,
+            dropout_rate=config.dropout if use_dropout else 0.0,
+            dropout_rng=self.make_rng("dropout") if use_dropout else None,
+            implementation=config.implementation,
+            precision=config.precision,
+        )
+        proj = Linear(config.dim, config, config.bias, config.init_weights == "truncnormal002-identity", name="proj")
+        y = proj(y.reshape(*y.shape[:2], config.dim))
+        return nn.Dropout(config.dropout)(y, deterministic=deterministic)
+
+    def _project(self, kv: jax.Array, k_freqs: RopeFrequencies | jax.Array | None) -> KeyValues:
+        config = self.config
+        check_rope(config, k_freqs=k_freqs)
+        k, v = jnp.split(Linear(2 * config.dim, config, config.bias, name="kv")(kv), 2, axis=-1)
+        k, v = (a.reshape(*kv.shape[:2], config.num_heads, config.head_dim) for a in (k, v))
+        if k_freqs is not None:
+            k = apply_rope(k, k_freqs)
+        if self.is_mutable_collection("cache") and not self.is_initializing():
+            self.put_variable("cache", "kv", {"key": k, "value": v})
+        return KeyValues(k, v, None)
+
+    def _cached(self, queries: jax.Array, k_freqs: RopeFrequencies | jax.Array | None) -> KeyValues:
+        if k_freqs is not None:
+            raise ValueError("k_freqs are given but kv is None: cached keys are already rotated")
+        if not self.has_variable("cache", "kv"):
+            raise ValueError("kv is None but the cache has no entry 'kv'")
+        return check_entry("kv", self.get_variable("cache", "kv"), queries)

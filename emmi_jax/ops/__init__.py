@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: no Flax, no configurations, no token names."""
