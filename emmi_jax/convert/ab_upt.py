@@ -1,0 +1,132 @@
+"""Weights of the whole AB-UPT model, in the three published layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emmi_jax.config import AbUptConfig
+from emmi_jax.convert.entries import read_entries
+from emmi_jax.convert.names import LAYOUTS, torch_names
+from emmi_jax.convert.tables import (
+    Dim,
+    Shape,
+    Table,
+    Target,
+    flatten_params,
+    flax_problems,
+    to_params,
+    to_state_dict,
+    torch_problems,
+)
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+
+
+def ab_upt_from_torch(
+    state_dict: Mapping[str, Any], config: AbUptConfig, *, layout: str | None = None
+) -> dict[str, Any]:
+    """Converts the weights of an AB-UPT model.
+
+    Args:
+        state_dict: Torch tensors or numpy arrays by name, or a checkpoint that holds them under ``"state_dict"``, in
+            one of the layouts ``"1.x"``, ``"2026.4"`` and ``"tutorial"``. Constants (``omega``, ``padding_tensor``)
+            are ignored.
+        config: Configuration of the model.
+        layout: How the names are read; by default the layout whose names occur most.
+
+    Returns:
+        The Flax parameters of `AnchoredBranchedUPT(config)`, new numpy arrays of the same dtypes and bits.
+
+    Raises:
+        ValueError: The layout is unknown, no layout has names for such a model, or entries are unknown, missing,
+            misshapen, of different dtypes where they have to be fused, or not floating point; the message lists them
+            all.
+    """
+    if layout is not None:
+        _check_layout(layout)
+    entries = read_entries(state_dict)
+    tables, refusals = {}, []
+    for name in LAYOUTS if layout is None else (layout,):
+        try:
+            tables[name] = _table(config, name)
+        except ValueError as error:
+            refusals.append(str(error))
+    if not tables:
+        raise ValueError("\n".join(refusals))
+    layout = max(tables, key=lambda name: sum(n in entries for t in tables[name].values() for n in t.names))
+    problems = torch_problems(entries, tables[layout])
+    if problems:
+        title = f"this state dict, read in the layout {layout}, does not fit the configuration; it has"
+        raise ValueError("\n  ".join([title, *problems]))
+    return to_params(entries, tables[layout])
+
+
+def ab_upt_to_torch(params: Mapping[str, Any], config: AbUptConfig, *, layout: str) -> dict[str, Any]:
+    """Converts the weights of an AB-UPT model to PyTorch, the inverse of `ab_upt_from_torch`.
+
+    Args:
+        params: Parameters of `AnchoredBranchedUPT(config)`.
+        config: Configuration of the model.
+        layout: ``"1.x"``, ``"2026.4"`` or ``"tutorial"``.
+
+    Returns:
+        Torch tensors by name, copies of the same dtypes and bits. Constants are left to the PyTorch module, so load
+        them with ``strict=False`` where it keeps constants in its state dict.
+
+    Raises:
+        ValueError: The layout is unknown or has no names for some parameters of such a model (blocks with untied
+            weights; in ``"tutorial"`` also conditions, layer scales and point features), or parameters are unknown,
+            missing, misshapen or not floating point; the message lists them all.
+    """
+    _check_layout(layout)
+    table = _table(config, layout)
+    arrays = flatten_params(params)
+    problems = flax_problems(arrays, table)
+    if problems:
+        raise ValueError("\n  ".join(["these parameters do not fit the configuration; the tree has", *problems]))
+    return to_state_dict(arrays, table)
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+
+
+@functools.lru_cache(maxsize=16)
+def _table(config: AbUptConfig, layout: str) -> Table:
+    table = {path: Target(torch_names(path, layout), shape) for path, shape in _shapes(config).items()}
+    nameless = [path for path, target in table.items() if not target.names]
+    if nameless:
+        raise ValueError("\n  ".join([f"layout {layout} has no names for these parameters:", *nameless]))
+    counts = Counter(name for target in table.values() for name in target.names)
+    if ambiguous := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"in layout {layout} several parameters would share a name, rename the branches: {ambiguous}")
+    return table
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: AbUptConfig) -> dict[str, Shape]:
+    """Returns the shapes of all parameters by path, from the model itself."""
+    # The tree is the same for every implementation, and this one runs everywhere.
+    model = AnchoredBranchedUPT(dataclasses.replace(config, implementation="masked"))
+    positions = _floats(1, config.num_position_axes)
+    inputs: dict[str, Any] = {"anchors": dict.fromkeys(config.branches, positions)}
+    if config.has_geometry:
+        inputs |= {"geometry_position": positions, "supernode_idx": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+        if config.supernode_pooling.input_features_dim is not None:
+            inputs["geometry_features"] = _floats(1, config.supernode_pooling.input_features_dim)
+    if config.condition_dim is not None:
+        inputs["condition"] = _floats(config.condition_dim)
+    variables = jax.eval_shape(model.init, jax.random.key(0), **inputs)
+    flat = flatten_params(variables["params"])
+    return {path: tuple(Dim(size) for size in leaf.shape) for path, leaf in flat.items()}
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)

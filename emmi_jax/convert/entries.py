@@ -1,0 +1,62 @@
+"""Entries of a state dict as numpy arrays, and back to torch tensors: the same dtypes, the same bits."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emmi_jax.convert.names import CONSTANTS
+
+_BFLOAT16 = np.dtype(jnp.bfloat16)
+
+
+def read_entries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads a state dict; torch is not needed for one of numpy arrays.
+
+    Args:
+        state_dict: Torch tensors or arrays by name, or a checkpoint that holds them under ``"state_dict"``.
+
+    Returns:
+        Numpy arrays by name, without constants; a value that is no readable array comes back as it is.
+
+    Raises:
+        ValueError: This is no mapping, or a name is no string.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"expected a state dict, a mapping of names to tensors, got {type(state_dict).__name__}")
+    if isinstance(state_dict.get("state_dict"), Mapping):
+        state_dict = state_dict["state_dict"]
+    for name in state_dict:
+        if not isinstance(name, str):
+            raise ValueError(f"the names in a state dict are strings, got {name!r}")
+    return {name: to_numpy(value) for name, value in state_dict.items() if name.rpartition(".")[2] not in CONSTANTS}
+
+
+def to_numpy(value: Any) -> Any:
+    """Returns a torch tensor or JAX array as a numpy array of the same dtype and bits, anything else as it is."""
+    # A tensor can only come from a torch that is loaded already; users of numpy never load it.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        try:
+            tensor = value.detach().cpu()
+            if tensor.dtype == torch.bfloat16:
+                return tensor.contiguous().view(torch.int16).numpy().view(_BFLOAT16)
+            return tensor.numpy()
+        except (RuntimeError, TypeError):
+            return value
+    return np.asarray(value) if isinstance(value, jax.Array) else value
+
+
+def to_tensor(array: np.ndarray) -> Any:
+    """Returns a torch tensor with its own copy of the array, of the same dtype and bits."""
+    torch: Any = importlib.import_module("torch")
+    array = np.array(array, order="C")
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,118 @@
+"""Files of PyTorch weights, read without running what is in them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emmi_jax.convert.entries import to_numpy
+
+
+class TorchFile(NamedTuple):
+    """What a file of weights holds.
+
+    Args:
+        state_dict: Numpy arrays by name.
+        extra: Whatever stands beside the weights, such as ``model_config``; the metadata of a ``.safetensors`` file.
+    """
+
+    state_dict: dict[str, np.ndarray]
+    extra: dict[str, Any]
+
+
+def load_torch_file(path: str | os.PathLike[str]) -> TorchFile:
+    """Reads a file of PyTorch weights.
+
+    Args:
+        path: A ``.th``, ``.pt`` or ``.pth`` file, which needs torch, with a state dict at the top or under
+            ``"state_dict"``; or a ``.safetensors`` file, which needs safetensors but no torch.
+
+    Returns:
+        The weights, and what stands beside them.
+
+    Raises:
+        ValueError: The suffix is unknown, the file is empty, truncated or of another format, it could execute code, or
+            it holds no state dict.
+        ImportError: torch or safetensors is not installed.
+    """
+    path = Path(path)
+    match path.suffix.lower():
+        case ".th" | ".pt" | ".pth":
+            _check_archive(path)
+            return _state_dict_of(path, _load_archive(path))
+        case ".safetensors":
+            return _load_safetensors(path)
+    raise ValueError(f"{path}: the suffix must be .th, .pt, .pth or .safetensors, got {path.suffix!r}")
+
+
+def _check_archive(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(2)
+        if not start:
+            raise ValueError(f"{path} is empty")
+        if start[:1] == b"\x80":
+            raise ValueError(f"{path} is refused: it is a bare pickle, not a zip of tensors, and may execute code")
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is truncated, or it is no zip of tensors as torch.save writes it")
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        raise ValueError(f"{path} is refused: it is a TorchScript archive, which executes code; save its state_dict()")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise ValueError(f"{path} is a zip, but not one of tensors as torch.save writes it")
+
+
+def _load_archive(path: Path) -> Any:
+    torch: Any = _import("torch", "a file of this kind")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        wants = f"it asks for {wanted[1]}" if wanted else "it holds more than tensors and plain values"
+        raise ValueError(f"{path} is refused, because loading it could execute code: {wants}") from error
+    except Exception as error:
+        # Damaged archives make torch raise almost anything.
+        raise ValueError(f"{path} cannot be read, it is probably damaged: {error}") from error
+
+
+def _state_dict_of(path: Path, content: Any) -> TorchFile:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict")
+    if isinstance(content.get("state_dict"), Mapping):
+        state_dict = content["state_dict"]
+        extra = {key: value for key, value in content.items() if key != "state_dict"}
+    else:
+        state_dict, extra = content, {}
+    arrays = {name: to_numpy(value) for name, value in state_dict.items()}
+    others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if others or not arrays:
+        found = f"no tensors are {others}" if others else "it has no entries"
+        raise ValueError(f"{path} holds no state dict, at the top or under 'state_dict': {found}")
+    return TorchFile(arrays, extra)
+
+
+def _load_safetensors(path: Path) -> TorchFile:
+    safetensors: Any = _import("safetensors", "a .safetensors file")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return TorchFile({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated, or it is no safetensors file: {error}") from error
+
+
+def _import(name: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"reading {what} needs the package {name}") from error
