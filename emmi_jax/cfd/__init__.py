@@ -1,0 +1,1 @@
+"""Data sets, sampling, normalisation and figures of flow fields."""

@@ -1,0 +1,258 @@
+"""The command `emmi-jax`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+except ModuleNotFoundError:
+    raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
+
+from emmi_jax.config import AbUptConfig
+from emmi_jax.training.settings import TrainSettings, default_settings
+
+_DEFAULTS = default_settings(None)
+_BUILT_IN_NAME = "ellipsoids"
+
+_COMMANDS = ("train", "predict", "convert", "info")
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train transformer surrogates of physics fields, and predict with them.\n\n"
+    "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
+    "  emmi-jax info runs/ellipsoids-1\n"
+    "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
+)
+
+
+@app.callback()
+def _commands() -> None:
+    pass
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="One case: an array 'position' (N, 3), every other array a field (N,) or (N, C). "
+            "Default: exact potential flow past ellipsoids.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go; default runs.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="The run's folder in --out; default: the next free number.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --name.")] = False,
+    steps: Annotated[int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help=f"Cases a step; default {_DEFAULTS.batch_size}.")] = None,
+    num_anchors: Annotated[int | None, typer.Option(help=f"Anchors a branch; default {_DEFAULTS.num_anchors}.")] = None,
+    num_queries: Annotated[int | None, typer.Option(help=f"Queries a branch; default {_DEFAULTS.num_queries}.")] = None,
+    no_geometry: Annotated[
+        bool, typer.Option("--no-geometry", help="Leave out the geometry branch; a model of one case has none.")
+    ] = False,
+    dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.dim}.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.learning_rate:g}.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Seed of weights and batches; default {_DEFAULTS.seed}.")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help=f"Steps between checkpoints; default {_DEFAULTS.checkpoint_every}.")
+    ] = None,
+) -> int:
+    """Train a model and measure its errors on unseen data.
+
+    The run's folder gets checkpoints, config.json, metrics.jsonl (each step),
+    metrics.json (errors) and pictures. Ctrl-C saves a checkpoint and stops.
+
+    \b
+    Example:
+      emmi-jax train --name first
+      emmi-jax train --name first --resume
+      emmi-jax train --data car.npz --steps 2000
+
+    Defaults are those of the built-in data.
+    """  # noqa: D301 - \b is the mark of an example
+    from rich.console import Console
+
+    from emmi_jax.training.main_job import train as run_training
+
+    given: dict[str, Any] = {
+        "data": None if data is None else str(data.resolve()),
+        "steps": steps,
+        "batch_size": batch_size,
+        "num_anchors": num_anchors,
+        "num_queries": num_queries,
+        "dim": dim,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "checkpoint_every": checkpoint_every,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if no_geometry:
+        given["num_geometry_points"] = 0
+    if resume and name is None:
+        raise ValueError("--resume needs the --name of the run to go on with")
+    path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if data is None else data.stem)
+    if resume:
+        settings = _settings_to_resume(path, given)
+    else:
+        settings = replace(default_settings(given.pop("data", None), geometry=not no_geometry), **given)
+    outcome = run_training(settings, path, resume=resume, console=Console(soft_wrap=False))
+    if outcome.signal_number is None:
+        return 0
+    print(f"go on with: emmi-jax train --out {path.parent} --name {path.name} --resume")
+    return 128 + outcome.signal_number
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    points: Annotated[Path, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the fields go.")],
+    chunk_size: Annotated[int, typer.Option(help="Points in one call of the model; default 16384.", min=1)] = 16384,
+) -> int:
+    """Predict fields at any number of points, in physical units.
+
+    \b
+    RUN trained with --data: --points holds 'position'; OUT gets each field.
+    RUN on the ellipsoids: --points holds, of one body,
+      surface, volume    points to predict, either or both
+      surface_anchors, volume_anchors, geometry
+                         points that show the model the body and its
+                         surroundings; each is drawn from the points to
+                         predict where it is absent
+    and OUT gets surface_pressure_coefficient, volume_velocity, ….
+
+    \b
+    Example:
+      emmi-jax predict runs/first --points points.npz --out fields.npz
+    """  # noqa: D301 - \b is the mark of an example
+    from emmi_jax.cfd.npz import checked_positions, read_arrays, write_arrays
+    from emmi_jax.inference.predict import point_names, predict_fields
+    from emmi_jax.training.trained_run import load_run
+
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder")
+    trained = load_run(run)
+    arrays = read_arrays(points, point_names(list(trained.model.config.fields)))
+    positions = {name: checked_positions(points, name, array) for name, array in arrays.items()}
+    fields = predict_fields(
+        trained.model,
+        trained.params,
+        trained.normalizer,
+        trained.fixed_points | positions,
+        sizes=trained.settings.sizes,
+        chunk_size=chunk_size,
+    )
+    write_arrays(out, fields)
+    print(f"{out}: " + ", ".join(f"{name} {list(values.shape)}" for name, values in fields.items()))
+    return 0
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="PyTorch weights: .th, .pt, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run to make.")],
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A published architecture: drivaerml-tutorial.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="An AbUptConfig, or a run's config.json.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(metavar="NAME", help="1.x, 2026.4 or tutorial; default: by the names.")
+    ] = None,
+) -> int:
+    """Turn PyTorch weights of AB-UPT into a run.
+
+    The architecture comes from --preset drivaerml-tutorial or from --config.
+    The run is ready for predict, info and train --resume.
+
+    \b
+    Example:
+      emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car
+    """  # noqa: D301 - \b is the mark of an example
+    from emmi_jax.training.converted_run import convert_checkpoint, preset_architecture, read_architecture
+
+    if (preset is None) == (config is None):
+        raise ValueError("exactly one of --preset and --config says what the weights belong to")
+    architecture = preset_architecture(preset) if preset is not None else read_architecture(config or Path())
+    num_params = convert_checkpoint(file, out, architecture, layout=layout)
+    print(f"{out}: {num_params:,} parameters")
+    return 0
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="Folder of a run, or PyTorch weights.")],
+) -> int:
+    """List blocks, shapes and numbers of parameters.
+
+    \b
+    Example:
+      emmi-jax info runs/first
+    """  # noqa: D301 - \b is the mark of an example
+    from rich.console import Console
+
+    from emmi_jax.training.summary import file_shapes, run_shapes, summary_table
+
+    shapes = run_shapes(path) if path.is_dir() else file_shapes(path)
+    Console(soft_wrap=False).print(summary_table(shapes, str(path)), highlight=False)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: The command line without the program's name; by default that of the process.
+
+    Returns:
+        The exit status: 0, 2 after a user's mistake (one line on stderr), or 128 + the signal that stopped training.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    where = " ".join(["emmi-jax", *(name for name in arguments[:1] if name in _COMMANDS)])
+    try:
+        return int(command.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
+    except ImportError as error:
+        return _fail(where, f"{error}: pip install 'emmi-jax[train,convert]'")
+    except (ValueError, OSError) as error:
+        return _fail(where, str(error))
+    except Exception as error:
+        # The parser's own errors; their class moved between the releases of typer.
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(where, error.format_message())
+
+
+def _fail(where: str, message: str) -> int:
+    print(f"{where}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _free_path(out: Path, stem: str) -> Path:
+    number = 1
+    while (out / f"{stem}-{number}").exists():
+        number += 1
+    return out / f"{stem}-{number}"
+
+
+def _settings_to_resume(path: Path, given: dict[str, Any]) -> TrainSettings:
+    """The settings of an earlier run; what is given beside must agree with them."""
+    from emmi_jax.training.run_directory import RunDirectory, check_same_config
+
+    config = RunDirectory.open(path).read_config()
+    stored = config["settings"]
+    if stored is None:  # converted weights
+        geometry = AbUptConfig.from_dict(config["model"]).has_geometry
+        return replace(default_settings(given.pop("data", None), geometry=geometry), **given)
+    check_same_config({key: stored.get(key) for key in given}, given)
+    return TrainSettings.from_dict(stored)

@@ -1,0 +1,1 @@
+"""Anchor caches and the streaming of queries."""

@@ -1,0 +1,1 @@
+"""Loss, train step, checkpoints and the training loop."""

@@ -1,0 +1,150 @@
+"""Everything that decides a training run, and the model it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emmi_jax.cfd.cases import SampleSizes
+from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Config):
+    """Settings of a run; equal settings on the same machine give equal runs.
+
+    Args:
+        data: Path of an `.npz` case, or None for the built-in ellipsoids.
+        seed: Seed of parameters and batches.
+        steps: Optimiser steps.
+        batch_size: Cases a step.
+        num_anchors: Anchors a branch in training.
+        num_queries: Queries a branch in training.
+        num_test_anchors: Anchors a branch after training; more of them show the model more of the case.
+        num_geometry_points: Points of the geometry branch; 0 for a model without one.
+        num_supernodes: Supernodes among them in training.
+        num_test_supernodes: Supernodes among them after training.
+        supernode_degree: Neighbours of a supernode.
+        dim: Channels of the model.
+        num_heads: Attention heads.
+        physics_blocks: Kinds of the physics blocks.
+        decoder_depth: Decoder blocks a branch.
+        mlp_ratio: Hidden channels of an MLP over `dim`.
+        position_range: Longest side of the data's box in model units.
+        max_wavelength: Largest wavelength over 2 pi of the position embeddings, in model units.
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay of the matrices.
+        adam_b2: Decay of AdamW's second moment.
+        warmup_fraction: Part of the steps in which the learning rate rises.
+        clip_norm: Largest global norm of a gradient.
+        checkpoint_every: Steps between checkpoints.
+
+    Raises:
+        ValueError: A value is out of range; the message quotes it.
+    """
+
+    data: str | None = None
+    seed: int = 0
+    steps: int = 3000
+    batch_size: int = 2
+    num_anchors: int = 96
+    num_queries: int = 32
+    num_test_anchors: int = 512
+    num_geometry_points: int = 0
+    num_supernodes: int = 0
+    num_test_supernodes: int = 0
+    supernode_degree: int = 16
+    dim: int = 96
+    num_heads: int = 3
+    physics_blocks: tuple[str, ...] = ("joint",) * 4
+    decoder_depth: int = 0
+    mlp_ratio: int = 2
+    position_range: float = 100.0
+    max_wavelength: float = 100.0
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.01
+    adam_b2: float = 0.99
+    warmup_fraction: float = 0.05
+    clip_norm: float = 1.0
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        self._set(physics_blocks=tuple(self.physics_blocks))
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+        for name in ("position_range", "max_wavelength", "learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if max(self.num_supernodes, self.num_test_supernodes) > self.num_geometry_points:
+            raise ValueError(
+                f"supernodes are geometry points: expected at most {self.num_geometry_points}, "
+                f"got {self.num_supernodes} in training and {self.num_test_supernodes} after"
+            )
+
+    @property
+    def sizes(self) -> SampleSizes:
+        """Sizes of a batch."""
+        return SampleSizes(
+            batch_size=self.batch_size,
+            num_anchors=self.num_anchors,
+            num_queries=self.num_queries,
+            num_test_anchors=self.num_test_anchors,
+            num_geometry_points=self.num_geometry_points,
+            num_supernodes=self.num_supernodes,
+            num_test_supernodes=self.num_test_supernodes,
+        )
+
+
+_MINIMA = {
+    "seed": 0,
+    "steps": 1,
+    "batch_size": 1,
+    "num_anchors": 1,
+    "num_queries": 0,
+    "num_test_anchors": 1,
+    "num_geometry_points": 0,
+    "num_supernodes": 0,
+    "num_test_supernodes": 0,
+    "supernode_degree": 1,
+    "dim": 1,
+    "num_heads": 1,
+    "decoder_depth": 0,
+    "mlp_ratio": 1,
+    "checkpoint_every": 1,
+}
+
+
+def default_settings(data: str | None, *, geometry: bool = True) -> TrainSettings:
+    """Returns the defaults, a run of a few minutes on two processor cores.
+
+    Args:
+        data: Path of an `.npz` case, or None for the built-in ellipsoids.
+        geometry: Whether the model of the ellipsoids has a geometry branch; a case has none in any way.
+    """
+    if data is not None:
+        return TrainSettings(data=data, physics_blocks=("self",) * 4, position_range=1000.0, max_wavelength=10_000.0)
+    if not geometry:
+        return TrainSettings()
+    return TrainSettings(
+        physics_blocks=("joint", "perceiver", "joint", "joint", "joint"),
+        num_geometry_points=512,
+        num_supernodes=64,
+        num_test_supernodes=256,
+    )
+
+
+def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
+    """Returns the configuration of the model that these settings train on these fields."""
+    return AbUptConfig(
+        dim=settings.dim,
+        num_heads=settings.num_heads,
+        fields=fields,
+        physics_blocks=settings.physics_blocks,
+        decoder_depths=dict.fromkeys(fields, settings.decoder_depth),
+        supernode_pooling=SupernodePoolingConfig(radius=None, k=settings.supernode_degree),
+        mlp_ratio=settings.mlp_ratio,
+        max_wavelength=settings.max_wavelength,
+        init_weights="torch",
+    )

@@ -1,0 +1,74 @@
+"""The loss and one optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax  # type: ignore[import-untyped]
+
+from emmi_jax.cfd.cases import Sample
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+
+Params: TypeAlias = Any
+Metrics: TypeAlias = dict[str, jax.Array]
+TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metrics]]
+
+
+class TrainState(NamedTuple):
+    """What a step changes; the number of steps done is the checkpoint's name."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+def init_params(model: AnchoredBranchedUPT, *, seed: int) -> Params:
+    """Initialises the parameters of a model."""
+    config = model.config
+    position = jnp.zeros((1, 1, config.num_position_axes))
+    inputs: dict[str, Any] = {"anchors": dict.fromkeys(config.fields, position)}
+    if config.has_geometry:
+        inputs |= {"geometry_position": position, "supernode_idx": jnp.zeros((1, 1), jnp.int32)}
+    return jax.jit(lambda key: model.init(key, **inputs)["params"])(jax.random.key(seed))
+
+
+def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:
+    """Mean squared error of every field, over anchors and queries.
+
+    Args:
+        model: The model.
+        params: Its parameters.
+        batch: Batch in model units.
+
+    Returns:
+        Scalars by "branch/field", in squared standard deviations of the field.
+    """
+    predictions: dict[str, jax.Array] = model.apply({"params": params}, **batch.model_inputs())  # type: ignore[assignment]
+    losses = {}
+    for branch, points in batch.anchors.items():
+        for name, values in points.fields.items():
+            error = predictions[f"{branch}_{name}"] - values
+            if branch in batch.queries:
+                query_error = predictions[f"query_{branch}_{name}"] - batch.queries[branch].fields[name]
+                error = jnp.concatenate([error, query_error], axis=1)
+            losses[f"{branch}/{name}"] = jnp.square(error).mean()
+    return losses
+
+
+def make_train_step(model: AnchoredBranchedUPT, optimizer: optax.GradientTransformation) -> TrainStep:
+    """Compiles one step: the state that goes in is given up, a new one comes out, beside the losses before the step."""
+
+    def loss(params: Params, batch: Sample) -> tuple[jax.Array, Metrics]:
+        losses = field_losses(model, params, batch)
+        return jnp.stack(list(losses.values())).mean(), losses
+
+    def step(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
+        (total, losses), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
+        return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,98 @@
+"""What a run directory makes: its data set, its model, its parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from emmi_jax.cfd.cases import Dataset, Sample
+from emmi_jax.cfd.ellipsoids import EllipsoidDataset
+from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.cfd.npz import read_arrays, read_case
+from emmi_jax.cfd.point_cloud import PointCloudDataset
+from emmi_jax.config import AbUptConfig
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.training.checkpoints import Checkpoints
+from emmi_jax.training.run_directory import JsonDict, RunDirectory
+from emmi_jax.training.settings import TrainSettings, default_settings, model_config
+from emmi_jax.training.step import Params, init_params
+
+
+class TrainedRun(NamedTuple):
+    """A trained model and what it takes to use it on points in physical units."""
+
+    settings: TrainSettings
+    model: AnchoredBranchedUPT
+    params: Params
+    normalizer: Normalizer
+    fixed_points: dict[str, NDArray[np.float64]]
+
+
+def load_dataset(settings: TrainSettings) -> Dataset:
+    """Builds the data set that the settings name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file does not hold a usable case.
+    """
+    if settings.data is None:
+        return EllipsoidDataset(settings.sizes, position_range=settings.position_range)
+    path = Path(settings.data)
+    return PointCloudDataset(read_case(path), settings.sizes, position_range=settings.position_range, name=path.name)
+
+
+def run_config(settings: TrainSettings, dataset: Dataset) -> JsonDict:
+    """Returns the content of `config.json`: all that a run depends on."""
+    config = {
+        "settings": settings.to_dict(),
+        "model": model_config(settings, dataset.fields).to_dict(),
+        "normalizer": dataset.normalizer.to_dict(),
+    }
+    through_json: JsonDict = json.loads(json.dumps(config))
+    return through_json
+
+
+def fixed_points(case: Sample | None) -> dict[str, NDArray[np.float64]]:
+    """Names the anchors and the geometry of all predictions as `predict` takes them."""
+    if case is None:
+        return {}
+    arrays = {f"{branch}_anchors": points.position for branch, points in case.anchors.items()}
+    if case.geometry_position is not None:
+        arrays["geometry"] = case.geometry_position
+    return {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
+
+
+def load_run(path: Path) -> TrainedRun:
+    """Loads the newest checkpoint of a run.
+
+    Raises:
+        ValueError: The folder is not a run, or has no checkpoint yet.
+    """
+    run = RunDirectory.open(path)
+    config = run.read_config()
+    model = AnchoredBranchedUPT(AbUptConfig.from_dict(config["model"]))
+    settings = (
+        default_settings(None, geometry=model.config.has_geometry)
+        if config["settings"] is None
+        else TrainSettings.from_dict(config["settings"])
+    )
+    like = jax.eval_shape(lambda: init_params(model, seed=0))
+    if not run.checkpoints.is_dir():
+        raise ValueError(f"{path}: no checkpoint yet")
+    checkpoints = Checkpoints(run.checkpoints)
+    try:
+        params = checkpoints.restore_params(like)
+    finally:
+        checkpoints.close()
+    return TrainedRun(
+        settings,
+        model,
+        params,
+        Normalizer.from_dict(config["normalizer"]),
+        read_arrays(run.fixed_points) if run.fixed_points.is_file() else {},
+    )
