@@ -1,0 +1,326 @@
+"""What transformer blocks and perceiver blocks mean, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from emmi_jax import (
+    AnchorAttentionConfig,
+    AttentionConfig,
+    MissingBranchTokensError,
+    PerceiverBlock,
+    TokenSpec,
+    TransformerBlock,
+)
+from emmi_jax.layers.mlp import Mlp
+from emmi_jax.layers.transformer_block import UntiedTransformerBlock
+from tests.cases import ANCHOR_ATTENTIONS, quick_jit, random_array, random_params, specs
+from tests.tolerances import TOLERANCES, assert_close
+
+FORWARD = TOLERANCES["float32"].forward
+CONFIG = AttentionConfig(dim=12, num_heads=2)
+BLOCKS = {"transformer": TransformerBlock, "perceiver": PerceiverBlock}
+CONDITION_DIM = 5
+BRANCHES = ("surface", "volume")
+TOKEN_SPECS = specs(surface_anchors=4, surface_queries=2, volume_anchors=3, volume_queries=3)
+
+
+@functools.partial(quick_jit, static_argnames=("block", "token_specs", "deterministic", "mutable"))
+def run(block: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
+    return block.apply(variables, *args, **kwargs)
+
+
+def make(kind: str, config: AttentionConfig = CONFIG, **options: Any) -> Any:
+    return BLOCKS[kind](config, **options)
+
+
+def tokens(kind: str, batch: int = 2, num_tokens: int = 5) -> tuple[jax.Array, ...]:
+    """The tokens that go through the block and, in a perceiver block, those that it attends to."""
+    rng = np.random.default_rng(0)
+    return tuple(random_array(rng, (batch, num_tokens + i, 12)) for i in range(1 if kind == "transformer" else 2))
+
+
+def condition(batch: int = 2) -> jax.Array:
+    return random_array(np.random.default_rng(1), (batch, CONDITION_DIM))
+
+
+def fresh_variables(block: Any, *args: Any, **kwargs: Any) -> Any:
+    return quick_jit(functools.partial(block.init, **kwargs))(jax.random.key(0), *args)
+
+
+NORMS = {"transformer": ("norm1", "norm2"), "perceiver": ("norm1q", "norm1kv", "norm2")}
+
+
+@pytest.mark.parametrize("is_conditioned", [False, True])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_every_norm_has_epsilon_1e_6_and_survives_a_large_mean(kind, is_conditioned):
+    # With all weights zero no residual branch adds anything, so that norm2 sees the block's own input.
+    block = make(
+        kind,
+        dataclasses.replace(CONFIG, init_weights="zeros"),
+        condition_dim=CONDITION_DIM if is_conditioned else None,
+    )
+    args, kwargs = tokens(kind), {"condition": condition()} if is_conditioned else {}
+    small = tuple(1e-3 * x for x in args)
+    shifted = tuple(512 + x for x in args)
+    variables = fresh_variables(block, *args, **kwargs)
+    for inputs, tolerance in ((small, FORWARD), (shifted, 1e-4)):
+        _, state = block.apply(variables, *inputs, **kwargs, capture_intermediates=True)
+        for name in NORMS[kind]:
+            (normed,) = state["intermediates"][name]["__call__"]
+            x = np.asarray(inputs[-1] if name == "norm1kv" else inputs[0], np.float64)
+            centered = x - x.mean(axis=-1, keepdims=True)
+            assert_close(normed, centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6), tolerance)
+
+
+def test_gelu_of_the_mlp_is_the_exact_one():
+    x = jnp.linspace(-4, 4, 33)[:, None]
+    one = {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}
+    y = Mlp(1, 1, CONFIG).apply({"params": {"fc1": one, "fc2": one}}, x)
+    expected = [[0.5 * v * (1 + math.erf(v / math.sqrt(2)))] for v in np.asarray(x[:, 0], np.float64)]
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+CONDITION_ERRORS = {
+    "superfluous": (None, (2, 5), "a condition of shape [2, 5] is given to an unconditioned block"),
+    "missing": (5, None, "a block with condition_dim=5 needs a condition"),
+    "wrong channels": (5, (2, 4), "condition must have the shape [batch, 5], got [2, 4]"),
+    "wrong rank": (5, (2, 1, 5), "condition must have the shape [batch, 5], got [2, 1, 5]"),
+}
+
+
+@pytest.mark.parametrize("case", CONDITION_ERRORS)
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_condition_that_does_not_fit_is_refused(kind, case):
+    condition_dim, shape, message = CONDITION_ERRORS[case]
+    kwargs = {} if shape is None else {"condition": jnp.zeros(shape)}
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        make(kind, condition_dim=condition_dim).init(jax.random.key(0), *tokens(kind), **kwargs)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_fresh_conditioned_block_is_the_identity(kind):
+    block, args = make(kind, condition_dim=CONDITION_DIM), tokens(kind)
+    variables = fresh_variables(block, *args, condition=condition())
+    assert not any(leaf.any() for leaf in jax.tree.leaves(variables["params"]["modulation"]))
+    np.testing.assert_array_equal(run(block, variables, *args, condition=condition()), args[0])
+
+
+def with_gammas(params: Any, first: float, second: float) -> Any:
+    return params | {"ls1": {"gamma": jnp.full(12, first)}, "ls2": {"gamma": jnp.full(12, second)}}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_drop_path_drops_branches_of_whole_samples_and_scales_the_rest_by_one_over_keep(kind):
+    args = tokens(kind, batch=64)
+    block = make(kind, layer_scale=1.0, drop_path_rate=0.25)
+    params = random_params(block, *args)["params"]
+    y = run(block, {"params": params | with_gammas(params, 1, 1)}, *args, deterministic=False,
+            rngs={"dropout": jax.random.key(0)})  # fmt: skip
+    # A layer scale of 0 or 1/keep does to all samples what drop path does to some.
+    outcomes = [
+        run(block, {"params": with_gammas(params, *scales)}, *args)
+        for scales in itertools.product((0, 4 / 3), repeat=2)
+    ]
+    errors = np.stack([np.abs(y - outcome).max(axis=(1, 2)) for outcome in outcomes])
+    assert errors.min(axis=0).max() <= FORWARD * np.abs(y).max()
+    counts = np.bincount(errors.argmin(axis=0), minlength=4)
+    # Four standard deviations of the binomial distributions with probabilities 1/16, 3/16, 3/16 and 9/16.
+    for count, probability in zip(counts, (1 / 16, 3 / 16, 3 / 16, 9 / 16), strict=True):
+        assert abs(count - 64 * probability) <= 4 * math.sqrt(64 * probability * (1 - probability))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_drop_path_follows_its_key_and_is_off_when_deterministic(kind):
+    args = tokens(kind, batch=16)
+    plain, dropping = make(kind), make(kind, drop_path_rate=0.5)
+    variables = random_params(plain, *args)
+    first, again, other = (
+        run(dropping, variables, *args, deterministic=False, rngs={"dropout": jax.random.key(seed)})
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    np.testing.assert_array_equal(run(dropping, variables, *args), run(plain, variables, *args))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_layer_scale_acts_as_if_in_the_output_projections(kind):
+    args, attention = tokens(kind), {"transformer": "attention_block", "perceiver": "attn"}[kind]
+    scaled, plain = make(kind, layer_scale=0.3), make(kind)
+    params = random_params(scaled, *args)["params"]
+    folded = {name: dict(part) for name, part in params.items() if name not in ("ls1", "ls2")}
+    for parent, layer, scale in ((attention, "proj", "ls1"), ("mlp", "fc2", "ls2")):
+        gamma = params[scale]["gamma"]
+        folded[parent][layer] = {name: array * gamma for name, array in params[parent][layer].items()}
+    actual = run(scaled, {"params": params}, *args)
+    assert_close(actual, run(plain, {"params": folded}, *args), FORWARD)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_layer_scale_starts_at_its_initial_value(kind):
+    params = fresh_variables(make(kind, layer_scale=0.3), *tokens(kind))["params"]
+    for name in ("ls1", "ls2"):
+        np.testing.assert_array_equal(params[name]["gamma"], np.full(12, 0.3, np.float32))
+
+
+LINEAR = ("kernel", "bias")
+PARTS = {
+    "transformer": {"attention_block/qkv": LINEAR, "attention_block/proj": LINEAR},
+    "perceiver": {"attn/q": LINEAR, "attn/kv": LINEAR, "attn/proj": LINEAR},
+}
+
+
+@pytest.mark.parametrize("is_conditioned", [False, True])
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_parameters_have_the_documented_names(kind, layer_scale, is_conditioned):
+    block = make(kind, layer_scale=layer_scale, condition_dim=CONDITION_DIM if is_conditioned else None)
+    kwargs = {"condition": condition()} if is_conditioned else {}
+    shapes = jax.eval_shape(functools.partial(block.init, **kwargs), jax.random.key(0), *tokens(kind))
+    parts = PARTS[kind] | {"mlp/fc1": LINEAR, "mlp/fc2": LINEAR}
+    parts |= {"modulation": LINEAR} if is_conditioned else dict.fromkeys(NORMS[kind], ("scale", "bias"))
+    parts |= {} if layer_scale is None else {"ls1": ("gamma",), "ls2": ("gamma",)}
+    assert set(flatten_dict(shapes["params"], sep="/")) == {
+        f"{p}/{leaf}" for p, leaves in parts.items() for leaf in leaves
+    }
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_bfloat16_stays_close_to_float32_with_float32_parameters(kind):
+    args = tokens(kind)
+    block = make(kind, condition_dim=CONDITION_DIM, layer_scale=0.3)
+    half = make(kind, dataclasses.replace(CONFIG, dtype="bfloat16"), condition_dim=CONDITION_DIM, layer_scale=0.3)
+    variables = random_params(half, *args, condition=condition())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+    y = run(half, variables, *(x.astype(jnp.bfloat16) for x in args), condition=condition())
+    assert y.dtype == jnp.bfloat16
+    expected = run(block, variables, *args, condition=condition())
+    assert_close(y.astype(jnp.float32), expected, 2 * TOLERANCES["bfloat16"].forward)
+
+
+def test_padding_a_full_attention_block_equals_truncating_it():
+    (x,) = tokens("transformer", num_tokens=6)
+    block, keep = make("transformer"), np.array([0, 2, 3, 5])
+    variables = random_params(block, x)
+    mask = jnp.zeros((2, 6), bool).at[:, keep].set(True)
+    padded = run(block, variables, x, key_padding_mask=mask)
+    assert_close(padded[:, keep], run(block, variables, x[:, keep]), FORWARD)
+
+
+def test_specs_for_full_attention_and_none_for_anchor_attention_are_refused():
+    (x,) = tokens("transformer")
+    with pytest.raises(ValueError, match="token_specs are given to a block of DotProductAttention"):
+        make("transformer").init(jax.random.key(0), x, (TokenSpec("surface_anchors", 5),))
+    with pytest.raises(MissingBranchTokensError, match="no token group belongs to branch 'surface'"):
+        anchor_block("self").init(jax.random.key(0), x)
+
+
+def test_perceiver_block_reads_the_keys_and_values_that_it_cached():
+    q, kv = tokens("perceiver")
+    block = make("perceiver", condition_dim=CONDITION_DIM)
+    variables = random_params(block, q, kv, condition=condition())
+    y, cache = run(block, variables, q, kv, condition=condition(), mutable=("cache",))
+    assert_close(run(block, variables | cache, q[:, 1:3], None, condition=condition()), y[:, 1:3], FORWARD)
+
+
+def test_perceiver_block_without_cached_keys_and_values_is_refused():
+    q, kv = tokens("perceiver")
+    block = make("perceiver")
+    variables = random_params(block, q, kv)
+    with pytest.raises(ValueError, match="kv is None but the cache has no entry 'kv'"):
+        block.apply(variables, q, None)
+
+
+def test_conditioned_perceiver_block_refuses_other_channels_of_keys_and_values():
+    q, _ = tokens("perceiver")
+    block = make("perceiver", condition_dim=CONDITION_DIM, kv_dim=7)
+    with pytest.raises(ValueError, match="a conditioned block needs kv_dim to be dim=12, got 7"):
+        block.init(jax.random.key(0), q, jnp.zeros((2, 4, 7)), condition=condition())
+
+
+def anchor_block(kind: str, branches: tuple[str, ...] = BRANCHES, **options: Any) -> TransformerBlock:
+    config = AnchorAttentionConfig(dim=12, num_heads=2, branches=branches, implementation="masked")
+    return TransformerBlock(config, attention=ANCHOR_ATTENTIONS[kind], **options)
+
+
+def untied(kind: str, **options: Any) -> UntiedTransformerBlock:
+    return UntiedTransformerBlock(anchor_block(kind, **options, parent=None))
+
+
+UNTIED_INPUTS = {"x": tokens("transformer", num_tokens=12)[0], "condition": condition()}
+
+
+@functools.cache
+def untied_params(kind: str) -> Any:
+    block = untied(kind, condition_dim=CONDITION_DIM)
+    return random_params(block, **UNTIED_INPUTS, token_specs=TOKEN_SPECS)["params"]
+
+
+def run_untied(kind: str, params: Any, token_specs: Any = TOKEN_SPECS, x: Any = None, **kwargs: Any) -> Any:
+    inputs = UNTIED_INPUTS if x is None else UNTIED_INPUTS | {"x": x}
+    block = untied(kind, condition_dim=CONDITION_DIM)
+    return run(block, {"params": params} | kwargs.pop("cache", {}), **inputs, token_specs=token_specs, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
+def test_untied_block_with_equal_weights_is_the_tied_block(kind):
+    params = untied_params(kind)["surface"]
+    tied = run(
+        anchor_block(kind, condition_dim=CONDITION_DIM), {"params": params}, **UNTIED_INPUTS, token_specs=TOKEN_SPECS
+    )
+    assert_close(run_untied(kind, dict.fromkeys(BRANCHES, params)), tied, FORWARD)
+
+
+def test_untied_self_attention_of_a_branch_is_its_own_block_on_its_own_tokens():
+    params = untied_params("self")
+    y = run_untied("self", params)
+    for branch, rows in (("surface", slice(0, 6)), ("volume", slice(6, 12))):
+        own = tuple(spec for spec in TOKEN_SPECS if spec.name.startswith(branch))
+        block = anchor_block("self", (branch,), condition_dim=CONDITION_DIM)
+        x = UNTIED_INPUTS["x"][:, rows]
+        alone = run(block, {"params": params[branch]}, x, condition=condition(), token_specs=own)
+        assert_close(y[:, rows], alone, FORWARD)
+
+
+@pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
+def test_untied_block_from_cached_anchors_equals_the_whole(kind):
+    params, rows = untied_params(kind), np.array([9, 10, 11])
+    whole, cache = run_untied(kind, params, mutable=("cache",))
+    cached = specs(surface_anchors=None, volume_anchors=None, volume_queries=3)
+    part = run_untied(kind, params, cached, UNTIED_INPUTS["x"][:, rows], cache=cache)
+    assert_close(part, whole[:, rows], FORWARD)
+
+
+@pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
+def test_padding_an_untied_block_equals_truncating_it(kind):
+    params, keep = untied_params(kind), np.array([0, 2, 3, 4, 5, 7, 8, 9, 10, 11])
+    mask = jnp.zeros((2, 12), bool).at[:, keep].set(True)
+    padded = run_untied(kind, params, key_padding_mask=mask)
+    short = specs(surface_anchors=3, surface_queries=2, volume_anchors=2, volume_queries=3)
+    assert_close(padded[:, keep], run_untied(kind, params, short, UNTIED_INPUTS["x"][:, keep]), FORWARD)
+
+
+def test_untied_block_has_the_tree_of_a_block_under_each_branch():
+    shapes = jax.tree.map(np.shape, untied_params("cross"))
+    assert list(shapes) == list(BRANCHES)
+    x = jnp.zeros((2, 12, 12))
+    tied = jax.eval_shape(
+        functools.partial(anchor_block("cross", condition_dim=CONDITION_DIM).init, token_specs=TOKEN_SPECS),
+        jax.random.key(0),
+        x,
+        condition=condition(),
+    )["params"]
+    for branch in BRANCHES:
+        assert shapes[branch] == jax.tree.map(np.shape, tied)

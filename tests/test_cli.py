@@ -1,0 +1,189 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emmi_jax.cli import main
+from emmi_jax.training.main_job import Outcome
+from emmi_jax.training.settings import TrainSettings
+from tests.training.tiny_runs import run, tiny_settings, write_case
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_case(tmp_path_factory.mktemp("data") / "case.npz")
+
+
+@pytest.fixture(scope="module")
+def trained(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    run(tiny_settings(case, steps=1), path)
+    return path
+
+
+TINY_OPTIONS = ["--steps", "2", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["convert"], ["info"]])
+def test_help_fits_80_columns_and_shows_an_example(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    example = lines.index("  Example:")
+    assert lines[example + 1].strip().startswith(" ".join(["emmi-jax", *command]))
+
+
+def test_no_arguments_show_the_help(capsys):
+    assert main([]) == 0
+    assert "Example:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "emmi-jax: error: No such command 'nope'."),
+        (["train", "--stpes", "3"], "emmi-jax train: error: No such option: --stpes"),
+        (["train", "--steps", "many"], "emmi-jax train: error: Invalid value for '--steps'"),
+        (["train", "--steps", "0"], "emmi-jax train: error: steps must be an integer >= 1, got 0"),
+        (["train", "--dim", "100"], "emmi-jax train: error: dim must be divisible by num_heads"),
+        (["train", "--learning-rate", "-1"], "emmi-jax train: error: learning_rate must be positive, got -1.0"),
+        (["train", "extra"], "emmi-jax train: error: Got unexpected extra argument"),
+        (["train", "--resume"], "emmi-jax train: error: --resume needs the --name"),
+        (["train", "--resume", "--name", "none"], "emmi-jax train: error: runs/none is not a run"),
+        (["train", "--data", "none.npz"], "none.npz: no such file"),
+        (["predict"], "emmi-jax predict: error: Missing argument"),
+        (["predict", "none", "--points", "p.npz", "--out", "o.npz"], "emmi-jax predict: error: none is not a run"),
+        (["predict", "none", "--points", "p.npz", "--out", "no/o.npz"], "emmi-jax predict: error: no: no such folder"),
+        (
+            ["predict", "r", "--points", "p", "--out", "o", "--chunk-size", "0"],
+            "emmi-jax predict: error: Invalid value",
+        ),
+    ],
+)
+def test_mistakes_exit_2_with_one_line_and_write_nothing(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"velocity": np.ones((60, 3))}, "no array 'position'"),
+        ({"position": np.ones((60, 3)), "p": np.full(60, np.nan)}, "60 of 60 values of 'p' are NaN or infinite"),
+        ({"position": np.ones((60, 3)), "p": np.ones(60)}, "60 points are too few"),
+        ({"position": np.ones((60, 3)), "p": np.array([None] * 60)}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_unusable_data_is_refused_before_anything_is_written(arrays, message, capsys, tmp_path):
+    np.savez(tmp_path / "case.npz", **arrays)
+    assert main(["train", "--data", str(tmp_path / "case.npz"), "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["case.npz"]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[TrainSettings, Path]]:
+    """What the command asks to train; nothing is trained."""
+    calls = []
+
+    def train(settings: TrainSettings, path: Path, **kwargs: object) -> Outcome:
+        calls.append((settings, path))
+        return Outcome(path, None)
+
+    monkeypatch.setattr("emmi_jax.training.main_job.train", train)
+    return calls
+
+
+def test_settings_given_on_the_command_line_arrive(case, tmp_path, asked):
+    assert main(["train", "--data", str(case), "--out", str(tmp_path), "--seed", "3", *TINY_OPTIONS]) == 0
+    ((settings, path),) = asked
+    assert (settings.data, settings.seed, settings.steps, settings.dim) == (str(case.resolve()), 3, 2, 24)
+    assert path == tmp_path / "case-1"
+
+
+def test_runs_without_a_name_are_numbered(tmp_path, asked):
+    (tmp_path / "ellipsoids-1").mkdir()
+    assert main(["train", "--out", str(tmp_path)]) == 0
+    assert [path for _, path in asked] == [tmp_path / "ellipsoids-2"]
+
+
+@pytest.mark.parametrize("options", [[], ["--no-geometry"]])
+def test_the_geometry_branch_is_left_out_on_request(options, asked):
+    assert main(["train", *options]) == 0
+    assert (asked[0][0].num_geometry_points > 0) == (options == [])
+
+
+def test_a_name_that_exists_is_refused_and_its_run_kept(trained, capsys):
+    before = sorted(trained.rglob("*"))
+    assert main(["train", "--data", "x.npz", "--out", str(trained.parent), "--name", trained.name]) == 2
+    assert sorted(trained.rglob("*")) == before
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_resume_takes_the_stored_settings_and_refuses_others(trained, capsys):
+    resume = ["train", "--out", str(trained.parent), "--name", trained.name, "--resume"]
+    assert main([*resume, "--learning-rate", "0.5"]) == 2
+    assert "learning_rate = 0.004, now it is 0.5" in capsys.readouterr().err
+    assert main(resume) == 0
+    assert "Relative L2 error" in capsys.readouterr().out
+
+
+def test_predict_writes_fields_at_the_points_of_a_case(trained, case, tmp_path, capsys):
+    out = tmp_path / "fields.npz"
+    assert main(["predict", str(trained), "--points", str(case), "--out", str(out), "--chunk-size", "7"]) == 0
+    with np.load(out) as fields:
+        assert {name: fields[name].shape for name in fields.files} == {"pressure": (60, 1), "velocity": (60, 3)}
+        assert all(np.all(np.isfinite(fields[name])) for name in fields.files)
+    assert "velocity [60, 3]" in capsys.readouterr().out
+
+
+def test_predictions_do_not_depend_on_the_chunk_size(trained, case, tmp_path):
+    fields = []
+    for chunk_size in ("7", "100"):
+        out = tmp_path / f"{chunk_size}.npz"
+        assert (
+            main(["predict", str(trained), "--points", str(case), "--out", str(out), "--chunk-size", chunk_size]) == 0
+        )
+        fields.append(np.load(out)["velocity"])
+    np.testing.assert_allclose(*fields, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"points": np.ones((5, 3))}, "expected an array 'position'"),
+        ({"position": np.ones((5, 2))}, r"'position' has shape (5, 2), expected (N, 3)"),
+        ({"position": np.full((5, 3), np.inf)}, "15 of 15 values of 'position' are NaN or infinite"),
+    ],
+)
+def test_unusable_points_are_refused_and_nothing_is_written(trained, arrays, message, tmp_path, capsys):
+    points, out = tmp_path / "points.npz", tmp_path / "fields.npz"
+    np.savez(points, **arrays)
+    assert main(["predict", str(trained), "--points", str(points), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_training_in_a_pipe_prints_plain_lines(case, tmp_path):
+    command = [sys.executable, "-c", "import sys; from emmi_jax.cli import main; sys.exit(main())", "train"]
+    options = ["--data", str(case), "--out", str(tmp_path), "--name", "a", *TINY_OPTIONS]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "80"}
+    result = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert [line for line in result.stdout.splitlines() if line.startswith("step 2/2  loss ")]
+    assert "\x1b" not in result.stdout
+    assert max(map(len, result.stdout.splitlines()[2:-1])) <= 80

@@ -1,0 +1,64 @@
+"""The public names, pinned: to add or remove one is a decision that shows here."""
+
+from __future__ import annotations
+
+import importlib
+import types
+
+import pytest
+
+PUBLIC = {
+    "emmi_jax": {
+        "AbUptConfig",
+        "AnchorAttentionConfig",
+        "AnchoredBranchedUPT",
+        "AttentionConfig",
+        "AttentionPattern",
+        "CrossAnchorAttention",
+        "DotProductAttention",
+        "JointAnchorAttention",
+        "MissingAnchorTokenError",
+        "MissingBranchTokensError",
+        "MixedAttention",
+        "MultiBranchAnchorAttention",
+        "PerceiverAttention",
+        "PerceiverBlock",
+        "RopeFrequencies",
+        "SelfAnchorAttention",
+        "SupernodePooling",
+        "SupernodePoolingConfig",
+        "TokenSpec",
+        "TransformerBlock",
+        "UnexpectedTokenError",
+        "apply_rope",
+        "rope_frequencies",
+    },
+    "emmi_jax.convert": {
+        "CONSTANTS",
+        "LAYOUTS",
+        "PRESETS",
+        "Preset",
+        "TorchFile",
+        "ab_upt_from_torch",
+        "ab_upt_to_torch",
+        "load_torch_file",
+        "params_from_torch",
+        "params_to_torch",
+    },
+}
+DOCUMENTED = [(module, name) for module, names in PUBLIC.items() for name in sorted(names) if not name.isupper()]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_exactly_these(module: str) -> None:
+    members = vars(importlib.import_module(module)).items()
+    names = {name for name, value in members if not name.startswith("_") and not isinstance(value, types.ModuleType)}
+    assert names == PUBLIC[module]
+
+
+@pytest.mark.parametrize(("module", "name"), DOCUMENTED)
+def test_public_names_have_a_docstring_of_their_own(module: str, name: str) -> None:
+    public = getattr(importlib.import_module(module), name)
+    # A dataclass without one gets its signature.
+    assert public.__doc__
+    assert not public.__doc__.startswith(f"{name}(")

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from emmi_jax.training.settings import TrainSettings, default_settings, model_config
+
+DEFAULTS = {
+    "ellipsoids": default_settings(None),
+    "ellipsoids without geometry": default_settings(None, geometry=False),
+    "one case": default_settings("case.npz"),
+}
+
+
+@pytest.mark.parametrize("settings", DEFAULTS.values(), ids=DEFAULTS)
+def test_settings_survive_json(settings):
+    assert TrainSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize("settings", DEFAULTS.values(), ids=DEFAULTS)
+def test_a_model_reads_geometry_exactly_if_batches_have_it(settings):
+    branches = ["volume"] if settings.data else ["surface", "volume"]
+    config = model_config(settings, {branch: {"velocity": 3} for branch in branches})
+    assert config.has_geometry == (settings.num_geometry_points > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be an integer >= 1, got -1"),
+        ({"num_queries": 1.5}, "num_queries must be an integer >= 0, got 1.5"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"num_geometry_points": 4, "num_supernodes": 5}, "expected at most 4, got 5"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**changes)
