@@ -1,0 +1,134 @@
+"""One AB-UPT training step against PyTorch: ``python -m benchmarks.ab_upt``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from benchmarks import measure
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax.convert import PRESETS, ab_upt_from_torch
+from tests.parity import oracle
+
+LEARNING_RATE = 5e-5
+
+
+def main() -> None:
+    parser = measure.arguments(__doc__, "benchmarks/results/ab_upt.json")
+    parser.add_argument("--anchors", type=int, default=1024, help="anchors a branch (%(default)s)")
+    parser.add_argument("--points", type=int, default=4096, help="geometry points (%(default)s)")
+    parser.add_argument("--supernodes", type=int, default=1024, help="supernodes among them (%(default)s)")
+    parser.add_argument("--implementation", default="auto")
+    options = parser.parse_args()
+    measure.use_all_threads()
+    config = AbUptConfig.from_dict(
+        PRESETS["drivaerml-tutorial"].config.to_dict() | {"implementation": options.implementation}
+    )
+    inputs = _inputs(config, options)
+    reference = _reference(config)
+    params = jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))
+    model = AnchoredBranchedUPT(config)
+    predicted = jax.jit(model.apply)({"params": params}, **inputs)
+    with torch.no_grad():
+        expected = _predict(reference, inputs)
+    difference = measure.check_equal(
+        {"jax": [predicted[name] for name in expected], "torch": list(expected.values())}, "float32"
+    )
+    jax_step, first_call = _jax_step(model, params, inputs)
+    contestants = {"jax": jax_step, "torch": _torch_step(reference, inputs)}
+    contestants["torch"]()
+    times = measure.interleaved_medians(contestants, options.seconds)
+    row: dict[str, Any] = {
+        "anchors_a_branch": options.anchors,
+        "points": options.points,
+        "supernodes": options.supernodes,
+        "jax_ms": 1e3 * times["jax"],
+        "torch_ms": 1e3 * times["torch"],
+        "ratio_torch": times["torch"] / times["jax"],
+        "compile_and_first_s": first_call,
+    }
+    row |= {f"{name}_peak_mib": measure.peak_resident_growth(call) / 2**20 for name, call in contestants.items()}
+    title = f"AB-UPT training step, {measure.NUM_THREADS} threads, float32; ratio = torch / jax"
+    measure.report(title, [row | {"difference": difference}], options.json)
+
+
+def _inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+
+    def positions(num: int, scale: float) -> jax.Array:
+        return jnp.asarray(rng.uniform(0, scale, (1, num, 3)).astype(np.float32))
+
+    idx = rng.permutation(options.points)[None, : options.supernodes].astype(np.int32)
+    return {
+        "anchors": {branch: positions(options.anchors, 1000) for branch in config.branches},
+        # Of this size, a radius of 0.25 holds about as many neighbours as on a car.
+        "geometry_position": positions(options.points, 2.0),
+        "supernode_idx": jnp.asarray(idx),
+    }
+
+
+def _reference(config: AbUptConfig) -> oracle.AbUpt:
+    torch.manual_seed(0)
+    pooling = config.supernode_pooling
+    return oracle.AbUpt(
+        config.dim,
+        config.num_heads,
+        config.physics_blocks,
+        dict(config.decoder_depths),
+        {branch: list(fields.items()) for branch, fields in config.fields.items()},
+        geometry_depth=config.geometry_depth,
+        supernode_pooling={"mode": pooling.mode, "radius": pooling.radius, "max_degree": pooling.max_degree},
+    )
+
+
+def _predict(reference: oracle.AbUpt, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return reference(
+        {branch: torch.from_numpy(np.array(a)) for branch, a in inputs["anchors"].items()},
+        geometry_position=torch.from_numpy(np.array(inputs["geometry_position"])),
+        geometry_supernode_idx=torch.from_numpy(np.array(inputs["supernode_idx"])).long(),
+    )
+
+
+def _jax_step(model: AnchoredBranchedUPT, params: Any, inputs: dict[str, Any]) -> tuple[Any, float]:
+    optimizer = optax.adamw(LEARNING_RATE)
+
+    def loss_fn(params: Any) -> jax.Array:
+        return sum(jnp.mean(a**2) for a in model.apply({"params": params}, **inputs).values())
+
+    def step(params: Any, opt_state: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    step, state = jax.jit(step, donate_argnums=(0, 1)), [params, optimizer.init(params)]
+
+    def call() -> Any:
+        *state[:], loss = step(*state)
+        return loss
+
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return call, time.perf_counter() - start
+
+
+def _torch_step(reference: oracle.AbUpt, inputs: dict[str, Any]) -> Any:
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
+
+    def call() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = sum(a.square().mean() for a in _predict(reference, inputs).values())
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return call
+
+
+if __name__ == "__main__":
+    main()

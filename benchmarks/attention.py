@@ -1,0 +1,107 @@
+"""Anchor attention against PyTorch: ``python -m benchmarks.attention``."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from benchmarks import measure
+from emmi_jax import AnchorAttentionConfig, rope_frequencies
+from emmi_jax.convert import params_from_torch
+from tests.cases import ANCHOR_ATTENTIONS, ANCHOR_LAYOUTS
+from tests.parity import oracle
+
+DIM, NUM_HEADS = 192, 3
+
+
+def main() -> None:
+    parser = measure.arguments(__doc__, "benchmarks/results/attention.json")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="tokens a group (%(default)s)")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--implementation", default="auto")
+    options = parser.parse_args()
+    measure.use_all_threads()
+    rows = []
+    for dtype, tokens, kind in itertools.product(options.dtypes, options.tokens, ANCHOR_ATTENTIONS):
+        for backward in (False, True):
+            contestants = _contestants(kind, tokens, dtype, backward, options)
+            results = {name: call()[0] if backward else call() for name, call in contestants.items()}
+            difference = measure.check_equal(results, dtype)
+            del results
+            times = measure.interleaved_medians(contestants, options.seconds)
+            memory = {name: measure.peak_resident_growth(call) for name, call in contestants.items()}
+            row: dict[str, Any] = {
+                "attention": kind,
+                "tokens": tokens,
+                "dtype": dtype,
+                "pass": "forward+backward" if backward else "forward",
+                "jax_ms": 1e3 * times["jax"],
+            }
+            for name in times.keys() - {"jax"}:
+                row |= {f"{name}_ms": 1e3 * times[name], f"ratio_{name}": times[name] / times["jax"]}
+            row |= {f"{name}_peak_mib": peak / 2**20 for name, peak in memory.items()}
+            rows.append(row | {"difference": difference})
+            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    title = f"dim {DIM}, {NUM_HEADS} heads, {measure.NUM_THREADS} threads; ratio = torch / jax"
+    measure.report(title, rows, options.json)
+
+
+def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: Any) -> dict[str, Any]:
+    layout = ANCHOR_LAYOUTS[f"groups_of_{tokens}"]
+    torch_dtype = getattr(torch, dtype)
+    torch.manual_seed(0)
+    reference = oracle.AnchorAttention(kind, DIM, NUM_HEADS, use_rope=True, bias=True, branches=layout.branches)
+    params = params_from_torch(reference.state_dict())
+    reference = reference.to(torch_dtype)
+    x = torch.randn(1, layout.num_tokens, DIM)
+    positions = 1000 * torch.rand(1, layout.num_tokens, 3)
+    cotangent = torch.randn(1, layout.num_tokens, DIM)
+
+    config = AnchorAttentionConfig(
+        dim=DIM,
+        num_heads=NUM_HEADS,
+        use_rope=True,
+        branches=layout.branches,
+        implementation=options.implementation,
+        dtype=dtype,
+    )
+    module = ANCHOR_ATTENTIONS[kind](config)
+    jax_x, jax_cotangent = jnp.asarray(x.numpy(), dtype), jnp.asarray(cotangent.numpy(), dtype)
+    freqs = rope_frequencies(jnp.asarray(positions.numpy()), DIM // NUM_HEADS)
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
+
+    def forward(params: Any, x: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, x, layout.token_specs, freqs)
+
+    def gradient(params: Any, x: jax.Array, cotangent: jax.Array) -> Any:
+        """Gradients of x, which are compared, and of the parameters."""
+        return jax.vjp(forward, params, x)[1](cotangent)[::-1]
+
+    specs = [(spec.name, spec.size) for spec in layout.token_specs]
+    torch_freqs = oracle.rope_frequencies(positions, DIM // NUM_HEADS)
+    torch_x, torch_cotangent = x.to(torch_dtype), cotangent.to(torch_dtype)
+
+    def torch_call(module: Any) -> Any:
+        if not backward:
+            with torch.no_grad():
+                return module(torch_x, specs, torch_freqs)
+        leaf = torch_x.clone().requires_grad_()
+        module.zero_grad()
+        module(leaf, specs, torch_freqs).backward(torch_cotangent)
+        return leaf.grad, [parameter.grad for parameter in module.parameters()]
+
+    compiled = jax.jit(gradient) if backward else jax.jit(forward)
+    inputs = (params, jax_x, jax_cotangent) if backward else (params, jax_x)
+    contestants = {"jax": functools.partial(compiled, *inputs), "torch": functools.partial(torch_call, reference)}
+    if options.torch_compile:
+        contestants["compiled_torch"] = functools.partial(torch_call, torch.compile(reference))
+    return contestants
+
+
+if __name__ == "__main__":
+    main()

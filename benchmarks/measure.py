@@ -1,0 +1,122 @@
+"""Side-by-side timing of the same computation in JAX and PyTorch, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+import torch
+
+NUM_THREADS = len(os.sched_getaffinity(0))
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def arguments(description: str, default_json: str, **options: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, default=Path(default_json), help="where the rows go (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time to spend on one row (%(default)s)")
+    parser.add_argument("--torch-compile", action="store_true", help="time torch.compile as well")
+    return parser
+
+
+def to_numpy(tree: Any) -> list[np.ndarray]:
+    """All arrays of a result, JAX's or PyTorch's, in float32."""
+    leaves = jax.tree.leaves(tree)
+    return [
+        leaf.detach().float().cpu().numpy() if isinstance(leaf, torch.Tensor) else np.asarray(leaf, np.float32)
+        for leaf in leaves
+    ]
+
+
+def check_equal(results: Mapping[str, Any], dtype: str) -> float:
+    """Largest difference between the contestants over the largest entry; raises if they compute different things."""
+    first, *others = (to_numpy(result) for result in results.values())
+    worst = 0.0
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            worst = max(worst, float(np.abs(a - b).max() / np.abs(a).max()))
+    if not worst <= TOLERANCE[dtype]:
+        raise ValueError(f"the contestants {list(results)} differ by {worst:.1e} of the largest entry in {dtype}")
+    return worst
+
+
+def interleaved_medians(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Median seconds a call, the contestants taking turns; each has run once before."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or len(next(iter(times.values()))) < 3:
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            wait(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def wait(result: Any) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    jax.block_until_ready([leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)])
+
+
+def peak_resident_growth(call: Callable[[], Any]) -> int:
+    """Bytes by which the resident memory of this process grows at most during one call."""
+    page, peak, stop = os.sysconf("SC_PAGE_SIZE"), 0, threading.Event()
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.001):
+            peak = max(peak, resident())
+
+    before = resident()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    wait(call())
+    stop.set()
+    thread.join()
+    return max(0, peak - before)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
+    return {
+        "cpu": cpu,
+        "threads": NUM_THREADS,
+        "devices": [device.device_kind for device in jax.devices()],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def report(title: str, rows: list[dict[str, Any]], path: Path) -> None:
+    """Prints the rows as a table and writes them as JSON."""
+    table = rich.table.Table(title=title)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    rich.console.Console(width=120).print(table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+def use_all_threads() -> None:
+    """Gives PyTorch as many threads as JAX takes by itself."""
+    torch.set_num_threads(NUM_THREADS)
