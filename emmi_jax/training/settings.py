@@ -45,7 +45,7 @@ class TrainSettings(Config):
 
     data: str | None = None
     seed: int = 0
-    steps: int = 3000
+    steps: int = 4500
     batch_size: int = 2
     num_anchors: int = 96
     num_queries: int = 32

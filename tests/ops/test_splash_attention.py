@@ -256,7 +256,7 @@ def test_auto_is_splash_on_tpu_where_it_serves() -> None:
         assert resolve_implementation("auto", q, k) == "splash"
         assert resolve_implementation("auto", q, k, SMALL.random_mask("b11s")) == "splash"
         assert resolve_implementation("auto", q, k, SMALL.random_mask("11ts")) == "xla"
-        assert resolve_implementation("auto", q, k, None, 0.1) == "blockwise"
+        assert resolve_implementation("auto", q, k, None, 0.1) == "xla"
     with target_platform(None):
         assert resolve_implementation("auto", q, k) == "xla"
 
