@@ -23,24 +23,37 @@ class FieldScale(Config):
         mean: F numbers, in the unit of the field.
         std: F positive numbers, in the unit of the field.
         log_scale: Whether values are first taken to sign(x) log(1 + |x|).
+        limit: F largest magnitudes that `denormalize` returns, in the unit of the field; None for no limit.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     log_scale: bool = False
+    limit: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         self._set(mean=tuple(map(float, self.mean)), std=tuple(map(float, self.std)))
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError(f"expected as many positive deviations as means, got {self.mean} and {self.std}")
+        if self.limit is not None:
+            self._set(limit=tuple(map(float, self.limit)))
+            if len(self.limit) != len(self.mean) or not all(limit >= 0 for limit in self.limit):
+                raise ValueError(f"expected one limit >= 0 for each of {len(self.mean)} channels, got {self.limit}")
 
     @classmethod
     def fit(cls, values: ArrayLike, *, log_scale: bool = False) -> FieldScale:
-        """Measures the scale of values [N, F]; a constant channel keeps the deviation 1."""
+        """Measures the scale of values [N, F]; a constant channel keeps the deviation 1.
+
+        Log-scaled values are limited to the largest measured magnitude: a small error of the logarithm beyond it would
+        be larger than the whole field.
+        """
         x = np.asarray(values, dtype=np.float64)
+        limit = tuple(np.abs(x).max(axis=0)) if log_scale else None
         x = _compress(x) if log_scale else x
         std = x.std(axis=0)
-        return cls(mean=tuple(x.mean(axis=0)), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale)
+        return cls(
+            mean=tuple(x.mean(axis=0)), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale, limit=limit
+        )
 
     def normalize(self, values: ArrayLike) -> NDArray[np.float64]:
         """Takes values [..., F] to mean 0 and deviation 1."""
@@ -49,9 +62,11 @@ class FieldScale(Config):
         return normalized
 
     def denormalize(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Inverts `normalize`."""
+        """Inverts `normalize`, up to the limit."""
         x: NDArray[np.float64] = np.asarray(values, dtype=np.float64) * self.std + self.mean
-        return np.sign(x) * np.expm1(np.abs(x)) if self.log_scale else x
+        if self.log_scale:
+            x = np.sign(x) * np.expm1(np.abs(x))
+        return x if self.limit is None else np.clip(x, np.negative(self.limit), self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)
