@@ -47,7 +47,7 @@ def train(
             "Default: exact potential flow past ellipsoids.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go; default runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The run's folder in --out; default: the next free number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --name.")] = False,
     steps: Annotated[int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}.")] = None,
@@ -116,7 +116,7 @@ def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     points: Annotated[Path, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")],
     out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the fields go.")],
-    chunk_size: Annotated[int, typer.Option(help="Points in one call of the model; default 16384.", min=1)] = 16384,
+    chunk_size: Annotated[int, typer.Option(help="Points in one call of the model.", min=1)] = 16384,
 ) -> int:
     """Predict fields at any number of points, in physical units.
 

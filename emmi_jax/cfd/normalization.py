@@ -51,9 +51,7 @@ class FieldScale(Config):
         limit = tuple(np.abs(x).max(axis=0)) if log_scale else None
         x = _compress(x) if log_scale else x
         std = x.std(axis=0)
-        return cls(
-            mean=tuple(x.mean(axis=0)), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale, limit=limit
-        )
+        return cls(mean=tuple(x.mean(axis=0)), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale, limit=limit)
 
     def normalize(self, values: ArrayLike) -> NDArray[np.float64]:
         """Takes values [..., F] to mean 0 and deviation 1."""
