@@ -19,7 +19,7 @@ from emmi_jax.training.settings import TrainSettings, default_settings
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
 
-_COMMANDS = ("train", "predict", "convert", "info")
+_COMMANDS = ("train", "predict", "convert", "info", "stats")
 
 app = typer.Typer(
     add_completion=False,
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train transformer surrogates of physics fields, and predict with them.\n\n"
     "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
-    "  emmi-jax info runs/ellipsoids-1\n"
+    "  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
 )
 
@@ -205,6 +205,38 @@ def info(
 
     shapes = run_shapes(path) if path.is_dir() else file_shapes(path)
     Console(soft_wrap=False).print(summary_table(shapes, str(path)), highlight=False)
+    return 0
+
+
+@app.command()
+def stats(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".npz, .npy or mesh files.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where the numbers go as JSON.")] = None,
+) -> int:
+    """List count, extremes, mean and deviation of every array.
+
+    Arrays of the same name in several files count as one. Files are read in
+    pieces; rows with a value that is NaN or infinite are left out, and said.
+
+    \b
+    Example:
+      emmi-jax stats car.npz --out stats.json
+    """  # noqa: D301 - \b is the mark of an example
+    from rich.console import Console
+
+    from emmi_jax.cfd.statistics import file_statistics, statistics_json, statistics_table
+    from emmi_jax.training.run_directory import write_json
+
+    if out is not None and not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder")
+    statistics = file_statistics(files)
+    console = Console(soft_wrap=False)
+    console.print(statistics_table(statistics, ", ".join(map(str, files))), highlight=False)
+    for name, moments in statistics.items():
+        if moments.num_not_finite:
+            print(f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
+    if out is not None:
+        write_json(out, statistics_json(statistics))
     return 0
 
 

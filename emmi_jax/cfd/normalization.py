@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emmi_jax.cfd.moments import Moments
 from emmi_jax.config import Config, FrozenMapping
 
 LOG_SCALED_FIELDS = frozenset({"vorticity"})
@@ -37,15 +38,32 @@ class FieldScale(Config):
     @classmethod
     def fit(cls, values: ArrayLike, *, log_scale: bool = False) -> FieldScale:
         """Measures the scale of values [N, F]; a constant channel keeps the deviation 1."""
-        x = np.asarray(values, dtype=np.float64)
-        x = _compress(x) if log_scale else x
-        std = x.std(axis=0)
-        return cls(mean=tuple(x.mean(axis=0)), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale)
+        return cls.of(Moments.of(compress(values) if log_scale else values), log_scale=log_scale)
+
+    @classmethod
+    def fit_chunks(cls, chunks: Iterable[ArrayLike], *, log_scale: bool = False) -> FieldScale:
+        """Measures the scale of values that come in pieces [n_i, F], in one pass; up to rounding that of the whole."""
+        moments = Moments.of_chunks(compress(chunk) if log_scale else chunk for chunk in chunks)
+        return cls.of(moments, log_scale=log_scale)
+
+    @classmethod
+    def of(cls, moments: Moments, *, log_scale: bool = False) -> FieldScale:
+        """Takes the scale from statistics, which are those of the logarithm if there is one.
+
+        Raises:
+            ValueError: A value was not finite, or there was none.
+        """
+        if moments.num_not_finite or not moments.count:
+            raise ValueError(
+                f"expected finite values, got {moments.count} rows that are and {moments.num_not_finite} that are not"
+            )
+        std = moments.std
+        return cls(mean=tuple(moments.mean), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale)
 
     def normalize(self, values: ArrayLike) -> NDArray[np.float64]:
         """Takes values [..., F] to mean 0 and deviation 1."""
         x = np.asarray(values, dtype=np.float64)
-        normalized: NDArray[np.float64] = ((_compress(x) if self.log_scale else x) - self.mean) / self.std
+        normalized: NDArray[np.float64] = ((compress(x) if self.log_scale else x) - self.mean) / self.std
         return normalized
 
     def denormalize(self, values: ArrayLike) -> NDArray[np.float64]:
@@ -115,6 +133,8 @@ def _field_scales(scales: Mapping[str, Any]) -> dict[str, FieldScale]:
     }
 
 
-def _compress(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def compress(values: ArrayLike) -> NDArray[np.float64]:
+    """Takes values to sign(x) log(1 + |x|), float64."""
+    x = np.asarray(values, dtype=np.float64)
     compressed: NDArray[np.float64] = np.sign(x) * np.log1p(np.abs(x))
     return compressed
