@@ -60,6 +60,7 @@ def draw_comparison(path: Path, title: str, views: list[View], quantities: list[
         for axes, (name, values, scale, color_map) in zip(row, panels, strict=True):
             view.paint(axes, values, scale, color_map)
             axes.set_aspect("equal")
+            axes.locator_params(nbins=5)
             axes.set(title=f"{name}, {view.title}", xlabel=view.x_label)
         row[0].set_ylabel(view.y_label)
         figure.colorbar(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -24,31 +25,43 @@ class FieldScale(Config):
         mean: F numbers, in the unit of the field.
         std: F positive numbers, in the unit of the field.
         log_scale: Whether values are first taken to sign(x) log(1 + |x|).
+        limit: F largest magnitudes that `denormalize` returns, in the unit of the field; None for no limit.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     log_scale: bool = False
+    limit: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         self._set(mean=tuple(map(float, self.mean)), std=tuple(map(float, self.std)))
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError(f"expected as many positive deviations as means, got {self.mean} and {self.std}")
+        if self.limit is not None:
+            self._set(limit=tuple(map(float, self.limit)))
+            if len(self.limit) != len(self.mean) or not all(limit >= 0 for limit in self.limit):
+                raise ValueError(f"expected one limit >= 0 for each of {len(self.mean)} channels, got {self.limit}")
 
     @classmethod
     def fit(cls, values: ArrayLike, *, log_scale: bool = False) -> FieldScale:
-        """Measures the scale of values [N, F]; a constant channel keeps the deviation 1."""
-        return cls.of(Moments.of(compress(values) if log_scale else values), log_scale=log_scale)
+        """Measures the scale of values [N, F]; a constant channel keeps the deviation 1.
+
+        Log-scaled values are limited to the largest measured magnitude: a small error of the logarithm beyond it would
+        be larger than the whole field.
+        """
+        return cls.fit_chunks([values], log_scale=log_scale)
 
     @classmethod
     def fit_chunks(cls, chunks: Iterable[ArrayLike], *, log_scale: bool = False) -> FieldScale:
         """Measures the scale of values that come in pieces [n_i, F], in one pass; up to rounding that of the whole."""
-        moments = Moments.of_chunks(compress(chunk) if log_scale else chunk for chunk in chunks)
-        return cls.of(moments, log_scale=log_scale)
+        if not log_scale:
+            return cls.of(Moments.of_chunks(chunks))
+        plain, compressed = zip(*((Moments.of(x), Moments.of(compress(x))) for x in chunks), strict=True)
+        return cls.of(reduce(Moments.merge, plain), reduce(Moments.merge, compressed))
 
     @classmethod
-    def of(cls, moments: Moments, *, log_scale: bool = False) -> FieldScale:
-        """Takes the scale from statistics, which are those of the logarithm if there is one.
+    def of(cls, moments: Moments, compressed: Moments | None = None) -> FieldScale:
+        """Takes the scale from statistics; those of the values after `compress` make it a logarithmic one.
 
         Raises:
             ValueError: A value was not finite, or there was none.
@@ -57,8 +70,13 @@ class FieldScale(Config):
             raise ValueError(
                 f"expected finite values, got {moments.count} rows that are and {moments.num_not_finite} that are not"
             )
-        std = moments.std
-        return cls(mean=tuple(moments.mean), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale)
+        scaled = moments if compressed is None else compressed
+        return cls(
+            mean=tuple(scaled.mean),
+            std=tuple(np.where(scaled.std > 0, scaled.std, 1.0)),
+            log_scale=compressed is not None,
+            limit=None if compressed is None else tuple(np.maximum(-moments.minimum, moments.maximum)),
+        )
 
     def normalize(self, values: ArrayLike) -> NDArray[np.float64]:
         """Takes values [..., F] to mean 0 and deviation 1."""
@@ -67,9 +85,11 @@ class FieldScale(Config):
         return normalized
 
     def denormalize(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Inverts `normalize`."""
+        """Inverts `normalize`, up to the limit."""
         x: NDArray[np.float64] = np.asarray(values, dtype=np.float64) * self.std + self.mean
-        return np.sign(x) * np.expm1(np.abs(x)) if self.log_scale else x
+        if self.log_scale:
+            x = np.sign(x) * np.expm1(np.abs(x))
+        return x if self.limit is None else np.clip(x, np.negative(self.limit), self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

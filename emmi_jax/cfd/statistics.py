@@ -35,22 +35,17 @@ def fit_normalizer(chunks: Iterable[tuple[str, PointSet]], *, position_range: fl
         ValueError: There is no piece, a value is not finite, or all positions coincide.
     """
     box: Moments | None = None
-    fields: dict[str, dict[str, Moments]] = {}
+    fields: dict[str, dict[str, tuple[Moments, Moments | None]]] = {}
     for branch, points in chunks:
         here = Moments.of(points.position)
         box = here if box is None else box.merge(here)
         known = fields.setdefault(branch, {})
         for name, values in points.fields.items():
-            part = Moments.of(compress(values) if name in LOG_SCALED_FIELDS else values)
-            if part.num_not_finite:
-                raise ValueError(f"{part.num_not_finite} rows of {branch} {name!r} are NaN or infinite")
-            known[name] = known[name].merge(part) if name in known else part
+            parts = Moments.of(values), Moments.of(compress(values)) if name in LOG_SCALED_FIELDS else None
+            known[name] = _merge(known[name], parts) if name in known else parts
     if box is None or box.num_not_finite:
         raise ValueError("expected points at finite positions" + ("" if box is None else "; some are not finite"))
-    scales = {
-        branch: {name: FieldScale.of(m, log_scale=name in LOG_SCALED_FIELDS) for name, m in names.items()}
-        for branch, names in fields.items()
-    }
+    scales = {branch: {name: FieldScale.of(*m) for name, m in names.items()} for branch, names in fields.items()}
     return Normalizer.from_box(box.minimum, box.maximum, position_range=position_range, fields=scales)
 
 
@@ -113,6 +108,13 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
             numbers = (m.minimum, m.maximum, m.mean, m.std)
             table.add_row(label, f"{m.count:,}", *(f"{x[channel]:.4g}" if m.count else "–" for x in numbers))
     return table
+
+
+def _merge(
+    known: tuple[Moments, Moments | None], parts: tuple[Moments, Moments | None]
+) -> tuple[Moments, Moments | None]:
+    compressed = None if known[1] is None or parts[1] is None else known[1].merge(parts[1])
+    return known[0].merge(parts[0]), compressed
 
 
 def _arrays(path: Path) -> NamedChunks:

@@ -124,7 +124,16 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
         geometry: Whether the model of the ellipsoids has a geometry branch; a case has none in any way.
     """
     if data is not None:
-        return TrainSettings(data=data, physics_blocks=("self",) * 4, position_range=1000.0, max_wavelength=10_000.0)
+        return TrainSettings(
+            data=data,
+            batch_size=1,
+            num_anchors=128,
+            num_queries=384,
+            physics_blocks=("self",) * 4,
+            # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
+            position_range=5000.0,
+            max_wavelength=10_000.0,
+        )
     if not geometry:
         return TrainSettings()
     return TrainSettings(

@@ -35,6 +35,18 @@ def test_log_scale_keeps_signs_and_zero():
     np.testing.assert_allclose(scale.normalize([[-(np.e - 1)], [0.0], [np.e - 1]]), [[-1.0], [0.0], [1.0]], rtol=1e-15)
 
 
+def test_log_scaled_predictions_stay_in_the_measured_range(values):
+    scale = FieldScale.fit(values, log_scale=True)
+    largest = np.abs(values).max(axis=0)
+    np.testing.assert_array_equal(scale.denormalize([[50.0] * 3, [-50.0] * 3]), [largest, -largest])
+
+
+@pytest.mark.parametrize("limit", [(1.0, 2.0), (-1.0,), (float("nan"),)])
+def test_unusable_limits_are_refused(limit):
+    with pytest.raises(ValueError, match="one limit >= 0 for each of 1 channels"):
+        FieldScale(mean=(0.0,), std=(1.0,), limit=limit)
+
+
 def test_a_constant_channel_is_only_centred():
     scale = FieldScale.fit(np.full((10, 1), 7.0))
     assert (scale.mean, scale.std) == ((7.0,), (1.0,))

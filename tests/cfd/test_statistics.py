@@ -39,6 +39,7 @@ def test_a_normalizer_from_chunks_is_that_of_the_whole(num):
         np.testing.assert_allclose(fitted.fields["volume"][name].mean, scale.mean, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(fitted.fields["volume"][name].std, scale.std, rtol=1e-12)
         assert fitted.fields["volume"][name].log_scale == scale.log_scale
+        assert fitted.fields["volume"][name].limit == scale.limit
 
 
 @pytest.mark.parametrize("name", ["velocity", "vorticity"])
