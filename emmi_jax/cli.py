@@ -42,9 +42,9 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.npz",
-            help="One case: an array 'position' (N, 3), every other array a field (N,) or (N, C). "
-            "Default: exact potential flow past ellipsoids.",
+            metavar="PATH",
+            help="One case: an .npz file with an array 'position' (N, 3), every other array a field (N,) or (N, C); "
+            "or a folder, as below. Default: exact potential flow past ellipsoids.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go; default runs.")] = Path("runs"),
@@ -55,7 +55,7 @@ def train(
     num_anchors: Annotated[int | None, typer.Option(help=f"Anchors a branch; default {_DEFAULTS.num_anchors}.")] = None,
     num_queries: Annotated[int | None, typer.Option(help=f"Queries a branch; default {_DEFAULTS.num_queries}.")] = None,
     no_geometry: Annotated[
-        bool, typer.Option("--no-geometry", help="Leave out the geometry branch; a model of one case has none.")
+        bool, typer.Option("--no-geometry", help="Leave out the geometry branch; without a surface there is none.")
     ] = False,
     dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.dim}.")] = None,
     learning_rate: Annotated[
@@ -72,10 +72,17 @@ def train(
     metrics.json (errors) and pictures. Ctrl-C saves a checkpoint and stops.
 
     \b
+    A folder holds boundary*.vtp, volume*.vtu or both, and perhaps a .stl
+    file of the body. Fields are the arrays of DrivAerML, or those that its
+    fields.json says: {"surface": {"pressure": "p"}, "volume": {…}}. Or it
+    holds tensors: surface_position_vtp.pt, surface_pressure.pt, ….
+
+    \b
     Example:
       emmi-jax train --name first
       emmi-jax train --name first --resume
       emmi-jax train --data car.npz --steps 2000
+      emmi-jax train --data run_1
 
     Defaults are those of the built-in data.
     """  # noqa: D301 - \b is the mark of an example

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 CHUNK_ROWS = 1 << 20
 """Rows that are looked at at once."""
@@ -96,7 +99,7 @@ class Moments:
         return np.where(self.minimum == self.maximum, 0.0, std)
 
 
-def row_chunks(array: NDArray[np.generic], num_rows: int = CHUNK_ROWS) -> Iterator[NDArray[np.generic]]:
+def row_chunks(array: NDArray[_Scalar], num_rows: int = CHUNK_ROWS) -> Iterator[NDArray[_Scalar]]:
     """Cuts an array into views of at most `num_rows` rows; a memory map is read piece by piece."""
     for start in range(0, max(len(array), 1), num_rows):
         yield array[start : start + num_rows]

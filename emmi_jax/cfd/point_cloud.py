@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from emmi_jax.cfd.baselines import NearestNeighbors, mean_predictor
 from emmi_jax.cfd.cases import (
+    Array,
     EvaluationCase,
     PointSet,
     Predict,
@@ -19,22 +20,28 @@ from emmi_jax.cfd.cases import (
     stack_samples,
     take_points,
 )
-from emmi_jax.cfd.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer
+from emmi_jax.cfd.moments import row_chunks
+from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.cfd.statistics import fit_normalizer
 
 TEST_FRACTION = 0.2
+MAX_EVALUATED_POINTS = 100_000
+"""Test points of a branch that errors are measured at, where there are more."""
+
 _SPLIT_STREAM, _TRAIN_STREAM, _ANCHOR_STREAM = range(3)
 
 
 class PointCloudDataset:
-    """One case of one branch, its points split at random into a training and a test part.
+    """One case, the points of each branch split at random into a training and a test part.
 
     Test points are only ever queries, and only after training.
 
     Args:
-        points: Positions [N, n] and fields [N, F].
+        points: Positions [N, n] and fields [N, F] by branch.
         sizes: Sizes of a batch; its cases are independent draws from the same points.
         position_range: The longest side of the points' box, in model units.
-        branch: Name of the branch.
+        geometry_position: Points [P, n] on the body that the geometry branch, if `sizes` has one, draws from; by
+            default the training points of the branch `surface`.
         name: What to call the case.
 
     Raises:
@@ -42,47 +49,66 @@ class PointCloudDataset:
     """
 
     def __init__(
-        self, points: PointSet, sizes: SampleSizes, *, position_range: float, branch: str = "volume", name: str = "case"
+        self,
+        points: Mapping[str, PointSet],
+        sizes: SampleSizes,
+        *,
+        position_range: float,
+        geometry_position: Array | None = None,
+        name: str = "case",
     ) -> None:
-        num_points = len(points.position)
-        num_test = round(TEST_FRACTION * num_points)
-        if num_test < 1 or num_points - num_test < sizes.num_anchors + sizes.num_queries:
+        self.sizes, self.name, self.position_range = sizes, name, position_range
+        self.fields = {
+            branch: {field: values.shape[-1] for field, values in part.fields.items()}
+            for branch, part in points.items()
+        }
+        rng = np.random.default_rng([_SPLIT_STREAM])
+        self.test_points: dict[str, PointSet] = {}
+        self.train_points: dict[str, PointSet] = {}
+        for branch, part in points.items():
+            where = f"{name}: {branch}" if len(points) > 1 else name
+            num_test = _num_test_points(where, len(part.position), sizes)
+            order = rng.permutation(len(part.position))
+            self.test_points[branch] = take_points(part, order[:num_test])
+            self.train_points[branch] = take_points(part, order[num_test:])
+        if geometry_position is None and "surface" in points:
+            geometry_position = self.train_points["surface"].position
+        self._geometry_position = geometry_position
+        found = 0 if geometry_position is None else len(geometry_position)
+        if found < sizes.num_geometry_points:
             raise ValueError(
-                f"{name}: {num_points} points are too few: {num_points - num_test} of them are to train on, and a step "
-                f"draws {sizes.num_anchors} anchors and {sizes.num_queries} queries"
+                f"{name}: the geometry branch draws {sizes.num_geometry_points} points of the body, found {found}"
             )
-        order = np.random.default_rng([_SPLIT_STREAM]).permutation(num_points)
-        self.sizes, self.branch, self.name, self.position_range = sizes, branch, name, position_range
-        self.test_points, self.train_points = split_points(take_points(points, order), num_test)
-        self.fields = {branch: {name: values.shape[-1] for name, values in points.fields.items()}}
 
     @property
     def summary(self) -> str:
         """A line that says what the data are."""
-        num_train, num_test = len(self.train_points.position), len(self.test_points.position)
-        return f"{self.name}: {num_train} points to train on, {num_test} to test on"
+        parts = []
+        for branch, train in self.train_points.items():
+            label = f"{branch} " if len(self.train_points) > 1 else ""
+            num_test = len(self.test_points[branch].position)
+            parts.append(f"{label}{len(train.position)} points to train on, {num_test} to test on")
+        return f"{self.name}: {'; '.join(parts)}"
 
     @cached_property
     def normalizer(self) -> Normalizer:
         """Scales of positions and fields, from the training points; `vorticity` is log-scaled."""
-        position = self.train_points.position
-        scales = {
-            name: FieldScale.fit(values, log_scale=name in LOG_SCALED_FIELDS)
-            for name, values in self.train_points.fields.items()
-        }
-        return Normalizer.from_box(
-            position.min(axis=0),
-            position.max(axis=0),
-            position_range=self.position_range,
-            fields={self.branch: scales},
+        chunks = (
+            (branch, take_points(points, rows))
+            for branch, points in self.train_points.items()
+            for rows in row_chunks(np.arange(len(points.position)))
         )
+        return fit_normalizer(chunks, position_range=self.position_range)
 
     @cached_property
     def fixed_case(self) -> Sample:
-        """The anchors of all predictions: training points, drawn once."""
+        """The anchors and geometry of all predictions: training points, drawn once."""
         rng = np.random.default_rng([_ANCHOR_STREAM])
-        idx = rng.permutation(len(self.train_points.position))[: self.sizes.num_test_anchors]
-        return Sample({self.branch: take_points(self.train_points, idx)}, {})
+        anchors = {
+            branch: take_points(points, rng.permutation(len(points.position))[: self.sizes.num_test_anchors])
+            for branch, points in self.train_points.items()
+        }
+        return self._with_geometry(rng, Sample(anchors, {}), self.sizes.num_test_supernodes)
 
     def train_batch(self, seed: int, step: int) -> Sample:
         """Returns independent draws of anchors and queries from the training points, in physical units."""
@@ -91,17 +117,37 @@ class PointCloudDataset:
 
     def _draw(self, rng: np.random.Generator) -> Sample:
         num_anchors, num_queries = self.sizes.num_anchors, self.sizes.num_queries
-        idx = rng.choice(len(self.train_points.position), num_anchors + num_queries, replace=False)
-        anchors, queries = split_points(take_points(self.train_points, idx), num_anchors)
-        return Sample({self.branch: anchors}, {self.branch: queries} if num_queries else {})
+        sample = Sample({}, {})
+        for branch, points in self.train_points.items():
+            idx = rng.choice(len(points.position), num_anchors + num_queries, replace=False)
+            sample.anchors[branch], queries = split_points(take_points(points, idx), num_anchors)
+            if num_queries:
+                sample.queries[branch] = queries
+        return self._with_geometry(rng, sample, self.sizes.num_supernodes)
+
+    def _with_geometry(self, rng: np.random.Generator, sample: Sample, num_supernodes: int) -> Sample:
+        num_points, pool = self.sizes.num_geometry_points, self._geometry_position
+        if not num_points or pool is None:
+            return sample
+        idx = rng.choice(len(pool), num_points, replace=False)
+        # Drawn points are in no order, so the first are as good as any.
+        return sample._replace(geometry_position=pool[idx], supernode_idx=np.arange(num_supernodes, dtype=np.int32))
 
     def evaluation_cases(self) -> Iterator[EvaluationCase]:
         """Yields the test points, with the mean predictor and interpolation from all training points."""
-        queries = {self.branch: self.test_points}
-        means = {self.branch: {name: values.mean(axis=0) for name, values in self.train_points.fields.items()}}
+        queries = {
+            branch: take_points(points, slice(MAX_EVALUATED_POINTS)) for branch, points in self.test_points.items()
+        }
+        means = {
+            branch: {name: values.mean(axis=0, dtype=np.float64) for name, values in points.fields.items()}
+            for branch, points in self.train_points.items()
+        }
         baselines = {
             "mean_predictor": mean_predictor(means, queries),
-            "nearest_neighbors": {self.branch: NearestNeighbors(self.train_points).predict(self.test_points.position)},
+            "nearest_neighbors": {
+                branch: NearestNeighbors(points).predict(queries[branch].position)
+                for branch, points in self.train_points.items()
+            },
         }
         yield EvaluationCase(self.fixed_case._replace(queries=queries), baselines)
 
@@ -109,4 +155,18 @@ class PointCloudDataset:
         """Draws every field at the test points near the middle plane."""
         from emmi_jax.cfd.point_cloud_plots import draw_fields
 
-        return draw_fields(self.test_points, self.branch, self.fixed_case, predict, directory)
+        return [
+            path
+            for branch, points in self.test_points.items()
+            for path in draw_fields(points, branch, self.fixed_case, predict, directory)
+        ]
+
+
+def _num_test_points(name: str, num_points: int, sizes: SampleSizes) -> int:
+    num_test = round(TEST_FRACTION * num_points)
+    if num_test < 1 or num_points - num_test < sizes.num_anchors + sizes.num_queries:
+        raise ValueError(
+            f"{name}: {num_points} points are too few: {num_points - num_test} of them are to train on, and a step "
+            f"draws {sizes.num_anchors} anchors and {sizes.num_queries} queries"
+        )
+    return num_test

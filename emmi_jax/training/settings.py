@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from emmi_jax.cfd.case_folder import case_branches
 from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig
 
@@ -14,7 +16,7 @@ class TrainSettings(Config):
     """Settings of a run; equal settings on the same machine give equal runs.
 
     Args:
-        data: Path of an `.npz` case, or None for the built-in ellipsoids.
+        data: Path of an `.npz` case or of a folder with one, or None for the built-in ellipsoids.
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
         batch_size: Cases a step.
@@ -120,26 +122,43 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
     """Returns the defaults, a run of a few minutes on two processor cores.
 
     Args:
-        data: Path of an `.npz` case, or None for the built-in ellipsoids.
-        geometry: Whether the model of the ellipsoids has a geometry branch; a case has none in any way.
+        data: Path of an `.npz` case or of a folder with one, or None for the built-in ellipsoids.
+        geometry: Whether the model has a geometry branch; that of a case without a surface has none in any way.
     """
     if data is not None:
-        return TrainSettings(
-            data=data,
-            batch_size=1,
-            num_anchors=128,
-            num_queries=384,
-            physics_blocks=("self",) * 4,
-            # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
-            position_range=5000.0,
-            max_wavelength=10_000.0,
-        )
+        return _settings_of_a_case(data, geometry=geometry)
     if not geometry:
         return TrainSettings()
     return TrainSettings(
         physics_blocks=("joint", "perceiver", "joint", "joint", "joint"),
         num_geometry_points=512,
         num_supernodes=64,
+        num_test_supernodes=256,
+    )
+
+
+def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
+    settings = TrainSettings(
+        data=data,
+        batch_size=1,
+        num_anchors=128,
+        num_queries=384,
+        physics_blocks=("self",) * 4,
+        # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
+        position_range=5000.0,
+        max_wavelength=10_000.0,
+    )
+    branches = case_branches(Path(data))
+    if len(branches) > 1:
+        settings = replace(settings, physics_blocks=("self", "cross") * 2)
+    # The surface, where there is one, is also what the geometry branch sees.
+    if not geometry or "surface" not in branches:
+        return settings
+    return replace(
+        settings,
+        physics_blocks=("perceiver", *settings.physics_blocks),
+        num_geometry_points=1024,
+        num_supernodes=128,
         num_test_supernodes=256,
     )
 

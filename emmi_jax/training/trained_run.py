@@ -10,12 +10,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.cfd.case_folder import read_case_folder
 from emmi_jax.cfd.cases import Dataset, Sample
 from emmi_jax.cfd.ellipsoids import EllipsoidDataset
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.npz import read_arrays, read_case
 from emmi_jax.cfd.point_cloud import PointCloudDataset
 from emmi_jax.config import AbUptConfig
+from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.training.checkpoints import Checkpoints
 from emmi_jax.training.run_directory import JsonDict, RunDirectory
@@ -38,12 +40,22 @@ def load_dataset(settings: TrainSettings) -> Dataset:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file does not hold a usable case.
+        ValueError: The file or folder does not hold a usable case.
     """
     if settings.data is None:
         return EllipsoidDataset(settings.sizes, position_range=settings.position_range)
     path = Path(settings.data)
-    return PointCloudDataset(read_case(path), settings.sizes, position_range=settings.position_range, name=path.name)
+    if path.is_dir():
+        case = read_case_folder(path, load_torch_tensor)
+        return PointCloudDataset(
+            case.points,
+            settings.sizes,
+            position_range=settings.position_range,
+            geometry_position=case.geometry_position,
+            name=path.name,
+        )
+    points = {"volume": read_case(path)}
+    return PointCloudDataset(points, settings.sizes, position_range=settings.position_range, name=path.name)
 
 
 def run_config(settings: TrainSettings, dataset: Dataset) -> JsonDict:
