@@ -123,7 +123,9 @@ def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     points: Annotated[Path, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")],
     out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the fields go.")],
-    chunk_size: Annotated[int, typer.Option(help="Points in one call of the model; default 16384.", min=1)] = 16384,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Points in one call of the model; default: by the device's memory.", min=1)
+    ] = None,
 ) -> int:
     """Predict fields at any number of points, in physical units.
 
@@ -156,7 +158,7 @@ def predict(
         trained.normalizer,
         trained.fixed_points | positions,
         sizes=trained.settings.sizes,
-        chunk_size=chunk_size,
+        chunk_size="auto" if chunk_size is None else chunk_size,
     )
     write_arrays(out, fields)
     print(f"{out}: " + ", ".join(f"{name} {list(values.shape)}" for name, values in fields.items()))
