@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 try:
     import typer
@@ -121,8 +121,24 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    points: Annotated[Path, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the fields go.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Where fields go: FILE.npz, or a folder for meshes.")],
+    points: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")] = None,
+    surface: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch surface.")] = None,
+    volume: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch volume.")] = None,
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="MESH", help="The body's surface; default: the run's, or --surface.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure errors against the arrays of the meshes.")
+    ] = False,
+    fields: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Which arrays these are; default: the fields' names.")
+    ] = None,
+    area: Annotated[
+        float | None, typer.Option(help="Reference area in m2: print Cd (along x) and Cl (along z); with --speed.")
+    ] = None,
+    speed: Annotated[float | None, typer.Option(help="Speed of the stream in m/s.")] = None,
+    density: Annotated[float, typer.Option(help="Its density in kg/m3; default 1, for pressure over density.")] = 1.0,
     chunk_size: Annotated[
         int | None, typer.Option(help="Points in one call of the model; default: by the device's memory.", min=1)
     ] = None,
@@ -140,9 +156,53 @@ def predict(
     and OUT gets surface_pressure_coefficient, volume_velocity, ….
 
     \b
+    Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj) come back in the folder OUT
+    with predicted_<field>, and with --compare error_<field> and
+    comparison.json; --fields is like fields.json of emmi-jax train.
+
+    \b
     Example:
       emmi-jax predict runs/first --points points.npz --out fields.npz
+      emmi-jax predict runs/car --surface boundary.vtp --out fields
     """  # noqa: D301 - \b is the mark of an example
+    meshes = {name: path for name, path in (("surface", surface), ("volume", volume)) if path is not None}
+    for_meshes = bool(meshes or geometry or compare or fields or area is not None or speed is not None)
+    if (points is None) == (not meshes) or (points is not None and for_meshes):
+        raise ValueError("expected either --points, or --surface and --volume with the options of meshes")
+    if (area is None) != (speed is None):
+        raise ValueError(f"forces need both --area and --speed, got {area} and {speed}")
+    size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
+    if points is not None:
+        return _predict_points(run, points, out, size)
+    from rich.console import Console
+
+    from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
+    from emmi_jax.inference.mesh_prediction import ForceReference
+    from emmi_jax.training.trained_run import load_run
+
+    forces = None if area is None or speed is None else ForceReference(area=area, speed=speed, density=density)
+    trained = load_run(run)
+    run_mesh_job(
+        MeshJob(
+            meshes=meshes,
+            out=out,
+            geometry=geometry,
+            compare=compare,
+            fields=fields,
+            forces=forces,
+            chunk_size=size,
+        ),
+        trained.model,
+        trained.params,
+        trained.normalizer,
+        trained.fixed_points,
+        sizes=trained.settings.sizes,
+        console=Console(soft_wrap=False),
+    )
+    return 0
+
+
+def _predict_points(run: Path, points: Path, out: Path, chunk_size: int | Literal["auto"]) -> int:
     from emmi_jax.cfd.npz import checked_positions, read_arrays, write_arrays
     from emmi_jax.inference.predict import point_names, predict_fields
     from emmi_jax.training.trained_run import load_run
@@ -158,7 +218,7 @@ def predict(
         trained.normalizer,
         trained.fixed_points | positions,
         sizes=trained.settings.sizes,
-        chunk_size="auto" if chunk_size is None else chunk_size,
+        chunk_size=chunk_size,
     )
     write_arrays(out, fields)
     print(f"{out}: " + ", ".join(f"{name} {list(values.shape)}" for name, values in fields.items()))
@@ -233,8 +293,8 @@ def stats(
     """  # noqa: D301 - \b is the mark of an example
     from rich.console import Console
 
+    from emmi_jax.cfd.json_files import write_json
     from emmi_jax.cfd.statistics import file_statistics, statistics_json, statistics_table
-    from emmi_jax.training.run_directory import write_json
 
     if out is not None and not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder")
@@ -264,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(command.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
     except ImportError as error:
-        return _fail(where, f"{error}: pip install 'emmi-jax[train,convert]'")
+        return _fail(where, f"{error}: pip install 'emmi-jax[train,convert,cfd]'")
     except (ValueError, OSError) as error:
         return _fail(where, str(error))
     except Exception as error:

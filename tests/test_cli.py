@@ -63,6 +63,17 @@ def test_no_arguments_show_the_help(capsys):
             ["predict", "r", "--points", "p", "--out", "o", "--chunk-size", "0"],
             "emmi-jax predict: error: Invalid value",
         ),
+        (
+            ["predict", "r", "--out", "o"],
+            "emmi-jax predict: error: expected either --points, or --surface and --volume",
+        ),
+        (["predict", "r", "--out", "o", "--points", "p", "--compare"], "error: expected either --points, or --surface"),
+        (["predict", "r", "--out", "o", "--geometry", "g.stl"], "error: expected either --points, or --surface"),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--area", "2"],
+            "emmi-jax predict: error: forces need both --area and --speed, got 2.0 and None",
+        ),
+        (["predict", "r", "--out", "o", "--surface", "s.vtp"], "emmi-jax predict: error: r is not a run"),
         (["stats", "none.npz"], "emmi-jax stats: error: none.npz: no such file"),
         (["stats", "none.npz", "--out", "no/s.json"], "emmi-jax stats: error: no: no such folder"),
     ],

@@ -16,6 +16,8 @@ from emmi_jax.config import Config, FrozenMapping
 LOG_SCALED_FIELDS = frozenset({"vorticity"})
 """Fields whose magnitudes span decades; learned as sign(x) log(1 + |x|)."""
 
+_BOX_MARGIN = 0.01
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldScale(Config):
@@ -102,11 +104,13 @@ class Normalizer(Config):
         position_low: n numbers, the lowest corner of the box, in the unit of the positions.
         position_scale: Model units a unit of position.
         fields: `FieldScale` by branch and field.
+        position_high: The highest corner of the box; None if it is not known.
     """
 
     position_low: tuple[float, ...]
     position_scale: float
     fields: Mapping[str, Mapping[str, FieldScale]]
+    position_high: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         self._set(
@@ -114,6 +118,10 @@ class Normalizer(Config):
             position_scale=float(self.position_scale),
             fields=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.fields.items()}),
         )
+        if self.position_high is not None:
+            self._set(position_high=tuple(map(float, self.position_high)))
+            if len(self.position_high) != len(self.position_low):
+                raise ValueError(f"the box {self.position_low} … {self.position_high} has corners of different spaces")
         if not self.position_scale > 0:
             raise ValueError(f"position_scale must be positive, got {self.position_scale}")
 
@@ -131,7 +139,17 @@ class Normalizer(Config):
         extent = float((high - low).max())
         if not extent > 0:
             raise ValueError(f"all positions coincide: the box is {low.tolist()} … {high.tolist()}")
-        return cls(position_low=tuple(low), position_scale=position_range / extent, fields=fields)
+        return cls(
+            position_low=tuple(low), position_scale=position_range / extent, fields=fields, position_high=tuple(high)
+        )
+
+    def num_outside(self, position: ArrayLike) -> int:
+        """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is not known."""
+        if self.position_high is None:
+            return 0
+        x, low, high = np.asarray(position), np.array(self.position_low), np.array(self.position_high)
+        margin = _BOX_MARGIN * (high - low).max()
+        return int(np.count_nonzero(((x < low - margin) | (x > high + margin)).any(axis=-1)))
 
     def normalize_position(self, position: ArrayLike) -> NDArray[np.float32]:
         """Takes positions [..., n] to model units."""

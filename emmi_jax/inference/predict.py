@@ -63,19 +63,45 @@ def predict_fields(
     if not queries:
         names = [query_name(branch, branches) for branch in branches]
         raise ValueError(f"no points to predict: expected an array {_either(names)}")
-    rng = np.random.default_rng(_DRAW_SEED)
-    anchors = {branch: _anchors(branch, branches, positions, sizes, rng) for branch in branches}
-    inputs: dict[str, Any] = {"anchors": anchors}
-    if model.config.has_geometry:
-        geometry = _geometry(positions, sizes.num_geometry_points, rng)
-        supernode_idx = np.arange(min(sizes.num_test_supernodes, len(geometry)), dtype=np.int32)
-        inputs |= {"geometry_position": geometry, "supernode_idx": supernode_idx}
     variables = {"params": params}
-    cache = encode(model, variables, **inputs, normalizer=normalizer)
+    cache = encode_case(model, variables, normalizer, positions, sizes=sizes)
     fields = stream(model, variables, cache, queries, chunk_size=chunk_size, normalizer=normalizer)
     if len(branches) > 1:
         return fields
     return {name.removeprefix(f"{branches[0]}_"): values for name, values in fields.items()}
+
+
+def encode_case(
+    model: AnchoredBranchedUPT,
+    variables: Mapping[str, Any],
+    normalizer: Normalizer,
+    positions: Positions,
+    *,
+    sizes: SampleSizes,
+) -> Any:
+    """Encodes the anchors and the geometry of one case, given or drawn from its points as in `predict_fields`.
+
+    Args:
+        model: The model.
+        variables: Its variables, ``{"params": ...}``.
+        normalizer: Its scales.
+        positions: Arrays as `predict_fields` takes them.
+        sizes: How many anchors, geometry points and supernodes to draw.
+
+    Returns:
+        The cache that `stream` and `iter_stream` take.
+
+    Raises:
+        ValueError: Too few points to draw anchors or geometry from.
+    """
+    branches = list(model.config.fields)
+    rng = np.random.default_rng(_DRAW_SEED)
+    inputs: dict[str, Any] = {"anchors": {b: _anchors(b, branches, positions, sizes, rng) for b in branches}}
+    if model.config.has_geometry:
+        geometry = _geometry(positions, sizes.num_geometry_points, rng)
+        supernode_idx = np.arange(min(sizes.num_test_supernodes, len(geometry)), dtype=np.int32)
+        inputs |= {"geometry_position": geometry, "supernode_idx": supernode_idx}
+    return encode(model, variables, **inputs, normalizer=normalizer)
 
 
 def _anchors(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from emmi_jax.cfd.case_folder import read_case_folder
 from emmi_jax.cfd.cases import Dataset, Sample
 from emmi_jax.cfd.ellipsoids import EllipsoidDataset
+from emmi_jax.cfd.json_files import JsonDict
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.npz import read_arrays, read_case
 from emmi_jax.cfd.point_cloud import PointCloudDataset
@@ -20,7 +21,7 @@ from emmi_jax.config import AbUptConfig
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.training.checkpoints import Checkpoints
-from emmi_jax.training.run_directory import JsonDict, RunDirectory
+from emmi_jax.training.run_directory import RunDirectory
 from emmi_jax.training.settings import TrainSettings, default_settings, model_config
 from emmi_jax.training.step import Params, init_params
 

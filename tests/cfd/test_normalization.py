@@ -65,6 +65,20 @@ def test_positions_far_from_the_origin_keep_their_differences():
     np.testing.assert_allclose(normalizer.normalize_position(position), [[500.0, 250.0, 125.0]], rtol=1e-6)
 
 
+def test_positions_outside_the_box_are_counted():
+    normalizer = Normalizer.from_box([0, 0, 0], [100, 10, 10], position_range=1000.0, fields={})
+    inside = [[0, 0, 0], [100.9, 10.9, -0.9]]
+    outside = [[-2, 5, 5], [50, 12, 5], [50, 5, -2]]
+    assert normalizer.num_outside(np.array(inside, np.float32)) == 0
+    assert normalizer.num_outside(inside + outside) == 3
+    assert make_normalizer().num_outside(outside) == 0
+
+
+def test_corners_of_different_spaces_are_refused():
+    with pytest.raises(ValueError, match="different spaces"):
+        Normalizer(position_low=(0.0, 0.0), position_high=(1.0,), position_scale=1.0, fields={})
+
+
 def test_configuration_survives_json_and_is_hashable():
     normalizer = make_normalizer()
     assert Normalizer.from_dict(json.loads(json.dumps(normalizer.to_dict()))) == normalizer

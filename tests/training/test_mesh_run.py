@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emmi_jax.cfd.mesh_files import FieldSource, read_mesh
+from emmi_jax.cli import main
 from emmi_jax.training.settings import default_settings
 from emmi_jax.training.trained_run import load_dataset, load_run
-from tests.cfd.case_folders import surface_dataset, volume_dataset, write_case_folder
+from tests.cfd.case_folders import AXES, BODY, surface_dataset, volume_dataset, write_case_folder
 from tests.training.tiny_runs import run, tiny_settings
 
 GEOMETRY = {
@@ -41,7 +43,7 @@ def test_a_case_folder_is_trained_on_with_all_its_branches(trained):
 
 def test_the_geometry_comes_from_the_body(folder):
     dataset = load_dataset(tiny_settings(folder, **GEOMETRY))
-    level = np.linalg.norm(dataset.fixed_case.geometry_position / [1.0, 0.6, 0.5], axis=1)
+    level = np.linalg.norm(dataset.fixed_case.geometry_position / AXES, axis=1)
     assert 0.9 < level.min() <= level.max() < 1 + 1e-6
 
 
@@ -87,3 +89,57 @@ def test_defaults_go_by_what_the_folder_holds(folder, tmp_path, removed, geometr
         (copy / removed).unlink()
     settings = default_settings(str(copy), geometry=geometry)
     assert (settings.physics_blocks, settings.num_geometry_points) == (blocks, num_geometry_points)
+
+
+def exact(branch: str, centre: np.ndarray) -> dict[str, np.ndarray]:
+    """The potential flow itself, not what the files say of it."""
+    if branch == "volume":
+        return {"velocity": BODY.velocity(centre), "pressure_coefficient": BODY.pressure_coefficient(centre)[:, None]}
+    on_surface = centre / np.linalg.norm(centre / AXES, axis=1, keepdims=True)
+    return {"pressure_coefficient": BODY.pressure_coefficient(on_surface)[:, None]}
+
+
+def test_from_meshes_to_a_model_to_meshes_with_its_fields_and_their_errors(trained, folder, tmp_path, capsys):
+    out = tmp_path / "fields"
+    options = ["--surface", folder / "boundary_1.vtp", "--volume", folder / "volume_1.vtu"]
+    options += ["--geometry", folder / "body_1.stl", "--fields", folder / "fields.json", "--compare"]
+    options += ["--area", AXES[1] * AXES[2] * np.pi, "--speed", 1.0, "--chunk-size", 100, "--out", out]
+    assert main(["predict", str(trained), *map(str, options)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{surface_dataset().n_cells + volume_dataset().n_cells} points  " in printed
+    errors = json.loads((out / "comparison.json").read_text())
+    for branch, file in (("surface", "boundary_1.vtp"), ("volume", "volume_1.vtu")):
+        mesh = read_mesh(out / file)
+        for name, values in exact(branch, np.asarray(mesh.position("cells"), np.float64)).items():
+            sources = {kind: FieldSource(f"{kind}_{name}") for kind in ("predicted", "error")}
+            fields = mesh.points(sources, location="cells").fields
+            assert fields["predicted"].dtype == np.float32
+            np.testing.assert_allclose(fields["predicted"] - values, fields["error"], rtol=1e-5, atol=1e-6)
+            stored = errors[f"{branch}/{name}"]
+            error = fields["predicted"] - values
+            np.testing.assert_allclose(stored["relative_l2"], np.linalg.norm(error) / np.linalg.norm(values), rtol=1e-5)
+            np.testing.assert_allclose(stored["max"], np.abs(error).max(), rtol=1e-5)
+            assert f"{stored['relative_l2']:.4f}" in printed
+    forces = json.loads((out / "forces.json").read_text())
+    # An ideal fluid does not drag a body; the rest is that of 480 flat triangles.
+    assert abs(forces["reference"]["cd"]) < 0.02
+    assert f"predicted: Cd {forces['predicted']['cd']:.4f}" in printed
+
+
+def test_a_prediction_does_not_depend_on_what_else_is_predicted(trained, folder, tmp_path):
+    for name, meshes in (("one", ["surface"]), ("both", ["surface", "volume"])):
+        files = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
+        options = [str(option) for mesh in meshes for option in (f"--{mesh}", files[mesh])]
+        assert main(["predict", str(trained), *options, "--out", str(tmp_path / name)]) == 0
+    one, both = (read_mesh(tmp_path / name / "boundary_1.vtp") for name in ("one", "both"))
+    name = "predicted_pressure_coefficient"
+    np.testing.assert_allclose(one.dataset.cell_data[name], both.dataset.cell_data[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mesh_that_does_not_fit_is_refused_in_one_line(trained, folder, tmp_path, capsys):
+    (tmp_path / "bad.vtp").write_text("garbage")
+    assert main(["predict", str(trained), "--surface", str(tmp_path / "bad.vtp"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "bad.vtp: not a .vtp file, or a damaged one" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
