@@ -76,6 +76,7 @@ def train(
     file of the body. Fields are the arrays of DrivAerML, or those that its
     fields.json says: {"surface": {"pressure": "p"}, "volume": {…}}. Or it
     holds tensors: surface_position_vtp.pt, surface_pressure.pt, ….
+    Of a folder with such folders, a fifth is kept to test on.
 
     \b
     Example:

@@ -62,8 +62,8 @@ def read_case_folder(path: Path, load_tensor: LoadTensor) -> Case:
 
     Args:
         path: A folder with `boundary*.vtp`, `volume*.vtu` or both, and perhaps a `.stl` file of the body. Which arrays
-            are fields says a file `fields.json` in it, else they are those of DrivAerML. Or a folder with the tensors
-            of `TENSORS`, `surface_position_vtp.pt` and so on.
+            are fields says a file `fields.json` in it or in the folder above, else they are those of DrivAerML. Or a
+            folder with the tensors of `TENSORS`, `surface_position_vtp.pt` and so on.
         load_tensor: Reads a `.pt` file of one tensor.
 
     Returns:
@@ -78,16 +78,17 @@ def read_case_folder(path: Path, load_tensor: LoadTensor) -> Case:
     if _holds_tensors(path):
         points = _read_tensors(path, load_tensor)
     else:
-        sources = read_sources(path / FIELDS_FILE) if (path / FIELDS_FILE).is_file() else DRIVAERML
+        sources_file = next((f / FIELDS_FILE for f in (path, path.parent) if (f / FIELDS_FILE).is_file()), None)
+        sources = DRIVAERML if sources_file is None else read_sources(sources_file)
         points = {}
         for branch, pattern in MESHES.items():
             file = _only(path, pattern)
             if file is not None:
                 if branch not in sources:
-                    raise ValueError(f"{path / FIELDS_FILE}: no fields for the branch {branch!r} of {file.name}")
+                    raise ValueError(f"{sources_file}: no fields for the branch {branch!r} of {file.name}")
                 points[branch] = read_mesh(file).points(sources[branch])
     if not points:
-        wanted = [*MESHES.values(), *(position for position, _ in TENSORS.values())]
+        wanted = [*MESHES.values(), *(position for position, _ in TENSORS.values()), "folders with them"]
         raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")
     body = _only(path, "*.stl")
     if body is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emmi_jax.cfd.baselines import NearestNeighbors, mean_predictor
+from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_training_case
 from emmi_jax.cfd.cases import (
     Array,
     EvaluationCase,
@@ -16,13 +17,11 @@ from emmi_jax.cfd.cases import (
     Predict,
     Sample,
     SampleSizes,
-    split_points,
     stack_samples,
     take_points,
 )
-from emmi_jax.cfd.moments import row_chunks
 from emmi_jax.cfd.normalization import Normalizer
-from emmi_jax.cfd.statistics import fit_normalizer
+from emmi_jax.cfd.statistics import DataMoments, measure, row_pieces
 
 TEST_FRACTION = 0.2
 MAX_EVALUATED_POINTS = 100_000
@@ -71,14 +70,7 @@ class PointCloudDataset:
             order = rng.permutation(len(part.position))
             self.test_points[branch] = take_points(part, order[:num_test])
             self.train_points[branch] = take_points(part, order[num_test:])
-        if geometry_position is None and "surface" in points:
-            geometry_position = self.train_points["surface"].position
-        self._geometry_position = geometry_position
-        found = 0 if geometry_position is None else len(geometry_position)
-        if found < sizes.num_geometry_points:
-            raise ValueError(
-                f"{name}: the geometry branch draws {sizes.num_geometry_points} points of the body, found {found}"
-            )
+        self._geometry_position = body_of(self.train_points, geometry_position, sizes, name=name)
 
     @property
     def summary(self) -> str:
@@ -93,12 +85,11 @@ class PointCloudDataset:
     @cached_property
     def normalizer(self) -> Normalizer:
         """Scales of positions and fields, from the training points; `vorticity` is log-scaled."""
-        chunks = (
-            (branch, take_points(points, rows))
-            for branch, points in self.train_points.items()
-            for rows in row_chunks(np.arange(len(points.position)))
-        )
-        return fit_normalizer(chunks, position_range=self.position_range)
+        return self._measured.normalizer(position_range=self.position_range)
+
+    @cached_property
+    def _measured(self) -> DataMoments:
+        return measure(row_pieces(self.train_points))
 
     @cached_property
     def fixed_case(self) -> Sample:
@@ -108,42 +99,31 @@ class PointCloudDataset:
             branch: take_points(points, rng.permutation(len(points.position))[: self.sizes.num_test_anchors])
             for branch, points in self.train_points.items()
         }
-        return self._with_geometry(rng, Sample(anchors, {}), self.sizes.num_test_supernodes)
+        return add_geometry(
+            rng,
+            Sample(anchors, {}),
+            self._geometry_position,
+            num_points=self.sizes.num_geometry_points,
+            num_supernodes=self.sizes.num_test_supernodes,
+        )
 
     def train_batch(self, seed: int, step: int) -> Sample:
         """Returns independent draws of anchors and queries from the training points, in physical units."""
         rng = np.random.default_rng([_TRAIN_STREAM, seed, step])
-        return stack_samples([self._draw(rng) for _ in range(self.sizes.batch_size)])
-
-    def _draw(self, rng: np.random.Generator) -> Sample:
-        num_anchors, num_queries = self.sizes.num_anchors, self.sizes.num_queries
-        sample = Sample({}, {})
-        for branch, points in self.train_points.items():
-            idx = rng.choice(len(points.position), num_anchors + num_queries, replace=False)
-            sample.anchors[branch], queries = split_points(take_points(points, idx), num_anchors)
-            if num_queries:
-                sample.queries[branch] = queries
-        return self._with_geometry(rng, sample, self.sizes.num_supernodes)
-
-    def _with_geometry(self, rng: np.random.Generator, sample: Sample, num_supernodes: int) -> Sample:
-        num_points, pool = self.sizes.num_geometry_points, self._geometry_position
-        if not num_points or pool is None:
-            return sample
-        idx = rng.choice(len(pool), num_points, replace=False)
-        # Drawn points are in no order, so the first are as good as any.
-        return sample._replace(geometry_position=pool[idx], supernode_idx=np.arange(num_supernodes, dtype=np.int32))
+        return stack_samples(
+            [
+                draw_training_case(rng, self.train_points, self._geometry_position, self.sizes)
+                for _ in range(self.sizes.batch_size)
+            ]
+        )
 
     def evaluation_cases(self) -> Iterator[EvaluationCase]:
         """Yields the test points, with the mean predictor and interpolation from all training points."""
         queries = {
             branch: take_points(points, slice(MAX_EVALUATED_POINTS)) for branch, points in self.test_points.items()
         }
-        means = {
-            branch: {name: values.mean(axis=0, dtype=np.float64) for name, values in points.fields.items()}
-            for branch, points in self.train_points.items()
-        }
         baselines = {
-            "mean_predictor": mean_predictor(means, queries),
+            "mean_predictor": mean_predictor(self._measured.means, queries),
             "nearest_neighbors": {
                 branch: NearestNeighbors(points).predict(queries[branch].position)
                 for branch, points in self.train_points.items()

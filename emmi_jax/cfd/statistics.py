@@ -5,12 +5,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.cfd.cases import PointSet
+from emmi_jax.cfd.cases import Fields, PointSet, take_points
 from emmi_jax.cfd.mesh_files import read_mesh
 from emmi_jax.cfd.moments import CHUNK_ROWS, Moments, row_chunks
 from emmi_jax.cfd.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, compress
@@ -21,18 +21,42 @@ if TYPE_CHECKING:
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
 
-def fit_normalizer(chunks: Iterable[tuple[str, PointSet]], *, position_range: float) -> Normalizer:
-    """Measures the scales of data that come in pieces, in one pass; `vorticity` is log-scaled.
+class DataMoments(NamedTuple):
+    """Statistics of positions, and of fields by branch and name; log-scaled fields have those of the logarithm too."""
+
+    position: Moments
+    fields: dict[str, dict[str, tuple[Moments, Moments | None]]]
+
+    @property
+    def means(self) -> Fields:
+        """Mean [F] by branch and field."""
+        return {branch: {name: m.mean for name, (m, _) in fields.items()} for branch, fields in self.fields.items()}
+
+    def normalizer(self, *, position_range: float) -> Normalizer:
+        """Returns the scales.
+
+        Args:
+            position_range: The longest side of the box of all points, in model units.
+
+        Raises:
+            ValueError: A value is not finite, or all positions coincide.
+        """
+        if self.position.num_not_finite:
+            raise ValueError(f"{self.position.num_not_finite} positions are not finite")
+        scales = {branch: {name: FieldScale.of(*m) for name, m in f.items()} for branch, f in self.fields.items()}
+        return Normalizer.from_box(
+            self.position.minimum, self.position.maximum, position_range=position_range, fields=scales
+        )
+
+
+def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:
+    """Measures data that come in pieces, in one pass; `vorticity` is log-scaled.
 
     Args:
         chunks: Points and the branch they belong to, as many pieces as there are.
-        position_range: The longest side of the box of all points, in model units.
-
-    Returns:
-        The normaliser; up to rounding, that of all pieces in one.
 
     Raises:
-        ValueError: There is no piece, a value is not finite, or all positions coincide.
+        ValueError: There is no piece.
     """
     box: Moments | None = None
     fields: dict[str, dict[str, tuple[Moments, Moments | None]]] = {}
@@ -43,10 +67,16 @@ def fit_normalizer(chunks: Iterable[tuple[str, PointSet]], *, position_range: fl
         for name, values in points.fields.items():
             parts = Moments.of(values), Moments.of(compress(values)) if name in LOG_SCALED_FIELDS else None
             known[name] = _merge(known[name], parts) if name in known else parts
-    if box is None or box.num_not_finite:
-        raise ValueError("expected points at finite positions" + ("" if box is None else "; some are not finite"))
-    scales = {branch: {name: FieldScale.of(*m) for name, m in names.items()} for branch, names in fields.items()}
-    return Normalizer.from_box(box.minimum, box.maximum, position_range=position_range, fields=scales)
+    if box is None:
+        raise ValueError("there is nothing to measure: no points came")
+    return DataMoments(box, fields)
+
+
+def row_pieces(points: Mapping[str, PointSet]) -> Iterator[tuple[str, PointSet]]:
+    """Cuts points into pieces for `measure`."""
+    for branch, part in points.items():
+        for start in range(0, len(part.position), CHUNK_ROWS):
+            yield branch, take_points(part, slice(start, start + CHUNK_ROWS))
 
 
 def file_statistics(paths: Sequence[Path]) -> dict[str, Moments]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from emmi_jax.cfd.case_collection import case_folders
 from emmi_jax.cfd.case_folder import case_branches
 from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig
@@ -16,7 +17,8 @@ class TrainSettings(Config):
     """Settings of a run; equal settings on the same machine give equal runs.
 
     Args:
-        data: Path of an `.npz` case or of a folder with one, or None for the built-in ellipsoids.
+        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
+            built-in ellipsoids.
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
         batch_size: Cases a step.
@@ -122,7 +124,8 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
     """Returns the defaults, a run of a few minutes on two processor cores.
 
     Args:
-        data: Path of an `.npz` case or of a folder with one, or None for the built-in ellipsoids.
+        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
+            built-in ellipsoids.
         geometry: Whether the model has a geometry branch; that of a case without a surface has none in any way.
     """
     if data is not None:
@@ -148,7 +151,8 @@ def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
         position_range=5000.0,
         max_wavelength=10_000.0,
     )
-    branches = case_branches(Path(data))
+    path = Path(data)
+    branches = case_branches(path) or next(map(case_branches, case_folders(path)), ())
     if len(branches) > 1:
         settings = replace(settings, physics_blocks=("self", "cross") * 2)
     # The surface, where there is one, is also what the geometry branch sees.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.cfd.case_folder import read_case_folder
+from emmi_jax.cfd.case_collection import CaseCollection, case_folders
+from emmi_jax.cfd.case_folder import case_branches, read_case_folder
 from emmi_jax.cfd.cases import Dataset, Sample
 from emmi_jax.cfd.ellipsoids import EllipsoidDataset
 from emmi_jax.cfd.json_files import JsonDict
@@ -46,6 +48,15 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     if settings.data is None:
         return EllipsoidDataset(settings.sizes, position_range=settings.position_range)
     path = Path(settings.data)
+    folders = case_folders(path)
+    if folders and not case_branches(path):
+        return CaseCollection(
+            folders,
+            partial(read_case_folder, load_tensor=load_torch_tensor),
+            settings.sizes,
+            position_range=settings.position_range,
+            name=path.name,
+        )
     if path.is_dir():
         case = read_case_folder(path, load_torch_tensor)
         return PointCloudDataset(

@@ -6,7 +6,7 @@ import pytest
 from emmi_jax.cfd import statistics
 from emmi_jax.cfd.cases import PointSet
 from emmi_jax.cfd.normalization import FieldScale, Normalizer
-from emmi_jax.cfd.statistics import file_statistics, fit_normalizer, statistics_json
+from emmi_jax.cfd.statistics import file_statistics, measure, statistics_json
 from emmi_jax.cfd.vtk_files import import_pyvista
 
 RNG = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def test_a_normalizer_from_chunks_is_that_of_the_whole(num):
     whole = Normalizer.from_box(
         POSITION.min(axis=0), POSITION.max(axis=0), position_range=1000.0, fields={"volume": scales}
     )
-    fitted = fit_normalizer(chunks(num), position_range=1000.0)
+    fitted = measure(chunks(num)).normalizer(position_range=1000.0)
     assert (fitted.position_low, fitted.position_scale) == (whole.position_low, whole.position_scale)
     for name, scale in whole.fields["volume"].items():
         np.testing.assert_allclose(fitted.fields["volume"][name].mean, scale.mean, rtol=1e-12, atol=1e-12)
@@ -50,7 +50,7 @@ def test_a_scale_from_chunks_is_inverted_to_rounding(name):
 
 def test_the_box_spans_all_branches():
     surface = ("surface", PointSet(np.array([[9.0, 0, 0]]), {"p": np.ones((1, 1))}))
-    normalizer = fit_normalizer([*chunks(2), surface], position_range=10.0)
+    normalizer = measure([*chunks(2), surface]).normalizer(position_range=10.0)
     assert set(normalizer.fields) == {"volume", "surface"}
     np.testing.assert_allclose(normalizer.position_scale, 10 / (9 - POSITION[:, 0].min()))
 
@@ -60,7 +60,7 @@ def test_scales_of_values_that_are_not_finite_are_refused(bad):
     points = PointSet(POSITION.copy(), {"velocity": FIELDS["velocity"].copy()})
     (points.position if bad == "position" else points.fields[bad])[4, 1] = np.nan
     with pytest.raises(ValueError, match="finite"):
-        fit_normalizer([("volume", points)], position_range=1.0)
+        measure([("volume", points)]).normalizer(position_range=1.0)
     with pytest.raises(ValueError, match="89 rows that are and 1 that are not"):
         FieldScale.fit(points.position if bad == "position" else points.fields[bad])
 

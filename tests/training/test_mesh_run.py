@@ -91,6 +91,20 @@ def test_defaults_go_by_what_the_folder_holds(folder, tmp_path, removed, geometr
     assert (settings.physics_blocks, settings.num_geometry_points) == (blocks, num_geometry_points)
 
 
+def test_of_several_cases_some_are_trained_on_and_the_others_tested(tmp_path, folder):
+    for number in range(3):
+        shutil.copytree(folder, tmp_path / "cases" / f"run_{number}")
+    settings = tiny_settings(tmp_path / "cases", **GEOMETRY)
+    outcome, printed = run(settings, tmp_path / "many")
+    assert "cases: 2 cases to train on, 1 to test on" in printed
+    assert load_run(outcome.path).fixed_points == {}
+    assert set(json.loads((outcome.path / "metrics.json").read_text())["test"]["volume/velocity"]) == {
+        "relative_l2",
+        "mean_predictor",
+    }
+    assert default_settings(str(tmp_path / "cases")).physics_blocks == ("perceiver", "self", "cross", "self", "cross")
+
+
 def exact(branch: str, centre: np.ndarray) -> dict[str, np.ndarray]:
     """The potential flow itself, not what the files say of it."""
     if branch == "volume":
