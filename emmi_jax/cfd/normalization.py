@@ -35,11 +35,19 @@ class FieldScale(Config):
             raise ValueError(f"expected as many positive deviations as means, got {self.mean} and {self.std}")
 
     @classmethod
-    def fit(cls, values: ArrayLike, *, log_scale: bool = False) -> FieldScale:
-        """Measures the scale of values [N, F]; a constant channel keeps the deviation 1."""
+    def fit(cls, values: ArrayLike, *, log_scale: bool = False, common_std: bool = False) -> FieldScale:
+        """Measures the scale of values [N, F]; a constant channel keeps the deviation 1.
+
+        Args:
+            values: The values, in the unit of the field.
+            log_scale: Whether to take their logarithm first.
+            common_std: Whether all channels get one deviation, the root mean square of theirs. Then, without a
+                logarithm, a field without divergence has none in model units either, and the other way round.
+        """
         x = np.asarray(values, dtype=np.float64)
         x = _compress(x) if log_scale else x
         std = x.std(axis=0)
+        std = np.full_like(std, np.sqrt(np.square(std).mean())) if common_std else std
         return cls(mean=tuple(x.mean(axis=0)), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale)
 
     def normalize(self, values: ArrayLike) -> NDArray[np.float64]:

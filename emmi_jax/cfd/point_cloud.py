@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -36,13 +36,21 @@ class PointCloudDataset:
         position_range: The longest side of the points' box, in model units.
         branch: Name of the branch.
         name: What to call the case.
+        divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
 
     Raises:
         ValueError: There are too few points for the sizes.
     """
 
     def __init__(
-        self, points: PointSet, sizes: SampleSizes, *, position_range: float, branch: str = "volume", name: str = "case"
+        self,
+        points: PointSet,
+        sizes: SampleSizes,
+        *,
+        position_range: float,
+        branch: str = "volume",
+        name: str = "case",
+        divergence_free: Collection[str] = (),
     ) -> None:
         num_points = len(points.position)
         num_test = round(TEST_FRACTION * num_points)
@@ -53,6 +61,7 @@ class PointCloudDataset:
             )
         order = np.random.default_rng([_SPLIT_STREAM]).permutation(num_points)
         self.sizes, self.branch, self.name, self.position_range = sizes, branch, name, position_range
+        self.divergence_free = divergence_free
         self.test_points, self.train_points = split_points(take_points(points, order), num_test)
         self.fields = {branch: {name: values.shape[-1] for name, values in points.fields.items()}}
 
@@ -64,10 +73,10 @@ class PointCloudDataset:
 
     @cached_property
     def normalizer(self) -> Normalizer:
-        """Scales of positions and fields, from the training points; `vorticity` is log-scaled."""
-        position = self.train_points.position
+        """Scales of positions and fields, from the training points; `vorticity` is log-scaled where it may be."""
+        position, free = self.train_points.position, self.divergence_free
         scales = {
-            name: FieldScale.fit(values, log_scale=name in LOG_SCALED_FIELDS)
+            name: FieldScale.fit(values, log_scale=name in LOG_SCALED_FIELDS - set(free), common_std=name in free)
             for name, values in self.train_points.fields.items()
         }
         return Normalizer.from_box(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,10 +40,11 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         FileNotFoundError: There is no such file.
         ValueError: The file does not hold a usable case.
     """
+    options: Any = {"position_range": settings.position_range, "divergence_free": settings.divergence_free}
     if settings.data is None:
-        return EllipsoidDataset(settings.sizes, position_range=settings.position_range)
+        return EllipsoidDataset(settings.sizes, **options)
     path = Path(settings.data)
-    return PointCloudDataset(read_case(path), settings.sizes, position_range=settings.position_range, name=path.name)
+    return PointCloudDataset(read_case(path), settings.sizes, name=path.name, **options)
 
 
 def run_config(settings: TrainSettings, dataset: Dataset) -> JsonDict:
