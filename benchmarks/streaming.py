@@ -31,7 +31,7 @@ FIELDS = {"surface": {"pressure": 1, "wallshearstress": 3}, BRANCH: {"pressure":
 
 def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/streaming.json")
-    parser.add_argument("--queries", type=int, default=4 * TORCH_CHUNK_SIZE, help="to time (%(default)s)")
+    parser.add_argument("--queries", type=int, default=8 * TORCH_CHUNK_SIZE, help="to time (%(default)s)")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of is not None:

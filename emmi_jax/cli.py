@@ -57,6 +57,10 @@ def train(
     no_geometry: Annotated[
         bool, typer.Option("--no-geometry", help="Leave out the geometry branch; without a surface there is none.")
     ] = False,
+    divergence_free: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="A field of three channels that gets no divergence, such as velocity."),
+    ] = None,
     dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.dim}.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.learning_rate:g}.")
@@ -97,6 +101,7 @@ def train(
         "batch_size": batch_size,
         "num_anchors": num_anchors,
         "num_queries": num_queries,
+        "divergence_free": divergence_free or None,
         "dim": dim,
         "learning_rate": learning_rate,
         "seed": seed,

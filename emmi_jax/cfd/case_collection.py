@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class CaseCollection:
         sizes: Sizes of a batch.
         position_range: The longest side of the box of all training points, in model units.
         name: What to call the data.
+        divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
 
     Raises:
         ValueError: There are fewer than two cases, or, when it is read, a case has too few points or other fields.
@@ -57,10 +58,12 @@ class CaseCollection:
         *,
         position_range: float,
         name: str = "cases",
+        divergence_free: Collection[str] = (),
     ) -> None:
         if len(folders) < 2:
             raise ValueError(f"{name}: expected at least two cases, one to train on and one to test on: {len(folders)}")
         self.sizes, self.name, self.position_range = sizes, name, position_range
+        self.divergence_free = divergence_free
         self.fixed_case: Sample | None = None
         order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(folders))
         num_test = max(1, round(TEST_FRACTION * len(folders)))
@@ -76,8 +79,8 @@ class CaseCollection:
 
     @property
     def normalizer(self) -> Normalizer:
-        """Scales of positions and fields, from the training cases; `vorticity` is log-scaled."""
-        return self._measured.normalizer(position_range=self.position_range)
+        """Scales of positions and fields, from the training cases; `vorticity` is log-scaled where it may be."""
+        return self._measured.normalizer(position_range=self.position_range, divergence_free=self.divergence_free)
 
     @cached_property
     def _measured(self) -> DataMoments:

@@ -45,25 +45,38 @@ class FieldScale(Config):
                 raise ValueError(f"expected one limit >= 0 for each of {len(self.mean)} channels, got {self.limit}")
 
     @classmethod
-    def fit(cls, values: ArrayLike, *, log_scale: bool = False) -> FieldScale:
+    def fit(cls, values: ArrayLike, *, log_scale: bool = False, common_std: bool = False) -> FieldScale:
         """Measures the scale of values [N, F]; a constant channel keeps the deviation 1.
 
         Log-scaled values are limited to the largest measured magnitude: a small error of the logarithm beyond it would
         be larger than the whole field.
+
+        Args:
+            values: The values, in the unit of the field.
+            log_scale: Whether to take their logarithm first.
+            common_std: Whether all channels get one deviation, the root mean square of theirs. Then, without a
+                logarithm, a field without divergence has none in model units either, and the other way round.
         """
-        return cls.fit_chunks([values], log_scale=log_scale)
+        return cls.fit_chunks([values], log_scale=log_scale, common_std=common_std)
 
     @classmethod
-    def fit_chunks(cls, chunks: Iterable[ArrayLike], *, log_scale: bool = False) -> FieldScale:
+    def fit_chunks(
+        cls, chunks: Iterable[ArrayLike], *, log_scale: bool = False, common_std: bool = False
+    ) -> FieldScale:
         """Measures the scale of values that come in pieces [n_i, F], in one pass; up to rounding that of the whole."""
         if not log_scale:
-            return cls.of(Moments.of_chunks(chunks))
+            return cls.of(Moments.of_chunks(chunks), common_std=common_std)
         plain, compressed = zip(*((Moments.of(x), Moments.of(compress(x))) for x in chunks), strict=True)
-        return cls.of(reduce(Moments.merge, plain), reduce(Moments.merge, compressed))
+        return cls.of(reduce(Moments.merge, plain), reduce(Moments.merge, compressed), common_std=common_std)
 
     @classmethod
-    def of(cls, moments: Moments, compressed: Moments | None = None) -> FieldScale:
-        """Takes the scale from statistics; those of the values after `compress` make it a logarithmic one.
+    def of(cls, moments: Moments, compressed: Moments | None = None, *, common_std: bool = False) -> FieldScale:
+        """Takes the scale from statistics.
+
+        Args:
+            moments: Those of the values.
+            compressed: Those of the values after `compress`, for a logarithmic scale.
+            common_std: See `fit`.
 
         Raises:
             ValueError: A value was not finite, or there was none.
@@ -73,9 +86,10 @@ class FieldScale(Config):
                 f"expected finite values, got {moments.count} rows that are and {moments.num_not_finite} that are not"
             )
         scaled = moments if compressed is None else compressed
+        std = np.full_like(scaled.std, np.sqrt(np.square(scaled.std).mean())) if common_std else scaled.std
         return cls(
             mean=tuple(scaled.mean),
-            std=tuple(np.where(scaled.std > 0, scaled.std, 1.0)),
+            std=tuple(np.where(std > 0, std, 1.0)),
             log_scale=compressed is not None,
             limit=None if compressed is None else tuple(np.maximum(-moments.minimum, moments.maximum)),
         )

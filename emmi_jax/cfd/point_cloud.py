@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class PointCloudDataset:
         geometry_position: Points [P, n] on the body that the geometry branch, if `sizes` has one, draws from; by
             default the training points of the branch `surface`.
         name: What to call the case.
+        divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
 
     Raises:
         ValueError: There are too few points for the sizes.
@@ -55,8 +56,10 @@ class PointCloudDataset:
         position_range: float,
         geometry_position: Array | None = None,
         name: str = "case",
+        divergence_free: Collection[str] = (),
     ) -> None:
         self.sizes, self.name, self.position_range = sizes, name, position_range
+        self.divergence_free = divergence_free
         self.fields = {
             branch: {field: values.shape[-1] for field, values in part.fields.items()}
             for branch, part in points.items()
@@ -84,8 +87,8 @@ class PointCloudDataset:
 
     @cached_property
     def normalizer(self) -> Normalizer:
-        """Scales of positions and fields, from the training points; `vorticity` is log-scaled."""
-        return self._measured.normalizer(position_range=self.position_range)
+        """Scales of positions and fields, from the training points; `vorticity` is log-scaled where it may be."""
+        return self._measured.normalizer(position_range=self.position_range, divergence_free=self.divergence_free)
 
     @cached_property
     def _measured(self) -> DataMoments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -32,18 +32,27 @@ class DataMoments(NamedTuple):
         """Mean [F] by branch and field."""
         return {branch: {name: m.mean for name, (m, _) in fields.items()} for branch, fields in self.fields.items()}
 
-    def normalizer(self, *, position_range: float) -> Normalizer:
+    def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
         """Returns the scales.
 
         Args:
             position_range: The longest side of the box of all points, in model units.
+            divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
 
         Raises:
             ValueError: A value is not finite, or all positions coincide.
         """
         if self.position.num_not_finite:
             raise ValueError(f"{self.position.num_not_finite} positions are not finite")
-        scales = {branch: {name: FieldScale.of(*m) for name, m in f.items()} for branch, f in self.fields.items()}
+        scales = {
+            branch: {
+                name: FieldScale.of(plain, common_std=True)
+                if name in divergence_free
+                else FieldScale.of(plain, compressed)
+                for name, (plain, compressed) in fields.items()
+            }
+            for branch, fields in self.fields.items()
+        }
         return Normalizer.from_box(
             self.position.minimum, self.position.maximum, position_range=position_range, fields=scales
         )

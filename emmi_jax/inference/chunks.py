@@ -86,7 +86,7 @@ def resolve_chunk_size(chunk_size: ChunkSize, config: AbUptConfig, cache: Any, d
     """Returns the queries in one call of the model: a multiple of the number of devices.
 
     "auto" fills a quarter of each device's free memory by an estimate of the activations, at most `LARGEST_CHUNK_SIZE`
-    a device; it is `CPU_CHUNK_SIZE` a device where the memory is not known.
+    a device; where the memory is not known it is `CPU_CHUNK_SIZE` a device, a quarter of that for vector potentials.
 
     Raises:
         ValueError: It is neither "auto" nor a positive number.
@@ -99,16 +99,18 @@ def resolve_chunk_size(chunk_size: ChunkSize, config: AbUptConfig, cache: Any, d
 
 
 def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device) -> int:
+    # A curl takes three derivatives beside the value.
+    num_passes = 4 if config.vector_potentials else 1
     stats = device.memory_stats() if device.platform != "cpu" else None
     if not stats or "bytes_limit" not in stats:
-        return CPU_CHUNK_SIZE
+        return CPU_CHUNK_SIZE // num_passes
     # Residuals, q, k, v, rotations and both sides of the MLP, in float32 at worst; two chunks are alive.
     values = config.dim * (16 + 3 * config.mlp_ratio)
-    if config.implementation in ("masked", "xla"):  # they hold the logits of every key
+    if config.implementation in ("masked", "xla") or config.vector_potentials:  # these hold the logits of every key
         keys = [leaf.shape[1] for leaf in jax.tree.leaves(cache) if leaf.ndim == 4]
         values += 3 * config.num_heads * len(config.branches) * max(keys, default=0)
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    fitting = max(1, int(_MEMORY_SHARE * free / (4 * values)))
+    fitting = max(1, int(_MEMORY_SHARE * free / (4 * values * num_passes)))
     return min(LARGEST_CHUNK_SIZE, 1 << (fitting.bit_length() - 1))
 
 

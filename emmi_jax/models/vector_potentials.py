@@ -89,6 +89,10 @@ def _split(
     moved = {}
     for branch in config.vector_potentials:
         parts = [given[branch] for given in (anchors, queries) if given is not None and branch in given]
+        for part in parts:
+            if part.ndim != 3 or part.shape[2] != 3:
+                expected = "[batch, tokens, 3]"
+                raise ValueError(f"the positions of {branch!r} must have the shape {expected}, got {list(part.shape)}")
         if parts:
             moved[branch] = jnp.concatenate(parts, axis=1).astype(jnp.float32)
     return moved, {branch: position for branch, position in queries.items() if branch not in moved}

@@ -80,7 +80,10 @@ def blockwise_attention(
     rng = dropout_rng if dropout_rate else None
     if rng is not None and not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.wrap_key_data(rng)
-    tiling = _Tiling(*_cut(num_queries, BLOCK_QUERIES), *_cut(num_keys, BLOCK_KEYS), float(dropout_rate), precision)
+    block_k, num_k = _cut(num_keys, BLOCK_KEYS)
+    # Fewer keys leave the tile room for more queries; beyond four times as many nothing is gained.
+    largest_q = BLOCK_QUERIES * min(4, BLOCK_KEYS // block_k)
+    tiling = _Tiling(*_cut(num_queries, largest_q), block_k, num_k, float(dropout_rate), precision)
     padded_t, padded_s = tiling.block_q * tiling.num_q, tiling.block_k * tiling.num_k
     masks = []
     if mask is not None:

@@ -34,6 +34,7 @@ class TrainSettings(Config):
         physics_blocks: Kinds of the physics blocks.
         decoder_depth: Decoder blocks a branch.
         mlp_ratio: Hidden channels of an MLP over `dim`.
+        divergence_free: Fields of three channels that get no divergence, as curls of what the network predicts.
         position_range: Longest side of the data's box in model units.
         max_wavelength: Largest wavelength over 2 pi of the position embeddings, in model units.
         learning_rate: Peak learning rate.
@@ -63,6 +64,7 @@ class TrainSettings(Config):
     physics_blocks: tuple[str, ...] = ("joint",) * 4
     decoder_depth: int = 0
     mlp_ratio: int = 2
+    divergence_free: tuple[str, ...] = ()
     position_range: float = 100.0
     max_wavelength: float = 100.0
     learning_rate: float = 4e-3
@@ -73,7 +75,7 @@ class TrainSettings(Config):
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        self._set(physics_blocks=tuple(self.physics_blocks))
+        self._set(physics_blocks=tuple(self.physics_blocks), divergence_free=tuple(self.divergence_free))
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -168,7 +170,15 @@ def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
 
 
 def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
-    """Returns the configuration of the model that these settings train on these fields."""
+    """Returns the configuration of the model that these settings train on these fields.
+
+    Raises:
+        ValueError: A field that is to have no divergence does not exist, or has not three channels.
+    """
+    free = settings.divergence_free
+    if unknown := sorted(set(free) - {name for names in fields.values() for name in names}):
+        known = {branch: list(names) for branch, names in fields.items()}
+        raise ValueError(f"divergence_free names the unknown fields {unknown!r}; the fields are {known!r}")
     return AbUptConfig(
         dim=settings.dim,
         num_heads=settings.num_heads,
@@ -179,4 +189,5 @@ def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]
         mlp_ratio=settings.mlp_ratio,
         max_wavelength=settings.max_wavelength,
         init_weights="torch",
+        vector_potentials={branch: tuple(name for name in names if name in free) for branch, names in fields.items()},
     )

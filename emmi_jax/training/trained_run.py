@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,29 +45,18 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         FileNotFoundError: There is no such file.
         ValueError: The file or folder does not hold a usable case.
     """
+    options: Any = {"position_range": settings.position_range, "divergence_free": settings.divergence_free}
     if settings.data is None:
-        return EllipsoidDataset(settings.sizes, position_range=settings.position_range)
+        return EllipsoidDataset(settings.sizes, **options)
     path = Path(settings.data)
     folders = case_folders(path)
     if folders and not case_branches(path):
-        return CaseCollection(
-            folders,
-            partial(read_case_folder, load_tensor=load_torch_tensor),
-            settings.sizes,
-            position_range=settings.position_range,
-            name=path.name,
-        )
+        load_case = partial(read_case_folder, load_tensor=load_torch_tensor)
+        return CaseCollection(folders, load_case, settings.sizes, name=path.name, **options)
     if path.is_dir():
-        case = read_case_folder(path, load_torch_tensor)
-        return PointCloudDataset(
-            case.points,
-            settings.sizes,
-            position_range=settings.position_range,
-            geometry_position=case.geometry_position,
-            name=path.name,
-        )
-    points = {"volume": read_case(path)}
-    return PointCloudDataset(points, settings.sizes, position_range=settings.position_range, name=path.name)
+        points, body = read_case_folder(path, load_torch_tensor)
+        return PointCloudDataset(points, settings.sizes, geometry_position=body, name=path.name, **options)
+    return PointCloudDataset({"volume": read_case(path)}, settings.sizes, name=path.name, **options)
 
 
 def run_config(settings: TrainSettings, dataset: Dataset) -> JsonDict:

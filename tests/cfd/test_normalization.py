@@ -30,6 +30,14 @@ def test_denormalize_inverts_normalize(values, log_scale):
     np.testing.assert_allclose(scale.denormalize(scale.normalize(values)), values, rtol=1e-11, atol=1e-10)
 
 
+def test_a_common_deviation_only_shifts_and_scales_a_vector(values):
+    scale = FieldScale.fit(values, common_std=True)
+    assert len(set(scale.std)) == 1
+    normalized = scale.normalize(values)
+    np.testing.assert_allclose(normalized.mean(axis=0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.square(normalized).mean(), 1.0, rtol=1e-12)
+
+
 def test_log_scale_keeps_signs_and_zero():
     scale = FieldScale(mean=(0.0,), std=(1.0,), log_scale=True)
     np.testing.assert_allclose(scale.normalize([[-(np.e - 1)], [0.0], [np.e - 1]]), [[-1.0], [0.0], [1.0]], rtol=1e-15)

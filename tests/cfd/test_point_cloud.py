@@ -73,6 +73,13 @@ def test_vorticity_alone_is_log_scaled():
     assert {name: scale.log_scale for name, scale in scales.items()} == {"velocity": False, "vorticity": True}
 
 
+def test_a_field_without_divergence_is_not_log_scaled_and_has_one_deviation():
+    dataset = PointCloudDataset({"volume": make_points()}, SIZES, position_range=1000.0, divergence_free=("vorticity",))
+    scales = dataset.normalizer.fields["volume"]
+    assert not scales["vorticity"].log_scale
+    assert {name: len(set(scale.std)) for name, scale in scales.items()} == {"velocity": 3, "vorticity": 1}
+
+
 def test_statistics_do_not_see_the_test_points():
     points = make_points()
     dataset = make_dataset()

@@ -342,6 +342,11 @@ def test_the_automatic_chunk_is_smaller_where_logits_are_held():
     assert automatic(device, implementation="masked") < automatic(device)
 
 
+@pytest.mark.parametrize("device", [FakeDevice(), FakeDevice(bytes_limit=2**30, bytes_in_use=0)])
+def test_the_automatic_chunk_is_smaller_for_curls(device):
+    assert automatic(device, vector_potentials={"volume": ("velocity",)}) <= automatic(device) // 4
+
+
 def test_the_automatic_chunk_has_a_default_where_memory_is_not_known_and_counts_devices():
     assert automatic(FakeDevice()) == CPU_CHUNK_SIZE
     small, large = FakeDevice(bytes_limit=2**30, bytes_in_use=0), FakeDevice(bytes_limit=2**34, bytes_in_use=0)

@@ -8,6 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax.inference import streaming
+from emmi_jax.ops.attention import target_platform
+
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import json
@@ -54,6 +64,28 @@ print(json.dumps({
     "shards": shards,
 }))
 """
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("tpu", "tpu_custom_call"), ("cuda", "__cudnn$fmhaSoftmax")])
+def test_a_chunk_lowers_to_the_kernel_of_the_platform(platform, kernel, monkeypatch):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    fields = {"volume": {"velocity": 3}}
+    config = AbUptConfig(
+        dim=128, num_heads=2, fields=fields, physics_blocks=("self",), decoder_depths={}, dtype=jnp.bfloat16
+    )
+    model, position = AnchoredBranchedUPT(config), jax.ShapeDtypeStruct((1024, 3), jnp.float32)
+    anchors = {"volume": jax.ShapeDtypeStruct((1, 128, 3), jnp.float32)}
+
+    def encode(anchors):
+        variables = model.init(jax.random.key(0), anchors=anchors)
+        return {**variables, **model.apply(variables, anchors=anchors, mutable=["cache"])[1]}
+
+    variables = jax.eval_shape(encode, anchors)
+    with target_platform(platform):
+        mesh = Mesh(np.array(jax.devices()[:1]), ("queries",))
+        traced = streaming._query.trace(model, "volume", mesh, variables, None, position)
+        module = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert kernel in module
 
 
 def test_eight_devices_give_the_fields_of_one_at_an_eighth_of_the_work():
