@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 try:
     import typer
@@ -19,7 +19,7 @@ from emmi_jax.training.settings import TrainSettings, default_settings
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
 
-_COMMANDS = ("train", "predict", "convert", "info")
+_COMMANDS = ("train", "predict", "convert", "info", "stats")
 
 app = typer.Typer(
     add_completion=False,
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train transformer surrogates of physics fields, and predict with them.\n\n"
     "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
-    "  emmi-jax info runs/ellipsoids-1\n"
+    "  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
 )
 
@@ -42,9 +42,9 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.npz",
-            help="One case: an array 'position' (N, 3), every other array a field (N,) or (N, C). "
-            "Default: exact potential flow past ellipsoids.",
+            metavar="PATH",
+            help="One case: an .npz file with an array 'position' (N, 3), every other array a field (N,) or (N, C); "
+            "or a folder, as below. Default: exact potential flow past ellipsoids.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go.")] = Path("runs"),
@@ -55,8 +55,12 @@ def train(
     num_anchors: Annotated[int | None, typer.Option(help=f"Anchors a branch; default {_DEFAULTS.num_anchors}.")] = None,
     num_queries: Annotated[int | None, typer.Option(help=f"Queries a branch; default {_DEFAULTS.num_queries}.")] = None,
     no_geometry: Annotated[
-        bool, typer.Option("--no-geometry", help="Leave out the geometry branch; a model of one case has none.")
+        bool, typer.Option("--no-geometry", help="Leave out the geometry branch; without a surface there is none.")
     ] = False,
+    divergence_free: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="A field of three channels that gets no divergence, such as velocity."),
+    ] = None,
     dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.dim}.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.learning_rate:g}.")
@@ -72,10 +76,18 @@ def train(
     metrics.json (errors) and pictures. Ctrl-C saves a checkpoint and stops.
 
     \b
+    A folder holds boundary*.vtp, volume*.vtu or both, and perhaps a .stl
+    file of the body. Fields are the arrays of DrivAerML, or those that its
+    fields.json says: {"surface": {"pressure": "p"}, "volume": {…}}. Or it
+    holds tensors: surface_position_vtp.pt, surface_pressure.pt, ….
+    Of a folder with such folders, a fifth is kept to test on.
+
+    \b
     Example:
       emmi-jax train --name first
       emmi-jax train --name first --resume
       emmi-jax train --data car.npz --steps 2000
+      emmi-jax train --data run_1
 
     Defaults are those of the built-in data.
     """  # noqa: D301 - \b is the mark of an example
@@ -89,6 +101,7 @@ def train(
         "batch_size": batch_size,
         "num_anchors": num_anchors,
         "num_queries": num_queries,
+        "divergence_free": divergence_free or None,
         "dim": dim,
         "learning_rate": learning_rate,
         "seed": seed,
@@ -114,9 +127,27 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    points: Annotated[Path, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the fields go.")],
-    chunk_size: Annotated[int, typer.Option(help="Points in one call of the model.", min=1)] = 16384,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Where fields go: FILE.npz, or a folder for meshes.")],
+    points: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")] = None,
+    surface: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch surface.")] = None,
+    volume: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch volume.")] = None,
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="MESH", help="The body's surface; default: the run's, or --surface.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure errors against the arrays of the meshes.")
+    ] = False,
+    fields: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Which arrays these are; default: the fields' names.")
+    ] = None,
+    area: Annotated[
+        float | None, typer.Option(help="Reference area in m2: print Cd (along x) and Cl (along z); with --speed.")
+    ] = None,
+    speed: Annotated[float | None, typer.Option(help="Speed of the stream in m/s.")] = None,
+    density: Annotated[float, typer.Option(help="Its density in kg/m3; default 1, for pressure over density.")] = 1.0,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Points in one call of the model; default: by the device's memory.", min=1)
+    ] = None,
 ) -> int:
     """Predict fields at any number of points, in physical units.
 
@@ -131,9 +162,53 @@ def predict(
     and OUT gets surface_pressure_coefficient, volume_velocity, ….
 
     \b
+    Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj) come back in the folder OUT
+    with predicted_<field>, and with --compare error_<field> and
+    comparison.json; --fields is like fields.json of emmi-jax train.
+
+    \b
     Example:
       emmi-jax predict runs/first --points points.npz --out fields.npz
+      emmi-jax predict runs/car --surface boundary.vtp --out fields
     """  # noqa: D301 - \b is the mark of an example
+    meshes = {name: path for name, path in (("surface", surface), ("volume", volume)) if path is not None}
+    for_meshes = bool(meshes or geometry or compare or fields or area is not None or speed is not None)
+    if (points is None) == (not meshes) or (points is not None and for_meshes):
+        raise ValueError("expected either --points, or --surface and --volume with the options of meshes")
+    if (area is None) != (speed is None):
+        raise ValueError(f"forces need both --area and --speed, got {area} and {speed}")
+    size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
+    if points is not None:
+        return _predict_points(run, points, out, size)
+    from rich.console import Console
+
+    from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
+    from emmi_jax.inference.mesh_prediction import ForceReference
+    from emmi_jax.training.trained_run import load_run
+
+    forces = None if area is None or speed is None else ForceReference(area=area, speed=speed, density=density)
+    trained = load_run(run)
+    run_mesh_job(
+        MeshJob(
+            meshes=meshes,
+            out=out,
+            geometry=geometry,
+            compare=compare,
+            fields=fields,
+            forces=forces,
+            chunk_size=size,
+        ),
+        trained.model,
+        trained.params,
+        trained.normalizer,
+        trained.fixed_points,
+        sizes=trained.settings.sizes,
+        console=Console(soft_wrap=False),
+    )
+    return 0
+
+
+def _predict_points(run: Path, points: Path, out: Path, chunk_size: int | Literal["auto"]) -> int:
     from emmi_jax.cfd.npz import checked_positions, read_arrays, write_arrays
     from emmi_jax.inference.predict import point_names, predict_fields
     from emmi_jax.training.trained_run import load_run
@@ -208,6 +283,38 @@ def info(
     return 0
 
 
+@app.command()
+def stats(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".npz, .npy or mesh files.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where the numbers go as JSON.")] = None,
+) -> int:
+    """List count, extremes, mean and deviation of every array.
+
+    Arrays of the same name in several files count as one. Files are read in
+    pieces; rows with a value that is NaN or infinite are left out, and said.
+
+    \b
+    Example:
+      emmi-jax stats car.npz --out stats.json
+    """  # noqa: D301 - \b is the mark of an example
+    from rich.console import Console
+
+    from emmi_jax.cfd.json_files import write_json
+    from emmi_jax.cfd.statistics import file_statistics, statistics_json, statistics_table
+
+    if out is not None and not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder")
+    statistics = file_statistics(files)
+    console = Console(soft_wrap=False)
+    console.print(statistics_table(statistics, ", ".join(map(str, files))), highlight=False)
+    for name, moments in statistics.items():
+        if moments.num_not_finite:
+            print(f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
+    if out is not None:
+        write_json(out, statistics_json(statistics))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
@@ -223,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(command.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
     except ImportError as error:
-        return _fail(where, f"{error}: pip install 'emmi-jax[train,convert]'")
+        return _fail(where, f"{error}: pip install 'emmi-jax[train,convert,cfd]'")
     except (ValueError, OSError) as error:
         return _fail(where, str(error))
     except Exception as error:

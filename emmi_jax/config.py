@@ -275,6 +275,11 @@ class AbUptConfig(Config):
         param_dtype: See `AttentionConfig`.
         precision: See `AttentionConfig`.
         remat: Whether the backward pass recomputes each block instead of storing its activations.
+        vector_potentials: For any branch, fields of three channels for which the network predicts a vector potential
+            and the model returns its curl with respect to the position of the token, so that the field has no
+            divergence. Only constants may be added to it and only one factor multiplied to stay so in other units:
+            see `FieldScale.fit`. Their tokens take the ``xla`` attention, which holds all logits, unless the
+            implementation is ``masked``: the others have no forward-mode derivative.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
@@ -302,6 +307,7 @@ class AbUptConfig(Config):
     param_dtype: DTypeLike = jnp.float32
     precision: str | None = None
     remat: bool = False
+    vector_potentials: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         pooling = self.supernode_pooling
@@ -333,7 +339,24 @@ class AbUptConfig(Config):
             _check_count("condition_dim", self.condition_dim)
         if self.layer_scale is not None and not isinstance(self.layer_scale, int | float):
             raise ValueError(f"layer_scale must be a number or None, got {self.layer_scale!r}")
+        self._check_vector_potentials()
         self.attention  # noqa: B018 - checks what it shares with the attention
+
+    def _check_vector_potentials(self) -> None:
+        for branch, names in self.vector_potentials.items():
+            if isinstance(names, str):
+                raise ValueError(f"vector_potentials[{branch!r}] must be a sequence of names, got the string {names!r}")
+            fields = self.fields.get(branch, {})
+            for name in names:
+                if name not in fields:
+                    raise ValueError(f"vector_potentials names {branch}/{name}, which is not in fields {self.fields!r}")
+                if fields[name] != 3 or self.num_position_axes != 3:
+                    raise ValueError(
+                        f"the curl of a potential needs three channels and three position axes, but {branch}/{name} "
+                        f"has {fields[name]} channels and num_position_axes={self.num_position_axes}"
+                    )
+        potentials = {branch: tuple(names) for branch, names in self.vector_potentials.items() if names}
+        self._set(vector_potentials=FrozenMapping(potentials))
 
     def _check_branches(self) -> None:
         if not self.fields:

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def trained(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY_OPTIONS = ["--steps", "2", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["convert"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["convert"], ["info"], ["stats"]])
 def test_help_fits_80_columns_and_shows_an_example(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*command, "--help"]) == 0
@@ -62,6 +63,19 @@ def test_no_arguments_show_the_help(capsys):
             ["predict", "r", "--points", "p", "--out", "o", "--chunk-size", "0"],
             "emmi-jax predict: error: Invalid value",
         ),
+        (
+            ["predict", "r", "--out", "o"],
+            "emmi-jax predict: error: expected either --points, or --surface and --volume",
+        ),
+        (["predict", "r", "--out", "o", "--points", "p", "--compare"], "error: expected either --points, or --surface"),
+        (["predict", "r", "--out", "o", "--geometry", "g.stl"], "error: expected either --points, or --surface"),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--area", "2"],
+            "emmi-jax predict: error: forces need both --area and --speed, got 2.0 and None",
+        ),
+        (["predict", "r", "--out", "o", "--surface", "s.vtp"], "emmi-jax predict: error: r is not a run"),
+        (["stats", "none.npz"], "emmi-jax stats: error: none.npz: no such file"),
+        (["stats", "none.npz", "--out", "no/s.json"], "emmi-jax stats: error: no: no such folder"),
     ],
 )
 def test_mistakes_exit_2_with_one_line_and_write_nothing(arguments, message, capsys, tmp_path, monkeypatch):
@@ -175,6 +189,22 @@ def test_unusable_points_are_refused_and_nothing_is_written(trained, arrays, mes
     assert message in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_stats_fit_80_columns_and_go_to_json(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with np.load(case) as arrays:
+        expected = {name: arrays[name] for name in arrays.files}
+    expected["pressure"][3] = np.nan
+    np.savez(tmp_path / "other.npz", **expected | {"a_name_that_is_" + "very_" * 12 + "long": 1e-30 * np.ones(60)})
+    assert main(["stats", str(case), str(tmp_path / "other.npz"), "--out", str(tmp_path / "stats.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "pressure: 1 rows with NaN or infinite values are left out" in lines
+    stored = json.loads((tmp_path / "stats.json").read_text())
+    assert stored["velocity"]["count"] == 120
+    assert (stored["pressure"]["count"], stored["pressure"]["num_not_finite"]) == (119, 1)
+    np.testing.assert_allclose(stored["velocity"]["std"], expected["velocity"].std(axis=0), rtol=1e-12)
 
 
 def test_training_in_a_pipe_prints_plain_lines(case, tmp_path):

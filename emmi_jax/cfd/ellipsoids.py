@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -45,6 +45,7 @@ class EllipsoidDataset:
         position_range: The longest possible side of the shell, in model units.
         num_train_cases: Geometries to train on.
         num_test_cases: Geometries to test on.
+        divergence_free: Fields whose scales keep the divergence zero.
     """
 
     fields: ClassVar[dict[str, dict[str, int]]] = {
@@ -60,9 +61,11 @@ class EllipsoidDataset:
         position_range: float,
         num_train_cases: int = NUM_TRAIN_CASES,
         num_test_cases: int = NUM_TEST_CASES,
+        divergence_free: Collection[str] = (),
     ) -> None:
         self.sizes = sizes
         self.position_range = position_range
+        self.divergence_free = divergence_free
         self.train_bodies = random_ellipsoids(num_train_cases, seed=TRAIN_GEOMETRY_SEED)
         self.test_bodies = random_ellipsoids(num_test_cases, seed=TEST_GEOMETRY_SEED)
 
@@ -79,7 +82,10 @@ class EllipsoidDataset:
         """Scales of positions and fields, from points of the training geometries."""
         reach = SHELL_SCALE * SEMI_AXIS_RANGE[1]
         scales = {
-            branch: {name: FieldScale.fit(values) for name, values in points.fields.items()}
+            branch: {
+                name: FieldScale.fit(values, common_std=name in self.divergence_free)
+                for name, values in points.fields.items()
+            }
             for branch, points in self._statistics_points.items()
         }
         return Normalizer.from_box([-reach] * 3, [reach] * 3, position_range=self.position_range, fields=scales)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emmi_jax.cfd.moments import Moments
 from emmi_jax.config import Config, FrozenMapping
 
 LOG_SCALED_FIELDS = frozenset({"vorticity"})
 """Fields whose magnitudes span decades; learned as sign(x) log(1 + |x|)."""
+
+_BOX_MARGIN = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +45,59 @@ class FieldScale(Config):
                 raise ValueError(f"expected one limit >= 0 for each of {len(self.mean)} channels, got {self.limit}")
 
     @classmethod
-    def fit(cls, values: ArrayLike, *, log_scale: bool = False) -> FieldScale:
+    def fit(cls, values: ArrayLike, *, log_scale: bool = False, common_std: bool = False) -> FieldScale:
         """Measures the scale of values [N, F]; a constant channel keeps the deviation 1.
 
         Log-scaled values are limited to the largest measured magnitude: a small error of the logarithm beyond it would
         be larger than the whole field.
+
+        Args:
+            values: The values, in the unit of the field.
+            log_scale: Whether to take their logarithm first.
+            common_std: Whether all channels get one deviation, the root mean square of theirs. Then, without a
+                logarithm, a field without divergence has none in model units either, and the other way round.
         """
-        x = np.asarray(values, dtype=np.float64)
-        limit = tuple(np.abs(x).max(axis=0)) if log_scale else None
-        x = _compress(x) if log_scale else x
-        std = x.std(axis=0)
-        return cls(mean=tuple(x.mean(axis=0)), std=tuple(np.where(std > 0, std, 1.0)), log_scale=log_scale, limit=limit)
+        return cls.fit_chunks([values], log_scale=log_scale, common_std=common_std)
+
+    @classmethod
+    def fit_chunks(
+        cls, chunks: Iterable[ArrayLike], *, log_scale: bool = False, common_std: bool = False
+    ) -> FieldScale:
+        """Measures the scale of values that come in pieces [n_i, F], in one pass; up to rounding that of the whole."""
+        if not log_scale:
+            return cls.of(Moments.of_chunks(chunks), common_std=common_std)
+        plain, compressed = zip(*((Moments.of(x), Moments.of(compress(x))) for x in chunks), strict=True)
+        return cls.of(reduce(Moments.merge, plain), reduce(Moments.merge, compressed), common_std=common_std)
+
+    @classmethod
+    def of(cls, moments: Moments, compressed: Moments | None = None, *, common_std: bool = False) -> FieldScale:
+        """Takes the scale from statistics.
+
+        Args:
+            moments: Those of the values.
+            compressed: Those of the values after `compress`, for a logarithmic scale.
+            common_std: See `fit`.
+
+        Raises:
+            ValueError: A value was not finite, or there was none.
+        """
+        if moments.num_not_finite or not moments.count:
+            raise ValueError(
+                f"expected finite values, got {moments.count} rows that are and {moments.num_not_finite} that are not"
+            )
+        scaled = moments if compressed is None else compressed
+        std = np.full_like(scaled.std, np.sqrt(np.square(scaled.std).mean())) if common_std else scaled.std
+        return cls(
+            mean=tuple(scaled.mean),
+            std=tuple(np.where(std > 0, std, 1.0)),
+            log_scale=compressed is not None,
+            limit=None if compressed is None else tuple(np.maximum(-moments.minimum, moments.maximum)),
+        )
 
     def normalize(self, values: ArrayLike) -> NDArray[np.float64]:
         """Takes values [..., F] to mean 0 and deviation 1."""
         x = np.asarray(values, dtype=np.float64)
-        normalized: NDArray[np.float64] = ((_compress(x) if self.log_scale else x) - self.mean) / self.std
+        normalized: NDArray[np.float64] = ((compress(x) if self.log_scale else x) - self.mean) / self.std
         return normalized
 
     def denormalize(self, values: ArrayLike) -> NDArray[np.float64]:
@@ -77,11 +118,13 @@ class Normalizer(Config):
         position_low: n numbers, the lowest corner of the box, in the unit of the positions.
         position_scale: Model units a unit of position.
         fields: `FieldScale` by branch and field.
+        position_high: The highest corner of the box; None if it is not known.
     """
 
     position_low: tuple[float, ...]
     position_scale: float
     fields: Mapping[str, Mapping[str, FieldScale]]
+    position_high: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         self._set(
@@ -89,6 +132,10 @@ class Normalizer(Config):
             position_scale=float(self.position_scale),
             fields=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.fields.items()}),
         )
+        if self.position_high is not None:
+            self._set(position_high=tuple(map(float, self.position_high)))
+            if len(self.position_high) != len(self.position_low):
+                raise ValueError(f"the box {self.position_low} … {self.position_high} has corners of different spaces")
         if not self.position_scale > 0:
             raise ValueError(f"position_scale must be positive, got {self.position_scale}")
 
@@ -106,7 +153,17 @@ class Normalizer(Config):
         extent = float((high - low).max())
         if not extent > 0:
             raise ValueError(f"all positions coincide: the box is {low.tolist()} … {high.tolist()}")
-        return cls(position_low=tuple(low), position_scale=position_range / extent, fields=fields)
+        return cls(
+            position_low=tuple(low), position_scale=position_range / extent, fields=fields, position_high=tuple(high)
+        )
+
+    def num_outside(self, position: ArrayLike) -> int:
+        """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is not known."""
+        if self.position_high is None:
+            return 0
+        x, low, high = np.asarray(position), np.array(self.position_low), np.array(self.position_high)
+        margin = _BOX_MARGIN * (high - low).max()
+        return int(np.count_nonzero(((x < low - margin) | (x > high + margin)).any(axis=-1)))
 
     def normalize_position(self, position: ArrayLike) -> NDArray[np.float32]:
         """Takes positions [..., n] to model units."""
@@ -128,6 +185,8 @@ def _field_scales(scales: Mapping[str, Any]) -> dict[str, FieldScale]:
     }
 
 
-def _compress(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def compress(values: ArrayLike) -> NDArray[np.float64]:
+    """Takes values to sign(x) log(1 + |x|), float64."""
+    x = np.asarray(values, dtype=np.float64)
     compressed: NDArray[np.float64] = np.sign(x) * np.log1p(np.abs(x))
     return compressed

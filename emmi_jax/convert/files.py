@@ -54,6 +54,30 @@ def load_torch_file(path: str | os.PathLike[str]) -> TorchFile:
     raise ValueError(f"{path}: the suffix must be .th, .pt, .pth or .safetensors, got {path.suffix!r}")
 
 
+def load_torch_tensor(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a file that holds a single tensor, mapped into memory rather than copied.
+
+    Args:
+        path: A ``.th``, ``.pt`` or ``.pth`` file, which needs torch.
+
+    Returns:
+        The array.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is empty, truncated or of another format, it could execute code, or it holds no tensor.
+        ImportError: torch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    _check_archive(path)
+    array = to_numpy(_load_archive(path, use_mmap=True))
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} holds a {type(array).__name__}, expected a tensor")
+    return array
+
+
 def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(2)
@@ -71,10 +95,10 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"{path} is a zip, but not one of tensors as torch.save writes it")
 
 
-def _load_archive(path: Path) -> Any:
+def _load_archive(path: Path, *, use_mmap: bool = False) -> Any:
     torch: Any = _import("torch", "a file of this kind")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         wants = f"it asks for {wanted[1]}" if wanted else "it holds more than tensors and plain values"

@@ -22,6 +22,7 @@ class Preset(NamedTuple):
 # Positions in metres, velocity in m/s, vorticity in 1/s; pressure and wall shear stress for a density of 1.
 _DRIVAERML_STATISTICS: dict[str, Any] = {
     "position_low": [-40.0, -40.0, -40.0],
+    "position_high": [80.0, 80.0, 80.0],
     "position_scale": 1000 / 120,
     "fields": {
         "surface": {

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.cfd.normalization import Normalizer
-from emmi_jax.inference.streaming import Params, encode, stream
+from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.streaming import encode, stream
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
 Positions: TypeAlias = Mapping[str, NDArray[np.floating[Any]]]
@@ -32,12 +33,12 @@ def point_names(branches: Sequence[str]) -> list[str]:
 
 def predict_fields(
     model: AnchoredBranchedUPT,
-    params: Params,
+    params: Any,
     normalizer: Normalizer,
     positions: Positions,
     *,
     sizes: SampleSizes,
-    chunk_size: int,
+    chunk_size: ChunkSize = "auto",
 ) -> dict[str, NDArray[np.float32]]:
     """Predicts fields at points of one case.
 
@@ -49,7 +50,7 @@ def predict_fields(
             model of one branch); the anchors of every branch are `<branch>_anchors`, or else drawn from its queries;
             `geometry` describes the body to a model with a geometry branch, or else is drawn from the surface.
         sizes: How many anchors, geometry points and supernodes to draw.
-        chunk_size: Queries in one call of the model.
+        chunk_size: Queries in one call of the model; see `stream`.
 
     Returns:
         Fields [N, F] in physical units by `<branch>_<field>`, or by field in a model of one branch.
@@ -62,24 +63,45 @@ def predict_fields(
     if not queries:
         names = [query_name(branch, branches) for branch in branches]
         raise ValueError(f"no points to predict: expected an array {_either(names)}")
+    variables = {"params": params}
+    cache = encode_case(model, variables, normalizer, positions, sizes=sizes)
+    fields = stream(model, variables, cache, queries, chunk_size=chunk_size, normalizer=normalizer)
+    if len(branches) > 1:
+        return fields
+    return {name.removeprefix(f"{branches[0]}_"): values for name, values in fields.items()}
+
+
+def encode_case(
+    model: AnchoredBranchedUPT,
+    variables: Mapping[str, Any],
+    normalizer: Normalizer,
+    positions: Positions,
+    *,
+    sizes: SampleSizes,
+) -> Any:
+    """Encodes the anchors and the geometry of one case, given or drawn from its points as in `predict_fields`.
+
+    Args:
+        model: The model.
+        variables: Its variables, ``{"params": ...}``.
+        normalizer: Its scales.
+        positions: Arrays as `predict_fields` takes them.
+        sizes: How many anchors, geometry points and supernodes to draw.
+
+    Returns:
+        The cache that `stream` and `iter_stream` take.
+
+    Raises:
+        ValueError: Too few points to draw anchors or geometry from.
+    """
+    branches = list(model.config.fields)
     rng = np.random.default_rng(_DRAW_SEED)
-    anchors = {branch: _anchors(branch, branches, positions, sizes, rng) for branch in branches}
-    inputs: dict[str, Any] = {"anchors": {b: normalizer.normalize_position(a)[None] for b, a in anchors.items()}}
+    inputs: dict[str, Any] = {"anchors": {b: _anchors(b, branches, positions, sizes, rng) for b in branches}}
     if model.config.has_geometry:
         geometry = _geometry(positions, sizes.num_geometry_points, rng)
         supernode_idx = np.arange(min(sizes.num_test_supernodes, len(geometry)), dtype=np.int32)
-        inputs |= {
-            "geometry_position": normalizer.normalize_position(geometry)[None],
-            "supernode_idx": supernode_idx[None],
-        }
-    cache = encode(model, params, inputs)
-    fields = {}
-    for branch, position in queries.items():
-        scaled = normalizer.normalize_position(position)
-        for name, values in stream(model, params, cache, branch, scaled, chunk_size=chunk_size).items():
-            key = f"{branch}_{name}" if len(branches) > 1 else name
-            fields[key] = normalizer.denormalize_field(branch, name, values)
-    return fields
+        inputs |= {"geometry_position": geometry, "supernode_idx": supernode_idx}
+    return encode(model, variables, **inputs, normalizer=normalizer)
 
 
 def _anchors(

@@ -18,6 +18,7 @@ from emmi_jax.layers.mlp import Mlp
 from emmi_jax.layers.perceiver_block import PerceiverBlock, UntiedPerceiverBlock
 from emmi_jax.layers.supernode_pooling import SupernodePooling
 from emmi_jax.layers.transformer_block import TransformerBlock, UntiedTransformerBlock
+from emmi_jax.models.vector_potentials import predict_with_curls
 from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.rope import RopeFrequencies, rope_frequencies
 from emmi_jax.ops.sincos import sincos_embedding
@@ -80,6 +81,19 @@ class AnchoredBranchedUPT(nn.Module):
             ValueError: Inputs do not fit the configuration or each other; the message names the branch or value.
         """
         config = self.config
+        if config.vector_potentials and not self.is_initializing():
+            encoded = {
+                "geometry_position": geometry_position,
+                "supernode_idx": supernode_idx,
+                "neighbor_idx": neighbor_idx,
+                "neighbor_mask": neighbor_mask,
+                "geometry_features": geometry_features,
+                "anchor_masks": anchor_masks,
+            }
+            options = {"condition": condition, "deterministic": deterministic}
+            return predict_with_curls(
+                self, config, anchors=anchors, queries=queries or {}, encoded=encoded, options=options
+            )
         self._check_inputs(anchors, geometry_position, supernode_idx)
         _check_neighbors(supernode_idx, neighbor_idx, neighbor_mask, geometry_features)
         sequence = _lay_out(config, anchors, queries or {}, anchor_masks or {})

@@ -11,6 +11,7 @@ import optax  # type: ignore[import-untyped]
 from rich.console import Console
 
 from emmi_jax.cfd.cases import Dataset, Predict, Sample, normalize_sample
+from emmi_jax.cfd.json_files import JsonDict, write_json
 from emmi_jax.cfd.loss_plot import draw_loss
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.npz import write_arrays
@@ -21,7 +22,7 @@ from emmi_jax.training.evaluation import evaluate, make_predict
 from emmi_jax.training.loop import LoopEnd, fit
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.progress import TrainingProgress, error_table
-from emmi_jax.training.run_directory import JsonDict, RunDirectory, check_same_config, write_json
+from emmi_jax.training.run_directory import RunDirectory, check_same_config
 from emmi_jax.training.settings import TrainSettings
 from emmi_jax.training.step import Params, TrainState, init_params, make_train_step
 from emmi_jax.training.trained_run import fixed_points, load_dataset, run_config

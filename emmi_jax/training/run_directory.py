@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-JsonDict = dict[str, Any]
+from emmi_jax.cfd.json_files import JsonDict, write_atomically, write_json
 
 
 class RunDirectory:
@@ -99,18 +98,6 @@ def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, pa
             check_same_config(old, new, path=f"{name}.")
         elif old != new:
             raise ValueError(f"the run was started with {name} = {old!r}, now it is {new!r}")
-
-
-def write_json(path: Path, value: JsonDict) -> None:
-    """Writes JSON that appears under its name only when it is complete."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _complete_lines(path: Path) -> Iterator[JsonDict]:

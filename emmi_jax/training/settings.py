@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from emmi_jax.cfd.case_collection import case_folders
+from emmi_jax.cfd.case_folder import case_branches
 from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig
 
@@ -14,7 +17,8 @@ class TrainSettings(Config):
     """Settings of a run; equal settings on the same machine give equal runs.
 
     Args:
-        data: Path of an `.npz` case, or None for the built-in ellipsoids.
+        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
+            built-in ellipsoids.
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
         batch_size: Cases a step.
@@ -30,6 +34,7 @@ class TrainSettings(Config):
         physics_blocks: Kinds of the physics blocks.
         decoder_depth: Decoder blocks a branch.
         mlp_ratio: Hidden channels of an MLP over `dim`.
+        divergence_free: Fields of three channels that get no divergence, as curls of what the network predicts.
         position_range: Longest side of the data's box in model units.
         max_wavelength: Largest wavelength over 2 pi of the position embeddings, in model units.
         learning_rate: Peak learning rate.
@@ -59,6 +64,7 @@ class TrainSettings(Config):
     physics_blocks: tuple[str, ...] = ("joint",) * 4
     decoder_depth: int = 0
     mlp_ratio: int = 2
+    divergence_free: tuple[str, ...] = ()
     position_range: float = 100.0
     max_wavelength: float = 100.0
     learning_rate: float = 4e-3
@@ -69,7 +75,7 @@ class TrainSettings(Config):
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        self._set(physics_blocks=tuple(self.physics_blocks))
+        self._set(physics_blocks=tuple(self.physics_blocks), divergence_free=tuple(self.divergence_free))
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -120,20 +126,12 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
     """Returns the defaults, a run of a few minutes on two processor cores.
 
     Args:
-        data: Path of an `.npz` case, or None for the built-in ellipsoids.
-        geometry: Whether the model of the ellipsoids has a geometry branch; a case has none in any way.
+        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
+            built-in ellipsoids.
+        geometry: Whether the model has a geometry branch; that of a case without a surface has none in any way.
     """
     if data is not None:
-        return TrainSettings(
-            data=data,
-            batch_size=1,
-            num_anchors=128,
-            num_queries=384,
-            physics_blocks=("self",) * 4,
-            # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
-            position_range=5000.0,
-            max_wavelength=10_000.0,
-        )
+        return _settings_of_a_case(data, geometry=geometry)
     if not geometry:
         return TrainSettings()
     return TrainSettings(
@@ -144,8 +142,43 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
     )
 
 
+def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
+    settings = TrainSettings(
+        data=data,
+        batch_size=1,
+        num_anchors=128,
+        num_queries=384,
+        physics_blocks=("self",) * 4,
+        # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
+        position_range=5000.0,
+        max_wavelength=10_000.0,
+    )
+    path = Path(data)
+    branches = case_branches(path) or next(map(case_branches, case_folders(path)), ())
+    if len(branches) > 1:
+        settings = replace(settings, physics_blocks=("self", "cross") * 2)
+    # The surface, where there is one, is also what the geometry branch sees.
+    if not geometry or "surface" not in branches:
+        return settings
+    return replace(
+        settings,
+        physics_blocks=("perceiver", *settings.physics_blocks),
+        num_geometry_points=1024,
+        num_supernodes=128,
+        num_test_supernodes=256,
+    )
+
+
 def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
-    """Returns the configuration of the model that these settings train on these fields."""
+    """Returns the configuration of the model that these settings train on these fields.
+
+    Raises:
+        ValueError: A field that is to have no divergence does not exist, or has not three channels.
+    """
+    free = settings.divergence_free
+    if unknown := sorted(set(free) - {name for names in fields.values() for name in names}):
+        known = {branch: list(names) for branch, names in fields.items()}
+        raise ValueError(f"divergence_free names the unknown fields {unknown!r}; the fields are {known!r}")
     return AbUptConfig(
         dim=settings.dim,
         num_heads=settings.num_heads,
@@ -156,4 +189,5 @@ def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]
         mlp_ratio=settings.mlp_ratio,
         max_wavelength=settings.max_wavelength,
         init_weights="torch",
+        vector_potentials={branch: tuple(name for name in names if name in free) for branch, names in fields.items()},
     )

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.cfd.case_collection import CaseCollection, case_folders
+from emmi_jax.cfd.case_folder import case_branches, read_case_folder
 from emmi_jax.cfd.cases import Dataset, Sample
 from emmi_jax.cfd.ellipsoids import EllipsoidDataset
+from emmi_jax.cfd.json_files import JsonDict
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.npz import read_arrays, read_case
 from emmi_jax.cfd.point_cloud import PointCloudDataset
 from emmi_jax.config import AbUptConfig
+from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.training.checkpoints import Checkpoints
-from emmi_jax.training.run_directory import JsonDict, RunDirectory
+from emmi_jax.training.run_directory import RunDirectory
 from emmi_jax.training.settings import TrainSettings, default_settings, model_config
 from emmi_jax.training.step import Params, init_params
 
@@ -38,12 +43,20 @@ def load_dataset(settings: TrainSettings) -> Dataset:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file does not hold a usable case.
+        ValueError: The file or folder does not hold a usable case.
     """
+    options: Any = {"position_range": settings.position_range, "divergence_free": settings.divergence_free}
     if settings.data is None:
-        return EllipsoidDataset(settings.sizes, position_range=settings.position_range)
+        return EllipsoidDataset(settings.sizes, **options)
     path = Path(settings.data)
-    return PointCloudDataset(read_case(path), settings.sizes, position_range=settings.position_range, name=path.name)
+    folders = case_folders(path)
+    if folders and not case_branches(path):
+        load_case = partial(read_case_folder, load_tensor=load_torch_tensor)
+        return CaseCollection(folders, load_case, settings.sizes, name=path.name, **options)
+    if path.is_dir():
+        points, body = read_case_folder(path, load_torch_tensor)
+        return PointCloudDataset(points, settings.sizes, geometry_position=body, name=path.name, **options)
+    return PointCloudDataset({"volume": read_case(path)}, settings.sizes, name=path.name, **options)
 
 
 def run_config(settings: TrainSettings, dataset: Dataset) -> JsonDict:

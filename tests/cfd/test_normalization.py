@@ -30,6 +30,14 @@ def test_denormalize_inverts_normalize(values, log_scale):
     np.testing.assert_allclose(scale.denormalize(scale.normalize(values)), values, rtol=1e-11, atol=1e-10)
 
 
+def test_a_common_deviation_only_shifts_and_scales_a_vector(values):
+    scale = FieldScale.fit(values, common_std=True)
+    assert len(set(scale.std)) == 1
+    normalized = scale.normalize(values)
+    np.testing.assert_allclose(normalized.mean(axis=0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.square(normalized).mean(), 1.0, rtol=1e-12)
+
+
 def test_log_scale_keeps_signs_and_zero():
     scale = FieldScale(mean=(0.0,), std=(1.0,), log_scale=True)
     np.testing.assert_allclose(scale.normalize([[-(np.e - 1)], [0.0], [np.e - 1]]), [[-1.0], [0.0], [1.0]], rtol=1e-15)
@@ -63,6 +71,20 @@ def test_positions_far_from_the_origin_keep_their_differences():
     normalizer = Normalizer.from_box([1e6, 1e6, 0], [1e6 + 1, 1e6 + 1, 1], position_range=1000.0, fields={})
     position = np.array([[1e6 + 0.5, 1e6 + 0.25, 0.125]])
     np.testing.assert_allclose(normalizer.normalize_position(position), [[500.0, 250.0, 125.0]], rtol=1e-6)
+
+
+def test_positions_outside_the_box_are_counted():
+    normalizer = Normalizer.from_box([0, 0, 0], [100, 10, 10], position_range=1000.0, fields={})
+    inside = [[0, 0, 0], [100.9, 10.9, -0.9]]
+    outside = [[-2, 5, 5], [50, 12, 5], [50, 5, -2]]
+    assert normalizer.num_outside(np.array(inside, np.float32)) == 0
+    assert normalizer.num_outside(inside + outside) == 3
+    assert make_normalizer().num_outside(outside) == 0
+
+
+def test_corners_of_different_spaces_are_refused():
+    with pytest.raises(ValueError, match="different spaces"):
+        Normalizer(position_low=(0.0, 0.0), position_high=(1.0,), position_scale=1.0, fields={})
 
 
 def test_configuration_survives_json_and_is_hashable():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.convert import ab_upt_from_torch, load_torch_file, params_from_torch
+from emmi_jax.convert.files import load_torch_tensor
 from tests.convert.cases import assert_same_bits, golden_ab_upt_config, golden_state_dict
 from tests.golden_files import FOLDER
 
@@ -163,3 +164,23 @@ def test_torch_is_not_loaded_for_reading_numpy_and_safetensors(tmp_path):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_of_one_tensor_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.arange(6.0).reshape(2, 3), tmp_path / "a.pt")
+    array = load_torch_tensor(tmp_path / "a.pt")
+    np.testing.assert_array_equal(array, [[0, 1, 2], [3, 4, 5]])
+    assert array.dtype == np.float32
+
+
+def test_what_is_no_file_of_one_tensor_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(2)}, tmp_path / "dict.pt")
+    torch.save(RunsCode(tmp_path / "trace"), tmp_path / "evil.pt")
+    for name, message in {"dict": "holds a dict, expected a tensor", "evil": "could execute code: .*mkdir"}.items():
+        with pytest.raises(ValueError, match=message):
+            load_torch_tensor(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "trace").exists()
+    with pytest.raises(FileNotFoundError, match=r"none\.pt: no such file"):
+        load_torch_tensor(tmp_path / "none.pt")

@@ -77,6 +77,7 @@ def test_defaults_are_those_of_the_documentation():
         "param_dtype": "float32",
         "precision": None,
         "remat": False,
+        "vector_potentials": {},
     }
 
 
@@ -101,7 +102,7 @@ def test_a_config_is_hashable_frozen_and_can_be_pickled_and_replaced(config: Con
 def test_every_field_takes_part_in_equality():
     base = AbUptConfig(**SIZES)
     for field in dataclasses.fields(base):
-        if field.name not in ("fields", "decoder_depths", "num_heads"):
+        if field.name not in ("fields", "decoder_depths", "num_heads", "vector_potentials"):
             assert dataclasses.replace(base, **{field.name: getattr(OTHER, field.name)}) != base
 
 

@@ -49,6 +49,14 @@ def test_a_run_leaves_its_files(finished):
     assert names == {"checkpoints", "config.json", "metrics.jsonl", "metrics.json", "anchors.npz"} | pictures
 
 
+def test_a_run_can_learn_a_field_without_divergence(case, tmp_path):
+    run(tiny_settings(case, divergence_free=("velocity",), steps=2), tmp_path / "run")
+    trained = load_run(tmp_path / "run")
+    assert trained.model.config.vector_potentials == {"volume": ("velocity",)}
+    assert len(set(trained.normalizer.fields["volume"]["velocity"].std)) == 1
+    assert all(np.isfinite(loss) for _, loss in losses(tmp_path / "run"))
+
+
 def test_metrics_hold_errors_of_model_and_baselines(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"test", "train_seconds", "num_params"}

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from emmi_jax.training.run_directory import RunDirectory, check_same_config, write_json
+from emmi_jax.cfd.json_files import write_json
+from emmi_jax.training.run_directory import RunDirectory, check_same_config
 
 
 def test_a_run_that_exists_is_not_touched(tmp_path):

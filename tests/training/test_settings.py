@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +23,22 @@ def test_a_model_reads_geometry_exactly_if_batches_have_it(settings):
     branches = ["volume"] if settings.data else ["surface", "volume"]
     config = model_config(settings, {branch: {"velocity": 3} for branch in branches})
     assert config.has_geometry == (settings.num_geometry_points > 0)
+
+
+def test_fields_without_divergence_are_curls_in_their_branches():
+    settings = replace(DEFAULTS["ellipsoids"], divergence_free=("velocity",))
+    config = model_config(settings, {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}})
+    assert config.vector_potentials == {"volume": ("velocity",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("speed", "divergence_free names the unknown fields ['speed']"), ("pressure", "volume/pressure has 1 channels")],
+)
+def test_fields_that_cannot_be_without_divergence_are_named(name, message):
+    settings = replace(DEFAULTS["one case"], divergence_free=(name,))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model_config(settings, {"volume": {"velocity": 3, "pressure": 1}})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""A data set of many simulated cases, each in its folder: some to train on, others to test on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from emmi_jax.cfd.baselines import mean_predictor
+from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_training_case
+from emmi_jax.cfd.case_folder import Case, case_branches
+from emmi_jax.cfd.cases import EvaluationCase, PointSet, Predict, Sample, SampleSizes, stack_samples, take_points
+from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.cfd.statistics import DataMoments, measure, row_pieces
+
+TEST_FRACTION = 0.2
+NUM_TEST_QUERIES = 4096
+"""Points of a branch of a test case that errors are measured at, where there are as many."""
+
+NUM_CASES_IN_MEMORY = 16
+_SPLIT_STREAM, _TRAIN_STREAM, _TEST_STREAM = range(3)
+
+
+def case_folders(path: Path) -> list[Path]:
+    """Returns the folders in a folder that hold cases, in the order of their numbers."""
+    if not path.is_dir():
+        return []
+    found = [folder for folder in path.iterdir() if folder.is_dir() and case_branches(folder)]
+    return sorted(found, key=lambda folder: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", folder.name)])
+
+
+class CaseCollection:
+    """Many cases of the same fields; a fifth of them, drawn at random, is only tested on.
+
+    Cases are read when they are drawn, and the last 16 stay in memory; tensors are mapped, so they cost little to read
+    again, unlike meshes. All training cases are read once to measure the scales.
+
+    Args:
+        folders: Folders of the cases, at least two.
+        load_case: Reads one.
+        sizes: Sizes of a batch.
+        position_range: The longest side of the box of all training points, in model units.
+        name: What to call the data.
+        divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
+
+    Raises:
+        ValueError: There are fewer than two cases, or, when it is read, a case has too few points or other fields.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        load_case: Callable[[Path], Case],
+        sizes: SampleSizes,
+        *,
+        position_range: float,
+        name: str = "cases",
+        divergence_free: Collection[str] = (),
+    ) -> None:
+        if len(folders) < 2:
+            raise ValueError(f"{name}: expected at least two cases, one to train on and one to test on: {len(folders)}")
+        self.sizes, self.name, self.position_range = sizes, name, position_range
+        self.divergence_free = divergence_free
+        self.fixed_case: Sample | None = None
+        order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(folders))
+        num_test = max(1, round(TEST_FRACTION * len(folders)))
+        self.test_folders = [folders[i] for i in sorted(order[:num_test])]
+        self.train_folders = [folders[i] for i in sorted(order[num_test:])]
+        self._read = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
+        self.fields = _channels(self._read(self.train_folders[0]))
+
+    @property
+    def summary(self) -> str:
+        """A line that says what the data are."""
+        return f"{self.name}: {len(self.train_folders)} cases to train on, {len(self.test_folders)} to test on"
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """Scales of positions and fields, from the training cases; `vorticity` is log-scaled where it may be."""
+        return self._measured.normalizer(position_range=self.position_range, divergence_free=self.divergence_free)
+
+    @cached_property
+    def _measured(self) -> DataMoments:
+        return measure(piece for folder in self.train_folders for piece in row_pieces(self._case(folder).points))
+
+    def train_batch(self, seed: int, step: int) -> Sample:
+        """Returns draws from training cases, which are drawn with replacement, in physical units."""
+        rng = np.random.default_rng([_TRAIN_STREAM, seed, step])
+        samples = []
+        for idx in rng.integers(len(self.train_folders), size=self.sizes.batch_size):
+            case = self._case(self.train_folders[idx])
+            samples.append(draw_training_case(rng, case.points, case.geometry_position, self.sizes))
+        return stack_samples(samples)
+
+    def evaluation_cases(self) -> Iterator[EvaluationCase]:
+        """Yields the test cases, each at points that are not its anchors, with the mean predictor."""
+        for number in range(len(self.test_folders)):
+            sample = self._test_sample(number)
+            yield EvaluationCase(sample, {"mean_predictor": mean_predictor(self._measured.means, sample.queries)})
+
+    def draw(self, predict: Predict, directory: Path) -> list[Path]:
+        """Draws every field of the first test case at points near its middle plane."""
+        from emmi_jax.cfd.point_cloud_plots import draw_fields
+
+        points = self._case(self.test_folders[0]).points
+        anchored = self._test_sample(0)._replace(queries={})
+        return [path for b, part in points.items() for path in draw_fields(part, b, anchored, predict, directory)]
+
+    def _test_sample(self, number: int) -> Sample:
+        rng = np.random.default_rng([_TEST_STREAM, number])
+        case = self._case(self.test_folders[number])
+        sample = Sample({}, {})
+        for branch, points in case.points.items():
+            num_anchors, num_queries = self._test_sizes[branch]
+            idx = rng.choice(len(points.position), num_anchors + num_queries, replace=False)
+            sample.anchors[branch] = take_points(points, idx[:num_anchors])
+            sample.queries[branch] = take_points(points, idx[num_anchors:])
+        return add_geometry(
+            rng,
+            sample,
+            case.geometry_position,
+            num_points=self.sizes.num_geometry_points,
+            num_supernodes=self.sizes.num_test_supernodes,
+        )
+
+    @cached_property
+    def _test_sizes(self) -> dict[str, tuple[int, int]]:
+        """Anchors and queries by branch, the same for all test cases: the smallest decides."""
+        sizes = {}
+        for branch in self.fields:
+            smallest = min(len(self._case(folder).points[branch].position) for folder in self.test_folders)
+            num_anchors = min(self.sizes.num_test_anchors, smallest // 2)
+            sizes[branch] = num_anchors, min(NUM_TEST_QUERIES, smallest - num_anchors)
+        return sizes
+
+    def _case(self, folder: Path) -> Case:
+        case = self._read(folder)
+        found = _channels(case)
+        if found != self.fields:
+            raise ValueError(f"{folder}: has the fields {found}, the case {self.train_folders[0]} has {self.fields}")
+        needed = self.sizes.num_anchors + self.sizes.num_queries
+        for branch, points in case.points.items():
+            if len(points.position) < needed:
+                raise ValueError(
+                    f"{folder}: {branch}: {len(points.position)} points are too few: a step draws {needed} of them"
+                )
+        body = body_of(case.points, case.geometry_position, self.sizes, name=str(folder))
+        return Case(case.points, body)
+
+
+def _channels(case: Case) -> dict[str, dict[str, int]]:
+    def of(points: PointSet) -> dict[str, int]:
+        return {name: values.shape[-1] for name, values in points.fields.items()}
+
+    return {branch: of(points) for branch, points in case.points.items()}

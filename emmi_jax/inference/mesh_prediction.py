@@ -1,0 +1,229 @@
+"""From meshes to the same meshes with predicted fields, their errors, and the forces on the body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emmi_jax.cfd.case_folder import DRIVAERML, NUM_GEOMETRY_POINTS
+from emmi_jax.cfd.cases import Array, SampleSizes
+from emmi_jax.cfd.forces import force_coefficients, integrate_forces
+from emmi_jax.cfd.mesh_files import FieldSource, Location, Mesh, read_mesh, write_mesh
+from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.cfd.sampling import sample_triangles
+from emmi_jax.cfd.surfaces import surface_elements, surface_triangles
+from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.predict import GEOMETRY, GEOMETRY_BRANCH, encode_case, query_name
+from emmi_jax.inference.streaming import iter_stream
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+
+FieldArrays: TypeAlias = dict[str, NDArray[np.float32]]
+Errors: TypeAlias = dict[str, dict[str, float]]
+WRITABLE = (".vtp", ".vtu", ".vtk")
+PRESSURES = ("pressure", "pressure_coefficient")
+SHEAR_SIGNS = {"wallshearstress": -1.0, "wall_shear_stress": 1.0}
+"""Factor to the traction on the body; the first is DrivAerML's, with the sign of OpenFOAM."""
+
+
+class BranchMesh(NamedTuple):
+    """A mesh to predict on: where its queries are, [N, 3], and the values to compare with, [N, F] by field."""
+
+    mesh: Mesh
+    location: Location
+    position: Array
+    reference: dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceReference:
+    """What forces are divided by: reference area in m², speed in m/s and density in kg/m³ of the stream."""
+
+    area: float
+    speed: float
+    density: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("area", "speed", "density"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+def read_branch_mesh(
+    path: Path, fields: Mapping[str, int], *, compare: bool, sources: Mapping[str, FieldSource] | None
+) -> BranchMesh:
+    """Reads the mesh of a branch.
+
+    Queries lie where the compared arrays are; else in the cells, unless only points carry arrays.
+
+    Args:
+        path: A mesh file.
+        fields: Number of channels by field of the branch.
+        compare: Whether to read values to compare with.
+        sources: Where they are; None means the names of DrivAerML or those of the fields, whichever the mesh has.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is unusable, or nothing in it can be compared with.
+    """
+    mesh = read_mesh(path)
+    if not compare:
+        location: Location = "points" if mesh.dataset.n_arrays and not mesh.dataset.cell_data.keys() else "cells"
+        return BranchMesh(mesh, location, mesh.position(location), {})
+    present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
+    if sources is None:
+        known = {name: source for named in DRIVAERML.values() for name, source in named.items()}
+        candidates = {name: (known.get(name), FieldSource(name)) for name in fields}
+        found = {n: [s for s in both if s is not None and s.array in present] for n, both in candidates.items()}
+        sources = {name: there[0] for name, there in found.items() if there}
+    sources = {name: source for name, source in sources.items() if name in fields}
+    if not sources:
+        raise ValueError(f"{path}: nothing to compare {list(fields)} with; the mesh has {sorted(present)}")
+    points = mesh.points(sources)
+    for name, values in points.fields.items():
+        if values.shape[1] != fields[name]:
+            raise ValueError(f"{path}: array of {name!r} has {values.shape[1]} channels, the model {fields[name]}")
+    return BranchMesh(mesh, mesh.location_of(s.array for s in sources.values()), points.position, points.fields)
+
+
+def body_points(path: Path) -> Array:
+    """Draws points on the triangles of a surface, uniform in area, [P, 3]."""
+    return sample_triangles(0, surface_triangles(read_mesh(path)), NUM_GEOMETRY_POINTS)
+
+
+def predict_on_meshes(
+    model: AnchoredBranchedUPT,
+    params: Any,
+    normalizer: Normalizer,
+    meshes: Mapping[str, BranchMesh],
+    given: Mapping[str, Array],
+    *,
+    sizes: SampleSizes,
+    chunk_size: ChunkSize = "auto",
+    advance: Callable[[int], object] = lambda num_points: None,
+) -> dict[str, FieldArrays]:
+    """Predicts every field of the branches that have a mesh.
+
+    Args:
+        model: The model.
+        params: Its parameters.
+        normalizer: Its scales.
+        meshes: Meshes by branch.
+        given: Anchors and geometry by the names of `predict_fields`; what is absent is drawn from the meshes.
+        sizes: How many anchors, geometry points and supernodes to draw.
+        chunk_size: Queries in one call of the model.
+        advance: Called with the number of points of each piece that is done.
+
+    Returns:
+        Arrays [N, F] float32 in physical units by branch and field.
+    """
+    config = model.config
+    names = {branch: query_name(branch, list(config.fields)) for branch in meshes}
+    positions = {names[branch]: mesh.position for branch, mesh in meshes.items()} | dict(given)
+    if config.has_geometry and GEOMETRY not in given and GEOMETRY_BRANCH in meshes:
+        positions[GEOMETRY] = meshes[GEOMETRY_BRANCH].position
+    variables = {"params": params}
+    cache = encode_case(model, variables, normalizer, positions, sizes=sizes)
+    fields: dict[str, FieldArrays] = {
+        branch: {name: np.empty((len(mesh.position), size), np.float32) for name, size in config.fields[branch].items()}
+        for branch, mesh in meshes.items()
+    }
+    queries = {branch: mesh.position for branch, mesh in meshes.items()}
+    for chunk in iter_stream(model, variables, cache, queries, chunk_size=chunk_size, normalizer=normalizer):
+        num_points = 0
+        for name, values in chunk.fields.items():
+            num_points = len(values)
+            fields[chunk.branch][name][chunk.start : chunk.start + num_points] = values
+        advance(num_points)
+    return fields
+
+
+def field_errors(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]) -> Errors:
+    """Measures predictions against the arrays of the meshes, over all points and channels.
+
+    Returns:
+        By "branch/field": `relative_l2`, `mae` and `max` (of the absolute error), the last two in the field's unit.
+    """
+    errors = {}
+    for branch, mesh in meshes.items():
+        for name, reference in mesh.reference.items():
+            exact = np.asarray(reference, dtype=np.float64)
+            error = predicted[branch][name] - exact
+            errors[f"{branch}/{name}"] = {
+                "relative_l2": float(np.linalg.norm(error) / (np.linalg.norm(exact) or 1.0)),
+                "mae": float(np.abs(error).mean()),
+                "max": float(np.abs(error).max()),
+            }
+    return errors
+
+
+def write_predictions(
+    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]
+) -> list[Path]:
+    """Writes each mesh again, with `predicted_<field>`, and `error_<field>` where there is a value to compare with.
+
+    Args:
+        folder: Where to; it must exist. A file is called as that of the mesh; where its extension holds no fields, it
+            becomes `.vtp`.
+        predicted: Fields by branch.
+        meshes: Meshes by branch.
+
+    Returns:
+        The paths of the files.
+    """
+    paths = []
+    for branch, mesh in meshes.items():
+        arrays = {f"predicted_{name}": values for name, values in predicted[branch].items()}
+        for name, reference in mesh.reference.items():
+            arrays[f"error_{name}"] = (predicted[branch][name] - reference).astype(np.float32)
+        paths.append(folder / output_name(mesh.mesh.path))
+        write_mesh(paths[-1], mesh.mesh, arrays, location=mesh.location)
+    return paths
+
+
+def output_name(path: Path) -> str:
+    """Name of the file that a mesh with fields goes to."""
+    return path.name if path.suffix.lower() in WRITABLE else f"{path.stem}.vtp"
+
+
+class Forces(NamedTuple):
+    """Coefficients of the forces by where they come from, `predicted` or `reference`, and the surface's open edges."""
+
+    coefficients: dict[str, dict[str, float]]
+    num_open_edges: int
+
+
+def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: ForceReference) -> Forces:
+    """Integrates the forces on a surface from its pressure, or pressure coefficient, and wall shear stress.
+
+    Args:
+        predicted: Fields of the surface: one of `PRESSURES`, and perhaps one of `SHEAR_SIGNS`.
+        surface: The surface, with fields in its cells.
+        reference: What forces are divided by.
+
+    Raises:
+        ValueError: There is no pressure, the fields are not in cells, or the mesh is not a surface.
+    """
+    if surface.location != "cells":
+        raise ValueError(f"{surface.mesh.path}: forces need fields in the cells of the surface, they are on its points")
+    name = next((name for name in PRESSURES if name in predicted), None)
+    if name is None:
+        raise ValueError(f"forces need a field {' or '.join(PRESSURES)}, the surface has {list(predicted)}")
+    elements = surface_elements(surface.mesh, require_closed=False)
+    dynamic_pressure = reference.density * reference.speed**2 / 2
+    unit = dynamic_pressure if name == "pressure_coefficient" else 1.0
+    shear = next((name for name in SHEAR_SIGNS if name in predicted), None)
+
+    def coefficients(fields: Mapping[str, Array]) -> dict[str, float]:
+        traction = None if shear is None else SHEAR_SIGNS[shear] * fields[shear]
+        force = integrate_forces(elements.normal, elements.area, unit * fields[name], traction)
+        return force_coefficients(force, area=reference.area, dynamic_pressure=dynamic_pressure)
+
+    found = {"predicted": coefficients(predicted)}
+    if {name, shear} - {None} <= set(surface.reference):
+        found["reference"] = coefficients(surface.reference)
+    return Forces(found, elements.num_open_edges)

@@ -1,0 +1,159 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emmi_jax.cfd.mesh_files import FieldSource, read_mesh
+from emmi_jax.cli import main
+from emmi_jax.training.settings import default_settings
+from emmi_jax.training.trained_run import load_dataset, load_run
+from tests.cfd.case_folders import AXES, BODY, surface_dataset, volume_dataset, write_case_folder
+from tests.training.tiny_runs import run, tiny_settings
+
+GEOMETRY = {
+    "physics_blocks": ("perceiver", "cross"),
+    "num_geometry_points": 16,
+    "num_supernodes": 4,
+    "num_test_supernodes": 8,
+    "supernode_degree": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_case_folder(tmp_path_factory.mktemp("data") / "case")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "mesh"
+    run(tiny_settings(folder, **GEOMETRY), path)
+    return path
+
+
+def test_a_case_folder_is_trained_on_with_all_its_branches(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())["test"]
+    assert set(metrics) == {"surface/pressure_coefficient", "volume/velocity", "volume/pressure_coefficient"}
+    assert set(metrics["volume/velocity"]) == {"relative_l2", "mean_predictor", "nearest_neighbors"}
+    assert set(load_run(trained).fixed_points) == {"surface_anchors", "volume_anchors", "geometry"}
+    assert load_run(trained).model.config.has_geometry
+
+
+def test_the_geometry_comes_from_the_body(folder):
+    dataset = load_dataset(tiny_settings(folder, **GEOMETRY))
+    level = np.linalg.norm(dataset.fixed_case.geometry_position / AXES, axis=1)
+    assert 0.9 < level.min() <= level.max() < 1 + 1e-6
+
+
+def test_tensors_are_the_same_case_as_the_meshes_they_were_made_of(tmp_path):
+    torch = pytest.importorskip("torch")
+    surface, volume = surface_dataset(), volume_dataset()
+    shear = np.zeros((surface.n_cells, 3), np.float32)
+    surface.cell_data["pMeanTrim"], surface.cell_data["wallShearStressMeanTrim"] = surface.cell_data["Cp"], shear
+    surface.save(tmp_path / "boundary_1.vtp")
+    meshes = load_dataset(tiny_settings(tmp_path, **GEOMETRY))
+    (tmp_path / "boundary_1.vtp").unlink()
+    arrays = {
+        "surface_position_vtp": surface.cell_centers().points,
+        "surface_pressure": surface.cell_data["Cp"],
+        "surface_wallshearstress": shear,
+        "volume_cell_position": volume.cell_centers().points,
+        "volume_cell_totalpcoeff": volume.cell_data["Cp"],
+        "volume_cell_velocity": volume.cell_data["U"],
+        "volume_cell_vorticity": volume.cell_data["U"],
+    }
+    for name, array in arrays.items():
+        torch.save(torch.tensor(np.asarray(array, np.float32)), tmp_path / f"{name}.pt")
+    tensors = load_dataset(tiny_settings(tmp_path, **GEOMETRY))
+    assert list(tensors.fields) == ["surface", "volume"]
+    for field in ("pressure", "wallshearstress"):
+        np.testing.assert_array_equal(
+            tensors.test_points["surface"].fields[field], meshes.test_points["surface"].fields[field]
+        )
+
+
+@pytest.mark.parametrize(
+    ("removed", "geometry", "blocks", "num_geometry_points"),
+    [
+        (None, True, ("perceiver", "self", "cross", "self", "cross"), 1024),
+        (None, False, ("self", "cross", "self", "cross"), 0),
+        ("boundary_1.vtp", True, ("self",) * 4, 0),
+        ("volume_1.vtu", True, ("perceiver", *("self",) * 4), 1024),
+    ],
+)
+def test_defaults_go_by_what_the_folder_holds(folder, tmp_path, removed, geometry, blocks, num_geometry_points):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    if removed:
+        (copy / removed).unlink()
+    settings = default_settings(str(copy), geometry=geometry)
+    assert (settings.physics_blocks, settings.num_geometry_points) == (blocks, num_geometry_points)
+
+
+def test_of_several_cases_some_are_trained_on_and_the_others_tested(tmp_path, folder):
+    for number in range(3):
+        shutil.copytree(folder, tmp_path / "cases" / f"run_{number}")
+    settings = tiny_settings(tmp_path / "cases", **GEOMETRY)
+    outcome, printed = run(settings, tmp_path / "many")
+    assert "cases: 2 cases to train on, 1 to test on" in printed
+    assert load_run(outcome.path).fixed_points == {}
+    assert set(json.loads((outcome.path / "metrics.json").read_text())["test"]["volume/velocity"]) == {
+        "relative_l2",
+        "mean_predictor",
+    }
+    assert default_settings(str(tmp_path / "cases")).physics_blocks == ("perceiver", "self", "cross", "self", "cross")
+
+
+def exact(branch: str, centre: np.ndarray) -> dict[str, np.ndarray]:
+    """The potential flow itself, not what the files say of it."""
+    if branch == "volume":
+        return {"velocity": BODY.velocity(centre), "pressure_coefficient": BODY.pressure_coefficient(centre)[:, None]}
+    on_surface = centre / np.linalg.norm(centre / AXES, axis=1, keepdims=True)
+    return {"pressure_coefficient": BODY.pressure_coefficient(on_surface)[:, None]}
+
+
+def test_from_meshes_to_a_model_to_meshes_with_its_fields_and_their_errors(trained, folder, tmp_path, capsys):
+    out = tmp_path / "fields"
+    options = ["--surface", folder / "boundary_1.vtp", "--volume", folder / "volume_1.vtu"]
+    options += ["--geometry", folder / "body_1.stl", "--fields", folder / "fields.json", "--compare"]
+    options += ["--area", AXES[1] * AXES[2] * np.pi, "--speed", 1.0, "--chunk-size", 100, "--out", out]
+    assert main(["predict", str(trained), *map(str, options)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{surface_dataset().n_cells + volume_dataset().n_cells} points  " in printed
+    errors = json.loads((out / "comparison.json").read_text())
+    for branch, file in (("surface", "boundary_1.vtp"), ("volume", "volume_1.vtu")):
+        mesh = read_mesh(out / file)
+        for name, values in exact(branch, np.asarray(mesh.position("cells"), np.float64)).items():
+            sources = {kind: FieldSource(f"{kind}_{name}") for kind in ("predicted", "error")}
+            fields = mesh.points(sources, location="cells").fields
+            assert fields["predicted"].dtype == np.float32
+            np.testing.assert_allclose(fields["predicted"] - values, fields["error"], rtol=1e-5, atol=1e-6)
+            stored = errors[f"{branch}/{name}"]
+            error = fields["predicted"] - values
+            np.testing.assert_allclose(stored["relative_l2"], np.linalg.norm(error) / np.linalg.norm(values), rtol=1e-5)
+            np.testing.assert_allclose(stored["max"], np.abs(error).max(), rtol=1e-5)
+            assert f"{stored['relative_l2']:.4f}" in printed
+    forces = json.loads((out / "forces.json").read_text())
+    # An ideal fluid does not drag a body; the rest is that of 480 flat triangles.
+    assert abs(forces["reference"]["cd"]) < 0.02
+    assert f"predicted: Cd {forces['predicted']['cd']:.4f}" in printed
+
+
+def test_a_prediction_does_not_depend_on_what_else_is_predicted(trained, folder, tmp_path):
+    for name, meshes in (("one", ["surface"]), ("both", ["surface", "volume"])):
+        files = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
+        options = [str(option) for mesh in meshes for option in (f"--{mesh}", files[mesh])]
+        assert main(["predict", str(trained), *options, "--out", str(tmp_path / name)]) == 0
+    one, both = (read_mesh(tmp_path / name / "boundary_1.vtp") for name in ("one", "both"))
+    name = "predicted_pressure_coefficient"
+    np.testing.assert_allclose(one.dataset.cell_data[name], both.dataset.cell_data[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mesh_that_does_not_fit_is_refused_in_one_line(trained, folder, tmp_path, capsys):
+    (tmp_path / "bad.vtp").write_text("garbage")
+    assert main(["predict", str(trained), "--surface", str(tmp_path / "bad.vtp"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "bad.vtp: not a .vtp file, or a damaged one" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
