@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from emmi_jax.layers.linear import Linear, NumericsConfig
 
@@ -27,4 +28,10 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in_dim] to [..., out_dim]."""
         x = Linear(self.hidden_dim, self.config, name=self.names[0])(x)
-        return Linear(self.out_dim, self.config, name=self.names[1])(nn.gelu(x, approximate=False))
+        return Linear(self.out_dim, self.config, name=self.names[1])(gelu(x))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU by erf, in float32; `jax.nn.gelu` goes by erfc, which takes four times as long on CPU."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)

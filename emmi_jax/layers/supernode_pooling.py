@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from emmi_jax.config import SupernodePoolingConfig
 from emmi_jax.layers.linear import Linear, NumericsConfig
+from emmi_jax.layers.mlp import gelu
 from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
 from emmi_jax.ops.sincos import sincos_embedding
 
@@ -59,7 +60,7 @@ class SupernodePooling(nn.Module):
             neighbors = _find_neighbors(pooling, position, supernode_idx)
         idx, mask = jnp.asarray(neighbors.idx), jnp.asarray(neighbors.mask)
         supernodes = _gather(position, supernode_idx)
-        hidden = nn.gelu(self._messages(position, supernodes, supernode_idx, idx, features), approximate=False)
+        hidden = gelu(self._messages(position, supernodes, supernode_idx, idx, features))
         hidden = jnp.where(mask[..., None], hidden, 0).sum(axis=2)
         degree = mask.sum(axis=2, keepdims=True).astype(hidden.dtype)
         # The second layer is linear, so it acts once a supernode instead of once an edge.
