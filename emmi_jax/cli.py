@@ -47,7 +47,7 @@ def train(
             "or a folder, as below. Default: exact potential flow past ellipsoids.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go; default runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The run's folder in --out; default: the next free number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --name.")] = False,
     steps: Annotated[int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}.")] = None,

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from emmi_jax.ops.blockwise_attention import blockwise_attention
 
-XLA_MAX_LOGITS = 2**22
-"""`auto` takes `xla`, which holds every logit, up to this many of them (16 MiB in float32)."""
+XLA_MAX_LOGITS = 2**20
+"""`auto` takes `xla`, which holds every logit, up to this many of them (4 MiB in float32)."""
 
 TPU_INTERPRETER = "tpu_interpreter"
 """The platform on which Pallas' interpreter runs TPU kernels anywhere, slowly: for tests."""

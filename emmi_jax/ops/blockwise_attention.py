@@ -12,13 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# A tile of 512 x 2048 float32 logits is 4 MiB: small enough to wait in the L3 cache for the product that consumes it,
+# Tiles of at most 2048 x 2048 float32 logits: small enough to wait in the L3 cache for the product that consumes them,
 # large enough to keep all cores busy within one two-dimensional product (batched products run several times slower).
-BLOCK_QUERIES = 512
+# The backward pass holds twice as many tiles at a time, so it halves them.
+BLOCK_QUERIES = 2048
+BLOCK_QUERIES_BACKWARD = 1024
 BLOCK_KEYS = 2048
 
 SAFE_LOGIT = 40.0
 """While no logit exceeds this, exp needs no row maximum: float32 overflows at 88 and the sums have room to grow."""
+
+LOG2_E = math.log2(math.e)
+
+# 2**x on [-1/2, 1/2] by a polynomial, highest power first; its largest relative error is 8e-8.
+EXP2_COEFFICIENTS = (0.00132764701, 0.00967554189, 0.0555071346, 0.240221202, 0.693146944, 1.00000012)
 
 EMPTY_LSE = -1e30
 """Log-sum-exp of no logits at all; finite, so that differences of two of them are no NaN."""
@@ -113,27 +120,37 @@ class _Tiling(NamedTuple):
     dropout_rate: float
     precision: lax.PrecisionLike
 
+    def backward(self) -> _Tiling:
+        """Smaller tiles; the same ones with dropout, which is drawn tile by tile."""
+        if self.dropout_rate or self.block_q % 2 or self.block_q <= BLOCK_QUERIES_BACKWARD:
+            return self
+        return self._replace(block_q=self.block_q // 2, num_q=self.num_q * 2)
+
     def dot(self, a: Array, b: Array) -> Array:
         return jnp.matmul(a, b, precision=self.precision)
 
-    def logits(self, place: _Place, masks: Masks, q: Array, k: Array) -> Array:
-        logits = self.dot(q, k.T)
+    def mask(self, place: _Place, masks: Masks) -> Array | None:
+        """The mask of a tile, each axis that of the tile or 1; None without masks."""
         starts = (place.b, place.n, place.i * self.block_q, place.j * self.block_k)
         sizes = (1, 1, self.block_q, self.block_k)
+        tile = None
         for mask in masks:
             mask_starts = [0 if axis == 1 else start for axis, start in zip(mask.shape, starts, strict=True)]
             mask_sizes = [1 if axis == 1 else size for axis, size in zip(mask.shape, sizes, strict=True)]
-            logits = jnp.where(lax.dynamic_slice(mask, mask_starts, mask_sizes)[0, 0], logits, -jnp.inf)
-        return logits
+            part = lax.dynamic_slice(mask, mask_starts, mask_sizes)[0, 0]
+            tile = part if tile is None else tile & part
+        return tile
 
-    def dropout(self, place: _Place, rng: Array | None, *tiles: Array) -> State:
-        """Drops by the tile's place alone, so that forward and backward drop the same weights and none is stored."""
+    def keep(self, place: _Place, rng: Array | None) -> Array | None:
+        """Which weights of a tile dropout keeps, by its place alone, so that none is stored; None without dropout."""
         if rng is None:
-            return tiles
+            return None
         for index in place:
             rng = jax.random.fold_in(rng, index)
-        keep = jax.random.bernoulli(rng, 1.0 - self.dropout_rate, (self.block_q, self.block_k))
-        return tuple(jnp.where(keep, tile / (1.0 - self.dropout_rate), 0.0) for tile in tiles)
+        return jax.random.bernoulli(rng, 1.0 - self.dropout_rate, (self.block_q, self.block_k))
+
+    def drop(self, keep: Array | None, tile: Array) -> Array:
+        return tile if keep is None else jnp.where(keep, tile / (1.0 - self.dropout_rate), 0.0)
 
 
 def _cut(size: int, largest: int) -> tuple[int, int]:
@@ -167,8 +184,19 @@ def _attention(q: Array, k: Array, v: Array, masks: Masks, rng: Array | None, ti
 def _attention_forward(
     q: Array, k: Array, v: Array, masks: Masks, rng: Array | None, tiling: _Tiling
 ) -> tuple[Array, Saved]:
+    def run(use_shift: bool) -> State:
+        return _forward_tiles(q, k, v, masks, rng, tiling, use_shift=use_shift)
+
+    bounded = _bounded(q, k)
+    out, lse = run(True) if bounded is None else lax.cond(bounded, lambda: run(False), lambda: run(True))
+    return out, (q, k, v, masks, rng, out, lse)
+
+
+def _forward_tiles(
+    q: Array, k: Array, v: Array, masks: Masks, rng: Array | None, tiling: _Tiling, *, use_shift: bool
+) -> State:
+    """Returns the output and the log-sum-exp of each row; the shift keeps exp from overflow and costs a pass."""
     num_heads, head_dim = q.shape[2:]
-    no_shift = _bounded(q, k)
 
     def per_head(g: Array, state: State) -> State:
         b, n = g // num_heads, g % num_heads
@@ -178,15 +206,15 @@ def _attention_forward(
 
             def per_queries(i: Array, state: State) -> State:
                 place = _Place(b, n, i, j)
-                q_rows = _read(q, b, n, i, tiling.block_q) / math.sqrt(head_dim)
-                logits = tiling.logits(place, masks, q_rows, k_rows)
-                shift = _shift(logits, no_shift)
-                weights = jnp.exp(logits - shift)
+                q_rows = _read(q, b, n, i, tiling.block_q) * (LOG2_E / math.sqrt(head_dim))
+                logits, mask = tiling.dot(q_rows, k_rows.T), tiling.mask(place, masks)
+                shift = _row_max(logits, mask) if use_shift else jnp.zeros_like(q_rows[:, :1])
+                weights = _exp2(logits - shift if use_shift else logits, mask)
                 total = weights.sum(1, keepdims=True)
                 empty = total == 0.0
-                (weights,) = tiling.dropout(place, rng, weights)
+                weights = tiling.drop(tiling.keep(place, rng), weights)
                 out = tiling.dot(weights, v_rows) / jnp.where(empty, 1.0, total)
-                lse = jnp.where(empty, EMPTY_LSE, shift + jnp.log(total))
+                lse = jnp.where(empty, EMPTY_LSE, shift / LOG2_E + jnp.log(total))
                 if tiling.num_k > 1:
                     old_out, old_lse = (_read(x, b, n, i, tiling.block_q) for x in state)
                     out = old_out + (out - old_out) * jax.nn.sigmoid(lse - old_lse)
@@ -198,10 +226,8 @@ def _attention_forward(
         return _loop(tiling.num_k, per_keys, state)
 
     zeros = jnp.zeros(q.shape, jnp.float32)
-    state = (zeros, jnp.full_like(zeros[..., :1], EMPTY_LSE))
-    out, lse = _loop(q.shape[0] * num_heads, per_head, state)
-    out = out.astype(q.dtype)
-    return out, (q, k, v, masks, rng, out, lse)
+    out, lse = _loop(q.shape[0] * num_heads, per_head, (zeros, jnp.full_like(zeros[..., :1], EMPTY_LSE)))
+    return out.astype(q.dtype), lse
 
 
 def _loop(count: int, body: Callable[[Array, State], State], state: State) -> State:
@@ -217,23 +243,27 @@ def _bounded(q: Array, k: Array) -> Array | None:
     return longest_q * longest_k < SAFE_LOGIT**2 * q.shape[3]
 
 
-def _shift(logits: Array, no_shift: Array | None) -> Array:
-    """What to subtract from each row before exp: its maximum, which takes a pass over the tile, or nothing."""
+def _row_max(logits: Array, mask: Array | None) -> Array:
+    top = (logits if mask is None else jnp.where(mask, logits, -jnp.inf)).max(1, keepdims=True)
+    return jnp.where(top == -jnp.inf, 0.0, top)
 
-    def row_max(logits: Array) -> Array:
-        top = logits.max(1, keepdims=True)
-        return jnp.where(top == -jnp.inf, 0.0, top)
 
-    if no_shift is None:
-        return row_max(logits)
-    shift: Array = lax.cond(no_shift, lambda logits: jnp.zeros_like(logits[:, :1]), row_max, logits)
-    return shift
+def _exp2(x: Array, mask: Array | None) -> Array:
+    """2**x of x <= 127 where the mask holds, else 0; below -126 it stays at 2**-126. XLA's own takes twice the time."""
+    x = jnp.maximum(x, -126.0)
+    whole = jnp.round(x)
+    fraction = x - whole
+    y = jnp.full_like(fraction, EXP2_COEFFICIENTS[0])
+    for coefficient in EXP2_COEFFICIENTS[1:]:
+        y = y * fraction + coefficient
+    y = y * lax.bitcast_convert_type((whole.astype(jnp.int32) + 127) << 23, jnp.float32)
+    return y if mask is None else jnp.where(mask, y, 0.0)
 
 
 def _attention_backward(tiling: _Tiling, saved: Saved, d_out: Array) -> tuple[Array, Array, Array, None, None]:
     q, k, v, masks, rng, out, lse = saved
     num_heads, head_dim = q.shape[2:]
-    scale = 1.0 / math.sqrt(head_dim)
+    tiling = tiling.backward()
 
     def per_head(g: Array, state: State) -> State:
         b, n = g // num_heads, g % num_heads
@@ -241,27 +271,31 @@ def _attention_backward(tiling: _Tiling, saved: Saved, d_out: Array) -> tuple[Ar
         def per_keys(j: Array, state: State) -> State:
             dq, dk, dv = state
             k_rows, v_rows = (_read(x, b, n, j, tiling.block_k) for x in (k, v))
+            # On CPU a product with a transposed left operand runs at half speed. So the tiles are transposed, which
+            # suits dk and dv, and dq transposes the small operand before and the result after. The barriers keep XLA
+            # from folding these back into the product.
+            (k_t,) = lax.optimization_barrier((k_rows.T,))
 
             def per_queries(i: Array, state: State) -> State:
-                dq, dk_t, dv_t = state
+                dq, dk_rows, dv_rows = state
                 place = _Place(b, n, i, j)
                 q_rows, out_rows, do_rows, lse_rows = (_read(x, b, n, i, tiling.block_q) for x in (q, out, d_out, lse))
-                q_rows = q_rows * scale
-                weights = jnp.exp(tiling.logits(place, masks, q_rows, k_rows) - lse_rows)
-                dropped, d_weights = tiling.dropout(place, rng, weights, tiling.dot(do_rows, v_rows.T))
-                d_logits = weights * (d_weights - (out_rows * do_rows).sum(1, keepdims=True))
-                dq_rows = tiling.dot(d_logits, k_rows) * scale
+                q_rows = q_rows * (LOG2_E / math.sqrt(head_dim))
+                mask, keep = (None if m is None else m.T for m in (tiling.mask(place, masks), tiling.keep(place, rng)))
+                weights = _exp2(tiling.dot(k_rows, q_rows.T) - lse_rows.T * LOG2_E, mask)
+                d_weights = tiling.drop(keep, tiling.dot(v_rows, do_rows.T))
+                d_logits = weights * (d_weights - (out_rows * do_rows).sum(1))
+                (dq_t,) = lax.optimization_barrier((tiling.dot(k_t, d_logits),))
+                dq_rows = dq_t.T / math.sqrt(head_dim)
                 if tiling.num_k > 1:
                     dq_rows = dq_rows + _read(dq, b, n, i, tiling.block_q)
-                # On CPU a product with a transposed left operand runs at half speed: transpose the small operand
-                # before and the result after. The barriers keep XLA from folding them back into the product.
-                q_t, do_t = lax.optimization_barrier((q_rows.T, do_rows.T))
-                return _write(dq, dq_rows, b, n, i), dk_t + tiling.dot(q_t, d_logits), dv_t + tiling.dot(do_t, dropped)
+                dk_rows = dk_rows + tiling.dot(d_logits, q_rows)
+                dv_rows = dv_rows + tiling.dot(tiling.drop(keep, weights), do_rows)
+                return _write(dq, dq_rows, b, n, i), dk_rows, dv_rows
 
-            zeros = jnp.zeros((head_dim, tiling.block_k), jnp.float32)
-            dq, dk_t, dv_t = _loop(tiling.num_q, per_queries, (dq, zeros, zeros))
-            dk_t, dv_t = lax.optimization_barrier((dk_t, dv_t))
-            return dq, _write(dk, dk_t.T, b, n, j), _write(dv, dv_t.T, b, n, j)
+            zeros = jnp.zeros_like(k_rows)
+            dq, dk_rows, dv_rows = _loop(tiling.num_q, per_queries, (dq, zeros, zeros))
+            return dq, _write(dk, dk_rows / LOG2_E, b, n, j), _write(dv, dv_rows, b, n, j)
 
         return _loop(tiling.num_k, per_keys, state)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emmi_jax.ops.attention import IMPLEMENTATIONS, XLA_MAX_LOGITS, dot_product_attention
+from emmi_jax.ops.attention import IMPLEMENTATIONS, dot_product_attention
 from tests.cases import (
     ALL_IMPLEMENTATIONS,
     ATTENTION_SHAPES,
@@ -163,11 +163,11 @@ def test_vmap_equals_a_loop(implementation: str) -> None:
 
 
 def test_auto_never_holds_many_logits() -> None:
-    num_tokens = 4096
+    num_tokens = 8192
     tokens = jax.ShapeDtypeStruct((1, num_tokens, 1, 8), jnp.float32)
     gradient = jax.grad(lambda *arrays: dot_product_attention(*arrays).sum(), (0, 1, 2))
     memory = quick_jit(gradient).lower(tokens, tokens, tokens).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 4 * XLA_MAX_LOGITS < 4 * num_tokens**2
+    assert memory.temp_size_in_bytes < 4 * num_tokens**2 / 8
 
 
 @pytest.mark.parametrize("name", ATTENTION_SHAPES)
