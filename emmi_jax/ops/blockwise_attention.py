@@ -264,6 +264,7 @@ def _attention_backward(tiling: _Tiling, saved: Saved, d_out: Array) -> tuple[Ar
     q, k, v, masks, rng, out, lse = saved
     num_heads, head_dim = q.shape[2:]
     tiling = tiling.backward()
+    dots = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)
 
     def per_head(g: Array, state: State) -> State:
         b, n = g // num_heads, g % num_heads
@@ -279,12 +280,12 @@ def _attention_backward(tiling: _Tiling, saved: Saved, d_out: Array) -> tuple[Ar
             def per_queries(i: Array, state: State) -> State:
                 dq, dk_rows, dv_rows = state
                 place = _Place(b, n, i, j)
-                q_rows, out_rows, do_rows, lse_rows = (_read(x, b, n, i, tiling.block_q) for x in (q, out, d_out, lse))
+                q_rows, do_rows, lse_rows, dot_rows = (_read(x, b, n, i, tiling.block_q) for x in (q, d_out, lse, dots))
                 q_rows = q_rows * (LOG2_E / math.sqrt(head_dim))
                 mask, keep = (None if m is None else m.T for m in (tiling.mask(place, masks), tiling.keep(place, rng)))
                 weights = _exp2(tiling.dot(k_rows, q_rows.T) - lse_rows.T * LOG2_E, mask)
                 d_weights = tiling.drop(keep, tiling.dot(v_rows, do_rows.T))
-                d_logits = weights * (d_weights - (out_rows * do_rows).sum(1))
+                d_logits = weights * (d_weights - dot_rows.T)
                 (dq_t,) = lax.optimization_barrier((tiling.dot(k_t, d_logits),))
                 dq_rows = dq_t.T / math.sqrt(head_dim)
                 if tiling.num_k > 1:
