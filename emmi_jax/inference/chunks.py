@@ -1,4 +1,4 @@
-"""Queries of any number and source, cut into checked chunks of one shape."""
+"""Queries of any number and source, cut into checked chunks of one shape, and the arrays for their fields."""
 
 from __future__ import annotations
 
@@ -76,10 +76,31 @@ def to_model_units(what: str, position: Any, num_axes: int, normalizer: Normaliz
     return _model_units(what, _checked_shape(what, np.asarray(position), num_axes), 0, normalizer)
 
 
-def number_of_points(source: Positions) -> int | None:
-    """Returns how many points there are, or None if only iterating tells."""
-    shape = getattr(source, "shape", None)
-    return int(shape[0]) if shape else None
+def output_arrays(
+    queries: Mapping[str, Positions], out: Mapping[str, Any] | None, config: AbUptConfig
+) -> dict[str, Any]:
+    """Returns the arrays [N, F] to fill, by ``<branch>_<field>``: `out`, checked, or new ones.
+
+    Raises:
+        ValueError: `out` does not fit, or is missing where the number of queries is not known.
+    """
+    shapes = {
+        f"{branch}_{name}": (_number_of_points(source), channels)
+        for branch, source in queries.items()
+        for name, channels in config.fields.get(branch, {}).items()
+    }
+    if out is None:
+        if endless := [name for name, (num_points, _) in shapes.items() if num_points is None]:
+            raise ValueError(f"the queries do not tell their number: pass out with {endless!r}, or use iter_stream")
+        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+    if set(out) != set(shapes):
+        raise ValueError(f"out must hold the arrays {sorted(shapes)!r}, got {sorted(out)!r}")
+    for name, (num_points, channels) in shapes.items():
+        rows = out[name].shape[0] if num_points is None and out[name].shape else num_points
+        if out[name].shape != (rows, channels):
+            expected = ["N" if num_points is None else num_points, channels]
+            raise ValueError(f"out[{name!r}] must have the shape {expected}, got {list(out[name].shape)}")
+    return dict(out)
 
 
 def resolve_chunk_size(chunk_size: ChunkSize, config: AbUptConfig, cache: Any, devices: Sequence[jax.Device]) -> int:
@@ -96,6 +117,12 @@ def resolve_chunk_size(chunk_size: ChunkSize, config: AbUptConfig, cache: Any, d
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
         raise ValueError(f"chunk_size must be 'auto' or a positive integer, got {chunk_size!r}")
     return -(-int(chunk_size) // len(devices)) * len(devices)
+
+
+def _number_of_points(source: Positions) -> int | None:
+    """Returns how many points there are, or None if only iterating tells."""
+    shape = getattr(source, "shape", None)
+    return int(shape[0]) if shape else None
 
 
 def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device) -> int:

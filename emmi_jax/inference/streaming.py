@@ -27,7 +27,7 @@ from emmi_jax.inference.chunks import (
     ChunkSize,
     Positions,
     cut_queries,
-    number_of_points,
+    output_arrays,
     resolve_chunk_size,
     to_model_units,
 )
@@ -35,7 +35,6 @@ from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
 Variables: TypeAlias = Mapping[str, Any]
 Cache: TypeAlias = Any
-Out: TypeAlias = Mapping[str, Any]
 
 _AXIS = "queries"
 _CHUNKS_ON_DEVICE = 2
@@ -159,7 +158,7 @@ def stream(
     queries: Mapping[str, Positions],
     *,
     chunk_size: ChunkSize = "auto",
-    out: Out | None = None,
+    out: Mapping[str, Any] | None = None,
     normalizer: Normalizer | None = None,
     condition: ArrayLike | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -184,7 +183,7 @@ def stream(
     Raises:
         ValueError: See `iter_stream`; or `out` does not fit.
     """
-    fields = _outputs(model, queries, out)
+    fields = output_arrays(queries, out, model.config)
     done = dict.fromkeys(queries, 0)
     options: Any = {"chunk_size": chunk_size, "normalizer": normalizer, "condition": condition, "devices": devices}
     for branch, start, values in iter_stream(model, variables, cache, queries, **options):
@@ -200,27 +199,6 @@ def stream(
             if rows != num_points:
                 raise ValueError(f"out['{branch}_{name}'] has {rows} rows, but there were {num_points} queries")
     return fields
-
-
-def _outputs(model: AnchoredBranchedUPT, queries: Mapping[str, Positions], out: Out | None) -> dict[str, Any]:
-    """Returns the arrays to fill, checked if they are given."""
-    shapes = {
-        f"{branch}_{name}": (number_of_points(source), channels)
-        for branch, source in queries.items()
-        for name, channels in model.config.fields.get(branch, {}).items()
-    }
-    if out is None:
-        if endless := [name for name, (num_points, _) in shapes.items() if num_points is None]:
-            raise ValueError(f"the queries do not tell their number: pass out with {endless!r}, or use iter_stream")
-        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    if set(out) != set(shapes):
-        raise ValueError(f"out must hold the arrays {sorted(shapes)!r}, got {sorted(out)!r}")
-    for name, (num_points, channels) in shapes.items():
-        rows = out[name].shape[0] if num_points is None and out[name].shape else num_points
-        if out[name].shape != (rows, channels):
-            expected = ["N" if num_points is None else num_points, channels]
-            raise ValueError(f"out[{name!r}] must have the shape {expected}, got {list(out[name].shape)}")
-    return dict(out)
 
 
 def _without_cache(variables: Variables) -> dict[str, Any]:
