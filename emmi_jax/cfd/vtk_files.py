@@ -90,6 +90,9 @@ def write_dataset(path: Path, dataset: Any) -> None:
             if suffix == ".vtk":
                 writer.SetFileTypeToBinary()
             else:
+                # Predictions hardly compress, so what is quick is best.
+                writer.SetCompressorTypeToLZ4()
+                writer.EncodeAppendedDataOff()
                 writer.SetHeaderTypeToUInt64()
             done = writer.Write()
         if not done or messages or writer.GetErrorCode() or not partial.is_file():

@@ -39,7 +39,7 @@ class MeshJob:
 
     Args:
         meshes: Mesh files by branch.
-        out: Folder for the meshes with fields, `comparison.json` and `forces.json`; made if it does not exist.
+        out: Folder for the meshes with fields, `comparison.json` and `forces.json`; made if its parent exists.
         geometry: A surface that shows the body to a model with a geometry branch; None means the run's own points, or
             else those of the surface.
         compare: Whether to compare with the arrays of the meshes.
@@ -82,7 +82,7 @@ def run_mesh_job(
         FileNotFoundError: A file does not exist.
         ValueError: A file is unusable or does not fit the model, or a mesh would be overwritten.
     """
-    _check(job, model)
+    _check(job, model, fixed_points)
     sources = None if job.fields is None else read_sources(job.fields)
     meshes = {
         branch: read_branch_mesh(
@@ -100,7 +100,6 @@ def run_mesh_job(
         _warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
     if job.geometry is not None:
         _warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
-    job.out.mkdir(parents=True, exist_ok=True)
     with PredictionProgress(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
             model,
@@ -112,6 +111,7 @@ def run_mesh_job(
             chunk_size=job.chunk_size,
             advance=progress.advance,
         )
+    job.out.mkdir(exist_ok=True)
     for path in write_predictions(job.out, predicted, meshes):
         console.print(str(path), highlight=False, soft_wrap=True)
     if job.compare:
@@ -133,17 +133,22 @@ def comparison_table(errors: Errors) -> Table:
     return table
 
 
-def _check(job: MeshJob, model: AnchoredBranchedUPT) -> None:
+def _check(job: MeshJob, model: AnchoredBranchedUPT, fixed_points: Mapping[str, Array]) -> None:
     """Refuses what cannot work while there is nothing to clean up."""
     unknown = [branch for branch in job.meshes if branch not in model.config.fields]
     if unknown or not job.meshes:
         raise ValueError(f"the model has the branches {list(model.config.fields)}, got meshes for {list(job.meshes)}")
+    for branch in model.config.fields:
+        if branch not in job.meshes and f"{branch}_anchors" not in fixed_points:
+            raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
     if job.geometry is not None and not model.config.has_geometry:
         raise ValueError(f"{job.geometry}: the model has no geometry branch to show it to")
     if job.forces is not None and GEOMETRY_BRANCH not in job.meshes:
         raise ValueError(f"forces need a mesh for the branch {GEOMETRY_BRANCH!r}, got {list(job.meshes)}")
     if job.fields is not None and not job.compare:
         raise ValueError(f"{job.fields}: which arrays are fields matters only to compare with them")
+    if not job.out.parent.is_dir():
+        raise FileNotFoundError(f"{job.out.parent}: no such folder")
     if job.out.exists() and not job.out.is_dir():
         raise ValueError(f"{job.out} is a file, expected a folder")
     outputs = [job.out / output_name(path) for path in job.meshes.values()]

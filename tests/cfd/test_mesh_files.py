@@ -138,6 +138,17 @@ def test_a_truncated_file_is_refused_in_one_line_and_vtk_says_nothing(suffix, ke
     assert printed.out + printed.err == ""
 
 
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.97])
+@pytest.mark.parametrize("suffix", ["vtp", "vtu", "vtk"])
+def test_a_truncated_file_of_our_own_is_refused(suffix, kept, tmp_path):
+    path = tmp_path / f"mesh.{suffix}"
+    write_mesh(path, Mesh(tmp_path, make_dataset(suffix)), {}, location="points")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match="a damaged one"):
+        read_mesh(path)
+
+
 @pytest.mark.parametrize("suffix", EXTENSIONS)
 def test_a_file_of_another_format_is_refused(suffix, tmp_path):
     path = tmp_path / f"mesh.{suffix}"

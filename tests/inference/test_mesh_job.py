@@ -205,7 +205,10 @@ def test_a_pressure_coefficient_needs_no_density(tmp_path):
 
 def test_forces_are_printed_and_stored_and_an_open_surface_is_said(trained, folder, tmp_path):
     dataset = surface_dataset()
-    dataset.extract_cells(range(4, dataset.n_cells)).extract_surface(algorithm=None).save(tmp_path / "open.vtp")
+    open_surface = dataset.copy()
+    open_surface.faces = np.asarray(dataset.faces).reshape(-1, 4)[4:].reshape(-1)
+    open_surface.clear_data()
+    open_surface.save(tmp_path / "open.vtp")
     printed = predict(
         trained,
         folder,
@@ -240,19 +243,26 @@ def test_what_cannot_work_is_refused_before_anything_is_written(trained, folder,
             r"the model has the branches \['surface', 'volume'\], got meshes for \['wing'\]",
         ),
         ({"meshes": {}}, r"got meshes for \[\]"),
-        ({"meshes": {"surface": folder / "none.vtp"}}, r"none\.vtp: no such file"),
+        ({"meshes": {"surface": folder / "none.vtp", "volume": volume}}, r"none\.vtp: no such file"),
+        ({"meshes": {"volume": volume}}, "the model needs a mesh for the branch 'surface' too"),
+        ({"out": tmp_path / "no" / "out"}, "no: no such folder"),
         ({"meshes": {"volume": volume, "surface": volume}}, "two meshes would become the same file"),
-        ({"meshes": {"volume": volume}, "out": folder}, "would overwrite the mesh itself"),
+        ({"out": folder}, "would overwrite the mesh itself"),
         ({"out": tmp_path / "file"}, "file is a file, expected a folder"),
-        ({"meshes": {"volume": volume}, "forces": ForceReference(area=1.0, speed=1.0)}, "forces need a mesh"),
         ({"fields": folder / "fields.json"}, "matters only to compare"),
         ({"compare": True, "fields": folder / "none.json"}, r"none\.json: no such file"),
         ({"compare": True}, r"nothing to compare \['pressure_coefficient'\] with"),
-        ({"meshes": {"volume": volume}}, "no anchors for branch 'surface'"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             predict(trained, folder, **{"out": tmp_path / "out"} | changes)
-        assert sorted(folder.iterdir()) + [p for p in sorted(tmp_path.iterdir()) if p.name != "out"] == before
+        assert sorted(folder.iterdir()) + sorted(tmp_path.iterdir()) == before
+
+
+def test_forces_without_a_surface_are_refused(trained, folder, tmp_path):
+    job = MeshJob(meshes={"volume": folder / "volume_1.vtu"}, out=tmp_path, forces=ForceReference(area=1.0, speed=1.0))
+    anchors = {"surface_anchors": np.zeros((4, 3))}
+    with pytest.raises(ValueError, match="forces need a mesh for the branch 'surface'"):
+        run_mesh_job(job, *trained, anchors, sizes=SIZES, console=Console(file=io.StringIO()))
 
 
 def test_progress_in_a_pipe_is_a_few_lines_that_end_with_all_points():
