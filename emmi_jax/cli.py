@@ -140,6 +140,7 @@ def predict(
     fields: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Which arrays these are; default: the fields' names.")
     ] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw the fields into .png files in OUT.")] = False,
     area: Annotated[
         float | None, typer.Option(help="Reference area in m2: print Cd (along x) and Cl (along z); with --speed.")
     ] = None,
@@ -172,7 +173,7 @@ def predict(
       emmi-jax predict runs/car --surface boundary.vtp --out fields
     """  # noqa: D301 - \b is the mark of an example
     meshes = {name: path for name, path in (("surface", surface), ("volume", volume)) if path is not None}
-    for_meshes = bool(meshes or geometry or compare or fields or area is not None or speed is not None)
+    for_meshes = bool(meshes or geometry or compare or fields or figures or area is not None or speed is not None)
     if (points is None) == (not meshes) or (points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with the options of meshes")
     if (area is None) != (speed is None):
@@ -197,6 +198,7 @@ def predict(
             fields=fields,
             forces=forces,
             chunk_size=size,
+            figures=figures,
         ),
         trained.model,
         trained.params,

@@ -68,6 +68,7 @@ def test_no_arguments_show_the_help(capsys):
             "emmi-jax predict: error: expected either --points, or --surface and --volume",
         ),
         (["predict", "r", "--out", "o", "--points", "p", "--compare"], "error: expected either --points, or --surface"),
+        (["predict", "r", "--out", "o", "--points", "p", "--figures"], "error: expected either --points, or --surface"),
         (["predict", "r", "--out", "o", "--geometry", "g.stl"], "error: expected either --points, or --surface"),
         (
             ["predict", "r", "--out", "o", "--surface", "s.vtp", "--area", "2"],

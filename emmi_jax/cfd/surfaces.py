@@ -77,16 +77,41 @@ def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
     return np.asarray(triangles.dataset.points, dtype=np.float64)[connectivity.reshape(-1, 3)]
 
 
+def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cuts convex polygons into triangles that remember where they come from.
+
+    Args:
+        dataset: A `pyvista.PolyData`; its lines and vertices are left out.
+
+    Returns:
+        Indices of the corners [T, 3] among the points, and of the cells [T] they belong to.
+    """
+    connectivity, offsets = _polygon_arrays(dataset)
+    corners = np.diff(offsets)
+    num_triangles = np.maximum(corners - 2, 0)
+    polygon = np.repeat(np.arange(len(corners)), num_triangles)
+    number = np.arange(len(polygon)) - np.repeat(np.cumsum(num_triangles) - num_triangles, num_triangles)
+    first = offsets[:-1][polygon]
+    triangles = np.stack([connectivity[i] for i in (first, first + number + 1, first + number + 2)], axis=1)
+    # VTK numbers the cells of such a mesh by kind, polygons after vertices and lines.
+    return triangles, polygon + dataset.GetNumberOfVerts() + dataset.GetNumberOfLines()
+
+
 def _polygons(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Corners of all polygons in a row, and where each polygon starts and ends there."""
     dataset: Any = mesh.dataset
     if not dataset.IsA("vtkPolyData") or not dataset.n_cells or dataset.GetNumberOfPolys() != dataset.n_cells:
         raise ValueError(f"{mesh.path}: expected a surface of polygons and no other cells, got {_kind(dataset)}")
+    connectivity, offsets = _polygon_arrays(dataset)
+    if np.diff(offsets).min() < 3:
+        raise ValueError(f"{mesh.path}: a polygon has {np.diff(offsets).min()} corners, expected at least 3")
+    return connectivity, offsets
+
+
+def _polygon_arrays(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     to_numpy = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy
     polygons = dataset.GetPolys()
     connectivity, offsets = (to_numpy(a) for a in (polygons.GetConnectivityArray(), polygons.GetOffsetsArray()))
-    if np.diff(offsets).min() < 3:
-        raise ValueError(f"{mesh.path}: a polygon has {np.diff(offsets).min()} corners, expected at least 3")
     return connectivity.astype(np.int64, copy=False), offsets.astype(np.int64, copy=False)
 
 

@@ -46,6 +46,7 @@ class MeshJob:
         fields: A `fields.json` that says which arrays these are.
         forces: What forces are divided by; None for no forces.
         chunk_size: Points in one call of the model.
+        figures: Whether to draw the fields into `.png` files beside the meshes.
     """
 
     meshes: Mapping[str, Path]
@@ -55,6 +56,7 @@ class MeshJob:
     fields: Path | None = None
     forces: ForceReference | None = None
     chunk_size: ChunkSize = "auto"
+    figures: bool = False
 
 
 def run_mesh_job(
@@ -120,6 +122,23 @@ def run_mesh_job(
         console.print(comparison_table(errors))
     if job.forces is not None:
         _report_forces(job.forces, job.out, predicted, meshes, console)
+    if job.figures:
+        body = meshes[GEOMETRY_BRANCH].position if GEOMETRY_BRANCH in meshes else given.get(GEOMETRY)
+        for path in draw_figures(job.out, predicted, meshes, body):
+            console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def draw_figures(
+    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], body: Array | None
+) -> list[Path]:
+    """Draws every field of every mesh; see `draw_mesh_fields`."""
+    from emmi_jax.cfd.mesh_plots import MeshFields, draw_mesh_fields
+
+    paths = []
+    for branch, (mesh, location, position, reference) in meshes.items():
+        fields = MeshFields(branch, mesh.dataset, location, position, predicted[branch], reference)
+        paths += draw_mesh_fields(fields, folder, body=body)
+    return paths
 
 
 def comparison_table(errors: Errors) -> Table:

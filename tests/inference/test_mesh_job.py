@@ -153,6 +153,17 @@ def test_a_surface_of_triangles_comes_back_as_vtp(trained, folder, tmp_path):
     assert "body_1.vtp" in printed
 
 
+def test_figures_are_drawn_beside_the_mesh_when_asked_for(trained, folder, tmp_path):
+    anchors = {"volume_anchors": np.asarray(volume_dataset().cell_centers().points)[:6]}
+    mesh, sources = folder / "boundary_1.vtp", folder / "fields.json"
+    job = MeshJob(meshes={"surface": mesh}, out=tmp_path, compare=True, fields=sources, figures=True)
+    printed = io.StringIO()
+    run_mesh_job(job, *trained, anchors, sizes=SIZES, console=Console(file=printed))
+    figures = ["surface_pressure_coefficient.png", "surface_pressure_coefficient_parity.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["boundary_1.vtp", "comparison.json", *figures]
+    assert all(str(tmp_path / name) in printed.getvalue() for name in figures)
+
+
 def test_points_outside_the_training_box_are_counted(trained, folder, tmp_path):
     model, params, normalizer = trained
     small = Normalizer.from_box([-2.0] * 3, [1.0] * 3, position_range=100.0, fields=normalizer.fields)
