@@ -64,4 +64,5 @@ def _side_view(position: Array) -> View:
         )
         axes.set(xlim=(low[0], high[0]), ylim=(low[2], high[2]))
 
-    return View(paint, "side view", "x", "z")
+    width, _, height = np.maximum(high - low, 1e-12)
+    return View(paint, "side view", "x", "z", aspect=float(height / width))
