@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs_as_printed() -> None:
@@ -17,6 +18,10 @@ def test_the_example_runs_as_printed() -> None:
     assert np.isfinite(y).all()
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_linked_files_exist(link: str) -> None:
-    assert (Path(__file__).parents[1] / link).exists()
+PAGES = [Path("README.md"), *(path.relative_to(ROOT) for path in sorted(ROOT.glob("docs/*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_linked_files_exist(page: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page.parent / link).exists()] == []

@@ -83,7 +83,7 @@ def draw_comparison(
         row[0].set_ylabel(view.y_label)
     for panel, columns, label in zip(panels[::2], (grid[:, :2], grid[:, 2:]), _bar_labels(quantities), strict=False):
         colors = ScalarMappable(panel.scale, panel.color_map)
-        figure.colorbar(colors, ax=list(columns.flat), label=label, pad=0.01, aspect=20 * len(views), extend="both")
+        figure.colorbar(colors, ax=list(columns.flat), label=label, pad=0.015, aspect=20 * len(views), extend="both")
     return save_figure(figure, path)
 
 

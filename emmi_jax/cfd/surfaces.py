@@ -26,6 +26,15 @@ class SurfaceElements(NamedTuple):
     num_open_edges: int
 
 
+def check_surface(mesh: Mesh) -> None:
+    """Makes sure that a mesh is a surface of polygons.
+
+    Raises:
+        ValueError: It is not.
+    """
+    _polygons(mesh)
+
+
 def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceElements:
     """Computes areas and outward normals of the cells of a surface.
 

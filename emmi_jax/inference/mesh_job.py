@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from emmi_jax.inference.mesh_prediction import (
     FieldArrays,
     ForceReference,
     body_points,
+    check_forces,
     field_errors,
     output_name,
     predict_on_meshes,
@@ -95,6 +97,8 @@ def run_mesh_job(
         )
         for branch, path in job.meshes.items()
     }
+    if job.forces is not None:
+        check_forces(meshes[GEOMETRY_BRANCH], model.config.fields[GEOMETRY_BRANCH])
     given = dict(fixed_points)
     if job.geometry is not None:
         given[GEOMETRY] = body_points(job.geometry)
@@ -166,6 +170,8 @@ def _check(job: MeshJob, model: AnchoredBranchedUPT, fixed_points: Mapping[str, 
         raise ValueError(f"forces need a mesh for the branch {GEOMETRY_BRANCH!r}, got {list(job.meshes)}")
     if job.fields is not None and not job.compare:
         raise ValueError(f"{job.fields}: which arrays are fields matters only to compare with them")
+    if job.figures:
+        importlib.import_module("matplotlib")
     if not job.out.parent.is_dir():
         raise FileNotFoundError(f"{job.out.parent}: no such folder")
     if job.out.exists() and not job.out.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -16,7 +16,7 @@ from emmi_jax.cfd.forces import force_coefficients, integrate_forces
 from emmi_jax.cfd.mesh_files import FieldSource, Location, Mesh, read_mesh, write_mesh
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.sampling import sample_triangles
-from emmi_jax.cfd.surfaces import surface_elements, surface_triangles
+from emmi_jax.cfd.surfaces import check_surface, surface_elements, surface_triangles
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.predict import GEOMETRY, GEOMETRY_BRANCH, encode_case, query_name
 from emmi_jax.inference.streaming import iter_stream
@@ -58,7 +58,7 @@ def read_branch_mesh(
 ) -> BranchMesh:
     """Reads the mesh of a branch.
 
-    Queries lie where the compared arrays are; else in the cells, unless only points carry arrays.
+    Queries lie where the compared arrays are; else in the cells, unless there are none or only points carry arrays.
 
     Args:
         path: A mesh file.
@@ -72,7 +72,8 @@ def read_branch_mesh(
     """
     mesh = read_mesh(path)
     if not compare:
-        location: Location = "points" if mesh.dataset.n_arrays and not mesh.dataset.cell_data.keys() else "cells"
+        only_on_points = mesh.dataset.n_arrays and not mesh.dataset.cell_data.keys()
+        location: Location = "points" if only_on_points or not mesh.dataset.n_cells else "cells"
         return BranchMesh(mesh, location, mesh.position(location), {})
     present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
     if sources is None:
@@ -197,6 +198,21 @@ class Forces(NamedTuple):
     num_open_edges: int
 
 
+def check_forces(surface: BranchMesh, fields: Collection[str]) -> None:
+    """Refuses what `surface_forces` cannot integrate: see there; this takes no predictions."""
+    if surface.location != "cells":
+        raise ValueError(f"{surface.mesh.path}: forces need fields in the cells of the surface, they are on its points")
+    _pressure(fields)
+    check_surface(surface.mesh)
+
+
+def _pressure(fields: Collection[str]) -> str:
+    for name in PRESSURES:
+        if name in fields:
+            return name
+    raise ValueError(f"forces need a field {' or '.join(PRESSURES)}, the surface has {list(fields)}")
+
+
 def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: ForceReference) -> Forces:
     """Integrates the forces on a surface from its pressure, or pressure coefficient, and wall shear stress.
 
@@ -208,11 +224,8 @@ def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: Force
     Raises:
         ValueError: There is no pressure, the fields are not in cells, or the mesh is not a surface.
     """
-    if surface.location != "cells":
-        raise ValueError(f"{surface.mesh.path}: forces need fields in the cells of the surface, they are on its points")
-    name = next((name for name in PRESSURES if name in predicted), None)
-    if name is None:
-        raise ValueError(f"forces need a field {' or '.join(PRESSURES)}, the surface has {list(predicted)}")
+    check_forces(surface, predicted)
+    name = _pressure(predicted)
     elements = surface_elements(surface.mesh, require_closed=False)
     dynamic_pressure = reference.density * reference.speed**2 / 2
     unit = dynamic_pressure if name == "pressure_coefficient" else 1.0

@@ -11,6 +11,7 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.cfd.mesh_files import FieldSource, read_mesh
 from emmi_jax.cfd.normalization import FieldScale, Normalizer
+from emmi_jax.cfd.vtk_files import import_pyvista
 from emmi_jax.config import SupernodePoolingConfig
 from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
 from emmi_jax.inference.mesh_prediction import (
@@ -145,6 +146,14 @@ def test_queries_lie_on_points_where_only_points_carry_arrays(tmp_path):
     assert num == {"a": dataset.n_points, "bare": dataset.n_cells}
 
 
+def test_queries_lie_on_points_where_there_are_no_cells(tmp_path):
+    dataset = import_pyvista().PolyData(np.eye(3))
+    dataset.verts = np.zeros(0, int)
+    dataset.save(tmp_path / "a.vtp")
+    mesh = read_branch_mesh(tmp_path / "a.vtp", {"p": 1}, compare=False, sources=None)
+    assert (mesh.location, len(mesh.position)) == ("points", 3)
+
+
 def test_a_surface_of_triangles_comes_back_as_vtp(trained, folder, tmp_path):
     printed = predict(
         trained, folder, tmp_path, meshes={"surface": folder / "body_1.stl", "volume": folder / "volume_1.vtu"}
@@ -247,6 +256,9 @@ def test_unusable_forces_are_refused(tmp_path):
 def test_what_cannot_work_is_refused_before_anything_is_written(trained, folder, tmp_path):
     volume = folder / "volume_1.vtu"
     (tmp_path / "file").touch()
+    no_surface = tmp_path / "cloud.vtp"
+    import_pyvista().PolyData(np.zeros((3, 3))).save(no_surface)
+    force = ForceReference(area=1.0, speed=1.0)
     before = sorted(folder.iterdir()) + sorted(tmp_path.iterdir())
     for changes, message in (
         (
@@ -260,6 +272,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(trained, folder,
         ({"meshes": {"volume": volume, "surface": volume}}, "two meshes would become the same file"),
         ({"out": folder}, "would overwrite the mesh itself"),
         ({"out": tmp_path / "file"}, "file is a file, expected a folder"),
+        ({"meshes": {"surface": no_surface, "volume": volume}, "forces": force}, "expected a surface of polygons"),
         ({"fields": folder / "fields.json"}, "matters only to compare"),
         ({"compare": True, "fields": folder / "none.json"}, r"none\.json: no such file"),
         ({"compare": True}, r"nothing to compare \['pressure_coefficient'\] with"),
