@@ -190,6 +190,7 @@ def _warn_outside(normalizer: Normalizer, path: Path, position: Array, console: 
         console.print(
             f"warning: {path}: {num_outside:,} of {len(position):,} points are outside the box of the training data",
             highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -207,6 +208,7 @@ def _report_forces(
             f"warning: {surface.mesh.path}: the surface is not closed, {forces.num_open_edges:,} edges are open: "
             "its outward side is a guess",
             highlight=False,
+            soft_wrap=True,
         )
     for who, values in forces.coefficients.items():
         console.print(f"{who}: Cd {values['cd']:.4f}  Cl {values['cl']:.4f}", highlight=False)
