@@ -79,7 +79,8 @@ def draw_comparison(
             view.paint(axes, values, panel.scale, panel.color_map)
             axes.set_aspect("equal")
             axes.locator_params(nbins=5)
-            axes.set(title=f"{panel.name}, {view.title}", xlabel=view.x_label)
+            axes.set_title(f"{panel.name}, {view.title}", fontsize="medium")
+            axes.set_xlabel(view.x_label)
         row[0].set_ylabel(view.y_label)
     for panel, columns, label in zip(panels[::2], (grid[:, :2], grid[:, 2:]), _bar_labels(quantities), strict=False):
         colors = ScalarMappable(panel.scale, panel.color_map)

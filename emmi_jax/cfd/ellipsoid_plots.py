@@ -74,7 +74,7 @@ def draw_slice(body: Ellipsoid, anchored: Sample, predict: Predict, directory: P
         axes.contourf(x, y, level.reshape(x.shape), levels=[0.0, 1.0], colors="0.7")
         axes.contour(x, y, level.reshape(x.shape), levels=[1.0], colors="black", linewidths=1.0)
 
-    view = View(paint, "z = 0", "x / L, stream to the right", "y / L")
+    view = View(paint, "z = 0", "x / L, stream to the right", "y / L", aspect=1.0)
     title = "Speed around an unseen ellipsoid"
     return draw_comparison(
         directory / "volume_velocity.png", title, [view], [Quantity(predicted, exact, "$|u| / U$", "viridis")]
@@ -123,4 +123,4 @@ def _surface_view(
 
     axis = "xyz"[int(np.argmax(np.abs(right)))]
     sign = "−" if sum(right) < 0 else ""
-    return View(paint, title, f"{sign}{axis} / L", "z / L")
+    return View(paint, title, f"{sign}{axis} / L", "z / L", aspect=float(np.ptp(position[:, 2]) / np.ptp(across)))

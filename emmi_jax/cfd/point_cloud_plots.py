@@ -64,5 +64,5 @@ def _side_view(position: Array) -> View:
         )
         axes.set(xlim=(low[0], high[0]), ylim=(low[2], high[2]))
 
-    width, _, height = np.maximum(high - low, 1e-12)
-    return View(paint, "side view", "x", "z", aspect=float(height / width))
+    aspect = float((high[2] - low[2]) / (high[0] - low[0])) if high[0] > low[0] else 1.0
+    return View(paint, "side view", "x", "z", aspect=aspect)
