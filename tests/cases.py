@@ -31,19 +31,6 @@ from emmi_jax.ops.attention import IMPLEMENTATIONS
 ALL_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "auto")
 
 
-def _is_known(option: str, value: Any) -> bool:
-    """Whether this version of XLA has the compiler option."""
-    try:
-        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
-
-_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-quick_jit = functools.partial(jax.jit, compiler_options={k: v for k, v in _QUICK.items() if _is_known(k, v)})
-"""`jax.jit` for what runs once: most of a test's time goes into compiling, and this takes a fifth of it."""
-
 LARGE = 2**21
 """From this many logits or tokens squared on, a case is for benchmarks and shape tests."""
 
@@ -227,7 +214,7 @@ def apply_uncompiled(
     return module.apply(variables, x, *static, freqs, **kwargs)
 
 
-apply_compiled = quick_jit(apply_uncompiled, static_argnames=("module", "static", "deterministic", "mutable"))
+apply_compiled = jax.jit(apply_uncompiled, static_argnames=("module", "static", "deterministic", "mutable"))
 
 
 @dataclass(frozen=True)
@@ -270,7 +257,7 @@ class Example:
 def run_together(examples: dict[Any, Example], function: Callable[[Any, Example], Any]) -> dict[Any, Any]:
     """Calls function(key, example) for each, compiled as one, which takes a third of the time."""
 
-    @quick_jit
+    @jax.jit
     def run(arrays: dict[Any, Any]) -> dict[Any, Any]:
         return {key: function(key, examples[key].uncompiled(*args)) for key, args in arrays.items()}
 

@@ -17,7 +17,7 @@ from emmi_jax.cfd.normalization import FieldScale, Normalizer
 from emmi_jax.inference import chunks, streaming
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE, LARGEST_CHUNK_SIZE, resolve_chunk_size
 from emmi_jax.inference.streaming import encode, iter_stream, stream
-from tests.cases import quick_jit, random_params
+from tests.cases import random_params
 from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD = TOLERANCES["float32"].forward
@@ -85,7 +85,7 @@ def case(config: AbUptConfig) -> Case:
     inputs = jax.tree.map(lambda a: a[None], {"anchors": ANCHORS, **GEOMETRY, **extra})
     batched = {branch: position[None] for branch, position in QUERIES.items()}
     variables = random_params(model, **inputs)
-    outputs = quick_jit(model.apply)(variables, **inputs, queries=batched)
+    outputs = jax.jit(model.apply)(variables, **inputs, queries=batched)
     expected = {f"{b}_{name}": np.asarray(outputs[f"query_{b}_{name}"][0]) for b in FIELDS for name in FIELDS[b]}
     cache = encode(model, variables, anchors=ANCHORS, **GEOMETRY, **extra)
     return Case(model, variables, cache, expected, condition)

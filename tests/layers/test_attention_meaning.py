@@ -28,7 +28,6 @@ from tests.cases import (
     ANCHOR_LAYOUTS,
     Example,
     anchor_example,
-    quick_jit,
     random_array,
     random_params,
     run_together,
@@ -219,7 +218,7 @@ def gradients(implementation: str, *, is_cached: bool) -> Any:
         y, cache = store(moved)
         return (y * cotangent[:, ANCHOR_ROWS]).sum() + (moved.part(*QUERIES, cache) * cotangent[:, QUERY_ROWS]).sum()
 
-    return quick_jit(loss)(*example.arrays, random_array(np.random.default_rng(4), example.x.shape))
+    return jax.jit(loss)(*example.arrays, random_array(np.random.default_rng(4), example.x.shape))
 
 
 @every_implementation
@@ -346,7 +345,7 @@ def layers_with_gradients(implementation: str | None, *, use_remat: bool = False
     example = anchor_example("cross", "any_order", implementation=implementation or "masked")
     scanned = ScannedLayers(example.module.config, LAYOUT.token_specs, use_remat)
 
-    @quick_jit
+    @jax.jit
     def run(cotangent: jax.Array, freqs: RopeFrequencies, *primals: Any) -> tuple[jax.Array, Any]:
         def call(variables: Any, x: jax.Array) -> jax.Array:
             return scanned.apply(variables, x, freqs)[0] if implementation else loop(variables, x, freqs)
@@ -372,7 +371,7 @@ def test_scan_over_layers_and_remat_equal_the_plain_loop(implementation: str, us
 def test_scan_over_layers_stacks_caches_and_reads_them(implementation: str, use_remat: bool) -> None:
     example = anchor_example("cross", "any_order", implementation=implementation)
 
-    @quick_jit
+    @jax.jit
     def run(variables: Any, x: jax.Array, freqs: RopeFrequencies) -> Any:
         def part(token_specs: Any, rows: np.ndarray, state: Any, **kwargs: Any) -> Any:
             layers = ScannedLayers(example.module.config, token_specs, use_remat)
@@ -391,7 +390,7 @@ def test_scan_over_layers_stacks_caches_and_reads_them(implementation: str, use_
 def test_scan_over_layers_initialises_every_layer_by_itself_and_caches_nothing() -> None:
     example = anchor_example("cross", "any_order")
     init = ScannedLayers(example.module.config, LAYOUT.token_specs).init
-    variables = quick_jit(init)(jax.random.key(0), example.x, example.freqs)
+    variables = jax.jit(init)(jax.random.key(0), example.x, example.freqs)
     assert list(variables) == ["params"]
     kernel = variables["params"]["attention"]["mixed_attention"]["qkv"]["kernel"]
     assert kernel.shape == (NUM_LAYERS, 24, 72)
@@ -407,7 +406,7 @@ def test_vmap_over_inputs_and_over_parameters_equals_a_loop(implementation: str)
     moved = (dataclasses.replace(example, variables=jax.tree.map(lambda a, i=i: a[i], variables)) for i in range(3))
     looped = jnp.stack([layer(x[i]) for i, layer in enumerate(moved)])
     vmapped = jax.vmap(lambda variables, x, freqs: example.uncompiled(variables, x, freqs)(), in_axes=(0, 0, None))
-    assert_close(quick_jit(vmapped)(variables, x, example.freqs), looped, FORWARD)
+    assert_close(jax.jit(vmapped)(variables, x, example.freqs), looped, FORWARD)
 
 
 def test_compiled_equals_uncompiled() -> None:

@@ -24,7 +24,7 @@ from emmi_jax import (
 )
 from emmi_jax.layers.mlp import Mlp
 from emmi_jax.layers.transformer_block import UntiedTransformerBlock
-from tests.cases import ANCHOR_ATTENTIONS, quick_jit, random_array, random_params, specs
+from tests.cases import ANCHOR_ATTENTIONS, random_array, random_params, specs
 from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD = TOLERANCES["float32"].forward
@@ -35,7 +35,7 @@ BRANCHES = ("surface", "volume")
 TOKEN_SPECS = specs(surface_anchors=4, surface_queries=2, volume_anchors=3, volume_queries=3)
 
 
-@functools.partial(quick_jit, static_argnames=("block", "token_specs", "deterministic", "mutable"))
+@functools.partial(jax.jit, static_argnames=("block", "token_specs", "deterministic", "mutable"))
 def run(block: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
     return block.apply(variables, *args, **kwargs)
 
@@ -55,7 +55,7 @@ def condition(batch: int = 2) -> jax.Array:
 
 
 def fresh_variables(block: Any, *args: Any, **kwargs: Any) -> Any:
-    return quick_jit(functools.partial(block.init, **kwargs))(jax.random.key(0), *args)
+    return jax.jit(functools.partial(block.init, **kwargs))(jax.random.key(0), *args)
 
 
 NORMS = {"transformer": ("norm1", "norm2"), "perceiver": ("norm1q", "norm1kv", "norm2")}

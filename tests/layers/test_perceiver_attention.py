@@ -14,14 +14,14 @@ from flax.traverse_util import flatten_dict
 
 from emmi_jax import AttentionConfig, PerceiverAttention, RopeFrequencies, rope_frequencies
 from emmi_jax.ops.attention import IMPLEMENTATIONS
-from tests.cases import quick_jit, random_array, random_params, random_positions, take_freqs
+from tests.cases import random_array, random_params, random_positions, take_freqs
 from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD = TOLERANCES["float32"].forward
 DIM, KV_DIM, NUM_HEADS, BATCH, NUM_QUERIES, NUM_KEYS = 24, 10, 2, 2, 5, 7
 
 
-@functools.partial(quick_jit, static_argnames=("module", "deterministic", "mutable"))
+@functools.partial(jax.jit, static_argnames=("module", "deterministic", "mutable"))
 def run(module: PerceiverAttention, variables: Any, *args: Any, **kwargs: Any) -> Any:
     return module.apply(variables, *args, **kwargs)
 
@@ -112,7 +112,7 @@ def test_parameters_have_the_documented_names_and_shapes(kv_dim, bias):
 
 def test_identity_initialisation_starts_at_zero():
     module = attention(init_weights="truncnormal002-identity")
-    variables = quick_jit(module.init)(jax.random.key(0), *inputs())
+    variables = jax.jit(module.init)(jax.random.key(0), *inputs())
     np.testing.assert_array_equal(run(module, variables, *inputs()), 0)
     assert all(variables["params"][name]["kernel"].any() for name in ("q", "kv"))
 

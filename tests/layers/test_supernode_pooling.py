@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from emmi_jax import AttentionConfig, SupernodePooling, SupernodePoolingConfig
 from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.sincos import sincos_embedding
-from tests.cases import quick_jit, random_array, random_params
+from tests.cases import random_array, random_params
 from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD = TOLERANCES["float32"].forward
@@ -41,7 +41,7 @@ def features() -> jax.Array:
     return random_array(np.random.default_rng(1), (BATCH, NUM_POINTS, FEATURES_DIM))
 
 
-@functools.partial(quick_jit, static_argnames=("module",))
+@functools.partial(jax.jit, static_argnames=("module",))
 def run(module: SupernodePooling, variables: Any, *args: Any, **kwargs: Any) -> jax.Array:
     return module.apply(variables, *args, **kwargs)
 
@@ -85,7 +85,7 @@ def test_supernode_without_neighbors_keeps_its_position_and_has_finite_gradients
         y = module.apply(variables, position, SUPERNODES, neighbors=alone)
         return y.sum(), y
 
-    grad = quick_jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    grad = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
     (_, y), gradients = grad(variables, points())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     kernel, bias = variables["params"]["proj"]["kernel"], variables["params"]["proj"]["bias"]
@@ -176,7 +176,7 @@ def test_relative_messages_do_not_notice_a_translation_but_absolute_ones_do():
 def test_gradients_by_positions_are_finite_where_distances_are_zero(mode):
     module = pooling(mode=mode, radius=2.0)
     position = points().at[:, 4].set(points()[:, 3])
-    grad = quick_jit(jax.grad(lambda x: module.apply(variables_of(module), x, SUPERNODES).sum()))(position)
+    grad = jax.jit(jax.grad(lambda x: module.apply(variables_of(module), x, SUPERNODES).sum()))(position)
     assert np.isfinite(grad).all()
     assert np.abs(grad).max() > 0
 

@@ -33,7 +33,7 @@ from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import Mlp
 from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.sincos import sincos_embedding
-from tests.cases import quick_jit, random_array, random_params, random_positions
+from tests.cases import random_array, random_params, random_positions
 from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD = TOLERANCES["float32"].forward
@@ -57,7 +57,7 @@ SMALL = dataclasses.replace(
 TRACED: list[AbUptConfig] = []
 
 
-@functools.partial(quick_jit, static_argnames=("config", "mutable", "deterministic"))
+@functools.partial(jax.jit, static_argnames=("config", "mutable", "deterministic"))
 def run(config: AbUptConfig, variables: Any, *, mutable: tuple[str, ...] | bool = False, **inputs: Any) -> Any:
     TRACED.append(config)
     return AnchoredBranchedUPT(config).apply(variables, mutable=mutable, **inputs)
@@ -211,7 +211,7 @@ def test_without_bias_only_attention_loses_its_biases():
 
 def test_every_linear_layer_follows_init_weights():
     config = dataclasses.replace(CONFIG, init_weights="zeros")
-    leaves = flatten_dict(quick_jit(AnchoredBranchedUPT(config).init)(jax.random.key(0), **make_inputs())["params"])
+    leaves = flatten_dict(jax.jit(AnchoredBranchedUPT(config).init)(jax.random.key(0), **make_inputs())["params"])
     assert {path[-1] for path in leaves} == {"kernel", "bias"}
     assert not any(leaf.any() for leaf in leaves.values())
 
@@ -233,7 +233,7 @@ def test_the_model_is_its_parts_one_after_the_other():
     inputs, attention = make_inputs(config), config.attention
     specs = tuple(TokenSpec(f"{b}_{g}", inputs[g][b].shape[1]) for b in FIELDS for g in ("anchors", "queries"))
 
-    @quick_jit
+    @jax.jit
     def compose(params: Any, inputs: dict[str, Any]) -> dict[str, jax.Array]:
         def apply(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> jax.Array:
             return module.apply({"params": params[name]}, *args, **kwargs)
@@ -458,7 +458,7 @@ def test_gradients_under_rematerialisation_equal_those_without():
             fields = AnchoredBranchedUPT(config).apply(variables, **inputs)
             return sum((field**2).sum() for field in fields.values())
 
-        return quick_jit(jax.grad(loss))(variables)
+        return jax.jit(jax.grad(loss))(variables)
 
     expected, actual = gradient(config), gradient(dataclasses.replace(config, remat=True))
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
@@ -503,7 +503,7 @@ def test_bfloat16_stays_close_to_float32_with_float32_parameters():
 def test_vmap_equals_a_loop():
     cases = [make_inputs(SMALL, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
-    together = quick_jit(jax.vmap(lambda i: AnchoredBranchedUPT(SMALL).apply(variables_of(SMALL), **i)))(stacked)
+    together = jax.jit(jax.vmap(lambda i: AnchoredBranchedUPT(SMALL).apply(variables_of(SMALL), **i)))(stacked)
     for i, case in enumerate(cases):
         assert_same({name: field[i] for name, field in together.items()}, predict(SMALL, **case))
 

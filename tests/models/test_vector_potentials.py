@@ -16,7 +16,7 @@ import pytest
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.inference.streaming import encode, stream
 from emmi_jax.ops.curl import curl_by_token
-from tests.cases import quick_jit, random_params
+from tests.cases import random_params
 from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD = TOLERANCES["float32"].forward
@@ -56,12 +56,12 @@ def variables() -> Any:
 
 @functools.cache
 def predicted(config: AbUptConfig) -> dict[str, jax.Array]:
-    return quick_jit(AnchoredBranchedUPT(config).apply)(variables(), **INPUTS, queries=QUERIES)
+    return jax.jit(AnchoredBranchedUPT(config).apply)(variables(), **INPUTS, queries=QUERIES)
 
 
 @functools.cache
 def cache() -> Any:
-    return quick_jit(functools.partial(MODEL.apply, mutable=["cache"]))(variables(), **INPUTS)[1]["cache"]
+    return jax.jit(functools.partial(MODEL.apply, mutable=["cache"]))(variables(), **INPUTS)[1]["cache"]
 
 
 def at_query(name: str, model: AnchoredBranchedUPT = MODEL) -> Any:
@@ -89,7 +89,7 @@ def test_all_other_fields_are_those_of_a_model_without_potentials():
 
 
 def test_the_field_is_the_curl_of_the_network_by_differences():
-    potential = quick_jit(jax.vmap(at_query("vorticity", AnchoredBranchedUPT(PLAIN))))
+    potential = jax.jit(jax.vmap(at_query("vorticity", AnchoredBranchedUPT(PLAIN))))
     step, points = 0.125, QUERIES["volume"][0]
     steps = {s: s * step * np.eye(3, dtype=np.float32) for s in (-2, -1, 1, 2)}
     moved = {s: [np.asarray(potential(points + by), np.float64) for by in steps[s]] for s in steps}
@@ -100,27 +100,27 @@ def test_the_field_is_the_curl_of_the_network_by_differences():
 
 
 def test_the_field_has_no_divergence():
-    jacobian = np.asarray(quick_jit(jax.vmap(jax.jacfwd(at_query("vorticity"))))(QUERIES["volume"][0]), np.float64)
+    jacobian = np.asarray(jax.jit(jax.vmap(jax.jacfwd(at_query("vorticity"))))(QUERIES["volume"][0]), np.float64)
     divergence = np.trace(jacobian, axis1=1, axis2=2)
     sizes = np.abs(jacobian).sum(axis=(1, 2))
     assert sizes.min() > 1e-4
     assert (np.abs(divergence) <= 1e-6 * sizes).all(), np.abs(divergence / sizes).max()
     # The network's own channels have one, so the test would see it.
     plain = at_query("vorticity", AnchoredBranchedUPT(PLAIN))
-    jacobian = np.asarray(quick_jit(jax.vmap(jax.jacfwd(plain)))(QUERIES["volume"][0]), np.float64)
+    jacobian = np.asarray(jax.jit(jax.vmap(jax.jacfwd(plain)))(QUERIES["volume"][0]), np.float64)
     assert np.abs(np.trace(jacobian, axis1=1, axis2=2)).min() > 1e-3 * np.abs(jacobian).sum(axis=(1, 2)).max()
 
 
 def test_an_anchor_has_the_curl_of_a_query_in_its_place():
     queries = {"volume": INPUTS["anchors"]["volume"]}
-    outputs = quick_jit(MODEL.apply)(variables(), **INPUTS, queries=queries)
+    outputs = jax.jit(MODEL.apply)(variables(), **INPUTS, queries=queries)
     assert_close(outputs["volume_vorticity"], outputs["query_volume_vorticity"], FORWARD)
     assert_close(predicted(CONFIG)["volume_vorticity"], outputs["volume_vorticity"], FORWARD)
 
 
 @pytest.mark.parametrize("branches", [["volume"], ["surface"], ["surface", "volume"]])
 def test_cached_anchors_give_the_same_field(branches):
-    apply = quick_jit(functools.partial(MODEL.apply, anchors=None))
+    apply = jax.jit(functools.partial(MODEL.apply, anchors=None))
     outputs = apply(variables() | {"cache": cache()}, queries={branch: QUERIES[branch] for branch in branches})
     assert set(outputs) == {name for name in FIELDS if name.split("_")[1] in branches}
     for name, values in outputs.items():
@@ -148,7 +148,7 @@ def test_every_parameter_that_moves_the_potential_is_trained(remat):
         outputs = model.apply({"params": params}, **INPUTS, queries=QUERIES)
         return jnp.square(outputs["query_volume_vorticity"]).sum() + jnp.square(outputs["volume_vorticity"]).sum()
 
-    gradient = quick_jit(jax.grad(loss))(variables()["params"])
+    gradient = jax.jit(jax.grad(loss))(variables()["params"])
     flat = {jax.tree_util.keystr(path): np.abs(g).max() for path, g in jax.tree_util.tree_leaves_with_path(gradient)}
     assert all(np.isfinite(size) for size in flat.values())
     for part in ("volume_bias", "encoder", "physics_blocks_0", "physics_blocks_1", "volume_decoder"):
@@ -163,7 +163,7 @@ def test_drop_path_drops_the_same_blocks_at_anchors_and_queries():
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply(variables(), **INPUTS, queries=queries, deterministic=False, rngs=rngs)
 
-    outputs = [quick_jit(apply)(seed) for seed in range(3)]
+    outputs = [jax.jit(apply)(seed) for seed in range(3)]
     for output in outputs:
         for field in ("pressure", "vorticity"):
             assert_close(output[f"volume_{field}"], output[f"query_volume_{field}"], FORWARD)
@@ -173,7 +173,7 @@ def test_drop_path_drops_the_same_blocks_at_anchors_and_queries():
 def test_a_masked_anchor_is_as_good_as_none():
     masks = {"volume": np.array([[True, True, True, True, False]])}
     other = INPUTS["anchors"] | {"volume": np.concatenate([INPUTS["anchors"]["volume"][:, :4], positions(1, 9)], 1)}
-    apply = quick_jit(functools.partial(MODEL.apply, variables()))
+    apply = jax.jit(functools.partial(MODEL.apply, variables()))
     first, second = (
         apply(**INPUTS | {"anchors": anchors}, queries=QUERIES, anchor_masks=masks)
         for anchors in (INPUTS["anchors"], other)

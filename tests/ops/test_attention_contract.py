@@ -18,7 +18,6 @@ from tests.cases import (
     MASK_FORMS,
     SMALL_SHAPES,
     AttentionShape,
-    quick_jit,
     random_array,
 )
 from tests.tolerances import TOLERANCES, assert_close, largest_entry
@@ -29,7 +28,7 @@ SMALL = ATTENTION_SHAPES["small"]
 every_implementation = pytest.mark.parametrize("implementation", ALL_IMPLEMENTATIONS)
 every_named_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
-attend = quick_jit(dot_product_attention, static_argnames=("implementation", "precision", "dropout_rate"))
+attend = jax.jit(dot_product_attention, static_argnames=("implementation", "precision", "dropout_rate"))
 
 
 CALLS = {name: (ATTENTION_SHAPES[name], ATTENTION_SHAPES[name].mask) for name in SMALL_SHAPES}
@@ -47,7 +46,7 @@ def attend_with_gradients(
     return y, pullback(cotangent)
 
 
-quick_attend_with_gradients = quick_jit(attend_with_gradients, static_argnames="implementation")
+quick_attend_with_gradients = jax.jit(attend_with_gradients, static_argnames="implementation")
 
 
 @functools.cache
@@ -65,7 +64,7 @@ def results(implementation: str, dtype: str, computed_in: str) -> dict[str, Resu
             q, k, v, cotangent = (a.astype(computed_in) for a in (q, k, v, cotangent))
             arguments[name] = (q, k, v, shape.random_mask(form), cotangent)
 
-    @quick_jit
+    @jax.jit
     def run(arguments: dict[str, Any]) -> dict[str, Results]:
         return {name: attend_with_gradients(*args, implementation) for name, args in arguments.items()}
 
@@ -166,7 +165,7 @@ def test_auto_never_holds_many_logits() -> None:
     num_tokens = 8192
     tokens = jax.ShapeDtypeStruct((1, num_tokens, 1, 8), jnp.float32)
     gradient = jax.grad(lambda *arrays: dot_product_attention(*arrays).sum(), (0, 1, 2))
-    memory = quick_jit(gradient).lower(tokens, tokens, tokens).compile().memory_analysis()
+    memory = jax.jit(gradient).lower(tokens, tokens, tokens).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * num_tokens**2 / 8
 
 
@@ -247,7 +246,7 @@ def test_dropout_has_the_gradient_of_the_weights_it_kept(implementation: str) ->
         options = {"implementation": implementation, "precision": "highest"}
         return dot_product_attention(q, k, v, dropout_rate=RATE, dropout_rng=jax.random.key(0), **options)
 
-    @functools.partial(quick_jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def output_and_gradients(function: Callable[..., jax.Array], cotangent: jax.Array, *arrays: jax.Array) -> Any:
         y, pullback = jax.vjp(function, *arrays)
         return y, pullback(cotangent)

@@ -13,7 +13,7 @@ import pytest
 
 from emmi_jax.ops import blockwise_attention as module
 from emmi_jax.ops.blockwise_attention import blockwise_attention
-from tests.cases import AttentionShape, quick_jit, random_array
+from tests.cases import AttentionShape, random_array
 from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD, GRADIENT = TOLERANCES["float32"]
@@ -41,7 +41,7 @@ def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | 
     return jnp.einsum("bnts,bsnh->btnh", weights, v, precision="highest")
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def with_gradients(attention: Callable[..., jax.Array], arrays: Arrays, mask: jax.Array | None = None) -> Arrays:
     """The output, and the gradients of q, k and v under the cotangent."""
     *qkv, cotangent = arrays
@@ -64,7 +64,7 @@ def compiled_gradient_temp_bytes(num_queries: int, num_keys: int) -> int:
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.square(blockwise_attention(q, k, v)).sum()
 
-    compiled = quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -115,7 +115,7 @@ def test_dropout_drops_the_same_weights_in_both_passes() -> None:
     q, k, v, cotangent = random_arrays(19, 45)
     dropout = {"dropout_rate": 0.4, "dropout_rng": jax.random.key(3), "precision": "highest"}
 
-    @quick_jit
+    @jax.jit
     def output_and_gradient(v: jax.Array) -> Arrays:
         y, pullback = jax.vjp(lambda v: blockwise_attention(q, k, v, **dropout), v)
         return y, *pullback(cotangent)
@@ -138,9 +138,9 @@ def test_gradient_under_dropout_is_the_slope_of_the_forward_pass(argument: str) 
     x = q if argument == "q" else k
     direction = random_array(np.random.default_rng(5), x.shape)
     step = 1e-2
-    quick_loss = quick_jit(loss)
+    quick_loss = jax.jit(loss)
     slope = (quick_loss(x + step * direction) - quick_loss(x - step * direction)) / (2 * step)
-    np.testing.assert_allclose(jnp.vdot(quick_jit(jax.grad(loss))(x), direction), slope, rtol=1e-2)
+    np.testing.assert_allclose(jnp.vdot(jax.jit(jax.grad(loss))(x), direction), slope, rtol=1e-2)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -175,8 +175,8 @@ def test_vmap_is_a_loop_over_calls() -> None:
         y, pullback = jax.vjp(functools.partial(blockwise_attention, precision="highest"), *qkv)
         return y, *pullback(cotangent)
 
-    together = quick_jit(jax.vmap(gradients))(arrays)
-    one_by_one = quick_jit(functools.partial(jax.lax.map, gradients))(arrays)
+    together = jax.jit(jax.vmap(gradients))(arrays)
+    one_by_one = jax.jit(functools.partial(jax.lax.map, gradients))(arrays)
     for a, b in zip(together, one_by_one, strict=True):
         assert_close(a, b, GRADIENT)
 
@@ -191,8 +191,8 @@ def test_remat_inside_a_scan_keeps_values_and_gradients() -> None:
     def stacked(x: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, _: (jax.checkpoint(attend)(x), None), x, length=2)[0].sum()
 
-    value, gradient = quick_jit(jax.value_and_grad(stacked))(q)
-    expected, expected_gradient = quick_jit(jax.value_and_grad(lambda x: attend(attend(x)).sum()))(q)
+    value, gradient = jax.jit(jax.value_and_grad(stacked))(q)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(lambda x: attend(attend(x)).sum()))(q)
     assert_close(value, expected, FORWARD)
     assert_close(gradient, expected_gradient, GRADIENT)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from emmi_jax.ops.attention import dot_product_attention, resolve_implementation, target_platform
-from tests.cases import ATTENTION_SHAPES, AttentionShape, quick_jit
+from tests.cases import ATTENTION_SHAPES, AttentionShape
 from tests.tolerances import TOLERANCES, assert_close
 
 SHAPE = AttentionShape(2, 3, 64, 48, 32)
@@ -109,10 +109,10 @@ def test_padded_keys_and_samples_without_keys_are_left_out(monkeypatch: pytest.M
         y, pullback = jax.vjp(call, k, v)
         return y, *pullback(y)
 
-    expected = quick_jit(lambda: run("masked"))()
+    expected = jax.jit(lambda: run("masked"))()
     monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
     with target_platform("cuda"), jax.numpy_dtype_promotion("standard"):
-        actual = quick_jit(lambda: run("cudnn"))()
+        actual = jax.jit(lambda: run("cudnn"))()
     for array, wanted in zip(actual, expected, strict=True):
         assert_close(array, wanted, TOLERANCES["bfloat16"].forward)
     assert not actual[0][1].any()

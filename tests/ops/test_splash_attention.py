@@ -23,7 +23,6 @@ from tests.cases import (
     AttentionShape,
     Example,
     anchor_example,
-    quick_jit,
     random_array,
 )
 from tests.tolerances import TOLERANCES, assert_close, largest_entry
@@ -59,7 +58,7 @@ def arrays_and_cotangent(shape: AttentionShape, dtype: str = "float32") -> tuple
 def test_output_and_gradients_agree_with_masked(name: str, form: str | None, dtype: str) -> None:
     shape = ATTENTION_SHAPES[name]
     arrays, mask = arrays_and_cotangent(shape, dtype), shape.random_mask(form)
-    run = quick_jit(with_gradients, static_argnames=("implementation", "precision"))
+    run = jax.jit(with_gradients, static_argnames=("implementation", "precision"))
     y, *gradients = run(*arrays, mask=mask, implementation="splash", precision="highest")
     exact = [a.astype("float32") for a in arrays]
     expected, *expected_gradients = run(*exact, mask=mask, implementation="masked", precision="highest")
@@ -84,7 +83,7 @@ def test_rectangles_are_the_mask_they_spell_out(masked_keys: bool) -> None:
     whole_mask = jnp.asarray(mask)[None, None] if key_mask is None else mask & key_mask[:, None, None, :]
     arrays = arrays_and_cotangent(shape)
 
-    @quick_jit
+    @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array, cotangent: jax.Array) -> Any:
         call = functools.partial(
             splash.splash_attention, rectangles=rectangles, key_mask=key_mask, precision="highest", interpret=True
@@ -93,7 +92,7 @@ def test_rectangles_are_the_mask_they_spell_out(masked_keys: bool) -> None:
         return y, *pullback(cotangent)
 
     reference = functools.partial(with_gradients, mask=whole_mask, implementation="masked", precision="highest")
-    expected = quick_jit(reference)(*arrays)
+    expected = jax.jit(reference)(*arrays)
     for actual, wanted, tolerance in zip(run(*arrays), expected, (FORWARD, *[GRADIENT] * 3), strict=True):
         assert_close(actual, wanted, tolerance)
 
@@ -103,7 +102,7 @@ def test_a_query_with_nothing_to_attend_to_gives_zeros_and_finite_gradients(empt
     mask = np.ones(SMALL.mask_shape("b11s"), bool)
     mask[{"one_sample": (1,), "everything": ()}[empty]] = False
     nothing = ~mask.any(axis=(1, 2, 3))
-    run = quick_jit(with_gradients, static_argnames="implementation")
+    run = jax.jit(with_gradients, static_argnames="implementation")
     q, k, v, cotangent = arrays_and_cotangent(SMALL)
     y, *gradients = run(q, k, v, cotangent, mask=jnp.asarray(mask), implementation="splash")
     for array in (y, *gradients):
@@ -115,8 +114,8 @@ def test_a_query_with_nothing_to_attend_to_gives_zeros_and_finite_gradients(empt
 def test_no_rectangles_give_zeros_and_zero_gradients() -> None:
     q, k, v, cotangent = arrays_and_cotangent(SMALL)
     call = functools.partial(splash.splash_attention, rectangles=(), interpret=True)
-    y, pullback = quick_jit(functools.partial(jax.vjp, call))(q, k, v)
-    for array in (y, *quick_jit(pullback)(cotangent)):
+    y, pullback = jax.jit(functools.partial(jax.vjp, call))(q, k, v)
+    for array in (y, *jax.jit(pullback)(cotangent)):
         np.testing.assert_array_equal(array, np.zeros(array.shape))
 
 
@@ -132,8 +131,8 @@ def check_against_masked_attention(example: Example, **kwargs: Any) -> None:
         return y, pullback(random_array(np.random.default_rng(2), y.shape))
 
     masked = type(example.module)(dataclasses.replace(example.module.config, implementation="masked"))
-    y, gradients = quick_jit(lambda: run(example))()
-    expected, expected_gradients = quick_jit(lambda: run(dataclasses.replace(example, module=masked)))()
+    y, gradients = jax.jit(lambda: run(example))()
+    expected, expected_gradients = jax.jit(lambda: run(dataclasses.replace(example, module=masked)))()
     assert_close(y, expected, FORWARD)
     largest = largest_entry(jax.tree.leaves(expected_gradients))
     for actual, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):

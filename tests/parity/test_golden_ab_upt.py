@@ -7,13 +7,13 @@ import functools
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.convert import ab_upt_from_torch, load_torch_file
-from tests.cases import quick_jit
 from tests.convert.cases import golden_ab_upt_config
 from tests.golden_files import FOLDER, golden_names, load_golden
 from tests.tolerances import TOLERANCES, assert_close
@@ -57,7 +57,7 @@ def all_points_as_neighbors(config: SupernodePoolingConfig, inputs: dict[str, An
     return {"neighbor_idx": np.broadcast_to(np.arange(points.shape[1]), mask.shape), "neighbor_mask": mask}
 
 
-@functools.partial(quick_jit, static_argnames=("config", "mutable"))
+@functools.partial(jax.jit, static_argnames=("config", "mutable"))
 def run(config: AbUptConfig, variables: Any, *, mutable: tuple[str, ...] | bool = False, **inputs: Any) -> Any:
     return AnchoredBranchedUPT(config).apply(variables, mutable=mutable, **inputs)
 

@@ -25,7 +25,6 @@ from emmi_jax import (
 )
 from emmi_jax.convert import params_from_torch
 from emmi_jax.ops.attention import IMPLEMENTATIONS
-from tests.cases import quick_jit
 from tests.golden_files import Golden, golden_names, load_golden
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -76,7 +75,7 @@ def results(implementation: str) -> dict[str, Any]:
         y, pullback = jax.vjp(lambda params, x: module.apply({"params": params}, x, *static, freqs), params, x)
         return y, None if cotangent is None else pullback(cotangent)
 
-    @quick_jit
+    @jax.jit
     def run(arrays: dict[str, Any]) -> dict[str, Any]:
         return {name: run_case(goldens[name], *args) for name, args in arrays.items()}
 
@@ -112,7 +111,7 @@ def test_output_under_a_padding_mask_matches_the_recorded_one(name: str, impleme
     golden = load_golden(name)
     module, static = build(golden.meta, implementation)
     variables, mask = {"params": params_from_torch(golden.params)}, golden.inputs["key_padding_mask"]
-    apply = quick_jit(lambda v, x, freqs, mask: module.apply(v, x, *static, freqs, key_padding_mask=mask))
+    apply = jax.jit(lambda v, x, freqs, mask: module.apply(v, x, *static, freqs, key_padding_mask=mask))
     assert_close(apply(variables, golden.inputs["x"], frequencies(golden), mask), golden.outputs["y_masked"], FORWARD)
 
 
@@ -127,7 +126,7 @@ def test_queries_on_cached_anchors_match_the_recorded_rows(name: str, implementa
     anchor_specs = tuple(spec for spec in token_specs if spec.name.endswith("_anchors"))
     query_specs = tuple(TokenSpec(s.name, None) if s in anchor_specs else s for s in token_specs)
 
-    @quick_jit
+    @jax.jit
     def run(params: Any, x: jax.Array, freqs: Any) -> Any:
         def part(variables: Any, specs: Any, rows: np.ndarray, **kwargs: Any) -> Any:
             return module.apply(variables, x[:, rows], specs, jax.tree.map(lambda f: f[:, rows], freqs), **kwargs)
@@ -144,6 +143,6 @@ def test_recorded_frequencies_serve_as_well_as_computed_ones() -> None:
     golden = load_golden("self_anchor_0")
     module, static = build(golden.meta, "auto")
     freqs = golden.inputs["freqs_real"] + 1j * golden.inputs["freqs_imag"]
-    apply = quick_jit(lambda params, x, freqs: module.apply({"params": params}, x, *static, freqs))
+    apply = jax.jit(lambda params, x, freqs: module.apply({"params": params}, x, *static, freqs))
     y = apply(params_from_torch(golden.params), golden.inputs["x"], freqs)
     assert_close(y, golden.outputs["y"], FORWARD)

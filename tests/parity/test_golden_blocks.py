@@ -22,7 +22,6 @@ from emmi_jax import (
 )
 from emmi_jax.convert import params_from_torch
 from emmi_jax.ops.neighbors import nearest_neighbors, radius_neighbors
-from tests.cases import quick_jit
 from tests.golden_files import Golden, golden_names, load_golden
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -62,7 +61,7 @@ def output_and_gradients(name: str) -> tuple[jax.Array, Any, dict[str, jax.Array
     golden = load_golden(name)
     module = attending_module(golden.meta)
 
-    @quick_jit
+    @jax.jit
     def run(params: Any, inputs: dict[str, jax.Array], cotangent: jax.Array) -> Any:
         y, vjp = jax.vjp(functools.partial(apply, module), params, inputs)
         return y, *vjp(cotangent)
@@ -109,7 +108,7 @@ def pooled(golden: Golden, **kwargs: Any) -> jax.Array:
     dim = golden.meta["dim"]
     module = SupernodePooling(dim, config, AttentionConfig(dim=dim, num_heads=1))
     variables = {"params": params_from_torch(golden.params)}
-    return quick_jit(module.apply)(variables, golden.inputs["pos"], supernode_idx(golden), **kwargs)
+    return jax.jit(module.apply)(variables, golden.inputs["pos"], supernode_idx(golden), **kwargs)
 
 
 def supernode_idx(golden: Golden) -> np.ndarray:

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 noether = pytest.importorskip("noether")
 
 from emmi_jax.convert import params_from_torch  # noqa: E402
-from tests.cases import ANCHOR_ATTENTIONS, anchor_example, quick_jit, random_array  # noqa: E402
+from tests.cases import ANCHOR_ATTENTIONS, anchor_example, random_array  # noqa: E402
 from tests.tolerances import TOLERANCES, assert_close  # noqa: E402
 
 FORWARD, GRADIENT = TOLERANCES["float32"]
@@ -62,7 +62,7 @@ def test_anchor_attention_agrees_with_the_installed_package(kind: str) -> None:
 
     params = params_from_torch({name: value.numpy(force=True) for name, value in theirs.state_dict().items()})
 
-    @quick_jit
+    @jax.jit
     def run(x: Any, freqs: Any, cotangent: Any) -> Any:
         y, pullback = jax.vjp(lambda x: example.uncompiled({"params": params}, x, freqs)(), x)
         return y, pullback(cotangent)[0]

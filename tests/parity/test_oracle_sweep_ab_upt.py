@@ -34,7 +34,7 @@ from emmi_jax import (  # noqa: E402
 )
 from emmi_jax.convert import ab_upt_from_torch, params_from_torch  # noqa: E402
 from emmi_jax.layers.transformer_block import UntiedTransformerBlock  # noqa: E402
-from tests.cases import ANCHOR_ATTENTIONS, quick_jit  # noqa: E402
+from tests.cases import ANCHOR_ATTENTIONS  # noqa: E402
 from tests.parity import oracle  # noqa: E402
 from tests.tolerances import TOLERANCES, assert_close  # noqa: E402
 
@@ -81,7 +81,7 @@ def assert_agrees(
     products = jax.tree.map(lambda y, c: (y * torch.tensor(c)).sum(), expected, cotangent)
     sum(jax.tree.leaves(products)).backward()
 
-    @quick_jit
+    @jax.jit
     def output_and_gradients(params: Any, inputs: Any, cotangent: Any) -> Any:
         y, vjp = jax.vjp(run, params, inputs)
         return y, *vjp(cotangent)

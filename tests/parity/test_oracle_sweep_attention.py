@@ -28,7 +28,7 @@ from emmi_jax import (  # noqa: E402
 )
 from emmi_jax.convert import params_from_torch  # noqa: E402
 from emmi_jax.ops.attention import IMPLEMENTATIONS  # noqa: E402
-from tests.cases import ANCHOR_ATTENTIONS, quick_jit, random_array, random_positions, take_freqs  # noqa: E402
+from tests.cases import ANCHOR_ATTENTIONS, random_array, random_positions, take_freqs  # noqa: E402
 from tests.parity import oracle  # noqa: E402
 from tests.tolerances import TOLERANCES, assert_close  # noqa: E402
 
@@ -220,7 +220,7 @@ def check(case: Case) -> None:
     params = params_from_torch(numbers.state_dict)
     freqs = rope_frequencies(jnp.asarray(numbers.positions), case.dim // case.num_heads) if case.use_rope else None
 
-    @quick_jit
+    @jax.jit
     def run(params: Any, x: Any, cotangent: Any, *arrays: Any) -> dict[str, Any]:
         results = {}
         for implementation in IMPLEMENTATIONS:
