@@ -21,12 +21,12 @@ class FrozenMapping(Mapping[str, _V], Generic[_V]):
     """A hashable mapping whose order counts: a branch order is part of a model."""
 
     def __init__(self, items: Mapping[str, _V]) -> None:
-        self._items = {
+        self._items: dict[str, Any] = {
             key: FrozenMapping(value) if isinstance(value, Mapping) else value for key, value in items.items()
         }
 
     def __getitem__(self, key: str) -> _V:
-        return self._items[key]  # type: ignore[return-value]
+        return self._items[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

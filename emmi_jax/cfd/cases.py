@@ -126,12 +126,13 @@ def stack_samples(samples: Sequence[Sample]) -> Sample:
             for branch in parts[0]
         }
 
-    first = samples[0]
+    geometry = [s.geometry_position for s in samples if s.geometry_position is not None]
+    supernodes = [s.supernode_idx for s in samples if s.supernode_idx is not None]
     return Sample(
         stack([sample.anchors for sample in samples]),
         stack([sample.queries for sample in samples]),
-        None if first.geometry_position is None else np.stack([s.geometry_position for s in samples]),  # type: ignore[misc]
-        None if first.supernode_idx is None else np.stack([s.supernode_idx for s in samples]),  # type: ignore[misc]
+        np.stack(geometry) if geometry else None,
+        np.stack(supernodes) if supernodes else None,
     )
 
 

@@ -93,7 +93,7 @@ class EllipsoidDataset:
     @cached_property
     def _statistics_points(self) -> dict[str, PointSet]:
         rng = np.random.default_rng([_STATISTICS_STREAM])
-        parts = [sample_points(body, rng, _POINTS_FOR_STATISTICS) for body in self.train_bodies]
+        parts = [sample_body(body, rng, _POINTS_FOR_STATISTICS) for body in self.train_bodies]
         return {
             branch: PointSet(
                 np.concatenate([part[branch].position for part in parts]),
@@ -137,7 +137,7 @@ class EllipsoidDataset:
     ) -> Sample:
         """Draws anchors, queries and geometry of one body, all of them different points."""
         anchors, queries = {}, {}
-        for branch, points in sample_points(body, rng, num_anchors + num_queries).items():
+        for branch, points in sample_body(body, rng, num_anchors + num_queries).items():
             anchors[branch], queries[branch] = split_points(points, num_anchors)
         if not num_queries:
             queries = {}
@@ -156,7 +156,7 @@ class EllipsoidDataset:
         return [draw_surface(body, anchored, predict, directory), draw_slice(body, anchored, predict, directory)]
 
 
-def sample_points(body: Ellipsoid, rng: np.random.Generator, num_points: int) -> dict[str, PointSet]:
+def sample_body(body: Ellipsoid, rng: np.random.Generator, num_points: int) -> dict[str, PointSet]:
     """Draws points with exact fields on the surface and in the shell around it.
 
     Args:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.cfd.cases import Fields, Sample, SampleSizes
-from emmi_jax.cfd.ellipsoids import EllipsoidDataset, exact_points, nearest_case, sample_points
+from emmi_jax.cfd.ellipsoids import EllipsoidDataset, exact_points, nearest_case, sample_body
 from emmi_jax.cfd.potential_flow import Ellipsoid, random_ellipsoids
 
 SIZES = SampleSizes(
@@ -46,7 +46,7 @@ def test_a_batch_depends_on_seed_and_step_alone(dataset):
 
 def test_fields_are_the_exact_flow():
     body = random_ellipsoids(1, seed=5)[0]
-    points = sample_points(body, np.random.default_rng(0), 20)
+    points = sample_body(body, np.random.default_rng(0), 20)
     np.testing.assert_allclose(
         points["surface"].fields["pressure_coefficient"][:, 0], body.pressure_coefficient(points["surface"].position)
     )
@@ -102,7 +102,7 @@ def test_positions_fill_the_position_range(dataset):
 
 def test_nearest_case_is_exact_for_a_known_geometry():
     bodies = random_ellipsoids(5, seed=2)
-    queries = sample_points(bodies[3], np.random.default_rng(0), 10)
+    queries = sample_body(bodies[3], np.random.default_rng(0), 10)
     prediction = nearest_case(bodies[3], bodies, queries)
     for branch, points in queries.items():
         for name, values in points.fields.items():
@@ -113,7 +113,7 @@ def test_nearest_case_does_not_depend_on_the_order_of_the_axes():
     body = random_ellipsoids(1, seed=2)[0]
     order = [1, 2, 0]
     same = Ellipsoid(body.semi_axes[order], body.rotation[:, order])
-    queries = sample_points(body, np.random.default_rng(0), 10)
+    queries = sample_body(body, np.random.default_rng(0), 10)
     decoy = Ellipsoid(body.semi_axes * 1.01, body.rotation)
     prediction = nearest_case(body, [decoy, same], queries)
     np.testing.assert_allclose(prediction["volume"]["velocity"], queries["volume"].fields["velocity"], rtol=1e-8)
