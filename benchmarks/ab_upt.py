@@ -24,37 +24,43 @@ def main() -> None:
     parser.add_argument("--anchors", type=int, default=1024, help="anchors a branch (%(default)s)")
     parser.add_argument("--points", type=int, default=4096, help="geometry points (%(default)s)")
     parser.add_argument("--supernodes", type=int, default=1024, help="supernodes among them (%(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of products (%(default)s)")
     parser.add_argument("--implementation", default="auto")
     options = parser.parse_args()
     measure.use_all_threads()
     config = AbUptConfig.from_dict(
-        PRESETS["drivaerml-tutorial"].config.to_dict() | {"implementation": options.implementation}
+        PRESETS["drivaerml-tutorial"].config.to_dict()
+        | {"implementation": options.implementation, "dtype": options.dtype}
     )
     inputs = _inputs(config, options)
     reference = _reference(config)
     params = jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))
     model = AnchoredBranchedUPT(config)
     predicted = jax.jit(model.apply)({"params": params}, **inputs)
+    torch_inputs = _to_torch(inputs)
     with torch.no_grad():
-        expected = _predict(reference, inputs)
+        expected = _predict(reference, torch_inputs, options.dtype)
     difference = measure.check_equal(
-        {"jax": [predicted[name] for name in expected], "torch": list(expected.values())}, "float32"
+        {"jax": [predicted[name] for name in expected], "torch": list(expected.values())}, options.dtype
     )
     jax_step, first_call = _jax_step(model, params, inputs)
-    contestants = {"jax": jax_step, "torch": _torch_step(reference, inputs)}
-    contestants["torch"]()
+    contestants = {"jax": jax_step, "torch": _torch_step(reference, torch_inputs, options.dtype)}
+    if options.torch_compile:
+        contestants["compiled_torch"] = _torch_step(torch.compile(reference), torch_inputs, options.dtype)
+    for call in contestants.values():
+        measure.wait(call())
     times = measure.interleaved_medians(contestants, options.seconds)
     row: dict[str, Any] = {
         "anchors_a_branch": options.anchors,
         "points": options.points,
         "supernodes": options.supernodes,
         "jax_ms": 1e3 * times["jax"],
-        "torch_ms": 1e3 * times["torch"],
-        "ratio_torch": times["torch"] / times["jax"],
         "compile_and_first_s": first_call,
     }
-    row |= {f"{name}_peak_mib": measure.peak_resident_growth(call) / 2**20 for name, call in contestants.items()}
-    title = f"AB-UPT training step, {measure.NUM_THREADS} threads, float32; ratio = torch / jax"
+    for name in list(times)[1:]:
+        row |= {f"{name}_ms": 1e3 * times[name], f"ratio_{name}": times[name] / times["jax"]}
+    row |= measure.peak_memory(contestants)
+    title = f"AB-UPT training step, {measure.DEVICE}, {options.dtype}; ratio = torch / jax"
     measure.report(title, [row | {"difference": difference}], options.json)
 
 
@@ -76,7 +82,7 @@ def _inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
 def _reference(config: AbUptConfig) -> oracle.AbUpt:
     torch.manual_seed(0)
     pooling = config.supernode_pooling
-    return oracle.AbUpt(
+    reference = oracle.AbUpt(
         config.dim,
         config.num_heads,
         config.physics_blocks,
@@ -85,21 +91,28 @@ def _reference(config: AbUptConfig) -> oracle.AbUpt:
         geometry_depth=config.geometry_depth,
         supernode_pooling={"mode": pooling.mode, "radius": pooling.radius, "max_degree": pooling.max_degree},
     )
+    return reference.to(measure.TORCH_DEVICE)
 
 
-def _predict(reference: oracle.AbUpt, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return reference(
-        {branch: torch.from_numpy(np.array(a)) for branch, a in inputs["anchors"].items()},
-        geometry_position=torch.from_numpy(np.array(inputs["geometry_position"])),
-        geometry_supernode_idx=torch.from_numpy(np.array(inputs["supernode_idx"])).long(),
-    )
+def _to_torch(inputs: dict[str, Any]) -> dict[str, Any]:
+    tensors = jax.tree.map(lambda a: torch.from_numpy(np.array(a)).to(measure.TORCH_DEVICE), inputs)
+    return {
+        "anchors": tensors["anchors"],
+        "geometry_position": tensors["geometry_position"],
+        "geometry_supernode_idx": tensors["supernode_idx"].long(),
+    }
+
+
+def _predict(reference: Any, inputs: dict[str, Any], dtype: str) -> dict[str, torch.Tensor]:
+    with torch.autocast(measure.TORCH_DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+        return reference(**inputs)
 
 
 def _jax_step(model: AnchoredBranchedUPT, params: Any, inputs: dict[str, Any]) -> tuple[Any, float]:
     optimizer = optax.adamw(LEARNING_RATE)
 
     def loss_fn(params: Any) -> jax.Array:
-        return sum(jnp.mean(a**2) for a in model.apply({"params": params}, **inputs).values())
+        return sum(jnp.mean(a.astype(jnp.float32) ** 2) for a in model.apply({"params": params}, **inputs).values())
 
     def step(params: Any, opt_state: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_fn)(params)
@@ -117,12 +130,12 @@ def _jax_step(model: AnchoredBranchedUPT, params: Any, inputs: dict[str, Any]) -
     return call, time.perf_counter() - start
 
 
-def _torch_step(reference: oracle.AbUpt, inputs: dict[str, Any]) -> Any:
+def _torch_step(reference: Any, inputs: dict[str, Any], dtype: str) -> Any:
     optimizer = torch.optim.AdamW(reference.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
 
     def call() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = sum(a.square().mean() for a in _predict(reference, inputs).values())
+        loss = sum(a.float().square().mean() for a in _predict(reference, inputs, dtype).values())
         loss.backward()
         optimizer.step()
         return loss

@@ -34,7 +34,6 @@ def main() -> None:
             difference = measure.check_equal(results, dtype)
             del results
             times = measure.interleaved_medians(contestants, options.seconds)
-            memory = {name: measure.peak_resident_growth(call) for name, call in contestants.items()}
             row: dict[str, Any] = {
                 "attention": kind,
                 "tokens": tokens,
@@ -42,13 +41,12 @@ def main() -> None:
                 "pass": "forward+backward" if backward else "forward",
                 "jax_ms": 1e3 * times["jax"],
             }
-            for name in times.keys() - {"jax"}:
+            for name in list(times)[1:]:
                 row |= {f"{name}_ms": 1e3 * times[name], f"ratio_{name}": times[name] / times["jax"]}
-            row |= {f"{name}_peak_mib": peak / 2**20 for name, peak in memory.items()}
-            rows.append(row | {"difference": difference})
+            row |= measure.peak_memory(contestants) | {"difference": difference}
+            rows.append(row)
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-    title = f"dim {DIM}, {NUM_HEADS} heads, {measure.NUM_THREADS} threads; ratio = torch / jax"
-    measure.report(title, rows, options.json)
+    measure.report(f"dim {DIM}, {NUM_HEADS} heads, {measure.DEVICE}; ratio = torch / jax", rows, options.json)
 
 
 def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: Any) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: An
     torch.manual_seed(0)
     reference = oracle.AnchorAttention(kind, DIM, NUM_HEADS, use_rope=True, bias=True, branches=layout.branches)
     params = params_from_torch(reference.state_dict())
-    reference = reference.to(torch_dtype)
+    reference = reference.to(measure.TORCH_DEVICE, torch_dtype)
     x = torch.randn(1, layout.num_tokens, DIM)
     positions = 1000 * torch.rand(1, layout.num_tokens, 3)
     cotangent = torch.randn(1, layout.num_tokens, DIM)
@@ -83,8 +81,8 @@ def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: An
         return jax.vjp(forward, params, x)[1](cotangent)[::-1]
 
     specs = [(spec.name, spec.size) for spec in layout.token_specs]
-    torch_freqs = oracle.rope_frequencies(positions, DIM // NUM_HEADS)
-    torch_x, torch_cotangent = x.to(torch_dtype), cotangent.to(torch_dtype)
+    torch_freqs = oracle.rope_frequencies(positions.to(measure.TORCH_DEVICE), DIM // NUM_HEADS)
+    torch_x, torch_cotangent = (a.to(measure.TORCH_DEVICE, torch_dtype) for a in (x, cotangent))
 
     def torch_call(module: Any) -> Any:
         if not backward:

@@ -178,7 +178,7 @@ ANCHOR_LAYOUTS |= {
         ("surface", "volume"),
         specs(surface_anchors=size, surface_queries=size, volume_anchors=size, volume_queries=size),
     )
-    for size in (512, 2048, 8192)
+    for size in (512, 2048, 8192, 16384)
 }
 SMALL_LAYOUTS = [name for name, layout in ANCHOR_LAYOUTS.items() if not layout.is_large]
 
