@@ -14,6 +14,7 @@ import torch
 from benchmarks import measure
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
+from emmi_jax.ops.neighbors import radius_neighbors_host
 from tests.parity import oracle
 
 LEARNING_RATE = 5e-5
@@ -70,12 +71,17 @@ def _inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
     def positions(num: int, scale: float) -> jax.Array:
         return jnp.asarray(rng.uniform(0, scale, (1, num, 3)).astype(np.float32))
 
+    # Of this size, a radius of 0.25 holds about as many neighbours as on a car.
+    points = positions(options.points, 2.0)
     idx = rng.permutation(options.points)[None, : options.supernodes].astype(np.int32)
+    pooling = config.supernode_pooling
+    neighbors = radius_neighbors_host(points, idx, radius=pooling.radius, max_degree=pooling.max_degree)
     return {
         "anchors": {branch: positions(options.anchors, 1000) for branch in config.branches},
-        # Of this size, a radius of 0.25 holds about as many neighbours as on a car.
-        "geometry_position": positions(options.points, 2.0),
+        "geometry_position": points,
         "supernode_idx": jnp.asarray(idx),
+        "neighbor_idx": jnp.asarray(neighbors.idx),
+        "neighbor_mask": jnp.asarray(neighbors.mask),
     }
 
 
@@ -96,6 +102,9 @@ def _reference(config: AbUptConfig) -> oracle.AbUpt:
 
 def _to_torch(inputs: dict[str, Any]) -> dict[str, Any]:
     tensors = jax.tree.map(lambda a: torch.from_numpy(np.array(a)).to(measure.TORCH_DEVICE), inputs)
+    # The oracle's own search sorts all distances; a data loader would bring the neighbours, so both are given them.
+    neighbors = tensors["neighbor_idx"].long(), tensors["neighbor_mask"]
+    oracle.find_neighbors = lambda *_: neighbors
     return {
         "anchors": tensors["anchors"],
         "geometry_position": tensors["geometry_position"],

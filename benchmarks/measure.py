@@ -61,11 +61,15 @@ def check_equal(results: Mapping[str, Any], dtype: str) -> float:
 
 
 def interleaved_medians(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median seconds a call, the contestants taking turns; each has run before."""
+    """Median seconds a call, the contestants taking turns.
+
+    The first call of a turn is not timed: the other's idle threads still spin on the cores, its data fill the cache.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(next(iter(times.values()))) < 3:
         for name, call in contestants.items():
+            wait(call())
             start = time.perf_counter()
             for _ in range(CALLS_A_SAMPLE):
                 result = call()

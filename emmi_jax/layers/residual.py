@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from emmi_jax.config import AttentionConfig
-from emmi_jax.layers.linear import Linear, NumericsConfig
+from emmi_jax.layers.linear import Linear, NumericsConfig, as_matrix
 from emmi_jax.layers.mlp import Mlp
 
 NORM_EPSILON = 1e-6
@@ -32,14 +32,14 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., C] to [..., C]."""
-        y = x.astype(jnp.float32)
+        y = as_matrix(x.astype(jnp.float32))
         y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + NORM_EPSILON)
         if self.learned:
             scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.config.param_dtype)
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.config.param_dtype)
             y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
-        return y.astype(self.config.dtype or x.dtype)
+        return y.reshape(x.shape).astype(self.config.dtype or x.dtype)
 
 
 def modulate(h: jax.Array, scale: jax.Array | None, shift: jax.Array | None) -> jax.Array:

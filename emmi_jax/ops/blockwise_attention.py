@@ -264,7 +264,7 @@ def _attention_backward(tiling: _Tiling, saved: Saved, d_out: Array) -> tuple[Ar
     q, k, v, masks, rng, out, lse = saved
     num_heads, head_dim = q.shape[2:]
     tiling = tiling.backward()
-    dots = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)
+    dots = jnp.vecdot(out.astype(jnp.float32), d_out.astype(jnp.float32))[..., None]
 
     def per_head(g: Array, state: State) -> State:
         b, n = g // num_heads, g % num_heads

@@ -38,10 +38,16 @@ def rope_frequencies(positions: jax.Array, head_dim: int, max_wavelength: float 
     if head_dim % 2:
         raise ValueError(f"rotary embedding needs an even head_dim, got {head_dim}")
     omega, rest = axis_frequencies(head_dim, positions.shape[-1], max_wavelength)
-    angles = positions.astype(jnp.float32)[..., None] * omega
-    angles = angles.reshape(*positions.shape[:2], positions.shape[2] * len(omega))
-    angles = jnp.pad(angles, ((0, 0), (0, 0), (0, rest // 2)))
-    return RopeFrequencies(jnp.cos(angles), jnp.sin(angles))
+
+    def rotate(coordinates: jax.Array) -> RopeFrequencies:
+        angles = coordinates[..., None] * omega
+        return RopeFrequencies(jnp.cos(angles), jnp.sin(angles))
+
+    # XLA recomputes sine and cosine in every layer that uses them, unless they come from a loop.
+    by_axis = jax.lax.map(rotate, jnp.moveaxis(positions.astype(jnp.float32), -1, 0))
+    cos, sin = (jnp.moveaxis(a, 0, 2).reshape(*a.shape[1:3], len(a) * len(omega)) for a in by_axis)
+    unrotated = ((0, 0), (0, 0), (0, rest // 2))
+    return RopeFrequencies(jnp.pad(cos, unrotated, constant_values=1), jnp.pad(sin, unrotated))
 
 
 def as_rope_frequencies(freqs: RopeFrequencies | jax.Array) -> RopeFrequencies:
