@@ -47,6 +47,17 @@ def train(
             "or a folder, as below. Default: exact potential flow past ellipsoids.",
         ),
     ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Which cases are for what, as below; default: split.json beside them."),
+    ] = None,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.json",
+            help="Scales to use instead of measuring them: drivaerml-tutorial, or the config.json of another run.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The run's folder in --out; default: the next free number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --name.")] = False,
@@ -80,7 +91,8 @@ def train(
     file of the body. Fields are the arrays of DrivAerML, or those that its
     fields.json says: {"surface": {"pressure": "p"}, "volume": {…}}. Or it
     holds tensors: surface_position_vtp.pt, surface_pressure.pt, ….
-    Of a folder with such folders, a fifth is kept to test on.
+    Of a folder with such folders a fifth is kept to test on, or what its
+    split.json says: {"train": ["run_1", "run_3"], "test": ["run_2"]}.
 
     \b
     Example:
@@ -93,10 +105,13 @@ def train(
     """  # noqa: D301 - \b is the mark of an example
     from rich.console import Console
 
+    from emmi_jax.convert import PRESETS
     from emmi_jax.training.main_job import train as run_training
 
     given: dict[str, Any] = {
         "data": None if data is None else str(data.resolve()),
+        "split": None if split is None else str(split.resolve()),
+        "statistics": statistics if statistics is None or statistics in PRESETS else str(Path(statistics).resolve()),
         "steps": steps,
         "batch_size": batch_size,
         "num_anchors": num_anchors,

@@ -85,6 +85,11 @@ class RunDirectory:
         return rows
 
 
+def is_converted(config: JsonDict) -> bool:
+    """Whether a run's weights came from elsewhere, trained on since or not."""
+    return config["settings"] is None or config.get("converted", False)
+
+
 def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, path: str = "") -> None:
     """Refuses to go on with a run under another configuration.
 

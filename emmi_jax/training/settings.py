@@ -19,6 +19,9 @@ class TrainSettings(Config):
     Args:
         data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
             built-in ellipsoids.
+        split: Path of a file that says which of several cases are trained on; None for `split.json` beside them, or
+            else for a random fifth to test on.
+        statistics: Scales to use instead of measured ones, as `read_statistics` takes them.
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
         batch_size: Cases a step.
@@ -35,7 +38,7 @@ class TrainSettings(Config):
         decoder_depth: Decoder blocks a branch.
         mlp_ratio: Hidden channels of an MLP over `dim`.
         divergence_free: Fields of three channels that get no divergence, as curls of what the network predicts.
-        position_range: Longest side of the data's box in model units.
+        position_range: Longest side of the data's box in model units, where `statistics` do not say it.
         max_wavelength: Largest wavelength over 2 pi of the position embeddings, in model units.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay of the matrices.
@@ -49,6 +52,8 @@ class TrainSettings(Config):
     """
 
     data: str | None = None
+    split: str | None = None
+    statistics: str | None = None
     seed: int = 0
     steps: int = 4500
     batch_size: int = 2
@@ -83,6 +88,9 @@ class TrainSettings(Config):
         for name in ("position_range", "max_wavelength", "learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("split", "statistics"):
+            if self.data is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with data of your own, got {getattr(self, name)!r} without --data")
         if max(self.num_supernodes, self.num_test_supernodes) > self.num_geometry_points:
             raise ValueError(
                 f"supernodes are geometry points: expected at most {self.num_geometry_points}, "

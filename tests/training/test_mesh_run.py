@@ -105,6 +105,29 @@ def test_of_several_cases_some_are_trained_on_and_the_others_tested(tmp_path, fo
     assert default_settings(str(tmp_path / "cases")).physics_blocks == ("perceiver", "self", "cross", "self", "cross")
 
 
+def test_a_split_beside_the_cases_is_kept_to_and_stored(tmp_path, folder):
+    cases = tmp_path / "cases"
+    for number in range(3):
+        shutil.copytree(folder, cases / f"run_{number}")
+    (cases / "split.json").write_text(json.dumps({"train": ["run_2"], "test": ["run_0"]}))
+    outcome, printed = run(tiny_settings(cases, steps=1, **GEOMETRY), tmp_path / "run")
+    assert "cases: 1 cases to train on, 1 to test on, 1 in no part" in printed
+    assert json.loads((outcome.path / "config.json").read_text())["split"] == {"run_2": "train", "run_0": "test"}
+    (cases / "split.json").write_text(json.dumps({"train": ["run_2"], "test": ["run_1"]}))
+    with pytest.raises(ValueError, match=r"started with split\.run_0 = 'test', now it is None"):
+        run(tiny_settings(cases, steps=1, **GEOMETRY), tmp_path / "run", resume=True)
+    other = (cases / "split.json").rename(tmp_path / "other.json")
+    assert load_dataset(tiny_settings(cases, split=str(other), **GEOMETRY)).split.part_of == {
+        "run_2": "train",
+        "run_1": "test",
+    }
+
+
+def test_a_split_of_a_single_case_is_refused(folder):
+    with pytest.raises(ValueError, match=r"other\.json: a split needs a folder of cases, .*case is none"):
+        load_dataset(tiny_settings(folder, split="other.json"))
+
+
 def exact(branch: str, centre: np.ndarray) -> dict[str, np.ndarray]:
     """The potential flow itself, not what the files say of it."""
     if branch == "volume":
