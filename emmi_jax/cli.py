@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 try:
     import typer
@@ -15,6 +15,9 @@ except ModuleNotFoundError:
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.training.settings import TrainSettings, default_settings
+
+if TYPE_CHECKING:
+    from emmi_jax.inference.mesh_prediction import ForceReference
 
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
@@ -159,8 +162,13 @@ def predict(
     area: Annotated[
         float | None, typer.Option(help="Reference area in m2: print Cd (along x) and Cl (along z); with --speed.")
     ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Take the area from its column aRef instead of --area.")
+    ] = None,
     speed: Annotated[float | None, typer.Option(help="Speed of the stream in m/s.")] = None,
-    density: Annotated[float, typer.Option(help="Its density in kg/m3; default 1, for pressure over density.")] = 1.0,
+    density: Annotated[
+        float | None, typer.Option(help="Its density in kg/m3; default 1, for pressure over density.")
+    ] = None,
     chunk_size: Annotated[
         int | None, typer.Option(help="Points in one call of the model; default: by the device's memory.", min=1)
     ] = None,
@@ -188,21 +196,18 @@ def predict(
       emmi-jax predict runs/car --surface boundary.vtp --out fields
     """  # noqa: D301 - \b is the mark of an example
     meshes = {name: path for name, path in (("surface", surface), ("volume", volume)) if path is not None}
-    for_meshes = bool(meshes or geometry or compare or fields or figures or area is not None or speed is not None)
+    forces = _force_reference(area, reference, speed, density)
+    for_meshes = bool(meshes or geometry or compare or fields or figures or forces)
     if (points is None) == (not meshes) or (points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with the options of meshes")
-    if (area is None) != (speed is None):
-        raise ValueError(f"forces need both --area and --speed, got {area} and {speed}")
     size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
     if points is not None:
         return _predict_points(run, points, out, size)
     from rich.console import Console
 
     from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
-    from emmi_jax.inference.mesh_prediction import ForceReference
     from emmi_jax.training.trained_run import load_run
 
-    forces = None if area is None or speed is None else ForceReference(area=area, speed=speed, density=density)
     trained = load_run(run)
     run_mesh_job(
         MeshJob(
@@ -223,6 +228,24 @@ def predict(
         console=Console(soft_wrap=False),
     )
     return 0
+
+
+def _force_reference(
+    area: float | None, file: Path | None, speed: float | None, density: float | None
+) -> ForceReference | None:
+    """What forces are divided by; None if they are not asked for."""
+    given = {"--area": area, "--reference": file, "--speed": speed, "--density": density}
+    given = {option: value for option, value in given.items() if value is not None}
+    if not given:
+        return None
+    from emmi_jax.cfd.reference_values import read_reference_area
+    from emmi_jax.inference.mesh_prediction import ForceReference
+
+    if speed is None or (area is None) == (file is None):
+        raise ValueError(f"forces need --speed, and one of --area and --reference, got {', '.join(given)}")
+    if area is None and file is not None:
+        area = read_reference_area(file)
+    return ForceReference(area=area or 0.0, speed=speed, density=1.0 if density is None else density)
 
 
 def _predict_points(run: Path, points: Path, out: Path, chunk_size: int | Literal["auto"]) -> int:

@@ -72,7 +72,24 @@ def test_no_arguments_show_the_help(capsys):
         (["predict", "r", "--out", "o", "--geometry", "g.stl"], "error: expected either --points, or --surface"),
         (
             ["predict", "r", "--out", "o", "--surface", "s.vtp", "--area", "2"],
-            "emmi-jax predict: error: forces need both --area and --speed, got 2.0 and None",
+            "emmi-jax predict: error: forces need --speed, and one of --area and --reference, got --area",
+        ),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2"],
+            "forces need --speed, and one of --area and --reference, got --speed",
+        ),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--area", "1", "--reference", "a.csv"],
+            "and one of --area and --reference, got --area, --reference, --speed",
+        ),
+        (["predict", "r", "--out", "o", "--surface", "s.vtp", "--density", "2"], "forces need --speed, and one of"),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--reference", "a.csv"],
+            "emmi-jax predict: error: a.csv: no such file",
+        ),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--area", "0"],
+            "emmi-jax predict: error: area must be positive, got 0.0",
         ),
         (["predict", "r", "--out", "o", "--surface", "s.vtp"], "emmi-jax predict: error: r is not a run"),
         (["stats", "none.npz"], "emmi-jax stats: error: none.npz: no such file"),

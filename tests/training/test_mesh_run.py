@@ -140,7 +140,8 @@ def test_from_meshes_to_a_model_to_meshes_with_its_fields_and_their_errors(train
     out = tmp_path / "fields"
     options = ["--surface", folder / "boundary_1.vtp", "--volume", folder / "volume_1.vtu"]
     options += ["--geometry", folder / "body_1.stl", "--fields", folder / "fields.json", "--compare"]
-    options += ["--area", AXES[1] * AXES[2] * np.pi, "--speed", 1.0, "--chunk-size", 100, "--out", out]
+    (tmp_path / "geo_ref_1.csv").write_text(f"lRef, aRef\n1.0, {AXES[1] * AXES[2] * np.pi}\n")
+    options += ["--reference", tmp_path / "geo_ref_1.csv", "--speed", 1.0, "--chunk-size", 100, "--out", out]
     assert main(["predict", str(trained), *map(str, options)]) == 0
     printed = capsys.readouterr().out
     assert f"{surface_dataset().n_cells + volume_dataset().n_cells} points  " in printed
@@ -158,6 +159,10 @@ def test_from_meshes_to_a_model_to_meshes_with_its_fields_and_their_errors(train
             np.testing.assert_allclose(stored["max"], np.abs(error).max(), rtol=1e-5)
             assert f"{stored['relative_l2']:.4f}" in printed
     forces = json.loads((out / "forces.json").read_text())
+    area = ["--area", str(AXES[1] * AXES[2] * np.pi), "--speed", "1", "--out", str(tmp_path / "again")]
+    assert main(["predict", str(trained), *map(str, options[:6]), *area]) == 0
+    again = json.loads((tmp_path / "again" / "forces.json").read_text())
+    assert again["predicted"]["cl"] == pytest.approx(forces["predicted"]["cl"], rel=1e-3, abs=1e-4)
     # An ideal fluid does not drag a body; the rest is that of 480 flat triangles.
     assert abs(forces["reference"]["cd"]) < 0.02
     assert f"predicted: Cd {forces['predicted']['cd']:.4f}" in printed
