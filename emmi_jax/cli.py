@@ -145,8 +145,10 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="Where fields go: FILE.npz, or a folder for meshes.")],
-    points: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")] = None,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Where fields go: a folder, or FILE.npz for points.")],
+    points: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Positions (N, 3): an .npz file, or .npy files, as below.")
+    ] = None,
     surface: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch surface.")] = None,
     volume: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch volume.")] = None,
     geometry: Annotated[
@@ -184,6 +186,9 @@ def predict(
                          surroundings; each is drawn from the points to
                          predict where it is absent
     and OUT gets surface_pressure_coefficient, volume_velocity, ….
+    In place of FILE.npz, --points takes a folder of .npy files called so, or
+    one such file, and OUT may be a folder, which gets a .npy file a field;
+    then neither positions nor fields need fit in memory.
 
     \b
     Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj) come back in the folder OUT
@@ -201,14 +206,18 @@ def predict(
     if (points is None) == (not meshes) or (points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with the options of meshes")
     size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
-    if points is not None:
-        return _predict_points(run, points, out, size)
     from rich.console import Console
 
     from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
+    from emmi_jax.inference.point_job import PointJob, run_point_job
     from emmi_jax.training.trained_run import load_run
 
     trained = load_run(run)
+    parts = trained.model, trained.params, trained.normalizer, trained.fixed_points
+    options: Any = {"sizes": trained.settings.sizes, "console": Console(soft_wrap=False)}
+    if points is not None:
+        run_point_job(PointJob(points=points, out=out, chunk_size=size), *parts, **options)
+        return 0
     run_mesh_job(
         MeshJob(
             meshes=meshes,
@@ -220,12 +229,8 @@ def predict(
             chunk_size=size,
             figures=figures,
         ),
-        trained.model,
-        trained.params,
-        trained.normalizer,
-        trained.fixed_points,
-        sizes=trained.settings.sizes,
-        console=Console(soft_wrap=False),
+        *parts,
+        **options,
     )
     return 0
 
@@ -246,29 +251,6 @@ def _force_reference(
     if area is None and file is not None:
         area = read_reference_area(file)
     return ForceReference(area=area or 0.0, speed=speed, density=1.0 if density is None else density)
-
-
-def _predict_points(run: Path, points: Path, out: Path, chunk_size: int | Literal["auto"]) -> int:
-    from emmi_jax.cfd.npz import checked_positions, read_arrays, write_arrays
-    from emmi_jax.inference.predict import point_names, predict_fields
-    from emmi_jax.training.trained_run import load_run
-
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such folder")
-    trained = load_run(run)
-    arrays = read_arrays(points, point_names(list(trained.model.config.fields)))
-    positions = {name: checked_positions(points, name, array) for name, array in arrays.items()}
-    fields = predict_fields(
-        trained.model,
-        trained.params,
-        trained.normalizer,
-        trained.fixed_points | positions,
-        sizes=trained.settings.sizes,
-        chunk_size=chunk_size,
-    )
-    write_arrays(out, fields)
-    print(f"{out}: " + ", ".join(f"{name} {list(values.shape)}" for name, values in fields.items()))
-    return 0
 
 
 @app.command()

@@ -58,7 +58,6 @@ def test_no_arguments_show_the_help(capsys):
         (["train", "--data", "none.npz"], "none.npz: no such file"),
         (["predict"], "emmi-jax predict: error: Missing argument"),
         (["predict", "none", "--points", "p.npz", "--out", "o.npz"], "emmi-jax predict: error: none is not a run"),
-        (["predict", "none", "--points", "p.npz", "--out", "no/o.npz"], "emmi-jax predict: error: no: no such folder"),
         (
             ["predict", "r", "--points", "p", "--out", "o", "--chunk-size", "0"],
             "emmi-jax predict: error: Invalid value",

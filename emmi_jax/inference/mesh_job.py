@@ -15,6 +15,7 @@ from emmi_jax.cfd.case_folder import read_sources
 from emmi_jax.cfd.cases import Array, SampleSizes
 from emmi_jax.cfd.json_files import write_json
 from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.inference.box_warning import warn_outside
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.mesh_prediction import (
     BranchMesh,
@@ -103,9 +104,9 @@ def run_mesh_job(
     if job.geometry is not None:
         given[GEOMETRY] = body_points(job.geometry)
     for mesh in meshes.values():
-        _warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
+        warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
     if job.geometry is not None:
-        _warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
+        warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
     with PredictionProgress(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
             model,
@@ -182,16 +183,6 @@ def _check(job: MeshJob, model: AnchoredBranchedUPT, fixed_points: Mapping[str, 
     for path, output in zip(job.meshes.values(), outputs, strict=True):
         if output.exists() and path.exists() and output.samefile(path):
             raise ValueError(f"{output} would overwrite the mesh itself: give another folder")
-
-
-def _warn_outside(normalizer: Normalizer, path: Path, position: Array, console: Console) -> None:
-    num_outside = normalizer.num_outside(position)
-    if num_outside:
-        console.print(
-            f"warning: {path}: {num_outside:,} of {len(position):,} points are outside the box of the training data",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def _report_forces(

@@ -135,11 +135,9 @@ def predict_on_meshes(
     }
     queries = {branch: mesh.position for branch, mesh in meshes.items()}
     for chunk in iter_stream(model, variables, cache, queries, chunk_size=chunk_size, normalizer=normalizer):
-        num_points = 0
         for name, values in chunk.fields.items():
-            num_points = len(values)
-            fields[chunk.branch][name][chunk.start : chunk.start + num_points] = values
-        advance(num_points)
+            fields[chunk.branch][name][chunk.start : chunk.start + len(values)] = values
+        advance(chunk.num_points)
     return fields
 
 

@@ -4,6 +4,7 @@ import pytest
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.cfd.cases import PointSet, Sample, SampleSizes
 from emmi_jax.cfd.normalization import FieldScale, Normalizer
+from emmi_jax.cfd.sampling import sample_points
 from emmi_jax.config import SupernodePoolingConfig
 from emmi_jax.inference.predict import point_names, predict_fields
 from emmi_jax.training.evaluation import make_predict
@@ -70,7 +71,7 @@ def test_given_anchors_and_geometry_give_what_evaluation_gives(two_branches):
     fields = predict(two_branches, POINTS | ANCHORS | GEOMETRY, sizes=SIZES)
     anchors = {branch: PointSet(ANCHORS[f"{branch}_anchors"], {}) for branch in POINTS}
     # Drawing all of the geometry only permutes it, so evaluation gets the same permutation.
-    order = np.random.default_rng(0).permutation(8)
+    order = sample_points(0, GEOMETRY["geometry"], 8)
     queries = {branch: PointSet(position, {}) for branch, position in POINTS.items()}
     sample = Sample(anchors, queries, GEOMETRY["geometry"][order], np.arange(4, dtype=np.int32))
     expected = make_predict(*two_branches)(sample)
