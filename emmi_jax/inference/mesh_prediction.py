@@ -14,6 +14,7 @@ from emmi_jax.cfd.case_folder import DRIVAERML, NUM_GEOMETRY_POINTS
 from emmi_jax.cfd.cases import Array, SampleSizes
 from emmi_jax.cfd.forces import force_coefficients, integrate_forces
 from emmi_jax.cfd.mesh_files import FieldSource, Location, Mesh, read_mesh, write_mesh
+from emmi_jax.cfd.moments import row_chunks
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.sampling import sample_triangles
 from emmi_jax.cfd.surfaces import check_surface, surface_elements, surface_triangles
@@ -147,17 +148,26 @@ def field_errors(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, Bran
     Returns:
         By "branch/field": `relative_l2`, `mae` and `max` (of the absolute error), the last two in the field's unit.
     """
-    errors = {}
-    for branch, mesh in meshes.items():
-        for name, reference in mesh.reference.items():
-            exact = np.asarray(reference, dtype=np.float64)
-            error = predicted[branch][name] - exact
-            errors[f"{branch}/{name}"] = {
-                "relative_l2": float(np.linalg.norm(error) / (np.linalg.norm(exact) or 1.0)),
-                "mae": float(np.abs(error).mean()),
-                "max": float(np.abs(error).max()),
-            }
-    return errors
+    return {
+        f"{branch}/{name}": _field_error(predicted[branch][name], reference)
+        for branch, mesh in meshes.items()
+        for name, reference in mesh.reference.items()
+    }
+
+
+def _field_error(predicted: NDArray[np.float32], reference: Array) -> dict[str, float]:
+    # In pieces, because float64 copies of a large mesh would be its largest arrays.
+    squares, exact_squares, total, largest = 0.0, 0.0, 0.0, 0.0
+    for part, there in zip(row_chunks(predicted), row_chunks(reference), strict=True):
+        exact = np.asarray(there, dtype=np.float64)
+        error = np.abs(part - exact)
+        squares, exact_squares = squares + float(np.vdot(error, error)), exact_squares + float(np.vdot(exact, exact))
+        total, largest = total + float(error.sum()), max(largest, float(error.max(initial=0.0)))
+    return {
+        "relative_l2": float(np.sqrt(squares / (exact_squares or 1.0))),
+        "mae": total / max(reference.size, 1),
+        "max": largest,
+    }
 
 
 def write_predictions(
