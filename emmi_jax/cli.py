@@ -68,6 +68,13 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help=f"Cases a step; default {_DEFAULTS.batch_size}.")] = None,
     num_anchors: Annotated[int | None, typer.Option(help=f"Anchors a branch; default {_DEFAULTS.num_anchors}.")] = None,
     num_queries: Annotated[int | None, typer.Option(help=f"Queries a branch; default {_DEFAULTS.num_queries}.")] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How these are drawn: uniform, or weighted by the area or volume of cells."),
+    ] = None,
+    supernode_sampling: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How supernodes are drawn: uniform, or farthest from each other.")
+    ] = None,
     no_geometry: Annotated[
         bool, typer.Option("--no-geometry", help="Leave out the geometry branch; without a surface there is none.")
     ] = False,
@@ -119,6 +126,8 @@ def train(
         "batch_size": batch_size,
         "num_anchors": num_anchors,
         "num_queries": num_queries,
+        "sampling": sampling,
+        "supernode_sampling": supernode_sampling,
         "divergence_free": divergence_free or None,
         "dim": dim,
         "learning_rate": learning_rate,

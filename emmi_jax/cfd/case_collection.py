@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from emmi_jax.cfd.baselines import mean_predictor
-from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_training_case
+from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_points, draw_training_case
 from emmi_jax.cfd.case_folder import Case, case_branches
 from emmi_jax.cfd.case_split import CaseSplit
 from emmi_jax.cfd.cases import (
@@ -127,14 +127,15 @@ class CaseCollection:
         sample = Sample({}, {})
         for branch, points in case.points.items():
             num_anchors, num_queries = self._test_sizes[branch]
-            idx = rng.choice(len(points.position), num_anchors + num_queries, replace=False)
-            sample.anchors[branch] = take_points(points, idx[:num_anchors])
-            sample.queries[branch] = take_points(points, idx[num_anchors:])
+            anchor_idx = draw_points(rng, points, num_anchors, self.sizes)
+            others = np.delete(np.arange(len(points.position)), anchor_idx)
+            sample.anchors[branch] = take_points(points, anchor_idx)
+            sample.queries[branch] = take_points(points, rng.choice(others, num_queries, replace=False))
         return add_geometry(
             rng,
             sample,
             case.geometry_position,
-            num_points=self.sizes.num_geometry_points,
+            self.sizes,
             num_supernodes=self.sizes.num_test_supernodes,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emmi_jax.cfd.baselines import NearestNeighbors, mean_predictor
-from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_training_case
+from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_points, draw_training_case
 from emmi_jax.cfd.cases import (
     Array,
     EvaluationCase,
@@ -104,14 +104,16 @@ class PointCloudDataset:
         """The anchors and geometry of all predictions: training points, drawn once."""
         rng = np.random.default_rng([_ANCHOR_STREAM])
         anchors = {
-            branch: take_points(points, rng.permutation(len(points.position))[: self.sizes.num_test_anchors])
+            branch: take_points(
+                points, draw_points(rng, points, min(self.sizes.num_test_anchors, len(points.position)), self.sizes)
+            )
             for branch, points in self.train_points.items()
         }
         return add_geometry(
             rng,
             Sample(anchors, {}),
             self._geometry_position,
-            num_points=self.sizes.num_geometry_points,
+            self.sizes,
             num_supernodes=self.sizes.num_test_supernodes,
         )
 

@@ -16,7 +16,7 @@ from emmi_jax.cfd.forces import force_coefficients, integrate_forces
 from emmi_jax.cfd.mesh_files import FieldSource, Location, Mesh, read_mesh, write_mesh
 from emmi_jax.cfd.moments import row_chunks
 from emmi_jax.cfd.normalization import Normalizer
-from emmi_jax.cfd.sampling import sample_triangles
+from emmi_jax.cfd.sampling import sample_points, sample_triangles
 from emmi_jax.cfd.surfaces import check_surface, surface_elements, surface_triangles
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.predict import GEOMETRY, GEOMETRY_BRANCH, encode_case, query_name
@@ -128,6 +128,8 @@ def predict_on_meshes(
     positions = {names[branch]: mesh.position for branch, mesh in meshes.items()} | dict(given)
     if config.has_geometry and GEOMETRY not in given and GEOMETRY_BRANCH in meshes:
         positions[GEOMETRY] = meshes[GEOMETRY_BRANCH].position
+    if sizes.sampling == "weighted":
+        positions = _anchors_by_size(meshes, sizes) | positions
     variables = {"params": params}
     cache = encode_case(model, variables, normalizer, positions, sizes=sizes)
     fields: dict[str, FieldArrays] = {
@@ -140,6 +142,16 @@ def predict_on_meshes(
             fields[chunk.branch][name][chunk.start : chunk.start + len(values)] = values
         advance(chunk.num_points)
     return fields
+
+
+def _anchors_by_size(meshes: Mapping[str, BranchMesh], sizes: SampleSizes) -> dict[str, Array]:
+    """Draws the anchors of every branch uniformly in area or volume."""
+    anchors = {}
+    for number, (branch, mesh) in enumerate(sorted(meshes.items())):
+        weights, num_anchors = mesh.mesh.cell_sizes(mesh.location), min(sizes.num_test_anchors, len(mesh.position))
+        idx = sample_points(number, mesh.position, num_anchors, method="weighted", weights=weights)
+        anchors[f"{branch}_anchors"] = mesh.position[idx]
+    return anchors
 
 
 def field_errors(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]) -> Errors:

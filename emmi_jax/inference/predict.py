@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.cfd.case_draws import draw_supernodes
 from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.sampling import sample_points
@@ -153,7 +154,8 @@ def encode_case(
     inputs: dict[str, Any] = {"anchors": {b: _anchors(b, branches, positions, sizes, rng) for b in branches}}
     if model.config.has_geometry:
         geometry = _geometry(positions, sizes.num_geometry_points, rng)
-        supernode_idx = np.arange(min(sizes.num_test_supernodes, len(geometry)), dtype=np.int32)
+        num_supernodes = min(sizes.num_test_supernodes, len(geometry))
+        supernode_idx = draw_supernodes(rng, geometry, num_supernodes, sizes)
         inputs |= {"geometry_position": geometry, "supernode_idx": supernode_idx}
     return encode(model, variables, **inputs, normalizer=normalizer)
 
@@ -166,6 +168,8 @@ def _anchors(
         return given
     name = query_name(branch, branches)
     points = positions.get(name)
+    if sizes.sampling == "weighted":
+        raise ValueError(f"the run draws anchors by the sizes of cells, which points have not: give '{branch}_anchors'")
     if points is None or len(points) < sizes.num_anchors:
         raise ValueError(
             f"no anchors for branch {branch!r}: expected an array '{branch}_anchors', or at least {sizes.num_anchors} "

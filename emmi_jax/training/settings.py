@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from emmi_jax.cfd.case_collection import case_folders
 from emmi_jax.cfd.case_folder import case_branches
@@ -32,6 +33,8 @@ class TrainSettings(Config):
         num_supernodes: Supernodes among them in training.
         num_test_supernodes: Supernodes among them after training.
         supernode_degree: Neighbours of a supernode.
+        sampling: How anchors and queries are drawn: `uniform`, or `weighted` by the sizes of cells.
+        supernode_sampling: How supernodes are drawn: `uniform` or `farthest`.
         dim: Channels of the model.
         num_heads: Attention heads.
         physics_blocks: Kinds of the physics blocks.
@@ -64,6 +67,8 @@ class TrainSettings(Config):
     num_supernodes: int = 0
     num_test_supernodes: int = 0
     supernode_degree: int = 16
+    sampling: Literal["uniform", "weighted"] = "uniform"
+    supernode_sampling: Literal["uniform", "farthest"] = "uniform"
     dim: int = 96
     num_heads: int = 3
     physics_blocks: tuple[str, ...] = ("joint",) * 4
@@ -88,6 +93,9 @@ class TrainSettings(Config):
         for name in ("position_range", "max_wavelength", "learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name, known in (("sampling", ("uniform", "weighted")), ("supernode_sampling", ("uniform", "farthest"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("split", "statistics"):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} goes with data of your own, got {getattr(self, name)!r} without --data")
@@ -108,6 +116,8 @@ class TrainSettings(Config):
             num_geometry_points=self.num_geometry_points,
             num_supernodes=self.num_supernodes,
             num_test_supernodes=self.num_test_supernodes,
+            sampling=self.sampling,
+            supernode_sampling=self.supernode_sampling,
         )
 
 

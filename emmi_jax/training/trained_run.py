@@ -52,6 +52,9 @@ def load_dataset(settings: TrainSettings, statistics: Normalizer | None = None) 
         ValueError: The file or folder does not hold a usable case.
     """
     options: Any = {"position_range": settings.position_range, "divergence_free": settings.divergence_free}
+    is_weighted = settings.sampling == "weighted"
+    if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
+        raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     if settings.data is None:
         return EllipsoidDataset(settings.sizes, **options)
     if settings.statistics is not None:
@@ -65,12 +68,12 @@ def load_dataset(settings: TrainSettings, statistics: Normalizer | None = None) 
         split_file = path / SPLIT_FILE if settings.split is None else Path(settings.split)
         is_drawn = settings.split is None and not split_file.is_file()
         split = draw_split(folders) if is_drawn else read_split(split_file, folders)
-        load_case = partial(read_case_folder, load_tensor=load_torch_tensor)
+        load_case = partial(read_case_folder, load_tensor=load_torch_tensor, with_cell_sizes=is_weighted)
         return CaseCollection(split, load_case, settings.sizes, name=path.name, **options)
     if settings.split is not None:
         raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
     if path.is_dir():
-        points, body = read_case_folder(path, load_torch_tensor)
+        points, body = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
         return PointCloudDataset(points, settings.sizes, geometry_position=body, name=path.name, **options)
     return PointCloudDataset({"volume": read_case(path)}, settings.sizes, name=path.name, **options)
 

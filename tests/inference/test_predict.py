@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,12 @@ def test_a_model_of_one_branch_takes_positions_and_names_fields_alone(one_branch
 def test_what_is_missing_is_named(two_branches, positions, message):
     with pytest.raises(ValueError, match=message):
         predict(two_branches, positions)
+
+
+def test_a_run_that_draws_anchors_by_cells_needs_them_given_with_points(one_branch):
+    sizes = replace(SIZES, sampling="weighted")
+    with pytest.raises(ValueError, match="by the sizes of cells, which points have not: give 'volume_anchors'"):
+        predict(one_branch, {"position": POINTS["volume"]}, sizes=sizes)
 
 
 def test_a_model_of_one_branch_without_positions_is_refused(one_branch):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emmi_jax.cfd.cases import Sample
 from emmi_jax.cfd.mesh_files import FieldSource, read_mesh
 from emmi_jax.cli import main
 from emmi_jax.training.settings import default_settings
@@ -121,6 +122,45 @@ def test_a_split_beside_the_cases_is_kept_to_and_stored(tmp_path, folder):
         "run_2": "train",
         "run_1": "test",
     }
+
+
+def test_anchors_are_drawn_by_the_area_of_cells_and_supernodes_far_apart_when_asked_for(tmp_path, folder):
+    surface = surface_dataset()
+    area = np.asarray(surface.compute_cell_sizes().cell_data["Area"])
+    options = GEOMETRY | {"sampling": "weighted", "supernode_sampling": "farthest"}
+    dataset = load_dataset(tiny_settings(folder, **options))
+    uniform = load_dataset(tiny_settings(folder, **GEOMETRY))
+    means = []
+    for data in (dataset, uniform):
+        drawn = np.concatenate([data.train_batch(0, step).anchors["surface"].position[0] for step in range(200)])
+        nearest = np.linalg.norm(drawn[:, None] - surface.cell_centers().points, axis=-1).argmin(axis=1)
+        means.append(area[nearest].mean())
+    assert means[0] > 1.1 * means[1]
+
+    def closest(sample: Sample) -> float:
+        supernodes = sample.geometry_position[0][sample.supernode_idx[0]]
+        return float(np.sort(np.linalg.norm(supernodes[:, None] - supernodes, axis=-1), axis=1)[:, 1].min())
+
+    batches = [[data.train_batch(0, step) for step in range(20)] for data in (dataset, uniform)]
+    assert np.mean(list(map(closest, batches[0]))) > np.mean(list(map(closest, batches[1])))
+    run(tiny_settings(folder, steps=1, **options), tmp_path / "run")
+    meshes = ["--surface", str(folder / "boundary_1.vtp"), "--volume", str(folder / "volume_1.vtu")]
+    assert main(["predict", str(tmp_path / "run"), *meshes, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_points_without_cells_cannot_be_weighted(tmp_path, folder):
+    with pytest.raises(ValueError, match="needs meshes: give their folder to --data"):
+        load_dataset(tiny_settings(tmp_path / "case.npz", sampling="weighted"))
+    surface = surface_dataset()
+    surface.point_data["p"] = np.ones(surface.n_points)
+    (tmp_path / "case").mkdir()
+    surface.save(tmp_path / "case" / "boundary_1.vtp")
+    (tmp_path / "case" / "fields.json").write_text(json.dumps({"surface": {"p": "p"}}))
+    with pytest.raises(ValueError, match=r"boundary_1\.vtp: fields are on its points, which have no area or volume"):
+        load_dataset(tiny_settings(tmp_path / "case", sampling="weighted"))
+    (tmp_path / "case" / "surface_position_vtp.pt").touch()
+    with pytest.raises(ValueError, match="tensors have no cells"):
+        load_dataset(tiny_settings(tmp_path / "case", sampling="weighted"))
 
 
 def test_a_split_of_a_single_case_is_refused(folder):
