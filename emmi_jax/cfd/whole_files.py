@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,17 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder to write to, unless it exists; its parent must.
+
+    Raises:
+        UnwritableFileError: It cannot be made, or nothing can be written in it.
+    """
+    with naming_the_file(path):
+        path.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
 
 
 @contextmanager

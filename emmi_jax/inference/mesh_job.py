@@ -15,6 +15,7 @@ from emmi_jax.cfd.case_folder import read_sources
 from emmi_jax.cfd.cases import Array, SampleSizes
 from emmi_jax.cfd.json_files import write_json
 from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.cfd.whole_files import make_folder
 from emmi_jax.inference.box_warning import warn_outside
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.mesh_prediction import (
@@ -107,6 +108,7 @@ def run_mesh_job(
         warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
     if job.geometry is not None:
         warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
+    make_folder(job.out)
     with PredictionProgress(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
             model,
@@ -118,7 +120,6 @@ def run_mesh_job(
             chunk_size=job.chunk_size,
             advance=progress.advance,
         )
-    job.out.mkdir(exist_ok=True)
     for path in write_predictions(job.out, predicted, meshes):
         console.print(str(path), highlight=False, soft_wrap=True)
     if job.compare:

@@ -15,6 +15,7 @@ from emmi_jax.cfd.cases import Array, SampleSizes
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.npy import map_array, new_array
 from emmi_jax.cfd.npz import checked_positions, read_arrays, write_arrays
+from emmi_jax.cfd.whole_files import make_folder
 from emmi_jax.inference.box_warning import warn_outside
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.predict import field_name, field_shapes, iter_fields, point_names, predict_fields, query_name
@@ -80,7 +81,7 @@ def run_point_job(
             fields = predict_fields(*arguments, sizes=sizes, chunk_size=job.chunk_size, advance=progress.advance)
             write_arrays(job.out, fields)
         else:
-            job.out.mkdir(exist_ok=True)
+            make_folder(job.out)
             chunks = iter_fields(*arguments, sizes=sizes, chunk_size=job.chunk_size)
             _write_folder(job.out, shapes, chunks, branches, progress.advance)
     console.print(

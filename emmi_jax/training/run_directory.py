@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emmi_jax.cfd.json_files import JsonDict, write_atomically, write_json
+from emmi_jax.training.settings import TrainSettings
 
 
 class RunDirectory:
@@ -72,6 +73,9 @@ class RunDirectory:
             config: JsonDict = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: {error}") from None
+        if config.get("settings") is not None:
+            # Settings that are younger than the run are at their defaults.
+            config["settings"] = TrainSettings.from_dict(config["settings"]).to_dict()
         return config
 
     def read_metrics(self) -> list[JsonDict]:

@@ -25,7 +25,7 @@ def test_a_fifth_of_the_cases_is_drawn_to_test_on_and_none_is_lost():
 def test_two_cases_are_enough():
     split = draw_split(FOLDERS[:2])
     assert (len(split.train), len(split.test)) == (1, 1)
-    with pytest.raises(ValueError, match="at least two cases, one to train on and one to test on: 1"):
+    with pytest.raises(ValueError, match=r"^data: expected at least two cases, one to train on and one to test on: 1"):
         draw_split(FOLDERS[:1])
 
 
