@@ -203,5 +203,5 @@ def _report_forces(
             soft_wrap=True,
         )
     for who, values in forces.coefficients.items():
-        console.print(f"{who}: Cd {values['cd']:.4f}  Cl {values['cl']:.4f}", highlight=False)
+        console.print(f"{who}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
     write_json(out / "forces.json", dict(forces.coefficients))

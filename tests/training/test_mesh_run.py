@@ -163,6 +163,24 @@ def test_points_without_cells_cannot_be_weighted(tmp_path, folder):
         load_dataset(tiny_settings(tmp_path / "case", sampling="weighted"))
 
 
+def test_cases_of_drivaerml_train_under_the_published_statistics_without_measuring(tmp_path, monkeypatch):
+    for number in (1, 2):
+        case = tmp_path / "cars" / f"run_{number}"
+        case.mkdir(parents=True)
+        surface, volume = surface_dataset(), volume_dataset()
+        surface.cell_data["pMeanTrim"] = surface.cell_data["Cp"]
+        surface.cell_data["wallShearStressMeanTrim"] = np.zeros((surface.n_cells, 3), np.float32)
+        volume.cell_data["CptMeanTrim"], volume.cell_data["UMeanTrim"] = volume.cell_data["Cp"], volume.cell_data["U"]
+        surface.save(case / f"boundary_{number}.vtp")
+        volume.save(case / f"volume_{number}.vtu")
+    monkeypatch.delattr("emmi_jax.cfd.case_collection.measure")
+    run(tiny_settings(tmp_path / "cars", statistics="drivaerml-tutorial", steps=1, **GEOMETRY), tmp_path / "run")
+    normalizer = load_run(tmp_path / "run").normalizer
+    assert normalizer.position_scale == pytest.approx(1000 / 120)
+    assert normalizer.fields["surface"]["pressure"].mean == (-229.772,)
+    assert list(normalizer.fields["volume"]) == ["totalpcoeff", "velocity"]
+
+
 def test_a_split_of_a_single_case_is_refused(folder):
     with pytest.raises(ValueError, match=r"other\.json: a split needs a folder of cases, .*case is none"):
         load_dataset(tiny_settings(folder, split="other.json"))
