@@ -17,7 +17,7 @@ from emmi_jax.config import AbUptConfig
 from emmi_jax.training.settings import TrainSettings, default_settings
 
 if TYPE_CHECKING:
-    from emmi_jax.inference.mesh_prediction import ForceReference
+    from emmi_jax.inference.mesh_forces import ForceReference
 
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
@@ -253,7 +253,7 @@ def _force_reference(
     if not given:
         return None
     from emmi_jax.cfd.reference_values import read_reference_area
-    from emmi_jax.inference.mesh_prediction import ForceReference
+    from emmi_jax.inference.mesh_forces import ForceReference
 
     if speed is None or (area is None) == (file is None):
         raise ValueError(f"forces need --speed, and one of --area and --reference, got {', '.join(given)}")

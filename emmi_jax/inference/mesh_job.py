@@ -18,18 +18,16 @@ from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.whole_files import make_folder
 from emmi_jax.inference.box_warning import warn_outside
 from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.mesh_forces import ForceReference, check_forces, surface_forces
 from emmi_jax.inference.mesh_prediction import (
     BranchMesh,
     Errors,
     FieldArrays,
-    ForceReference,
     body_points,
-    check_forces,
     field_errors,
     output_name,
     predict_on_meshes,
     read_branch_mesh,
-    surface_forces,
     write_predictions,
 )
 from emmi_jax.inference.predict import GEOMETRY, GEOMETRY_BRANCH

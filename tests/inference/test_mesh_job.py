@@ -15,14 +15,13 @@ from emmi_jax.cfd.normalization import FieldScale, Normalizer
 from emmi_jax.cfd.sampling import sample_points
 from emmi_jax.cfd.vtk_files import import_pyvista
 from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.inference.mesh_forces import ForceReference, surface_forces
 from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
 from emmi_jax.inference.mesh_prediction import (
     BranchMesh,
-    ForceReference,
     body_points,
     predict_on_meshes,
     read_branch_mesh,
-    surface_forces,
 )
 from emmi_jax.inference.predict import predict_fields
 from emmi_jax.inference.progress import PredictionProgress
