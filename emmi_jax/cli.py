@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 try:
     import typer
@@ -15,6 +15,9 @@ except ModuleNotFoundError:
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.training.settings import TrainSettings, default_settings
+
+if TYPE_CHECKING:
+    from emmi_jax.inference.mesh_forces import ForceReference
 
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
@@ -47,6 +50,17 @@ def train(
             "or a folder, as below. Default: exact potential flow past ellipsoids.",
         ),
     ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Which cases are for what, as below; default: split.json beside them."),
+    ] = None,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.json",
+            help="Scales to use instead of measuring them: drivaerml-tutorial, or the config.json of another run.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The run's folder in --out; default: the next free number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --name.")] = False,
@@ -54,6 +68,13 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help=f"Cases a step; default {_DEFAULTS.batch_size}.")] = None,
     num_anchors: Annotated[int | None, typer.Option(help=f"Anchors a branch; default {_DEFAULTS.num_anchors}.")] = None,
     num_queries: Annotated[int | None, typer.Option(help=f"Queries a branch; default {_DEFAULTS.num_queries}.")] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How these are drawn: uniform, or weighted by the area or volume of cells."),
+    ] = None,
+    supernode_sampling: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How supernodes are drawn: uniform, or farthest from each other.")
+    ] = None,
     no_geometry: Annotated[
         bool, typer.Option("--no-geometry", help="Leave out the geometry branch; without a surface there is none.")
     ] = False,
@@ -80,7 +101,8 @@ def train(
     file of the body. Fields are the arrays of DrivAerML, or those that its
     fields.json says: {"surface": {"pressure": "p"}, "volume": {…}}. Or it
     holds tensors: surface_position_vtp.pt, surface_pressure.pt, ….
-    Of a folder with such folders, a fifth is kept to test on.
+    Of a folder with such folders a fifth is kept to test on, or what its
+    split.json says: {"train": ["run_1", "run_3"], "test": ["run_2"]}.
 
     \b
     Example:
@@ -93,14 +115,19 @@ def train(
     """  # noqa: D301 - \b is the mark of an example
     from rich.console import Console
 
+    from emmi_jax.convert import PRESETS
     from emmi_jax.training.main_job import train as run_training
 
     given: dict[str, Any] = {
         "data": None if data is None else str(data.resolve()),
+        "split": None if split is None else str(split.resolve()),
+        "statistics": statistics if statistics is None or statistics in PRESETS else str(Path(statistics).resolve()),
         "steps": steps,
         "batch_size": batch_size,
         "num_anchors": num_anchors,
         "num_queries": num_queries,
+        "sampling": sampling,
+        "supernode_sampling": supernode_sampling,
         "divergence_free": divergence_free or None,
         "dim": dim,
         "learning_rate": learning_rate,
@@ -127,8 +154,10 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="Where fields go: FILE.npz, or a folder for meshes.")],
-    points: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Positions (N, 3), as below.")] = None,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Where fields go: a folder, or FILE.npz for points.")],
+    points: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Positions (N, 3): an .npz file, or .npy files, as below.")
+    ] = None,
     surface: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch surface.")] = None,
     volume: Annotated[Path | None, typer.Option(metavar="MESH", help="Mesh of the branch volume.")] = None,
     geometry: Annotated[
@@ -144,8 +173,13 @@ def predict(
     area: Annotated[
         float | None, typer.Option(help="Reference area in m2: print Cd (along x) and Cl (along z); with --speed.")
     ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Take the area from its column aRef instead of --area.")
+    ] = None,
     speed: Annotated[float | None, typer.Option(help="Speed of the stream in m/s.")] = None,
-    density: Annotated[float, typer.Option(help="Its density in kg/m3; default 1, for pressure over density.")] = 1.0,
+    density: Annotated[
+        float | None, typer.Option(help="Its density in kg/m3; default 1, for pressure over density.")
+    ] = None,
     chunk_size: Annotated[
         int | None, typer.Option(help="Points in one call of the model; default: by the device's memory.", min=1)
     ] = None,
@@ -161,6 +195,9 @@ def predict(
                          surroundings; each is drawn from the points to
                          predict where it is absent
     and OUT gets surface_pressure_coefficient, volume_velocity, ….
+    In place of FILE.npz, --points takes a folder of .npy files called so, or
+    one such file, and OUT may be a folder, which gets a .npy file a field;
+    then neither positions nor fields need fit in memory.
 
     \b
     Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj) come back in the folder OUT
@@ -173,22 +210,23 @@ def predict(
       emmi-jax predict runs/car --surface boundary.vtp --out fields
     """  # noqa: D301 - \b is the mark of an example
     meshes = {name: path for name, path in (("surface", surface), ("volume", volume)) if path is not None}
-    for_meshes = bool(meshes or geometry or compare or fields or figures or area is not None or speed is not None)
+    forces = _force_reference(area, reference, speed, density)
+    for_meshes = bool(meshes or geometry or compare or fields or figures or forces)
     if (points is None) == (not meshes) or (points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with the options of meshes")
-    if (area is None) != (speed is None):
-        raise ValueError(f"forces need both --area and --speed, got {area} and {speed}")
     size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
-    if points is not None:
-        return _predict_points(run, points, out, size)
     from rich.console import Console
 
     from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
-    from emmi_jax.inference.mesh_prediction import ForceReference
+    from emmi_jax.inference.point_job import PointJob, run_point_job
     from emmi_jax.training.trained_run import load_run
 
-    forces = None if area is None or speed is None else ForceReference(area=area, speed=speed, density=density)
     trained = load_run(run)
+    parts = trained.model, trained.params, trained.normalizer, trained.fixed_points
+    options: Any = {"sizes": trained.settings.sizes, "console": Console(soft_wrap=False)}
+    if points is not None:
+        run_point_job(PointJob(points=points, out=out, chunk_size=size), *parts, **options)
+        return 0
     run_mesh_job(
         MeshJob(
             meshes=meshes,
@@ -200,37 +238,28 @@ def predict(
             chunk_size=size,
             figures=figures,
         ),
-        trained.model,
-        trained.params,
-        trained.normalizer,
-        trained.fixed_points,
-        sizes=trained.settings.sizes,
-        console=Console(soft_wrap=False),
+        *parts,
+        **options,
     )
     return 0
 
 
-def _predict_points(run: Path, points: Path, out: Path, chunk_size: int | Literal["auto"]) -> int:
-    from emmi_jax.cfd.npz import checked_positions, read_arrays, write_arrays
-    from emmi_jax.inference.predict import point_names, predict_fields
-    from emmi_jax.training.trained_run import load_run
+def _force_reference(
+    area: float | None, file: Path | None, speed: float | None, density: float | None
+) -> ForceReference | None:
+    """What forces are divided by; None if they are not asked for."""
+    given = {"--area": area, "--reference": file, "--speed": speed, "--density": density}
+    given = {option: value for option, value in given.items() if value is not None}
+    if not given:
+        return None
+    from emmi_jax.cfd.reference_values import read_reference_area
+    from emmi_jax.inference.mesh_forces import ForceReference
 
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such folder")
-    trained = load_run(run)
-    arrays = read_arrays(points, point_names(list(trained.model.config.fields)))
-    positions = {name: checked_positions(points, name, array) for name, array in arrays.items()}
-    fields = predict_fields(
-        trained.model,
-        trained.params,
-        trained.normalizer,
-        trained.fixed_points | positions,
-        sizes=trained.settings.sizes,
-        chunk_size=chunk_size,
-    )
-    write_arrays(out, fields)
-    print(f"{out}: " + ", ".join(f"{name} {list(values.shape)}" for name, values in fields.items()))
-    return 0
+    if speed is None or (area is None) == (file is None):
+        raise ValueError(f"forces need --speed, and one of --area and --reference, got {', '.join(given)}")
+    if area is None and file is not None:
+        area = read_reference_area(file)
+    return ForceReference(area=area or 0.0, speed=speed, density=1.0 if density is None else density)
 
 
 @app.command()

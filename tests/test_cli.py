@@ -58,7 +58,6 @@ def test_no_arguments_show_the_help(capsys):
         (["train", "--data", "none.npz"], "none.npz: no such file"),
         (["predict"], "emmi-jax predict: error: Missing argument"),
         (["predict", "none", "--points", "p.npz", "--out", "o.npz"], "emmi-jax predict: error: none is not a run"),
-        (["predict", "none", "--points", "p.npz", "--out", "no/o.npz"], "emmi-jax predict: error: no: no such folder"),
         (
             ["predict", "r", "--points", "p", "--out", "o", "--chunk-size", "0"],
             "emmi-jax predict: error: Invalid value",
@@ -72,7 +71,24 @@ def test_no_arguments_show_the_help(capsys):
         (["predict", "r", "--out", "o", "--geometry", "g.stl"], "error: expected either --points, or --surface"),
         (
             ["predict", "r", "--out", "o", "--surface", "s.vtp", "--area", "2"],
-            "emmi-jax predict: error: forces need both --area and --speed, got 2.0 and None",
+            "emmi-jax predict: error: forces need --speed, and one of --area and --reference, got --area",
+        ),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2"],
+            "forces need --speed, and one of --area and --reference, got --speed",
+        ),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--area", "1", "--reference", "a.csv"],
+            "and one of --area and --reference, got --area, --reference, --speed",
+        ),
+        (["predict", "r", "--out", "o", "--surface", "s.vtp", "--density", "2"], "forces need --speed, and one of"),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--reference", "a.csv"],
+            "emmi-jax predict: error: a.csv: no such file",
+        ),
+        (
+            ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--area", "0"],
+            "emmi-jax predict: error: area must be positive, got 0.0",
         ),
         (["predict", "r", "--out", "o", "--surface", "s.vtp"], "emmi-jax predict: error: r is not a run"),
         (["stats", "none.npz"], "emmi-jax stats: error: none.npz: no such file"),

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from emmi_jax.cfd.baselines import mean_predictor
-from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_training_case
+from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_points, draw_training_case
 from emmi_jax.cfd.case_folder import Case, case_branches
-from emmi_jax.cfd.cases import EvaluationCase, PointSet, Predict, Sample, SampleSizes, stack_samples, take_points
+from emmi_jax.cfd.case_split import CaseSplit
+from emmi_jax.cfd.cases import (
+    EvaluationCase,
+    Fields,
+    PointSet,
+    Predict,
+    Sample,
+    SampleSizes,
+    stack_samples,
+    take_points,
+)
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.statistics import DataMoments, measure, row_pieces
 
-TEST_FRACTION = 0.2
 NUM_TEST_QUERIES = 4096
 """Points of a branch of a test case that errors are measured at, where there are as many."""
 
 NUM_CASES_IN_MEMORY = 16
-_SPLIT_STREAM, _TRAIN_STREAM, _TEST_STREAM = range(3)
+_TRAIN_STREAM, _TEST_STREAM = 1, 2  # 0 is that of `case_split`
 
 
 def case_folders(path: Path) -> list[Path]:
@@ -33,96 +42,100 @@ def case_folders(path: Path) -> list[Path]:
 
 
 class CaseCollection:
-    """Many cases of the same fields; a fifth of them, drawn at random, is only tested on.
+    """Many cases of the same fields, some of which are only tested on.
 
     Cases are read when they are drawn, and the last 16 stay in memory; tensors are mapped, so they cost little to read
-    again, unlike meshes. All training cases are read once to measure the scales.
+    again, unlike meshes. All training cases are read once to measure the scales, unless these are given.
 
     Args:
-        folders: Folders of the cases, at least two.
+        split: Folders of the cases.
         load_case: Reads one.
         sizes: Sizes of a batch.
         position_range: The longest side of the box of all training points, in model units.
         name: What to call the data.
         divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
+        statistics: Scales to use instead of measured ones; `position_range` then says nothing.
 
     Raises:
-        ValueError: There are fewer than two cases, or, when it is read, a case has too few points or other fields.
+        ValueError: The scales do not fit, or, when it is read, a case has too few points or other fields.
     """
 
     def __init__(
         self,
-        folders: Sequence[Path],
+        split: CaseSplit,
         load_case: Callable[[Path], Case],
         sizes: SampleSizes,
         *,
         position_range: float,
         name: str = "cases",
         divergence_free: Collection[str] = (),
+        statistics: Normalizer | None = None,
     ) -> None:
-        if len(folders) < 2:
-            raise ValueError(f"{name}: expected at least two cases, one to train on and one to test on: {len(folders)}")
-        self.sizes, self.name, self.position_range = sizes, name, position_range
+        self.split, self.sizes, self.name, self.position_range = split, sizes, name, position_range
         self.divergence_free = divergence_free
         self.fixed_case: Sample | None = None
-        order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(folders))
-        num_test = max(1, round(TEST_FRACTION * len(folders)))
-        self.test_folders = [folders[i] for i in sorted(order[:num_test])]
-        self.train_folders = [folders[i] for i in sorted(order[num_test:])]
         self._read = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
-        self.fields = _channels(self._read(self.train_folders[0]))
+        self.fields = _channels(self._read(split.train[0]))
+        self._given = statistics and statistics.for_fields(self.fields, divergence_free=divergence_free)
 
     @property
     def summary(self) -> str:
         """A line that says what the data are."""
-        return f"{self.name}: {len(self.train_folders)} cases to train on, {len(self.test_folders)} to test on"
+        return f"{self.name}: {self.split.summary}"
 
     @property
     def normalizer(self) -> Normalizer:
-        """Scales of positions and fields, from the training cases; `vorticity` is log-scaled where it may be."""
-        return self._measured.normalizer(position_range=self.position_range, divergence_free=self.divergence_free)
+        """Scales of positions and fields, given or from the training cases; `vorticity` is log-scaled by default."""
+        return self._given or self._measured.normalizer(
+            position_range=self.position_range, divergence_free=self.divergence_free
+        )
 
     @cached_property
     def _measured(self) -> DataMoments:
-        return measure(piece for folder in self.train_folders for piece in row_pieces(self._case(folder).points))
+        return measure(piece for folder in self.split.train for piece in row_pieces(self._case(folder).points))
+
+    @property
+    def _means(self) -> Fields:
+        return self._given.means if self._given else self._measured.means
 
     def train_batch(self, seed: int, step: int) -> Sample:
         """Returns draws from training cases, which are drawn with replacement, in physical units."""
         rng = np.random.default_rng([_TRAIN_STREAM, seed, step])
         samples = []
-        for idx in rng.integers(len(self.train_folders), size=self.sizes.batch_size):
-            case = self._case(self.train_folders[idx])
+        for idx in rng.integers(len(self.split.train), size=self.sizes.batch_size):
+            case = self._case(self.split.train[idx])
             samples.append(draw_training_case(rng, case.points, case.geometry_position, self.sizes))
         return stack_samples(samples)
 
     def evaluation_cases(self) -> Iterator[EvaluationCase]:
         """Yields the test cases, each at points that are not its anchors, with the mean predictor."""
-        for number in range(len(self.test_folders)):
+        for number in range(len(self.split.test)):
             sample = self._test_sample(number)
-            yield EvaluationCase(sample, {"mean_predictor": mean_predictor(self._measured.means, sample.queries)})
+            yield EvaluationCase(sample, {"mean_predictor": mean_predictor(self._means, sample.queries)})
 
     def draw(self, predict: Predict, directory: Path) -> list[Path]:
         """Draws every field of the first test case at points near its middle plane."""
         from emmi_jax.cfd.point_cloud_plots import draw_fields
 
-        points = self._case(self.test_folders[0]).points
+        points = self._case(self.split.test[0]).points
         anchored = self._test_sample(0)._replace(queries={})
         return [path for b, part in points.items() for path in draw_fields(part, b, anchored, predict, directory)]
 
     def _test_sample(self, number: int) -> Sample:
         rng = np.random.default_rng([_TEST_STREAM, number])
-        case = self._case(self.test_folders[number])
+        case = self._case(self.split.test[number])
         sample = Sample({}, {})
         for branch, points in case.points.items():
             num_anchors, num_queries = self._test_sizes[branch]
-            idx = rng.choice(len(points.position), num_anchors + num_queries, replace=False)
-            sample.anchors[branch] = take_points(points, idx[:num_anchors])
-            sample.queries[branch] = take_points(points, idx[num_anchors:])
+            anchor_idx = draw_points(rng, points, num_anchors, self.sizes)
+            others = np.delete(np.arange(len(points.position)), anchor_idx)
+            sample.anchors[branch] = take_points(points, anchor_idx)
+            sample.queries[branch] = take_points(points, rng.choice(others, num_queries, replace=False))
         return add_geometry(
             rng,
             sample,
             case.geometry_position,
-            num_points=self.sizes.num_geometry_points,
+            self.sizes,
             num_supernodes=self.sizes.num_test_supernodes,
         )
 
@@ -131,7 +144,7 @@ class CaseCollection:
         """Anchors and queries by branch, the same for all test cases: the smallest decides."""
         sizes = {}
         for branch in self.fields:
-            smallest = min(len(self._case(folder).points[branch].position) for folder in self.test_folders)
+            smallest = min(len(self._case(folder).points[branch].position) for folder in self.split.test)
             num_anchors = min(self.sizes.num_test_anchors, smallest // 2)
             sizes[branch] = num_anchors, min(NUM_TEST_QUERIES, smallest - num_anchors)
         return sizes
@@ -140,7 +153,7 @@ class CaseCollection:
         case = self._read(folder)
         found = _channels(case)
         if found != self.fields:
-            raise ValueError(f"{folder}: has the fields {found}, the case {self.train_folders[0]} has {self.fields}")
+            raise ValueError(f"{folder}: has the fields {found}, the case {self.split.train[0]} has {self.fields}")
         needed = self.sizes.num_anchors + self.sizes.num_queries
         for branch, points in case.points.items():
             if len(points.position) < needed:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emmi_jax.cfd.cases import Array, PointSet, Sample, SampleSizes, split_points, take_points
+from emmi_jax.cfd.sampling import sample_points
 
 BODY_BRANCH = "surface"
 """Branch whose points describe the body where nothing else does."""
@@ -43,19 +45,35 @@ def draw_training_case(
     """
     sample = Sample({}, {})
     for branch, part in points.items():
-        idx = rng.choice(len(part.position), sizes.num_anchors + sizes.num_queries, replace=False)
+        idx = draw_points(rng, part, sizes.num_anchors + sizes.num_queries, sizes)
         sample.anchors[branch], queries = split_points(take_points(part, idx), sizes.num_anchors)
         if sizes.num_queries:
             sample.queries[branch] = queries
-    return add_geometry(rng, sample, body, num_points=sizes.num_geometry_points, num_supernodes=sizes.num_supernodes)
+    return add_geometry(rng, sample, body, sizes, num_supernodes=sizes.num_supernodes)
+
+
+def draw_points(rng: np.random.Generator, points: PointSet, num_points: int, sizes: SampleSizes) -> NDArray[np.int64]:
+    """Draws points of a branch without replacement, as `sizes.sampling` says; returns their indices."""
+    weights = points.cell_size if sizes.sampling == "weighted" else None
+    return sample_points(rng, points.position, num_points, method=sizes.sampling, weights=weights)
 
 
 def add_geometry(
-    rng: np.random.Generator, sample: Sample, body: Array | None, *, num_points: int, num_supernodes: int
+    rng: np.random.Generator, sample: Sample, body: Array | None, sizes: SampleSizes, *, num_supernodes: int
 ) -> Sample:
     """Draws the geometry points of a case; without any, the sample stays as it is."""
-    if not num_points or body is None:
+    if not sizes.num_geometry_points or body is None:
         return sample
-    idx = rng.choice(len(body), num_points, replace=False)
-    # Drawn points are in no order, so the first are as good as any.
-    return sample._replace(geometry_position=body[idx], supernode_idx=np.arange(num_supernodes, dtype=np.int32))
+    position = body[sample_points(rng, body, sizes.num_geometry_points)]
+    supernode_idx = draw_supernodes(rng, position, num_supernodes, sizes)
+    return sample._replace(geometry_position=position, supernode_idx=supernode_idx)
+
+
+def draw_supernodes(
+    rng: np.random.Generator, position: Array, num_supernodes: int, sizes: SampleSizes
+) -> NDArray[np.int32]:
+    """Draws supernodes among drawn geometry points [P, n], as `sizes.supernode_sampling` says."""
+    if sizes.supernode_sampling == "uniform":
+        # Drawn points are in no order, so the first are as good as any.
+        return np.arange(num_supernodes, dtype=np.int32)
+    return sample_points(rng, position, num_supernodes, method=sizes.supernode_sampling).astype(np.int32)

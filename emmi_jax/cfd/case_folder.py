@@ -57,7 +57,7 @@ def case_branches(path: Path) -> tuple[str, ...]:
     return tuple(branch for branch, pattern in MESHES.items() if any(path.glob(pattern)))
 
 
-def read_case_folder(path: Path, load_tensor: LoadTensor) -> Case:
+def read_case_folder(path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool = False) -> Case:
     """Reads a case with a surface, a volume or both.
 
     Args:
@@ -65,17 +65,21 @@ def read_case_folder(path: Path, load_tensor: LoadTensor) -> Case:
             are fields says a file `fields.json` in it or in the folder above, else they are those of DrivAerML. Or a
             folder with the tensors of `TENSORS`, `surface_position_vtp.pt` and so on.
         load_tensor: Reads a `.pt` file of one tensor.
+        with_cell_sizes: Whether to measure the cells of the meshes.
 
     Returns:
         The case; fields are [N, F] as float32 or float64, as in the files.
 
     Raises:
         FileNotFoundError: There is no such folder, or a tensor of a branch is missing.
-        ValueError: The folder holds no case, more than one, or a file of it is unusable.
+        ValueError: The folder holds no case, more than one, or a file of it is unusable; or the sizes of cells are
+            asked for and there are none.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     if _holds_tensors(path):
+        if with_cell_sizes:
+            raise ValueError(f"{path}: tensors have no cells whose area or volume could weight their points")
         points = _read_tensors(path, load_tensor)
     else:
         sources_file = next((f / FIELDS_FILE for f in (path, path.parent) if (f / FIELDS_FILE).is_file()), None)
@@ -86,7 +90,7 @@ def read_case_folder(path: Path, load_tensor: LoadTensor) -> Case:
             if file is not None:
                 if branch not in sources:
                     raise ValueError(f"{sources_file}: no fields for the branch {branch!r} of {file.name}")
-                points[branch] = read_mesh(file).points(sources[branch])
+                points[branch] = read_mesh(file).points(sources[branch], with_cell_sizes=with_cell_sizes)
     if not points:
         wanted = [*MESHES.values(), *(position for position, _ in TENSORS.values()), "folders with them"]
         raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")

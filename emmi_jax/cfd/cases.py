@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.cfd.sampling import Method
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Fields: TypeAlias = dict[str, dict[str, Array]]
@@ -18,10 +19,14 @@ Fields: TypeAlias = dict[str, dict[str, Array]]
 
 
 class PointSet(NamedTuple):
-    """Points of one branch: position [..., T, n] and the fields there, each [..., T, F]."""
+    """Points of one branch: position [..., T, n] and the fields there, each [..., T, F].
+
+    Those of a mesh may bring the areas or volumes of their cells [T] to be drawn by.
+    """
 
     position: Array
     fields: dict[str, Array]
+    cell_size: Array | None = None
 
 
 class Sample(NamedTuple):
@@ -60,7 +65,7 @@ class EvaluationCase(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSizes:
-    """How many cases make a batch, and how many points of each branch a case brings.
+    """How many cases make a batch, how many points of each branch a case brings, and how they are drawn.
 
     Args:
         batch_size: Cases a batch B.
@@ -70,6 +75,9 @@ class SampleSizes:
         num_geometry_points: Points P of the geometry; 0 for a model without geometry branch.
         num_supernodes: Supernodes M among them in training.
         num_test_supernodes: Supernodes among them after training.
+        sampling: How anchors, and queries in training, are drawn from the points: `uniform`, or `weighted` by the
+            sizes of their cells, which is uniform in area or volume.
+        supernode_sampling: How supernodes are drawn from the geometry points: `uniform` or `farthest` from one another.
     """
 
     batch_size: int
@@ -79,6 +87,8 @@ class SampleSizes:
     num_geometry_points: int = 0
     num_supernodes: int = 0
     num_test_supernodes: int = 0
+    sampling: Method = "uniform"
+    supernode_sampling: Method = "uniform"
 
 
 Predict: TypeAlias = Callable[[Sample], Fields]
@@ -143,7 +153,11 @@ def split_points(points: PointSet, num_anchors: int) -> tuple[PointSet, PointSet
 
 def take_points(points: PointSet, idx: slice | NDArray[np.integer[Any]]) -> PointSet:
     """Selects points of a case that has no batch axis."""
-    return PointSet(points.position[idx], {name: values[idx] for name, values in points.fields.items()})
+    return PointSet(
+        points.position[idx],
+        {name: values[idx] for name, values in points.fields.items()},
+        None if points.cell_size is None else points.cell_size[idx],
+    )
 
 
 def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:

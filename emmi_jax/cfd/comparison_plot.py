@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,8 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+
+from emmi_jax.cfd.whole_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,12 +91,8 @@ def draw_comparison(
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a PNG file that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with whole_file(path) as partial:
         figure.savefig(partial, dpi=_DOTS_PER_INCH, bbox_inches="tight")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.cfd.baselines import mean_predictor
+from emmi_jax.cfd.case_draws import draw_supernodes
 from emmi_jax.cfd.cases import (
     Array,
     EvaluationCase,
@@ -144,8 +145,7 @@ class EllipsoidDataset:
         if not self.sizes.num_geometry_points:
             return Sample(anchors, queries)
         geometry = body.sample_surface(rng, self.sizes.num_geometry_points)
-        # The points are independent, so the first of them are as good a choice as any.
-        return Sample(anchors, queries, geometry, np.arange(num_supernodes, dtype=np.int32))
+        return Sample(anchors, queries, geometry, draw_supernodes(rng, geometry, num_supernodes, self.sizes))
 
     def draw(self, predict: Predict, directory: Path) -> list[Path]:
         """Draws surface pressure and a slice of the velocity for the first test geometry."""

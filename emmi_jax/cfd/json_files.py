@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from emmi_jax.cfd.whole_files import whole_file
 
 JsonDict = dict[str, Any]
 
@@ -17,6 +18,5 @@ def write_json(path: Path, value: JsonDict) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(text)

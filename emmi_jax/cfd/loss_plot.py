@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from emmi_jax.cfd.whole_files import whole_file
+
 _NOT_LOSSES = {"step", "seconds", "learning_rate", "gradient_norm"}
 
 
@@ -40,7 +42,8 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path) -> Path:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path = directory / "loss.png"
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=130)
     return path
 
 

@@ -76,27 +76,33 @@ class Mesh:
         with vtk_messages():
             return _floats(self.dataset.cell_centers(vertex=False).points)
 
-    def points(self, sources: Mapping[str, FieldSource], *, location: Location | None = None) -> PointSet:
+    def points(
+        self, sources: Mapping[str, FieldSource], *, location: Location | None = None, with_cell_sizes: bool = False
+    ) -> PointSet:
         """Reads positions and fields; an array that needs no factor is not copied.
 
         Args:
             sources: The arrays by the name that the field shall have.
             location: Where to take them from; by default where they are, or the points if there are none.
+            with_cell_sizes: Whether to measure the cells too.
 
         Returns:
             Positions [N, 3] and fields [N, F], float32 or float64 as in the file.
 
         Raises:
-            ValueError: An array is absent, of another length, not finite or not of numbers.
+            ValueError: An array is absent, of another length, not finite or not of numbers; or the sizes of cells are
+                asked for and the fields are on points.
         """
         if location is None:
             location = self.location_of(s.array for s in sources.values()) if sources else "points"
         position = self.position(location)
         fields = {name: self._field(source, location, len(position)) for name, source in sources.items()}
-        return PointSet(position, fields)
+        return PointSet(position, fields, self.cell_sizes(location) if with_cell_sizes else None)
 
-    def cell_sizes(self) -> Array:
-        """Returns areas or volumes of the cells, [N], never negative."""
+    def cell_sizes(self, location: Location = "cells") -> Array:
+        """Returns areas or volumes of the cells, [N], never negative; for points there are none, a ValueError."""
+        if location != "cells":
+            raise ValueError(f"{self.path}: fields are on its points, which have no area or volume to be weighted by")
         with vtk_messages():
             sizes = self.dataset.compute_cell_sizes(length=False).cell_data
         return np.abs(np.asarray(sizes["Volume"])) + np.abs(np.asarray(sizes["Area"]))

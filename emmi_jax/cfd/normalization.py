@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -156,6 +156,45 @@ class Normalizer(Config):
         return cls(
             position_low=tuple(low), position_scale=position_range / extent, fields=fields, position_high=tuple(high)
         )
+
+    @property
+    def means(self) -> dict[str, dict[str, NDArray[np.floating[Any]]]]:
+        """Mean [F] by branch and field, in the unit of the field; on a logarithmic scale that of the logarithm."""
+        return {
+            branch: {name: scale.denormalize(np.zeros(len(scale.mean))) for name, scale in scales.items()}
+            for branch, scales in self.fields.items()
+        }
+
+    def for_fields(
+        self, fields: Mapping[str, Mapping[str, int]], *, divergence_free: Collection[str] = ()
+    ) -> Normalizer:
+        """Returns the scales of these fields alone.
+
+        Args:
+            fields: Number of channels by branch and field.
+            divergence_free: Fields whose scales must keep the divergence zero.
+
+        Raises:
+            ValueError: A field has no scale, or one that does not fit.
+        """
+        for branch, names in fields.items():
+            for name, channels in names.items():
+                scale = self.fields.get(branch, {}).get(name)
+                if scale is None:
+                    known = [f"{b}/{n}" for b, scales in self.fields.items() for n in scales]
+                    raise ValueError(f"the statistics lack {branch}/{name}, they are those of {', '.join(known)}")
+                if len(scale.mean) != channels:
+                    raise ValueError(
+                        f"the statistics of {branch}/{name} have {len(scale.mean)} channels, the data have {channels}"
+                    )
+                if name in divergence_free and (scale.log_scale or len(set(scale.std)) > 1):
+                    kind = "a logarithmic scale" if scale.log_scale else f"the deviations {list(scale.std)}"
+                    raise ValueError(
+                        f"{branch}/{name} cannot be without divergence under statistics with {kind}: expected one "
+                        "deviation for all channels"
+                    )
+        scales = {branch: {name: self.fields[branch][name] for name in names} for branch, names in fields.items()}
+        return replace(self, fields=scales)
 
     def num_outside(self, position: ArrayLike) -> int:
         """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is not known."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.cfd.cases import PointSet
+from emmi_jax.cfd.moments import row_chunks
+from emmi_jax.cfd.whole_files import whole_file
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 POSITION = "position"
 
@@ -70,8 +73,8 @@ def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, ND
     return arrays
 
 
-def checked_positions(path: Path, name: str, array: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns positions [N, 3] after checking shape and values.
+def checked_positions(path: Path, name: str, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    """Returns positions [N, 3] after checking shape and values; a memory-map is read piece by piece.
 
     Raises:
         ValueError: The shape is not (N, 3), or a value is not finite.
@@ -86,15 +89,10 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.floating[Any]]]) ->
     """Writes an `.npz` file, which appears under its name only when it is complete.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
+        UnwritableFileError: The folder does not exist, the disk is full, ….
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _checked_field(path: Path, name: str, array: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:
@@ -106,7 +104,7 @@ def _checked_field(path: Path, name: str, array: NDArray[np.float64], num_points
     return array.reshape(num_points, -1)
 
 
-def _check_finite(path: Path, name: str, array: NDArray[np.float64]) -> None:
-    num_bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+def _check_finite(path: Path, name: str, array: NDArray[Any]) -> None:
+    num_bad = sum(piece.size - int(np.count_nonzero(np.isfinite(piece))) for piece in row_chunks(array))
     if num_bad:
         raise ValueError(f"{path}: {num_bad} of {array.size} values of {name!r} are NaN or infinite")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emmi_jax.cfd.baselines import NearestNeighbors, mean_predictor
-from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_training_case
+from emmi_jax.cfd.case_draws import add_geometry, body_of, draw_points, draw_training_case
 from emmi_jax.cfd.cases import (
     Array,
     EvaluationCase,
@@ -43,9 +43,10 @@ class PointCloudDataset:
             default the training points of the branch `surface`.
         name: What to call the case.
         divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
+        statistics: Scales to use instead of measured ones; `position_range` then says nothing.
 
     Raises:
-        ValueError: There are too few points for the sizes.
+        ValueError: There are too few points for the sizes, or the scales do not fit.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class PointCloudDataset:
         geometry_position: Array | None = None,
         name: str = "case",
         divergence_free: Collection[str] = (),
+        statistics: Normalizer | None = None,
     ) -> None:
         self.sizes, self.name, self.position_range = sizes, name, position_range
         self.divergence_free = divergence_free
@@ -64,6 +66,7 @@ class PointCloudDataset:
             branch: {field: values.shape[-1] for field, values in part.fields.items()}
             for branch, part in points.items()
         }
+        self._given = statistics and statistics.for_fields(self.fields, divergence_free=divergence_free)
         rng = np.random.default_rng([_SPLIT_STREAM])
         self.test_points: dict[str, PointSet] = {}
         self.train_points: dict[str, PointSet] = {}
@@ -87,8 +90,10 @@ class PointCloudDataset:
 
     @cached_property
     def normalizer(self) -> Normalizer:
-        """Scales of positions and fields, from the training points; `vorticity` is log-scaled where it may be."""
-        return self._measured.normalizer(position_range=self.position_range, divergence_free=self.divergence_free)
+        """Scales of positions and fields, given or from the training points; `vorticity` is log-scaled by default."""
+        return self._given or self._measured.normalizer(
+            position_range=self.position_range, divergence_free=self.divergence_free
+        )
 
     @cached_property
     def _measured(self) -> DataMoments:
@@ -99,14 +104,16 @@ class PointCloudDataset:
         """The anchors and geometry of all predictions: training points, drawn once."""
         rng = np.random.default_rng([_ANCHOR_STREAM])
         anchors = {
-            branch: take_points(points, rng.permutation(len(points.position))[: self.sizes.num_test_anchors])
+            branch: take_points(
+                points, draw_points(rng, points, min(self.sizes.num_test_anchors, len(points.position)), self.sizes)
+            )
             for branch, points in self.train_points.items()
         }
         return add_geometry(
             rng,
             Sample(anchors, {}),
             self._geometry_position,
-            num_points=self.sizes.num_geometry_points,
+            self.sizes,
             num_supernodes=self.sizes.num_test_supernodes,
         )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from emmi_jax.cfd.whole_files import whole_file
 
 _READERS = {
     ".stl": ("vtkIOGeometry", "vtkSTLReader"),
@@ -80,9 +81,7 @@ def write_dataset(path: Path, dataset: Any) -> None:
         raise FileNotFoundError(f"{path.parent}: no such folder")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
-    # VTK goes by the extension, so the temporary name has the same one.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with whole_file(path) as partial:
         with vtk_messages() as messages:
             writer = _vtk_class(module, name)()
             writer.SetFileName(str(partial))
@@ -96,10 +95,7 @@ def write_dataset(path: Path, dataset: Any) -> None:
                 writer.SetHeaderTypeToUInt64()
             done = writer.Write()
         if not done or messages or writer.GetErrorCode() or not partial.is_file():
-            raise OSError(f"{path} cannot be written: {messages[0] if messages else 'VTK gives no reason'}")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            raise OSError(messages[0] if messages else "VTK gives no reason")
 
 
 def import_pyvista() -> Any:

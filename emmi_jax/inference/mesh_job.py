@@ -15,19 +15,19 @@ from emmi_jax.cfd.case_folder import read_sources
 from emmi_jax.cfd.cases import Array, SampleSizes
 from emmi_jax.cfd.json_files import write_json
 from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.cfd.whole_files import make_folder
+from emmi_jax.inference.box_warning import warn_outside
 from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.mesh_forces import ForceReference, check_forces, surface_forces
 from emmi_jax.inference.mesh_prediction import (
     BranchMesh,
     Errors,
     FieldArrays,
-    ForceReference,
     body_points,
-    check_forces,
     field_errors,
     output_name,
     predict_on_meshes,
     read_branch_mesh,
-    surface_forces,
     write_predictions,
 )
 from emmi_jax.inference.predict import GEOMETRY, GEOMETRY_BRANCH
@@ -103,9 +103,10 @@ def run_mesh_job(
     if job.geometry is not None:
         given[GEOMETRY] = body_points(job.geometry)
     for mesh in meshes.values():
-        _warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
+        warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
     if job.geometry is not None:
-        _warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
+        warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
+    make_folder(job.out)
     with PredictionProgress(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
             model,
@@ -117,7 +118,6 @@ def run_mesh_job(
             chunk_size=job.chunk_size,
             advance=progress.advance,
         )
-    job.out.mkdir(exist_ok=True)
     for path in write_predictions(job.out, predicted, meshes):
         console.print(str(path), highlight=False, soft_wrap=True)
     if job.compare:
@@ -184,16 +184,6 @@ def _check(job: MeshJob, model: AnchoredBranchedUPT, fixed_points: Mapping[str, 
             raise ValueError(f"{output} would overwrite the mesh itself: give another folder")
 
 
-def _warn_outside(normalizer: Normalizer, path: Path, position: Array, console: Console) -> None:
-    num_outside = normalizer.num_outside(position)
-    if num_outside:
-        console.print(
-            f"warning: {path}: {num_outside:,} of {len(position):,} points are outside the box of the training data",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
 def _report_forces(
     reference: ForceReference,
     out: Path,
@@ -211,5 +201,5 @@ def _report_forces(
             soft_wrap=True,
         )
     for who, values in forces.coefficients.items():
-        console.print(f"{who}: Cd {values['cd']:.4f}  Cl {values['cl']:.4f}", highlight=False)
+        console.print(f"{who}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
     write_json(out / "forces.json", dict(forces.coefficients))

@@ -1,9 +1,8 @@
-"""From meshes to the same meshes with predicted fields, their errors, and the forces on the body."""
+"""From meshes to the same meshes with predicted fields, and their errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 
 from emmi_jax.cfd.case_folder import DRIVAERML, NUM_GEOMETRY_POINTS
 from emmi_jax.cfd.cases import Array, SampleSizes
-from emmi_jax.cfd.forces import force_coefficients, integrate_forces
 from emmi_jax.cfd.mesh_files import FieldSource, Location, Mesh, read_mesh, write_mesh
+from emmi_jax.cfd.moments import row_chunks
 from emmi_jax.cfd.normalization import Normalizer
-from emmi_jax.cfd.sampling import sample_triangles
-from emmi_jax.cfd.surfaces import check_surface, surface_elements, surface_triangles
+from emmi_jax.cfd.sampling import sample_points, sample_triangles
+from emmi_jax.cfd.surfaces import surface_triangles
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.predict import GEOMETRY, GEOMETRY_BRANCH, encode_case, query_name
 from emmi_jax.inference.streaming import iter_stream
@@ -25,9 +24,6 @@ from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 FieldArrays: TypeAlias = dict[str, NDArray[np.float32]]
 Errors: TypeAlias = dict[str, dict[str, float]]
 WRITABLE = (".vtp", ".vtu", ".vtk")
-PRESSURES = ("pressure", "pressure_coefficient")
-SHEAR_SIGNS = {"wallshearstress": -1.0, "wall_shear_stress": 1.0}
-"""Factor to the traction on the body; the first is DrivAerML's, with the sign of OpenFOAM."""
 
 
 class BranchMesh(NamedTuple):
@@ -37,20 +33,6 @@ class BranchMesh(NamedTuple):
     location: Location
     position: Array
     reference: dict[str, Array]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForceReference:
-    """What forces are divided by: reference area in m², speed in m/s and density in kg/m³ of the stream."""
-
-    area: float
-    speed: float
-    density: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("area", "speed", "density"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 def read_branch_mesh(
@@ -127,6 +109,8 @@ def predict_on_meshes(
     positions = {names[branch]: mesh.position for branch, mesh in meshes.items()} | dict(given)
     if config.has_geometry and GEOMETRY not in given and GEOMETRY_BRANCH in meshes:
         positions[GEOMETRY] = meshes[GEOMETRY_BRANCH].position
+    if sizes.sampling == "weighted":
+        positions = _anchors_by_size(meshes, sizes) | positions
     variables = {"params": params}
     cache = encode_case(model, variables, normalizer, positions, sizes=sizes)
     fields: dict[str, FieldArrays] = {
@@ -135,12 +119,20 @@ def predict_on_meshes(
     }
     queries = {branch: mesh.position for branch, mesh in meshes.items()}
     for chunk in iter_stream(model, variables, cache, queries, chunk_size=chunk_size, normalizer=normalizer):
-        num_points = 0
         for name, values in chunk.fields.items():
-            num_points = len(values)
-            fields[chunk.branch][name][chunk.start : chunk.start + num_points] = values
-        advance(num_points)
+            fields[chunk.branch][name][chunk.start : chunk.start + len(values)] = values
+        advance(chunk.num_points)
     return fields
+
+
+def _anchors_by_size(meshes: Mapping[str, BranchMesh], sizes: SampleSizes) -> dict[str, Array]:
+    """Draws the anchors of every branch uniformly in area or volume."""
+    anchors = {}
+    for number, (branch, mesh) in enumerate(sorted(meshes.items())):
+        weights, num_anchors = mesh.mesh.cell_sizes(mesh.location), min(sizes.num_test_anchors, len(mesh.position))
+        idx = sample_points(number, mesh.position, num_anchors, method="weighted", weights=weights)
+        anchors[f"{branch}_anchors"] = mesh.position[idx]
+    return anchors
 
 
 def field_errors(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]) -> Errors:
@@ -149,17 +141,26 @@ def field_errors(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, Bran
     Returns:
         By "branch/field": `relative_l2`, `mae` and `max` (of the absolute error), the last two in the field's unit.
     """
-    errors = {}
-    for branch, mesh in meshes.items():
-        for name, reference in mesh.reference.items():
-            exact = np.asarray(reference, dtype=np.float64)
-            error = predicted[branch][name] - exact
-            errors[f"{branch}/{name}"] = {
-                "relative_l2": float(np.linalg.norm(error) / (np.linalg.norm(exact) or 1.0)),
-                "mae": float(np.abs(error).mean()),
-                "max": float(np.abs(error).max()),
-            }
-    return errors
+    return {
+        f"{branch}/{name}": _field_error(predicted[branch][name], reference)
+        for branch, mesh in meshes.items()
+        for name, reference in mesh.reference.items()
+    }
+
+
+def _field_error(predicted: NDArray[np.float32], reference: Array) -> dict[str, float]:
+    # In pieces, because float64 copies of a large mesh would be its largest arrays.
+    squares, exact_squares, total, largest = 0.0, 0.0, 0.0, 0.0
+    for part, there in zip(row_chunks(predicted), row_chunks(reference), strict=True):
+        exact = np.asarray(there, dtype=np.float64)
+        error = np.abs(part - exact)
+        squares, exact_squares = squares + float(np.vdot(error, error)), exact_squares + float(np.vdot(exact, exact))
+        total, largest = total + float(error.sum()), max(largest, float(error.max(initial=0.0)))
+    return {
+        "relative_l2": float(np.sqrt(squares / (exact_squares or 1.0))),
+        "mae": total / max(reference.size, 1),
+        "max": largest,
+    }
 
 
 def write_predictions(
@@ -189,54 +190,3 @@ def write_predictions(
 def output_name(path: Path) -> str:
     """Name of the file that a mesh with fields goes to."""
     return path.name if path.suffix.lower() in WRITABLE else f"{path.stem}.vtp"
-
-
-class Forces(NamedTuple):
-    """Coefficients of the forces by where they come from, `predicted` or `reference`, and the surface's open edges."""
-
-    coefficients: dict[str, dict[str, float]]
-    num_open_edges: int
-
-
-def check_forces(surface: BranchMesh, fields: Collection[str]) -> None:
-    """Refuses what `surface_forces` cannot integrate: see there; this takes no predictions."""
-    if surface.location != "cells":
-        raise ValueError(f"{surface.mesh.path}: forces need fields in the cells of the surface, they are on its points")
-    _pressure(fields)
-    check_surface(surface.mesh)
-
-
-def _pressure(fields: Collection[str]) -> str:
-    for name in PRESSURES:
-        if name in fields:
-            return name
-    raise ValueError(f"forces need a field {' or '.join(PRESSURES)}, the surface has {list(fields)}")
-
-
-def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: ForceReference) -> Forces:
-    """Integrates the forces on a surface from its pressure, or pressure coefficient, and wall shear stress.
-
-    Args:
-        predicted: Fields of the surface: one of `PRESSURES`, and perhaps one of `SHEAR_SIGNS`.
-        surface: The surface, with fields in its cells.
-        reference: What forces are divided by.
-
-    Raises:
-        ValueError: There is no pressure, the fields are not in cells, or the mesh is not a surface.
-    """
-    check_forces(surface, predicted)
-    name = _pressure(predicted)
-    elements = surface_elements(surface.mesh, require_closed=False)
-    dynamic_pressure = reference.density * reference.speed**2 / 2
-    unit = dynamic_pressure if name == "pressure_coefficient" else 1.0
-    shear = next((name for name in SHEAR_SIGNS if name in predicted), None)
-
-    def coefficients(fields: Mapping[str, Array]) -> dict[str, float]:
-        traction = None if shear is None else SHEAR_SIGNS[shear] * fields[shear]
-        force = integrate_forces(elements.normal, elements.area, unit * fields[name], traction)
-        return force_coefficients(force, area=reference.area, dynamic_pressure=dynamic_pressure)
-
-    found = {"predicted": coefficients(predicted)}
-    if {name, shear} - {None} <= set(surface.reference):
-        found["reference"] = coefficients(surface.reference)
-    return Forces(found, elements.num_open_edges)

@@ -47,6 +47,11 @@ class StreamedChunk(NamedTuple):
     start: int
     fields: dict[str, Array]
 
+    @property
+    def num_points(self) -> int:
+        """How many queries there are."""
+        return len(next(iter(self.fields.values())))
+
 
 def encode(
     model: AnchoredBranchedUPT,

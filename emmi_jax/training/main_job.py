@@ -22,7 +22,7 @@ from emmi_jax.training.evaluation import evaluate, make_predict
 from emmi_jax.training.loop import LoopEnd, fit
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.progress import TrainingProgress, error_table
-from emmi_jax.training.run_directory import RunDirectory, check_same_config
+from emmi_jax.training.run_directory import RunDirectory, check_same_config, is_converted
 from emmi_jax.training.settings import TrainSettings
 from emmi_jax.training.step import Params, TrainState, init_params, make_train_step
 from emmi_jax.training.trained_run import fixed_points, load_dataset, run_config
@@ -51,7 +51,7 @@ def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console
         FileNotFoundError: The data file does not exist.
         ValueError: Settings or data are unusable, the run exists (or with `resume` does not), or training diverged.
     """
-    dataset = load_dataset(settings)
+    dataset = load_dataset(settings, _statistics_of(path) if resume else None)
     run, config = _open_run(settings, dataset, path, resume=resume)
     model = AnchoredBranchedUPT(AbUptConfig.from_dict(config["model"]))
     normalizer = Normalizer.from_dict(config["normalizer"])
@@ -66,6 +66,12 @@ def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console
     return Outcome(path, None)
 
 
+def _statistics_of(path: Path) -> Normalizer | None:
+    """The scales that weights from elsewhere brought; those of a run that was trained here are measured again."""
+    config = RunDirectory.open(path).read_config()
+    return Normalizer.from_dict(config["normalizer"]) if is_converted(config) else None
+
+
 def _open_run(settings: TrainSettings, dataset: Dataset, path: Path, *, resume: bool) -> tuple[RunDirectory, JsonDict]:
     """Returns the run and its configuration, new or stored."""
     config = run_config(settings, dataset)
@@ -76,12 +82,13 @@ def _open_run(settings: TrainSettings, dataset: Dataset, path: Path, *, resume: 
     else:
         run = RunDirectory.open(path)
         stored = run.read_config()
+        if is_converted(stored):
+            # Weights from elsewhere bring their model and scales; only the settings of the training are new.
+            check_same_config(stored["model"]["fields"], config["model"]["fields"], path="fields.")
+            config |= {"model": stored["model"], "normalizer": stored["normalizer"], "converted": True}
         if stored["settings"] is not None:
             check_same_config(stored, config)
             return run, stored
-        # Weights from elsewhere bring their model and scales; only the settings of the training are new.
-        check_same_config(stored["model"]["fields"], config["model"]["fields"], path="fields.")
-        config = stored | {"settings": config["settings"]}
         write_json(run.path / "config.json", config)
     points = fixed_points(dataset.fixed_case)
     if points:

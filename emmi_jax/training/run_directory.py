@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emmi_jax.cfd.json_files import JsonDict, write_atomically, write_json
+from emmi_jax.training.settings import TrainSettings
 
 
 class RunDirectory:
@@ -72,6 +73,9 @@ class RunDirectory:
             config: JsonDict = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: {error}") from None
+        if config.get("settings") is not None:
+            # Settings that are younger than the run are at their defaults.
+            config["settings"] = TrainSettings.from_dict(config["settings"]).to_dict()
         return config
 
     def read_metrics(self) -> list[JsonDict]:
@@ -83,6 +87,11 @@ class RunDirectory:
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_atomically(self.metrics_log, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+
+def is_converted(config: JsonDict) -> bool:
+    """Whether a run's weights came from elsewhere, trained on since or not."""
+    return config["settings"] is None or config.get("converted", False)
 
 
 def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, path: str = "") -> None:

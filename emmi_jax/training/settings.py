@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from emmi_jax.cfd.case_collection import case_folders
 from emmi_jax.cfd.case_folder import case_branches
@@ -19,6 +20,9 @@ class TrainSettings(Config):
     Args:
         data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
             built-in ellipsoids.
+        split: Path of a file that says which of several cases are trained on; None for `split.json` beside them, or
+            else for a random fifth to test on.
+        statistics: Scales to use instead of measured ones, as `read_statistics` takes them.
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
         batch_size: Cases a step.
@@ -29,13 +33,15 @@ class TrainSettings(Config):
         num_supernodes: Supernodes among them in training.
         num_test_supernodes: Supernodes among them after training.
         supernode_degree: Neighbours of a supernode.
+        sampling: How anchors and queries are drawn: `uniform`, or `weighted` by the sizes of cells.
+        supernode_sampling: How supernodes are drawn: `uniform` or `farthest`.
         dim: Channels of the model.
         num_heads: Attention heads.
         physics_blocks: Kinds of the physics blocks.
         decoder_depth: Decoder blocks a branch.
         mlp_ratio: Hidden channels of an MLP over `dim`.
         divergence_free: Fields of three channels that get no divergence, as curls of what the network predicts.
-        position_range: Longest side of the data's box in model units.
+        position_range: Longest side of the data's box in model units, where `statistics` do not say it.
         max_wavelength: Largest wavelength over 2 pi of the position embeddings, in model units.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay of the matrices.
@@ -49,6 +55,8 @@ class TrainSettings(Config):
     """
 
     data: str | None = None
+    split: str | None = None
+    statistics: str | None = None
     seed: int = 0
     steps: int = 4500
     batch_size: int = 2
@@ -59,6 +67,8 @@ class TrainSettings(Config):
     num_supernodes: int = 0
     num_test_supernodes: int = 0
     supernode_degree: int = 16
+    sampling: Literal["uniform", "weighted"] = "uniform"
+    supernode_sampling: Literal["uniform", "farthest"] = "uniform"
     dim: int = 96
     num_heads: int = 3
     physics_blocks: tuple[str, ...] = ("joint",) * 4
@@ -83,6 +93,12 @@ class TrainSettings(Config):
         for name in ("position_range", "max_wavelength", "learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name, known in (("sampling", ("uniform", "weighted")), ("supernode_sampling", ("uniform", "farthest"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("split", "statistics"):
+            if self.data is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with data of your own, got {getattr(self, name)!r} without --data")
         if max(self.num_supernodes, self.num_test_supernodes) > self.num_geometry_points:
             raise ValueError(
                 f"supernodes are geometry points: expected at most {self.num_geometry_points}, "
@@ -100,6 +116,8 @@ class TrainSettings(Config):
             num_geometry_points=self.num_geometry_points,
             num_supernodes=self.num_supernodes,
             num_test_supernodes=self.num_test_supernodes,
+            sampling=self.sampling,
+            supernode_sampling=self.supernode_sampling,
         )
 
 

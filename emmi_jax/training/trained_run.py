@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.cfd.case_collection import CaseCollection, case_folders
 from emmi_jax.cfd.case_folder import case_branches, read_case_folder
+from emmi_jax.cfd.case_split import SPLIT_FILE, draw_split, read_split
 from emmi_jax.cfd.cases import Dataset, Sample
 from emmi_jax.cfd.ellipsoids import EllipsoidDataset
 from emmi_jax.cfd.json_files import JsonDict
@@ -23,6 +24,7 @@ from emmi_jax.config import AbUptConfig
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.training.checkpoints import Checkpoints
+from emmi_jax.training.given_statistics import read_statistics
 from emmi_jax.training.run_directory import RunDirectory
 from emmi_jax.training.settings import TrainSettings, default_settings, model_config
 from emmi_jax.training.step import Params, init_params
@@ -38,23 +40,40 @@ class TrainedRun(NamedTuple):
     fixed_points: dict[str, NDArray[np.float64]]
 
 
-def load_dataset(settings: TrainSettings) -> Dataset:
+def load_dataset(settings: TrainSettings, statistics: Normalizer | None = None) -> Dataset:
     """Builds the data set that the settings name.
+
+    Args:
+        settings: The settings.
+        statistics: Scales that the model has already; by default those that the settings name, or else measured ones.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file or folder does not hold a usable case.
     """
     options: Any = {"position_range": settings.position_range, "divergence_free": settings.divergence_free}
+    is_weighted = settings.sampling == "weighted"
+    if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
+        raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     if settings.data is None:
         return EllipsoidDataset(settings.sizes, **options)
+    if settings.statistics is not None:
+        if statistics is not None:
+            raise ValueError(f"the run has statistics of its own, got --statistics {settings.statistics}")
+        statistics = read_statistics(settings.statistics)
+    options["statistics"] = statistics
     path = Path(settings.data)
     folders = case_folders(path)
     if folders and not case_branches(path):
-        load_case = partial(read_case_folder, load_tensor=load_torch_tensor)
-        return CaseCollection(folders, load_case, settings.sizes, name=path.name, **options)
+        split_file = path / SPLIT_FILE if settings.split is None else Path(settings.split)
+        is_drawn = settings.split is None and not split_file.is_file()
+        split = draw_split(folders) if is_drawn else read_split(split_file, folders)
+        load_case = partial(read_case_folder, load_tensor=load_torch_tensor, with_cell_sizes=is_weighted)
+        return CaseCollection(split, load_case, settings.sizes, name=path.name, **options)
+    if settings.split is not None:
+        raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
     if path.is_dir():
-        points, body = read_case_folder(path, load_torch_tensor)
+        points, body = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
         return PointCloudDataset(points, settings.sizes, geometry_position=body, name=path.name, **options)
     return PointCloudDataset({"volume": read_case(path)}, settings.sizes, name=path.name, **options)
 
@@ -66,6 +85,8 @@ def run_config(settings: TrainSettings, dataset: Dataset) -> JsonDict:
         "model": model_config(settings, dataset.fields).to_dict(),
         "normalizer": dataset.normalizer.to_dict(),
     }
+    if isinstance(dataset, CaseCollection):
+        config["split"] = dataset.split.part_of
     through_json: JsonDict = json.loads(json.dumps(config))
     return through_json
 

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -6,8 +8,9 @@ import pytest
 
 from emmi_jax.cfd.case_collection import CaseCollection, case_folders
 from emmi_jax.cfd.case_folder import Case, read_case_folder
+from emmi_jax.cfd.case_split import CaseSplit, draw_split
 from emmi_jax.cfd.cases import Fields, PointSet, Sample, SampleSizes
-from emmi_jax.cfd.normalization import FieldScale
+from emmi_jax.cfd.normalization import FieldScale, Normalizer
 from tests.cfd.case_folders import write_case_folder
 
 SIZES = SampleSizes(
@@ -20,6 +23,7 @@ SIZES = SampleSizes(
     num_test_supernodes=4,
 )
 FOLDERS = [Path(f"run_{number}") for number in range(10)]
+SPLIT = draw_split(FOLDERS)
 
 
 def load_case(folder: Path) -> Case:
@@ -33,8 +37,8 @@ def load_case(folder: Path) -> Case:
     return Case(points, None)
 
 
-def make(sizes: SampleSizes = SIZES, folders: list[Path] = FOLDERS, load=load_case) -> CaseCollection:
-    return CaseCollection(folders, load, sizes, position_range=1000.0)
+def make(sizes: SampleSizes = SIZES, split: CaseSplit = SPLIT, load=load_case, **options: Any) -> CaseCollection:
+    return CaseCollection(split, load, sizes, position_range=1000.0, **options)
 
 
 def numbers(position: np.ndarray) -> set[int]:
@@ -45,20 +49,6 @@ def of(folders: list[Path]) -> set[int]:
     return {int(folder.name.removeprefix("run_")) for folder in folders}
 
 
-def test_a_fifth_of_the_cases_is_held_out_and_none_is_lost():
-    dataset = make()
-    assert (len(dataset.train_folders), len(dataset.test_folders)) == (8, 2)
-    assert sorted(dataset.train_folders + dataset.test_folders) == FOLDERS
-    assert dataset.summary == "cases: 8 cases to train on, 2 to test on"
-
-
-def test_two_cases_are_enough():
-    dataset = make(folders=FOLDERS[:2])
-    assert (len(dataset.train_folders), len(dataset.test_folders)) == (1, 1)
-    with pytest.raises(ValueError, match="at least two cases, one to train on and one to test on: 1"):
-        make(folders=FOLDERS[:1])
-
-
 def test_test_cases_are_never_trained_on():
     dataset = make()
     seen: set[int] = set()
@@ -67,7 +57,7 @@ def test_test_cases_are_never_trained_on():
         for branch in ("surface", "volume"):
             seen |= numbers(batch.anchors[branch].position) | numbers(batch.queries[branch].position)
         seen |= numbers(batch.geometry_position)
-    assert seen == of(dataset.train_folders)
+    assert seen == of(dataset.split.train)
 
 
 def test_a_drawn_case_is_one_case_with_its_own_fields_and_geometry():
@@ -89,7 +79,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 def test_scales_are_those_of_all_training_points():
     dataset = make()
-    cases = [load_case(folder).points for folder in dataset.train_folders]
+    cases = [load_case(folder).points for folder in dataset.split.train]
     whole = np.concatenate([case["volume"].fields["vorticity"] for case in cases])
     expected, found = FieldScale.fit(whole, log_scale=True), dataset.normalizer.fields["volume"]["vorticity"]
     np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
@@ -100,11 +90,34 @@ def test_scales_are_those_of_all_training_points():
     assert dataset.normalizer.position_high == tuple(position.max(axis=0))
 
 
+def test_given_scales_are_not_measured():
+    scales = {"pressure": FieldScale(mean=(1,), std=(2,)), "vorticity": FieldScale(mean=(3,) * 3, std=(4,) * 3)}
+    given = Normalizer(position_low=(0, 0, 0), position_scale=3, fields={"surface": scales, "volume": scales, "x": {}})
+    read = []
+
+    def load(folder: Path) -> Case:
+        read.append(folder)
+        return load_case(folder)
+
+    dataset = make(statistics=given, load=load)
+    assert dataset.normalizer == replace(given, fields={"surface": scales, "volume": scales})
+    case = next(dataset.evaluation_cases())
+    np.testing.assert_array_equal(case.baselines["mean_predictor"]["volume"]["vorticity"], 3)
+    assert set(read) == {dataset.split.train[0], *dataset.split.test}
+
+
+def test_validation_cases_are_neither_trained_nor_tested_on():
+    dataset = make(split=CaseSplit(FOLDERS[:2], FOLDERS[2:4], FOLDERS[4:6]))
+    seen = {n for step in range(20) for n in numbers(dataset.train_batch(0, step).anchors["volume"].position)}
+    tested = {n for case in dataset.evaluation_cases() for n in numbers(case.sample.queries["volume"].position)}
+    assert (seen, tested) == ({0, 1}, {2, 3})
+
+
 def test_test_cases_have_one_shape_and_queries_that_are_no_anchors():
     dataset = make()
     found = list(dataset.evaluation_cases())
     assert [numbers(case.sample.queries["volume"].position) for case in found] == [
-        {n} for n in sorted(of(dataset.test_folders))
+        {n} for n in sorted(of(dataset.split.test))
     ]
     shapes = [jax.tree.map(np.shape, case.sample) for case in found]
     assert shapes[0] == shapes[1]
@@ -128,7 +141,7 @@ def test_pictures_are_those_of_a_test_case(tmp_path: Path):
 
     paths = dataset.draw(predict, tmp_path)
     assert {p.name for p in paths} == {f"{b}_{f}.png" for b in dataset.fields for f in dataset.fields[b]}
-    assert all(number == {min(of(dataset.test_folders))} for number in asked)
+    assert all(number == {min(of(dataset.split.test))} for number in asked)
 
 
 def test_cases_are_read_again_only_when_memory_is_full(monkeypatch):
@@ -177,7 +190,7 @@ def test_one_file_of_fields_serves_all_cases(tmp_path: Path):
     for number in range(2):
         write_case_folder(tmp_path / f"run_{number}")
         (tmp_path / f"run_{number}" / "fields.json").replace(tmp_path / "fields.json")
-    dataset = make(folders=case_folders(tmp_path), load=lambda folder: read_case_folder(folder, np.load))
+    dataset = make(split=draw_split(case_folders(tmp_path)), load=lambda folder: read_case_folder(folder, np.load))
     assert dataset.fields == {
         "surface": {"pressure_coefficient": 1},
         "volume": {"velocity": 3, "pressure_coefficient": 1},

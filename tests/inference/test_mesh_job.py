@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.cfd.mesh_files import FieldSource, read_mesh
 from emmi_jax.cfd.normalization import FieldScale, Normalizer
+from emmi_jax.cfd.sampling import sample_points
 from emmi_jax.cfd.vtk_files import import_pyvista
 from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.inference.mesh_forces import ForceReference, surface_forces
 from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
 from emmi_jax.inference.mesh_prediction import (
     BranchMesh,
-    ForceReference,
     body_points,
+    predict_on_meshes,
     read_branch_mesh,
-    surface_forces,
 )
 from emmi_jax.inference.predict import predict_fields
 from emmi_jax.inference.progress import PredictionProgress
@@ -152,6 +154,23 @@ def test_queries_lie_on_points_where_there_are_no_cells(tmp_path):
     dataset.save(tmp_path / "a.vtp")
     mesh = read_branch_mesh(tmp_path / "a.vtp", {"p": 1}, compare=False, sources=None)
     assert (mesh.location, len(mesh.position)) == ("points", 3)
+
+
+def test_a_new_body_gets_anchors_by_the_size_of_its_cells_from_a_run_that_drew_them_so(trained, folder):
+    meshes = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
+    read = {
+        branch: read_branch_mesh(path, FIELDS[branch], compare=False, sources=None) for branch, path in meshes.items()
+    }
+    weighted = replace(SIZES, sampling="weighted")
+    fields = predict_on_meshes(*trained, read, {}, sizes=weighted)
+    anchors = {
+        f"{b}_anchors": read[b].position[
+            sample_points(n, read[b].position, 6, method="weighted", weights=read[b].mesh.cell_sizes())
+        ]
+        for n, b in enumerate(read)
+    }
+    expected = predict_on_meshes(*trained, read, anchors, sizes=SIZES)
+    np.testing.assert_allclose(fields["volume"]["velocity"], expected["volume"]["velocity"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_surface_of_triangles_comes_back_as_vtp(trained, folder, tmp_path):

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.cfd.cases import PointSet, Sample, SampleSizes
 from emmi_jax.cfd.normalization import FieldScale, Normalizer
+from emmi_jax.cfd.sampling import sample_points
 from emmi_jax.config import SupernodePoolingConfig
 from emmi_jax.inference.predict import point_names, predict_fields
 from emmi_jax.training.evaluation import make_predict
@@ -70,7 +73,7 @@ def test_given_anchors_and_geometry_give_what_evaluation_gives(two_branches):
     fields = predict(two_branches, POINTS | ANCHORS | GEOMETRY, sizes=SIZES)
     anchors = {branch: PointSet(ANCHORS[f"{branch}_anchors"], {}) for branch in POINTS}
     # Drawing all of the geometry only permutes it, so evaluation gets the same permutation.
-    order = np.random.default_rng(0).permutation(8)
+    order = sample_points(0, GEOMETRY["geometry"], 8)
     queries = {branch: PointSet(position, {}) for branch, position in POINTS.items()}
     sample = Sample(anchors, queries, GEOMETRY["geometry"][order], np.arange(4, dtype=np.int32))
     expected = make_predict(*two_branches)(sample)
@@ -109,6 +112,12 @@ def test_a_model_of_one_branch_takes_positions_and_names_fields_alone(one_branch
 def test_what_is_missing_is_named(two_branches, positions, message):
     with pytest.raises(ValueError, match=message):
         predict(two_branches, positions)
+
+
+def test_a_run_that_draws_anchors_by_cells_needs_them_given_with_points(one_branch):
+    sizes = replace(SIZES, sampling="weighted")
+    with pytest.raises(ValueError, match="by the sizes of cells, which points have not: give 'volume_anchors'"):
+        predict(one_branch, {"position": POINTS["volume"]}, sizes=sizes)
 
 
 def test_a_model_of_one_branch_without_positions_is_refused(one_branch):

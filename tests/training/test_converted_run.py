@@ -88,6 +88,9 @@ def test_a_converted_run_is_trained_on_and_keeps_its_model_and_scales(
     assert stored["model"] == config.to_dict()
     assert stored["settings"]["steps"] == 2
     assert stored["normalizer"]["position_scale"] == 7.0
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert main(["train", "--out", str(tmp_path), "--name", "run", "--resume"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == stored
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emmi_jax.cfd.cases import Sample
 from emmi_jax.cfd.mesh_files import FieldSource, read_mesh
 from emmi_jax.cli import main
 from emmi_jax.training.settings import default_settings
@@ -105,6 +106,86 @@ def test_of_several_cases_some_are_trained_on_and_the_others_tested(tmp_path, fo
     assert default_settings(str(tmp_path / "cases")).physics_blocks == ("perceiver", "self", "cross", "self", "cross")
 
 
+def test_a_split_beside_the_cases_is_kept_to_and_stored(tmp_path, folder):
+    cases = tmp_path / "cases"
+    for number in range(3):
+        shutil.copytree(folder, cases / f"run_{number}")
+    (cases / "split.json").write_text(json.dumps({"train": ["run_2"], "test": ["run_0"]}))
+    outcome, printed = run(tiny_settings(cases, steps=1, **GEOMETRY), tmp_path / "run")
+    assert "cases: 1 cases to train on, 1 to test on, 1 in no part" in printed
+    assert json.loads((outcome.path / "config.json").read_text())["split"] == {"run_2": "train", "run_0": "test"}
+    (cases / "split.json").write_text(json.dumps({"train": ["run_2"], "test": ["run_1"]}))
+    with pytest.raises(ValueError, match=r"started with split\.run_0 = 'test', now it is None"):
+        run(tiny_settings(cases, steps=1, **GEOMETRY), tmp_path / "run", resume=True)
+    other = (cases / "split.json").rename(tmp_path / "other.json")
+    assert load_dataset(tiny_settings(cases, split=str(other), **GEOMETRY)).split.part_of == {
+        "run_2": "train",
+        "run_1": "test",
+    }
+
+
+def test_anchors_are_drawn_by_the_area_of_cells_and_supernodes_far_apart_when_asked_for(tmp_path, folder):
+    surface = surface_dataset()
+    area = np.asarray(surface.compute_cell_sizes().cell_data["Area"])
+    options = GEOMETRY | {"sampling": "weighted", "supernode_sampling": "farthest"}
+    dataset = load_dataset(tiny_settings(folder, **options))
+    uniform = load_dataset(tiny_settings(folder, **GEOMETRY))
+    means = []
+    for data in (dataset, uniform):
+        drawn = np.concatenate([data.train_batch(0, step).anchors["surface"].position[0] for step in range(200)])
+        nearest = np.linalg.norm(drawn[:, None] - surface.cell_centers().points, axis=-1).argmin(axis=1)
+        means.append(area[nearest].mean())
+    assert means[0] > 1.1 * means[1]
+
+    def closest(sample: Sample) -> float:
+        supernodes = sample.geometry_position[0][sample.supernode_idx[0]]
+        return float(np.sort(np.linalg.norm(supernodes[:, None] - supernodes, axis=-1), axis=1)[:, 1].min())
+
+    batches = [[data.train_batch(0, step) for step in range(20)] for data in (dataset, uniform)]
+    assert np.mean(list(map(closest, batches[0]))) > np.mean(list(map(closest, batches[1])))
+    run(tiny_settings(folder, steps=1, **options), tmp_path / "run")
+    meshes = ["--surface", str(folder / "boundary_1.vtp"), "--volume", str(folder / "volume_1.vtu")]
+    assert main(["predict", str(tmp_path / "run"), *meshes, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_points_without_cells_cannot_be_weighted(tmp_path, folder):
+    with pytest.raises(ValueError, match="needs meshes: give their folder to --data"):
+        load_dataset(tiny_settings(tmp_path / "case.npz", sampling="weighted"))
+    surface = surface_dataset()
+    surface.point_data["p"] = np.ones(surface.n_points)
+    (tmp_path / "case").mkdir()
+    surface.save(tmp_path / "case" / "boundary_1.vtp")
+    (tmp_path / "case" / "fields.json").write_text(json.dumps({"surface": {"p": "p"}}))
+    with pytest.raises(ValueError, match=r"boundary_1\.vtp: fields are on its points, which have no area or volume"):
+        load_dataset(tiny_settings(tmp_path / "case", sampling="weighted"))
+    (tmp_path / "case" / "surface_position_vtp.pt").touch()
+    with pytest.raises(ValueError, match="tensors have no cells"):
+        load_dataset(tiny_settings(tmp_path / "case", sampling="weighted"))
+
+
+def test_cases_of_drivaerml_train_under_the_published_statistics_without_measuring(tmp_path, monkeypatch):
+    for number in (1, 2):
+        case = tmp_path / "cars" / f"run_{number}"
+        case.mkdir(parents=True)
+        surface, volume = surface_dataset(), volume_dataset()
+        surface.cell_data["pMeanTrim"] = surface.cell_data["Cp"]
+        surface.cell_data["wallShearStressMeanTrim"] = np.zeros((surface.n_cells, 3), np.float32)
+        volume.cell_data["CptMeanTrim"], volume.cell_data["UMeanTrim"] = volume.cell_data["Cp"], volume.cell_data["U"]
+        surface.save(case / f"boundary_{number}.vtp")
+        volume.save(case / f"volume_{number}.vtu")
+    monkeypatch.delattr("emmi_jax.cfd.case_collection.measure")
+    run(tiny_settings(tmp_path / "cars", statistics="drivaerml-tutorial", steps=1, **GEOMETRY), tmp_path / "run")
+    normalizer = load_run(tmp_path / "run").normalizer
+    assert normalizer.position_scale == pytest.approx(1000 / 120)
+    assert normalizer.fields["surface"]["pressure"].mean == (-229.772,)
+    assert list(normalizer.fields["volume"]) == ["totalpcoeff", "velocity"]
+
+
+def test_a_split_of_a_single_case_is_refused(folder):
+    with pytest.raises(ValueError, match=r"other\.json: a split needs a folder of cases, .*case is none"):
+        load_dataset(tiny_settings(folder, split="other.json"))
+
+
 def exact(branch: str, centre: np.ndarray) -> dict[str, np.ndarray]:
     """The potential flow itself, not what the files say of it."""
     if branch == "volume":
@@ -117,7 +198,8 @@ def test_from_meshes_to_a_model_to_meshes_with_its_fields_and_their_errors(train
     out = tmp_path / "fields"
     options = ["--surface", folder / "boundary_1.vtp", "--volume", folder / "volume_1.vtu"]
     options += ["--geometry", folder / "body_1.stl", "--fields", folder / "fields.json", "--compare"]
-    options += ["--area", AXES[1] * AXES[2] * np.pi, "--speed", 1.0, "--chunk-size", 100, "--out", out]
+    (tmp_path / "geo_ref_1.csv").write_text(f"lRef, aRef\n1.0, {AXES[1] * AXES[2] * np.pi}\n")
+    options += ["--reference", tmp_path / "geo_ref_1.csv", "--speed", 1.0, "--chunk-size", 100, "--out", out]
     assert main(["predict", str(trained), *map(str, options)]) == 0
     printed = capsys.readouterr().out
     assert f"{surface_dataset().n_cells + volume_dataset().n_cells} points  " in printed
@@ -135,6 +217,10 @@ def test_from_meshes_to_a_model_to_meshes_with_its_fields_and_their_errors(train
             np.testing.assert_allclose(stored["max"], np.abs(error).max(), rtol=1e-5)
             assert f"{stored['relative_l2']:.4f}" in printed
     forces = json.loads((out / "forces.json").read_text())
+    area = ["--area", str(AXES[1] * AXES[2] * np.pi), "--speed", "1", "--out", str(tmp_path / "again")]
+    assert main(["predict", str(trained), *map(str, options[:6]), *area]) == 0
+    again = json.loads((tmp_path / "again" / "forces.json").read_text())
+    assert again["predicted"]["cl"] == pytest.approx(forces["predicted"]["cl"], rel=1e-3, abs=1e-4)
     # An ideal fluid does not drag a body; the rest is that of 480 flat triangles.
     assert abs(forces["reference"]["cd"]) < 0.02
     assert f"predicted: Cd {forces['predicted']['cd']:.4f}" in printed

@@ -4,6 +4,7 @@ import pytest
 
 from emmi_jax.cfd.json_files import write_json
 from emmi_jax.training.run_directory import RunDirectory, check_same_config
+from emmi_jax.training.settings import TrainSettings
 
 
 def test_a_run_that_exists_is_not_touched(tmp_path):
@@ -42,6 +43,11 @@ def test_a_new_run_has_no_metrics(tmp_path):
 def test_the_first_difference_of_configurations_is_named(stored, asked, message):
     with pytest.raises(ValueError, match=message):
         check_same_config(stored, asked)
+
+
+def test_settings_younger_than_the_run_are_at_their_defaults(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", {"settings": {"steps": 5}})
+    assert run.read_config()["settings"] == TrainSettings(steps=5).to_dict()
 
 
 def test_equal_configurations_pass():

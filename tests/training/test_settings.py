@@ -47,6 +47,8 @@ def test_fields_that_cannot_be_without_divergence_are_named(name, message):
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"batch_size": -1}, "batch_size must be an integer >= 1, got -1"),
         ({"num_queries": 1.5}, "num_queries must be an integer >= 0, got 1.5"),
+        ({"sampling": "farthest"}, "sampling must be one of uniform, weighted, got 'farthest'"),
+        ({"supernode_sampling": "x"}, "supernode_sampling must be one of uniform, farthest, got 'x'"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
         ({"num_geometry_points": 4, "num_supernodes": 5}, "expected at most 4, got 5"),

@@ -1,0 +1,52 @@
+"""Files that appear under their names only when they are complete."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UnwritableFileError(OSError):
+    """A file cannot be written, because the disk is full for instance; the message names the file."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields the path to write to, which becomes `path` at the end; after an exception nothing is left.
+
+    Raises:
+        UnwritableFileError: Writing failed.
+    """
+    # Writers that go by the extension find the same one.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        with naming_the_file(path):
+            yield partial
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder to write to, unless it exists; its parent must.
+
+    Raises:
+        UnwritableFileError: It cannot be made, or nothing can be written in it.
+    """
+    with naming_the_file(path):
+        path.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+
+
+@contextmanager
+def naming_the_file(path: Path) -> Iterator[None]:
+    """Says which file could not be written: a failed write does not know, and the partial file would only confuse."""
+    try:
+        yield
+    except UnwritableFileError:
+        raise
+    except OSError as error:
+        raise UnwritableFileError(f"{path} cannot be written: {error.strerror or error}") from error
