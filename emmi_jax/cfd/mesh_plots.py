@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from emmi_jax.cfd.cases import Array
@@ -14,6 +16,7 @@ from emmi_jax.cfd.comparison_plot import Quantity, View, draw_comparison
 from emmi_jax.cfd.mesh_files import Location
 from emmi_jax.cfd.parity_plot import draw_parity
 from emmi_jax.cfd.raster import Window, rasterize
+from emmi_jax.cfd.surface_render import MAX_TRIANGLES, can_render, render_triangles
 from emmi_jax.cfd.surfaces import fan_triangles
 from emmi_jax.cfd.vtk_files import vtk_messages
 
@@ -122,7 +125,7 @@ def _surface_scenes(dataset: Any, location: Location) -> list[Scene]:
     scenes = []
     for viewpoint in (FROM_UPSTREAM, FROM_THE_SIDE, FROM_ABOVE):
         window = _window(viewpoint, *_box(dataset.points), margin=_MARGIN)
-        scenes += _painted_triangles(dataset, location, viewpoint, window, holes="white")
+        scenes += _painted_triangles(dataset, location, viewpoint, window, holes="white", lit=True)
     return scenes
 
 
@@ -174,13 +177,21 @@ def _window(viewpoint: Viewpoint, low: Array, high: Array, *, margin: float) -> 
 
 
 def _painted_triangles(
-    polygons: Any, location: Location, viewpoint: Viewpoint, window: Window, *, holes: str
+    polygons: Any, location: Location, viewpoint: Viewpoint, window: Window, *, holes: str, lit: bool = False
 ) -> list[Scene]:
-    """The scene of the polygons, with one value for each pixel that shows them; none if no pixel does."""
-    if not polygons.n_points:
-        return []
+    """The scene of the polygons, with one value for each pixel that shows them; none if no pixel does.
+
+    Lit are they where pyvista can render; else, as without `lit`, the colours are flat.
+    """
     corners, cell = fan_triangles(polygons)
-    index = rasterize(viewpoint.project(np.asarray(polygons.points))[corners], window, num_pixels=_NUM_PIXELS)
+    if not len(corners):
+        return []
+    points = viewpoint.project(np.asarray(polygons.points))
+    if lit and len(corners) <= MAX_TRIANGLES and can_render():
+        index, light = render_triangles(points, corners, window, num_pixels=_NUM_PIXELS)
+    else:
+        index = rasterize(points[corners], window, num_pixels=_NUM_PIXELS)
+        light = np.ones(index.shape)
     shown = index >= 0
     if not shown.any():
         return []
@@ -192,10 +203,9 @@ def _painted_triangles(
         arrays = {name: np.asarray(values)[at].mean(axis=1) for name, values in polygons.point_data.items()}
 
     def paint(axes: Axes, values: Array, scale: Normalize, color_map: str) -> None:
-        picture = np.full(index.shape, np.nan)
-        picture[shown] = values
-        axes.set_facecolor(holes)
-        axes.imshow(picture, norm=scale, cmap=color_map, extent=window, origin="lower", interpolation_stage="rgba")
+        picture = np.full((*index.shape, 3), to_rgb(holes))
+        picture[shown] = colormaps[color_map](scale(values))[:, :3] * light[shown, None]
+        axes.imshow(picture, extent=window, origin="lower")
 
     return [Scene(_view(viewpoint, window, paint), arrays)]
 

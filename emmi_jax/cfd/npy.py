@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from emmi_jax.cfd.whole_files import naming_the_file, whole_file
 
 AppendRows: TypeAlias = Callable[[NDArray[np.float32]], None]
+
+_HEADER_SIZE = 128
 
 
 def map_array(path: Path) -> NDArray[Any]:
@@ -31,6 +34,11 @@ def map_array(path: Path) -> NDArray[Any]:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(f"{path}: holds {getattr(array, 'dtype', 'no single array')}, expected real numbers")
     return array
+
+
+def array_file_size(shape: tuple[int, ...]) -> int:
+    """Returns how many bytes `new_array` writes for an array of this shape."""
+    return _HEADER_SIZE + np.dtype(np.float32).itemsize * math.prod(shape)
 
 
 @contextmanager

@@ -30,6 +30,11 @@ class Window(NamedTuple):
         """Length along the picture's vertical."""
         return self.top - self.bottom
 
+    def num_pixels(self, longer_side: int) -> tuple[int, int]:
+        """Rows and columns of nearly square pixels, by the number along the longer side."""
+        pixel = max(self.width, self.height) / longer_side
+        return max(1, round(self.height / pixel)), max(1, round(self.width / pixel))
+
 
 def rasterize(triangles: NDArray[np.floating[Any]], window: Window, *, num_pixels: int) -> NDArray[np.int64]:
     """Finds the triangle that a viewer sees at each pixel, in parallel projection.
@@ -42,8 +47,7 @@ def rasterize(triangles: NDArray[np.floating[Any]], window: Window, *, num_pixel
     Returns:
         Indices of triangles [height, width], the bottom row first; -1 where there is none.
     """
-    pixel = max(window.width, window.height) / num_pixels
-    num_rows, num_columns = (max(1, round(side / pixel)) for side in (window.height, window.width))
+    num_rows, num_columns = window.num_pixels(num_pixels)
     pixel_size = np.array([window.width / num_columns, window.height / num_rows])
     # In this frame the middles of the pixels are whole numbers.
     flat = (np.asarray(triangles[:, :, :2], np.float64) - [window.left, window.bottom]) / pixel_size - 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,30 @@ def make_folder(path: Path) -> None:
     with naming_the_file(path):
         path.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+
+
+def check_space(path: Path, num_bytes: int) -> None:
+    """Makes sure that a disk has room for what is going to be written, before hours of work are lost to a full one.
+
+    Args:
+        path: A file or folder to write to; it need not exist, but its parent must.
+        num_bytes: How much will be written. A file that it replaces counts in full, for it stays until then.
+
+    Raises:
+        UnwritableFileError: There is less room.
+    """
+    with naming_the_file(path):
+        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+    if num_bytes > free:
+        raise UnwritableFileError(
+            f"{path}: up to {_in_words(num_bytes)} will be written and {_in_words(free)} are free: make room on that "
+            "disk, or write to another"
+        )
+
+
+def _in_words(num_bytes: int) -> str:
+    unit = "GiB" if num_bytes >= 2**30 else "MiB"
+    return f"{num_bytes / (2**30 if unit == 'GiB' else 2**20):,.1f} {unit}"
 
 
 @contextmanager

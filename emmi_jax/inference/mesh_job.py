@@ -15,7 +15,7 @@ from emmi_jax.cfd.case_folder import read_sources
 from emmi_jax.cfd.cases import Array, SampleSizes
 from emmi_jax.cfd.json_files import write_json
 from emmi_jax.cfd.normalization import Normalizer
-from emmi_jax.cfd.whole_files import make_folder
+from emmi_jax.cfd.whole_files import check_space, make_folder
 from emmi_jax.inference.box_warning import warn_outside
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.mesh_forces import ForceReference, check_forces, surface_forces
@@ -25,6 +25,7 @@ from emmi_jax.inference.mesh_prediction import (
     FieldArrays,
     body_points,
     field_errors,
+    largest_output,
     output_name,
     predict_on_meshes,
     read_branch_mesh,
@@ -85,6 +86,7 @@ def run_mesh_job(
     Raises:
         FileNotFoundError: A file does not exist.
         ValueError: A file is unusable or does not fit the model, or a mesh would be overwritten.
+        UnwritableFileError: The disk is full, or too small for what would be written.
     """
     _check(job, model, fixed_points)
     sources = None if job.fields is None else read_sources(job.fields)
@@ -106,6 +108,7 @@ def run_mesh_job(
         warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
     if job.geometry is not None:
         warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
+    check_space(job.out, largest_output(meshes, model.config.fields))
     make_folder(job.out)
     with PredictionProgress(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(

@@ -187,6 +187,21 @@ def write_predictions(
     return paths
 
 
+def largest_output(meshes: Mapping[str, BranchMesh], fields: Mapping[str, Mapping[str, int]]) -> int:
+    """Returns how many bytes `write_predictions` writes at most; what compression saves is not known before.
+
+    Args:
+        meshes: Meshes by branch.
+        fields: Number of channels by branch and field.
+    """
+    total = 0
+    for branch, mesh in meshes.items():
+        channels = sum(fields[branch].values()) + sum(fields[branch][name] for name in mesh.reference)
+        new_arrays = np.dtype(np.float32).itemsize * channels * len(mesh.position)
+        total += 1024 * mesh.mesh.dataset.GetActualMemorySize() + new_arrays
+    return total
+
+
 def output_name(path: Path) -> str:
     """Name of the file that a mesh with fields goes to."""
     return path.name if path.suffix.lower() in WRITABLE else f"{path.stem}.vtp"

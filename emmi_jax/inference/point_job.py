@@ -13,9 +13,9 @@ from rich.console import Console
 
 from emmi_jax.cfd.cases import Array, SampleSizes
 from emmi_jax.cfd.normalization import Normalizer
-from emmi_jax.cfd.npy import map_array, new_array
+from emmi_jax.cfd.npy import array_file_size, map_array, new_array
 from emmi_jax.cfd.npz import checked_positions, read_arrays, write_arrays
-from emmi_jax.cfd.whole_files import make_folder
+from emmi_jax.cfd.whole_files import check_space, make_folder
 from emmi_jax.inference.box_warning import warn_outside
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.predict import field_name, field_shapes, iter_fields, point_names, predict_fields, query_name
@@ -64,13 +64,14 @@ def run_point_job(
     Raises:
         FileNotFoundError: A file does not exist.
         ValueError: The points are unusable, or do not suit the model.
-        UnwritableFileError: The disk is full, for instance.
+        UnwritableFileError: The disk is full, or too small for what would be written.
     """
     _check_out(job.out)
     branches = list(model.config.fields)
     read = _read_points(job.points, point_names(branches))
     positions: dict[str, Any] = {**fixed_points, **{name: array for name, (_, array) in read.items()}}
     shapes = field_shapes(model.config, positions)
+    check_space(job.out, sum(array_file_size(shape) for shape in shapes.values()))
     for name, (path, array) in read.items():
         warn_outside(normalizer, f"{path}: {name}", array, console)
     queries = {query_name(branch, branches) for branch in branches}

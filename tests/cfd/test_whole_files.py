@@ -1,8 +1,10 @@
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from emmi_jax.cfd.whole_files import UnwritableFileError, make_folder, whole_file
+from emmi_jax.cfd.whole_files import UnwritableFileError, check_space, make_folder, whole_file
 
 
 def test_a_file_appears_when_it_is_complete_and_replaces_an_older_one(tmp_path):
@@ -49,3 +51,21 @@ def test_a_folder_that_nothing_can_be_written_in_is_refused(tmp_path):
         make_folder(Path("/proc/new"))
     with pytest.raises(UnwritableFileError, match="/proc cannot be written"):
         make_folder(Path("/proc"))
+
+
+@pytest.mark.parametrize("name", ["", "new folder", "fields.npz"])
+def test_what_the_disk_has_no_room_for_is_refused_with_both_sizes(name, tmp_path, monkeypatch):
+    asked = []
+
+    def disk_usage(path):
+        asked.append(path)
+        return SimpleNamespace(free=3 * 2**20)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    check_space(tmp_path / name, 3 * 2**20)
+    with pytest.raises(
+        UnwritableFileError, match=r": up to 1,500\.0 GiB will be written and 3\.0 MiB are free: make room"
+    ):
+        check_space(tmp_path / name, 1500 * 2**30)
+    assert asked == [tmp_path] * 2
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,9 @@
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
 from emmi_jax.inference.mesh_prediction import (
     BranchMesh,
     body_points,
+    largest_output,
     predict_on_meshes,
     read_branch_mesh,
 )
@@ -27,8 +30,10 @@ from emmi_jax.inference.predict import predict_fields
 from emmi_jax.inference.progress import PredictionProgress
 from emmi_jax.training.step import init_params
 from tests.cfd.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
+from tests.cfd.case_folders import FIELDS as ARRAYS
 
 FIELDS = {"surface": {"pressure_coefficient": 1}, "volume": {"velocity": 3, "pressure_coefficient": 1}}
+SOURCES = {b: {n: FieldSource(a) for n, a in arrays.items()} for b, arrays in ARRAYS.items()}
 SIZES = SampleSizes(
     batch_size=1,
     num_anchors=4,
@@ -299,6 +304,24 @@ def test_what_cannot_work_is_refused_before_anything_is_written(trained, folder,
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             predict(trained, folder, **{"out": tmp_path / "out"} | changes)
         assert sorted(folder.iterdir()) + sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_may_be_too_small_is_said_before_predicting(trained, folder, tmp_path, monkeypatch):
+    reference = {"compare": True, "fields": folder / "fields.json"}
+    free = sum((folder / name).stat().st_size for name in ("boundary_1.vtp", "volume_1.vtu"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=r"out: up to .* MiB will be written and .* MiB are free"):
+        predict(trained, folder, tmp_path / "out", **reference)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_no_more_is_written_than_was_foretold(compare, trained, folder, tmp_path):
+    paths = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
+    meshes = {b: read_branch_mesh(p, FIELDS[b], compare=compare, sources=SOURCES[b]) for b, p in paths.items()}
+    predict(trained, folder, tmp_path, compare=compare, fields=folder / "fields.json" if compare else None)
+    written = sum((tmp_path / path.name).stat().st_size for path in paths.values())
+    assert 0.1 < written / largest_output(meshes, FIELDS) < 1
 
 
 def test_forces_without_a_surface_are_refused(trained, folder, tmp_path):

@@ -1,7 +1,9 @@
 import io
 import re
 import resource
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,18 @@ def test_a_full_disk_is_said_with_the_name_of_the_file_and_leaves_no_half_of_it(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "fields").iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["fields", "fields.npz"])
+def test_a_disk_too_small_for_the_fields_is_said_before_predicting(out, trained, volume, tmp_path, monkeypatch):
+    size = 2 * 128 + 4 * NUM_POINTS * (3 + 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size - 1))
+    with pytest.raises(OSError, match=f"{out}: up to 0.0 MiB will be written and 0.0 MiB are free: make room"):
+        predict(trained, tmp_path / "volume.npy", tmp_path / out)
+    assert not (tmp_path / out).exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+    predict(trained, tmp_path / "volume.npy", tmp_path / "fields")
+    assert sum(path.stat().st_size for path in (tmp_path / "fields").iterdir()) == size
 
 
 @pytest.mark.parametrize("out", ["fields", "fields.npz"])

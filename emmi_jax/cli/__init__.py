@@ -1,0 +1,65 @@
+"""The command `emmi-jax`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+try:
+    import typer
+except ModuleNotFoundError:
+    raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
+
+from emmi_jax.cli.files import convert, info, stats
+from emmi_jax.cli.prediction import predict
+from emmi_jax.cli.training import train
+
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "predict": predict,
+    "convert": convert,
+    "info": info,
+    "stats": stats,
+}
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train transformer surrogates of physics fields, and predict with them.\n\n"
+    "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
+    "  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
+    "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
+)
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: The command line without the program's name; by default that of the process.
+
+    Returns:
+        The exit status: 0, 2 after a user's mistake (one line on stderr), or 128 + the signal that stopped training.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    where = " ".join(["emmi-jax", *(name for name in arguments[:1] if name in _COMMANDS)])
+    try:
+        return int(command.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
+    except ImportError as error:
+        return _fail(where, f"{error}: pip install 'emmi-jax[train,convert,cfd]'")
+    except (ValueError, OSError) as error:
+        return _fail(where, str(error))
+    except Exception as error:
+        # The parser's own errors; their class moved between the releases of typer.
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(where, error.format_message())
+
+
+def _fail(where: str, message: str) -> int:
+    print(f"{where}: error: {message}", file=sys.stderr)
+    return 2
