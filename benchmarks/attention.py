@@ -27,26 +27,37 @@ def main() -> None:
     options = parser.parse_args()
     measure.use_all_threads()
     rows = []
-    for dtype, tokens, kind in itertools.product(options.dtypes, options.tokens, ANCHOR_ATTENTIONS):
-        for backward in (False, True):
-            contestants = _contestants(kind, tokens, dtype, backward, options)
-            results = {name: call()[0] if backward else call() for name, call in contestants.items()}
-            difference = measure.check_equal(results, dtype)
-            del results
-            times = measure.interleaved_medians(contestants, options.seconds)
-            row: dict[str, Any] = {
-                "attention": kind,
-                "tokens": tokens,
-                "dtype": dtype,
-                "pass": "forward+backward" if backward else "forward",
-                "jax_ms": 1e3 * times["jax"],
-            }
-            for name in list(times)[1:]:
-                row |= {f"{name}_ms": 1e3 * times[name], f"ratio_{name}": times[name] / times["jax"]}
-            row |= measure.peak_memory(contestants) | {"difference": difference}
-            rows.append(row)
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    for dtype, tokens in itertools.product(options.dtypes, options.tokens):
+        rows += _rows(dtype, tokens, options)
     measure.report(f"dim {DIM}, {NUM_HEADS} heads, {measure.DEVICE}; ratio = torch / jax", rows, options.json)
+
+
+def _rows(dtype: str, tokens: int, options: Any) -> list[dict[str, Any]]:
+    """All attentions and passes take turns, so that no row is measured in one bad moment."""
+    contestants, differences = {}, {}
+    for row in itertools.product(ANCHOR_ATTENTIONS, (False, True)):
+        kind, backward = row
+        calls = _contestants(kind, tokens, dtype, backward, options)
+        results = {name: call()[0] if backward else call() for name, call in calls.items()}
+        differences[row] = measure.check_equal(results, dtype)
+        contestants |= {(*row, name): call for name, call in calls.items()}
+    times = measure.interleaved_medians(contestants, options.seconds * len(differences))
+    rows = []
+    for kind, backward in differences:
+        seconds = {name: times[kind, backward, name] for *row, name in times if row == [kind, backward]}
+        row: dict[str, Any] = {
+            "attention": kind,
+            "tokens": tokens,
+            "dtype": dtype,
+            "pass": "forward+backward" if backward else "forward",
+            "jax_ms": 1e3 * seconds["jax"],
+        }
+        for name in list(seconds)[1:]:
+            row |= {f"{name}_ms": 1e3 * seconds[name], f"ratio_{name}": seconds[name] / seconds["jax"]}
+        row |= measure.peak_memory({name: contestants[kind, backward, name] for name in seconds})
+        rows.append(row | {"difference": differences[kind, backward]})
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    return rows
 
 
 def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: Any) -> dict[str, Any]:

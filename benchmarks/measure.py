@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ TORCH_DEVICE = "cuda" if ON_GPU else "cpu"
 DEVICE = jax.devices()[0].device_kind if ON_GPU else f"{NUM_THREADS} threads"
 CALLS_A_SAMPLE = 10 if ON_GPU else 1
 """Calls in a row that a time is the mean of: a GPU takes them from a queue, and only so is never idle."""
+_Name = TypeVar("_Name")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
@@ -60,12 +61,12 @@ def check_equal(results: Mapping[str, Any], dtype: str) -> float:
     return worst
 
 
-def interleaved_medians(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+def interleaved_medians(contestants: Mapping[_Name, Callable[[], Any]], seconds: float) -> dict[_Name, float]:
     """Median seconds a call, the contestants taking turns.
 
     The first call of a turn is not timed: the other's idle threads still spin on the cores, its data fill the cache.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[_Name, list[float]] = {name: [] for name in contestants}
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(next(iter(times.values()))) < 3:
         for name, call in contestants.items():

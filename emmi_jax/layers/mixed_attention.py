@@ -113,12 +113,10 @@ class MixedAttention(nn.Module):
         if freqs is not None:
             freqs = as_rope_frequencies(freqs)
             q, k = apply_rope(q, freqs), apply_rope(k, RopeFrequencies(*(_take(f, rows) for f in freqs)))
-        groups, start = {}, 0
-        for name, r in zip(names, rows, strict=True):
-            here = slice(start, start + r.stop - r.start)
-            mask = None if key_padding_mask is None else key_padding_mask[:, r]
-            groups[name] = KeyValues(k[:, here], v[:, here], mask)
-            start = here.stop
+        sizes = [r.stop - r.start for r in rows]
+        groups = {}
+        for name, r, key, value in zip(names, rows, _split(k, sizes), _split(v, sizes), strict=True):
+            groups[name] = KeyValues(key, value, None if key_padding_mask is None else key_padding_mask[:, r])
         if self.is_mutable_collection("cache") and not self.is_initializing():
             for name, group in groups.items():
                 self.put_variable("cache", name, {key: a for key, a in group._asdict().items() if a is not None})
@@ -211,6 +209,11 @@ def _take(x: jax.Array, rows: Sequence[slice]) -> jax.Array:
     if len(rows) == 1:
         return x[:, rows[0]]
     return jnp.concatenate([x[:, r] for r in rows] or [x[:, :0]], axis=1)
+
+
+def _split(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """Cuts x [B, T, ...] along the tokens; its gradient is one concatenation, where that of slices is a sum of pads."""
+    return list(jax.lax.split(x, sizes, axis=1)) if sizes else []
 
 
 def _concatenate(groups: Sequence[KeyValues]) -> KeyValues:
@@ -317,9 +320,11 @@ def _attend_by_pattern(
     run: functools.partial[jax.Array],
 ) -> jax.Array:
     """One attention for all patterns of the same number of queries and keys, side by side on the batch axis."""
+    sizes = {name: rows.stop - rows.start for name, rows in slices.items()}
+    parts = dict(zip(sizes, _split(q, list(sizes.values())), strict=True))
     batches: dict[tuple[int, int, bool], list[tuple[AttentionPattern, jax.Array, KeyValues]]] = {}
     for pattern in patterns:
-        queries = _take(q, [slices[name] for name in pattern.query_tokens])
+        queries = jnp.concatenate([parts[name] for name in pattern.query_tokens], axis=1)
         keys = _concatenate([groups[name] for name in pattern.key_value_tokens])
         shape = (queries.shape[1], keys.key.shape[1], keys.mask is None)
         batches.setdefault(shape, []).append((pattern, queries, keys))
@@ -331,9 +336,6 @@ def _attend_by_pattern(
         )
         y = run(queries, key, value, mask=None if mask is None else mask[:, None, None, :])
         for (pattern, *_), part in zip(batch, jnp.split(y, len(batch)), strict=True):
-            start = 0
-            for name in pattern.query_tokens:
-                stop = start + slices[name].stop - slices[name].start
-                outputs[name] = part[:, start:stop]
-                start = stop
+            pieces = _split(part, [sizes[name] for name in pattern.query_tokens])
+            outputs |= zip(pattern.query_tokens, pieces, strict=True)
     return jnp.concatenate([outputs[name] for name in slices], axis=1)
