@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
-from emmi_jax.training.main_job import Outcome
+from emmi_jax.jobs.train import Outcome
 from emmi_jax.training.settings import TrainSettings
-from tests.training.tiny_runs import run, tiny_settings, write_case
+from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def asked(monkeypatch) -> list[tuple[TrainSettings, Path]]:
         calls.append((settings, path))
         return Outcome(path, None)
 
-    monkeypatch.setattr("emmi_jax.training.main_job.train", train)
+    monkeypatch.setattr("emmi_jax.jobs.train.train", train)
     return calls
 
 

@@ -30,7 +30,7 @@ def convert(
     Example:
       emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car
     """  # noqa: D301 - \b is the mark of an example
-    from emmi_jax.training.converted_run import convert_checkpoint, preset_architecture, read_architecture
+    from emmi_jax.jobs.convert import convert_checkpoint, preset_architecture, read_architecture
 
     if (preset is None) == (config is None):
         raise ValueError("exactly one of --preset and --config says what the weights belong to")
@@ -51,7 +51,7 @@ def info(
     """  # noqa: D301 - \b is the mark of an example
     from rich.console import Console
 
-    from emmi_jax.training.summary import file_shapes, run_shapes, summary_table
+    from emmi_jax.jobs.info import file_shapes, run_shapes, summary_table
 
     shapes = run_shapes(path) if path.is_dir() else file_shapes(path)
     Console(soft_wrap=False).print(summary_table(shapes, str(path)), highlight=False)
@@ -73,8 +73,8 @@ def stats(
     """  # noqa: D301 - \b is the mark of an example
     from rich.console import Console
 
-    from emmi_jax.cfd.json_files import write_json
-    from emmi_jax.cfd.statistics import file_statistics, statistics_json, statistics_table
+    from emmi_jax.files.atomic import write_json
+    from emmi_jax.jobs.stats import file_statistics, statistics_json, statistics_table
 
     if out is not None and not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder")

@@ -76,9 +76,9 @@ def predict(
     size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
     from rich.console import Console
 
-    from emmi_jax.inference.mesh_job import MeshJob, run_mesh_job
-    from emmi_jax.inference.point_job import PointJob, run_point_job
-    from emmi_jax.training.trained_run import load_run
+    from emmi_jax.jobs.predict_meshes import MeshJob, run_mesh_job
+    from emmi_jax.jobs.predict_points import PointJob, run_point_job
+    from emmi_jax.runs.load import load_run
 
     trained = load_run(run)
     parts = trained.model, trained.params, trained.normalizer, trained.fixed_points
@@ -111,8 +111,8 @@ def _force_reference(
     given = {option: value for option, value in given.items() if value is not None}
     if not given:
         return None
-    from emmi_jax.cfd.reference_values import read_reference_area
     from emmi_jax.inference.mesh_forces import ForceReference
+    from emmi_jax.meshes.reference_area import read_reference_area
 
     if speed is None or (area is None) == (file is None):
         raise ValueError(f"forces need --speed, and one of --area and --reference, got {', '.join(given)}")

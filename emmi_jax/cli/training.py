@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from emmi_jax.config import AbUptConfig
-from emmi_jax.training.settings import TrainSettings, default_settings
+from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.training.settings import TrainSettings
 
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
@@ -90,7 +91,7 @@ def train(
     from rich.console import Console
 
     from emmi_jax.convert import PRESETS
-    from emmi_jax.training.main_job import train as run_training
+    from emmi_jax.jobs.train import train as run_training
 
     given: dict[str, Any] = {
         "data": None if data is None else str(data.resolve()),
@@ -134,7 +135,7 @@ def _free_path(out: Path, stem: str) -> Path:
 
 def _settings_to_resume(path: Path, given: dict[str, Any]) -> TrainSettings:
     """The settings of an earlier run; what is given beside must agree with them."""
-    from emmi_jax.training.run_directory import RunDirectory, check_same_config
+    from emmi_jax.runs.directory import RunDirectory, check_same_config
 
     config = RunDirectory.open(path).read_config()
     stored = config["settings"]

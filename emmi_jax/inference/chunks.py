@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.config import AbUptConfig
+from emmi_jax.data.normalization import Normalizer
 
 Array: TypeAlias = NDArray[np.float32]
 Positions: TypeAlias = Any

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from emmi_jax.cfd.cases import Array
-from emmi_jax.cfd.forces import force_coefficients, integrate_forces
-from emmi_jax.cfd.surfaces import check_surface, surface_elements
-from emmi_jax.inference.mesh_prediction import BranchMesh, FieldArrays
+from emmi_jax.inference.meshes import BranchMesh, FieldArrays
+from emmi_jax.meshes.forces import force_coefficients, integrate_forces
+from emmi_jax.meshes.surfaces import check_surface, surface_elements
+from emmi_jax.points import Array
 
 PRESSURES = ("pressure", "pressure_coefficient")
 SHEAR_SIGNS = {"wallshearstress": -1.0, "wall_shear_stress": 1.0}

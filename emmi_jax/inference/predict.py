@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.cfd.case_draws import draw_supernodes
-from emmi_jax.cfd.cases import SampleSizes
-from emmi_jax.cfd.normalization import Normalizer
-from emmi_jax.cfd.sampling import sample_points
 from emmi_jax.config import AbUptConfig
+from emmi_jax.data.draws import draw_supernodes
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.samples import SampleSizes
+from emmi_jax.data.sampling import sample_points
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.streaming import StreamedChunk, encode, iter_stream
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT

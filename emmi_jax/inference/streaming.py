@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike
 
-from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.chunks import (
     Array,
     Chunk,

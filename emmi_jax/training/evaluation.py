@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from emmi_jax.cfd.cases import Array, Dataset, Fields, PointSet, Predict, Sample, normalize_sample, stack_samples
-from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.samples import Dataset, Predict, Sample, normalize_sample, stack_samples
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.training.step import Params
+from emmi_jax.models.init import Params
+from emmi_jax.points import Array, Fields, PointSet
 
 CHUNK_SIZE = 4096
 """Queries of a branch in one call of the model."""

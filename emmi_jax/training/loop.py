@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.cfd.cases import Sample
-from emmi_jax.training.checkpoints import Checkpoints
+from emmi_jax.data.samples import Sample
+from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.training.prefetch import prefetch
-from emmi_jax.training.run_directory import RunDirectory
 from emmi_jax.training.step import Metrics, TrainState, TrainStep
 
 Row = dict[str, Any]

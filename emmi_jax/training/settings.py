@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-from emmi_jax.cfd.case_collection import case_folders
-from emmi_jax.cfd.case_folder import case_branches
-from emmi_jax.cfd.cases import SampleSizes
 from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig
+from emmi_jax.data.samples import SampleSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,53 +135,6 @@ _MINIMA = {
     "mlp_ratio": 1,
     "checkpoint_every": 1,
 }
-
-
-def default_settings(data: str | None, *, geometry: bool = True) -> TrainSettings:
-    """Returns the defaults, a run of a few minutes on two processor cores.
-
-    Args:
-        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
-            built-in ellipsoids.
-        geometry: Whether the model has a geometry branch; that of a case without a surface has none in any way.
-    """
-    if data is not None:
-        return _settings_of_a_case(data, geometry=geometry)
-    if not geometry:
-        return TrainSettings()
-    return TrainSettings(
-        physics_blocks=("joint", "perceiver", "joint", "joint", "joint"),
-        num_geometry_points=512,
-        num_supernodes=64,
-        num_test_supernodes=256,
-    )
-
-
-def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
-    settings = TrainSettings(
-        data=data,
-        batch_size=1,
-        num_anchors=128,
-        num_queries=384,
-        physics_blocks=("self",) * 4,
-        # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
-        position_range=5000.0,
-        max_wavelength=10_000.0,
-    )
-    path = Path(data)
-    branches = case_branches(path) or next(map(case_branches, case_folders(path)), ())
-    if len(branches) > 1:
-        settings = replace(settings, physics_blocks=("self", "cross") * 2)
-    # The surface, where there is one, is also what the geometry branch sees.
-    if not geometry or "surface" not in branches:
-        return settings
-    return replace(
-        settings,
-        physics_blocks=("perceiver", *settings.physics_blocks),
-        num_geometry_points=1024,
-        num_supernodes=128,
-        num_test_supernodes=256,
-    )
 
 
 def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:

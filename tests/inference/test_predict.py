@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
-from emmi_jax.cfd.cases import PointSet, Sample, SampleSizes
-from emmi_jax.cfd.normalization import FieldScale, Normalizer
-from emmi_jax.cfd.sampling import sample_points
 from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.data.samples import Sample, SampleSizes
+from emmi_jax.data.sampling import sample_points
 from emmi_jax.inference.predict import point_names, predict_fields
+from emmi_jax.models.init import init_params
+from emmi_jax.points import PointSet
 from emmi_jax.training.evaluation import make_predict
-from emmi_jax.training.step import init_params
 
 SIZES = SampleSizes(
     batch_size=1,

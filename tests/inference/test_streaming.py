@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
-from emmi_jax.cfd.normalization import FieldScale, Normalizer
+from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.inference import chunks, streaming
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE, LARGEST_CHUNK_SIZE, resolve_chunk_size
 from emmi_jax.inference.streaming import encode, iter_stream, stream

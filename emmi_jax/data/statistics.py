@@ -1,0 +1,84 @@
+"""Statistics of data sets, measured in one pass with one chunk in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from emmi_jax.data.moments import Moments
+from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, compress
+from emmi_jax.points import CHUNK_ROWS, Fields, PointSet, take_points
+
+
+class DataMoments(NamedTuple):
+    """Statistics of positions, and of fields by branch and name; log-scaled fields have those of the logarithm too."""
+
+    position: Moments
+    fields: dict[str, dict[str, tuple[Moments, Moments | None]]]
+
+    @property
+    def means(self) -> Fields:
+        """Mean [F] by branch and field."""
+        return {branch: {name: m.mean for name, (m, _) in fields.items()} for branch, fields in self.fields.items()}
+
+    def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
+        """Returns the scales.
+
+        Args:
+            position_range: The longest side of the box of all points, in model units.
+            divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
+
+        Raises:
+            ValueError: A value is not finite, or all positions coincide.
+        """
+        if self.position.num_not_finite:
+            raise ValueError(f"{self.position.num_not_finite} positions are not finite")
+        scales = {
+            branch: {
+                name: FieldScale.of(plain, common_std=True)
+                if name in divergence_free
+                else FieldScale.of(plain, compressed)
+                for name, (plain, compressed) in fields.items()
+            }
+            for branch, fields in self.fields.items()
+        }
+        return Normalizer.from_box(
+            self.position.minimum, self.position.maximum, position_range=position_range, fields=scales
+        )
+
+
+def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:
+    """Measures data that come in pieces, in one pass; `vorticity` is log-scaled.
+
+    Args:
+        chunks: Points and the branch they belong to, as many pieces as there are.
+
+    Raises:
+        ValueError: There is no piece.
+    """
+    box: Moments | None = None
+    fields: dict[str, dict[str, tuple[Moments, Moments | None]]] = {}
+    for branch, points in chunks:
+        here = Moments.of(points.position)
+        box = here if box is None else box.merge(here)
+        known = fields.setdefault(branch, {})
+        for name, values in points.fields.items():
+            parts = Moments.of(values), Moments.of(compress(values)) if name in LOG_SCALED_FIELDS else None
+            known[name] = _merge(known[name], parts) if name in known else parts
+    if box is None:
+        raise ValueError("there is nothing to measure: no points came")
+    return DataMoments(box, fields)
+
+
+def row_pieces(points: Mapping[str, PointSet]) -> Iterator[tuple[str, PointSet]]:
+    """Cuts points into pieces for `measure`."""
+    for branch, part in points.items():
+        for start in range(0, len(part.position), CHUNK_ROWS):
+            yield branch, take_points(part, slice(start, start + CHUNK_ROWS))
+
+
+def _merge(
+    known: tuple[Moments, Moments | None], parts: tuple[Moments, Moments | None]
+) -> tuple[Moments, Moments | None]:
+    compressed = None if known[1] is None or parts[1] is None else known[1].merge(parts[1])
+    return known[0].merge(parts[0]), compressed
