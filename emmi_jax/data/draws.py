@@ -7,74 +7,74 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.data.samples import Sample, SampleSizes
-from emmi_jax.data.sampling import sample_points
+from emmi_jax.data.samples import Sample
+from emmi_jax.data.sampling import Sampling, sample_points
+from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet, split_points, take_points
 
-BODY_BRANCH = "surface"
-"""Branch whose points describe the body where nothing else does."""
+GEOMETRY_BRANCH = "surface"
+"""Branch whose points describe the geometry where nothing else does."""
 
 
-def body_of(
-    points: Mapping[str, PointSet], geometry_position: Array | None, sizes: SampleSizes, *, name: str
+def geometry_points(
+    points: Mapping[str, PointSet], geometry: Array | None, sampling: Sampling, *, name: str
 ) -> Array | None:
-    """Returns the points that describe the body: those given, or else those of the branch `surface`, if there is one.
+    """Returns the given geometry points, or else those of the branch `surface`, or None where a model needs none.
 
     Raises:
-        ValueError: They are fewer than the geometry branch draws.
+        ValueError: There are fewer than the geometry branch draws.
     """
-    if geometry_position is None and BODY_BRANCH in points:
-        geometry_position = points[BODY_BRANCH].position
-    found = 0 if geometry_position is None else len(geometry_position)
-    if found < sizes.num_geometry_points:
-        raise ValueError(
-            f"{name}: the geometry branch draws {sizes.num_geometry_points} points of the body, found {found}"
-        )
-    return geometry_position
+    if geometry is None and GEOMETRY_BRANCH in points:
+        geometry = points[GEOMETRY_BRANCH].position
+    found = 0 if geometry is None else len(geometry)
+    if found < sampling.num_geometry_points:
+        raise ValueError(f"{name}: the geometry branch draws {sampling.num_geometry_points} points, found {found}")
+    return geometry if sampling.num_geometry_points else None
 
 
 def draw_training_case(
-    rng: np.random.Generator, points: Mapping[str, PointSet], body: Array | None, sizes: SampleSizes
+    rng: np.random.Generator, points: Mapping[str, PointSet], geometry: Array | None, sampling: Sampling
 ) -> Sample:
     """Draws anchors and queries of every branch, and the geometry, without replacement.
 
     Args:
         rng: Source of randomness.
         points: All points by branch.
-        body: Points that describe the body, or None.
-        sizes: How many to draw.
+        geometry: Points of the geometry, or None.
+        sampling: How many to draw, and how.
     """
     sample = Sample({}, {})
     for branch, part in points.items():
-        idx = draw_points(rng, part, sizes.num_anchors + sizes.num_queries, sizes)
-        sample.anchors[branch], queries = split_points(take_points(part, idx), sizes.num_anchors)
-        if sizes.num_queries:
+        drawn = draw_points(rng, part, sampling.num_anchors + sampling.num_queries, sampling)
+        sample.anchors[branch], queries = split_points(take_points(part, drawn), sampling.num_anchors)
+        if sampling.num_queries:
             sample.queries[branch] = queries
-    return add_geometry(rng, sample, body, sizes, num_supernodes=sizes.num_supernodes)
-
-
-def draw_points(rng: np.random.Generator, points: PointSet, num_points: int, sizes: SampleSizes) -> NDArray[np.int64]:
-    """Draws points of a branch without replacement, as `sizes.sampling` says; returns their indices."""
-    weights = points.cell_size if sizes.sampling == "weighted" else None
-    return sample_points(rng, points.position, num_points, method=sizes.sampling, weights=weights)
-
-
-def add_geometry(
-    rng: np.random.Generator, sample: Sample, body: Array | None, sizes: SampleSizes, *, num_supernodes: int
-) -> Sample:
-    """Draws the geometry points of a case; without any, the sample stays as it is."""
-    if not sizes.num_geometry_points or body is None:
+    if geometry is None:
         return sample
-    position = body[sample_points(rng, body, sizes.num_geometry_points)]
-    supernode_idx = draw_supernodes(rng, position, num_supernodes, sizes)
-    return sample._replace(geometry_position=position, supernode_idx=supernode_idx)
+    return sample._replace(geometry=draw_geometry(rng, geometry, sampling, num_supernodes=sampling.num_supernodes))
 
 
-def draw_supernodes(
-    rng: np.random.Generator, position: Array, num_supernodes: int, sizes: SampleSizes
-) -> NDArray[np.int32]:
-    """Draws supernodes among drawn geometry points [P, n], as `sizes.supernode_sampling` says."""
-    if sizes.supernode_sampling == "uniform":
+def draw_points(
+    rng: np.random.Generator, points: PointSet, num_points: int, sampling: Sampling
+) -> NDArray[np.int64]:
+    """Draws points of a branch without replacement, as `sampling.method` says; returns their indices.
+
+    Raises:
+        ValueError: There are too few points, or they have no cell sizes to be weighted by.
+    """
+    if sampling.method == "weighted" and points.cell_size is None:
+        raise ValueError("anchors are drawn by cell size, but the points have no cell sizes: pass the anchors instead")
+    weights = points.cell_size if sampling.method == "weighted" else None
+    return sample_points(rng, points.position, num_points, method=sampling.method, weights=weights)
+
+
+def draw_geometry(rng: np.random.Generator, points: Array, sampling: Sampling, *, num_supernodes: int) -> Geometry:
+    """Draws points of the geometry from [P, n], and supernodes among them; fewer where there are not as many."""
+    position = points[sample_points(rng, points, min(sampling.num_geometry_points, len(points)))]
+    num_supernodes = min(num_supernodes, len(position))
+    if sampling.supernode_method == "uniform":
         # Drawn points are in no order, so the first are as good as any.
-        return np.arange(num_supernodes, dtype=np.int32)
-    return sample_points(rng, position, num_supernodes, method=sizes.supernode_sampling).astype(np.int32)
+        idx = np.arange(num_supernodes, dtype=np.int32)
+    else:
+        idx = sample_points(rng, position, num_supernodes, method=sampling.supernode_method).astype(np.int32)
+    return Geometry(position, idx)

@@ -1,18 +1,28 @@
-"""What a data set hands to training: samples of points with fields, in physical units."""
+"""What a data set hands out: samples of points with fields, in physical units."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.sampling import Method
-from emmi_jax.points import Array, Fields, PointSet
+from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.points import Array, PointSet
+
+
+class Context(NamedTuple):
+    """The anchors and the geometry that every prediction on one case shares, in physical units.
+
+    Attributes:
+        anchors: Positions [T, n] by branch.
+        geometry: Points of the geometry [P, n] and supernodes [M], for models with a geometry branch.
+    """
+
+    anchors: Mapping[str, Array]
+    geometry: Geometry | None = None
 
 
 class Sample(NamedTuple):
@@ -21,119 +31,59 @@ class Sample(NamedTuple):
     Attributes:
         anchors: Points by branch that every other point attends to.
         queries: Points by branch that only attend; a branch may have none.
-        geometry_position: Points [..., P, n] that describe the body, for models with a geometry branch.
-        supernode_idx: Indices [..., M] into the geometry points.
+        geometry: Points of the geometry [..., P, n] and supernodes [..., M], for models with a geometry branch.
     """
 
     anchors: dict[str, PointSet]
     queries: dict[str, PointSet]
-    geometry_position: Array | None = None
-    supernode_idx: NDArray[np.int32] | None = None
+    geometry: Geometry | None = None
+
+    @property
+    def context(self) -> Context:
+        """The part that predictions on this case share."""
+        return Context(_positions(self.anchors), self.geometry)
 
     def model_inputs(self) -> dict[str, Any]:
         """Returns the keyword arguments of `AnchoredBranchedUPT.__call__`."""
-        queries = {branch: points.position for branch, points in self.queries.items()}
-        inputs: dict[str, Any] = {
-            "anchors": {branch: points.position for branch, points in self.anchors.items()},
-            "queries": queries or None,
+        return {
+            "anchors": _positions(self.anchors),
+            "queries": _positions(self.queries) or None,
+            "geometry": self.geometry,
         }
-        if self.geometry_position is not None:
-            inputs |= {"geometry_position": self.geometry_position, "supernode_idx": self.supernode_idx}
-        return inputs
-
-
-class EvaluationCase(NamedTuple):
-    """A case to measure errors on: at its queries, beside the predictions of baselines there."""
-
-    sample: Sample
-    baselines: dict[str, Fields]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleSizes:
-    """How many cases make a batch, how many points of each branch a case brings, and how they are drawn.
-
-    Args:
-        batch_size: Cases a batch B.
-        num_anchors: Anchors a branch in training.
-        num_queries: Queries a branch in training, beside the anchors.
-        num_test_anchors: Anchors a branch after training.
-        num_geometry_points: Points P of the geometry; 0 for a model without geometry branch.
-        num_supernodes: Supernodes M among them in training.
-        num_test_supernodes: Supernodes among them after training.
-        sampling: How anchors, and queries in training, are drawn from the points: `uniform`, or `weighted` by the
-            sizes of their cells, which is uniform in area or volume.
-        supernode_sampling: How supernodes are drawn from the geometry points: `uniform` or `farthest` from one another.
-    """
-
-    batch_size: int
-    num_anchors: int
-    num_queries: int
-    num_test_anchors: int
-    num_geometry_points: int = 0
-    num_supernodes: int = 0
-    num_test_supernodes: int = 0
-    sampling: Method = "uniform"
-    supernode_sampling: Method = "uniform"
-
-
-Predict: TypeAlias = Callable[[Sample], Fields]
-"""From one case in physical units to the fields at its queries in physical units."""
 
 
 class Dataset(Protocol):
-    """Cases to train and to test on. Everything is in physical units and a pure function of the seeds."""
+    """Cases to train on and cases to test on, in physical units; a pure function of its seeds."""
 
     @property
     def fields(self) -> Mapping[str, Mapping[str, int]]:
         """Number of channels by branch and field."""
 
     @property
-    def normalizer(self) -> Normalizer:
-        """Scales of positions and fields, from the training part alone."""
-
-    @property
     def summary(self) -> str:
-        """A line that says what the data are."""
+        """Describes the data in one line."""
 
     @property
-    def fixed_case(self) -> Sample | None:
-        """The anchors and geometry of all predictions, where the data are a single case."""
+    def context(self) -> Context | None:
+        """Anchors and geometry of all predictions, if the data are a single case."""
+
+    def train_chunks(self) -> Iterable[tuple[str, PointSet]]:
+        """Yields the points to measure statistics from, with their branch."""
 
     def train_batch(self, seed: int, step: int) -> Sample:
-        """Returns the batch of this step; nothing depends on the batches before."""
+        """Returns the batch of a step; it does not depend on earlier batches."""
 
-    def evaluation_cases(self) -> Iterator[EvaluationCase]:
-        """Yields the test cases, each with the same shapes."""
-
-    def draw(self, predict: Predict, directory: Path) -> list[Path]:
-        """Draws predictions beside exact fields into PNG files and returns their paths."""
+    def test_samples(self) -> Iterator[Sample]:
+        """Yields the test cases, all with the same shapes; their queries carry the exact fields."""
 
 
 def stack_samples(samples: Sequence[Sample]) -> Sample:
-    """Stacks cases of equal shapes into a batch along a new leading axis."""
-
-    def stack(parts: Sequence[dict[str, PointSet]]) -> dict[str, PointSet]:
-        return {
-            branch: PointSet(
-                np.stack([part[branch].position for part in parts]),
-                {name: np.stack([part[branch].fields[name] for part in parts]) for name in parts[0][branch].fields},
-            )
-            for branch in parts[0]
-        }
-
-    geometry = [s.geometry_position for s in samples if s.geometry_position is not None]
-    supernodes = [s.supernode_idx for s in samples if s.supernode_idx is not None]
-    return Sample(
-        stack([sample.anchors for sample in samples]),
-        stack([sample.queries for sample in samples]),
-        np.stack(geometry) if geometry else None,
-        np.stack(supernodes) if supernodes else None,
-    )
+    """Stacks cases of equal shapes along a new leading axis; cell sizes are dropped."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(_without_cell_sizes, samples))
 
 
 def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
-    """Takes positions and fields of a case or a batch from physical to model units, float32."""
+    """Converts positions and fields of a case or a batch from physical to model units, in float32."""
 
     def normalize(parts: dict[str, PointSet]) -> dict[str, PointSet]:
         return {
@@ -144,10 +94,18 @@ def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
             for branch, points in parts.items()
         }
 
-    geometry = sample.geometry_position
-    return Sample(
-        normalize(sample.anchors),
-        normalize(sample.queries),
-        None if geometry is None else normalizer.normalize_position(geometry),
-        sample.supernode_idx,
-    )
+    geometry = sample.geometry
+    if geometry is not None:
+        geometry = geometry._replace(position=normalizer.normalize_position(geometry.position))
+    return Sample(normalize(sample.anchors), normalize(sample.queries), geometry)
+
+
+def _without_cell_sizes(sample: Sample) -> Sample:
+    def drop(parts: dict[str, PointSet]) -> dict[str, PointSet]:
+        return {branch: points._replace(cell_size=None) for branch, points in parts.items()}
+
+    return sample._replace(anchors=drop(sample.anchors), queries=drop(sample.queries))
+
+
+def _positions(parts: Mapping[str, PointSet]) -> dict[str, Array]:
+    return {branch: points.position for branch, points in parts.items()}

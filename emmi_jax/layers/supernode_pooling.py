@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,16 @@ from emmi_jax.layers.linear import Linear, NumericsConfig
 from emmi_jax.layers.mlp import gelu
 from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
 from emmi_jax.ops.sincos import sincos_embedding
+
+
+class Geometry(NamedTuple):
+    """Points of a geometry [B, P, n] and its supernodes [B, M]."""
+
+    position: jax.Array
+    supernode_idx: jax.Array
+    neighbors: Neighbors | None = None
+    features: jax.Array | None = None
+    mask: jax.Array | None = None
 
 
 class SupernodePooling(nn.Module):
