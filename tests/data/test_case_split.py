@@ -34,7 +34,7 @@ def test_a_file_says_what_cases_are_for_and_the_rest_is_counted(tmp_path):
     split = read_split(write(tmp_path / "split.json", names), FOLDERS)
     assert split == CaseSplit([FOLDERS[3], FOLDERS[9]], [FOLDERS[2]], [FOLDERS[1]], num_left_out=6)
     assert split.summary == "2 cases to train on, 1 to test on, 1 for validation, 6 in no part"
-    assert split.part_of == {"run_3": "train", "run_9": "train", "run_1": "validation", "run_2": "test"}
+    assert split.split_of == {"run_3": "train", "run_9": "train", "run_1": "validation", "run_2": "test"}
 
 
 def test_validation_may_be_absent_or_empty(tmp_path):

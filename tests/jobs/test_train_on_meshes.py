@@ -118,7 +118,7 @@ def test_a_split_beside_the_cases_is_kept_to_and_stored(tmp_path, folder):
     with pytest.raises(ValueError, match=r"started with split\.run_0 = 'test', now it is None"):
         run(tiny_settings(cases, steps=1, **GEOMETRY), tmp_path / "run", resume=True)
     other = (cases / "split.json").rename(tmp_path / "other.json")
-    assert load_dataset(tiny_settings(cases, split=str(other), **GEOMETRY)).split.part_of == {
+    assert load_dataset(tiny_settings(cases, split=str(other), **GEOMETRY)).split.split_of == {
         "run_2": "train",
         "run_1": "test",
     }
