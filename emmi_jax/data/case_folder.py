@@ -116,6 +116,11 @@ def read_sources(path: Path) -> Sources:
         branches = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
+    return parse_sources(branches, path)
+
+
+def parse_sources(branches: Any, path: Path | str) -> Sources:
+    """Returns the arrays by branch and field that the content of a `fields.json` names; see `read_sources`."""
     if not isinstance(branches, Mapping) or not all(isinstance(fields, Mapping) for fields in branches.values()):
         raise ValueError(
             f"{path}: expected fields by branch, as {{'surface': {{'pressure': 'p'}}}}, got {branches!r:.80}"
@@ -126,7 +131,7 @@ def read_sources(path: Path) -> Sources:
     }
 
 
-def _source(path: Path, name: str, value: Any) -> FieldSource:
+def _source(path: Path | str, name: str, value: Any) -> FieldSource:
     match value:
         case str():
             return FieldSource(value)

@@ -54,9 +54,7 @@ def draw_training_case(
     return sample._replace(geometry=draw_geometry(rng, geometry, sampling, num_supernodes=sampling.num_supernodes))
 
 
-def draw_points(
-    rng: np.random.Generator, points: PointSet, num_points: int, sampling: Sampling
-) -> NDArray[np.int64]:
+def draw_points(rng: np.random.Generator, points: PointSet, num_points: int, sampling: Sampling) -> NDArray[np.int64]:
     """Draws points of a branch without replacement, as `sampling.method` says; returns their indices.
 
     Raises:
