@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.chunks import to_model_units
 from emmi_jax.layers.supernode_pooling import Geometry
-from emmi_jax.ops.neighbors import Neighbors
+from emmi_jax.models.inputs import check_inputs
 
 
 def case_inputs(
@@ -32,67 +32,36 @@ def case_inputs(
     axes = config.num_position_axes
     if normalizer is not None:
         normalizer = normalizer.for_fields(config.fields)
+    if geometry is not None:
+        position = to_model_units("the geometry", geometry.position, axes, normalizer)
+        # The other leaves may be lists, which are no leaves to JAX.
+        geometry = Geometry(position, *(_host(leaf) for leaf in geometry[1:]))
+        geometry = jax.tree.map(lambda array: array[None], geometry)
     inputs: dict[str, Any] = {
         "anchors": {b: to_model_units(f"the anchor {b}", a, axes, normalizer)[None] for b, a in anchors.items()},
+        "geometry": geometry,
         "condition": condition_input(condition),
+        "anchor_masks": {branch: _host(mask)[None] for branch, mask in (anchor_masks or {}).items()},
     }
-    if geometry is not None:
-        inputs["geometry"] = _geometry_input(geometry, axes, normalizer)
-    if anchor_masks is not None:
-        inputs["anchor_masks"] = {b: _array(f"the anchor mask {b}", m, "b", 1)[None] for b, m in anchor_masks.items()}
+    check_inputs(config, queries={}, **inputs)
     return inputs
 
 
-def condition_input(condition: ArrayLike | None) -> NDArray[np.float32] | None:
-    """Returns a condition [condition_dim] as [1, condition_dim] in float32."""
+def condition_input(condition: ArrayLike | None) -> Any:
+    """Returns a condition [condition_dim] as [1, condition_dim], numbers as float32."""
     if condition is None:
         return None
-    values = _array("condition", condition, "fiu", 1).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"condition must be finite, got {values.tolist()}")
+    values = _host(condition)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        values = values.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f"condition must be finite, got {values.tolist()}")
     return values[None]
 
 
-def _geometry_input(geometry: Geometry, num_axes: int, normalizer: Normalizer | None) -> Geometry:
-    position = to_model_units("the geometry", geometry.position, num_axes, normalizer)
-    supernode_idx = _array("supernode_idx", geometry.supernode_idx, "iu", 1)
-    mask = None if geometry.mask is None else _array("the geometry mask", geometry.mask, "b", 1)
-    features = None if geometry.features is None else _array("geometry features", geometry.features, "fiu", 2)
-    if mask is not None and mask.shape != supernode_idx.shape:
-        raise ValueError(f"the geometry mask must have the shape {list(supernode_idx.shape)}, got {list(mask.shape)}")
-    _check_range("supernode_idx", supernode_idx, mask, len(position))
-    neighbors = geometry.neighbors
-    if neighbors is not None:
-        idx, is_neighbor = (
-            _array("neighbor idx", neighbors.idx, "iu", 2),
-            _array("neighbor mask", neighbors.mask, "b", 2),
-        )
-        if is_neighbor.shape != idx.shape:
-            raise ValueError(f"the neighbor mask must have the shape {list(idx.shape)}, got {list(is_neighbor.shape)}")
-        _check_range("neighbor idx", idx, is_neighbor, len(position))
-        neighbors = Neighbors(idx.astype(np.int32), is_neighbor)
-    if features is not None:
-        features = features.astype(np.float32)
-    checked = Geometry(position, supernode_idx.astype(np.int32), neighbors, features, mask)
-    return jax.tree.map(lambda array: array[None], checked)
-
-
-def _array(what: str, value: ArrayLike, kinds: str, num_axes: int) -> NDArray[Any]:
-    """Returns a host array of this many axes whose dtype is of one of NumPy's kinds."""
-    dtype = getattr(value, "dtype", None)
-    array = np.asarray(value) if dtype is None or isinstance(dtype, np.dtype) else None
-    if array is None or array.ndim != num_axes or array.dtype.kind not in kinds:
-        names = {"f": "floats", "i": "integers", "u": "integers", "b": "booleans"}
-        found = type(value).__name__ if array is None else f"{array.dtype} of shape {list(array.shape)}"
-        expected = " or ".join(dict.fromkeys(names[kind] for kind in kinds))
-        raise ValueError(f"{what} must be an array of {expected} with {num_axes} axes, got {found}")
-    return array
-
-
-def _check_range(what: str, idx: NDArray[Any], mask: NDArray[Any] | None, num_points: int) -> None:
-    is_outside = (idx < 0) | (idx >= num_points)
-    if mask is not None:
-        is_outside &= mask
-    if is_outside.any():
-        first = idx[is_outside][0]
-        raise ValueError(f"{what} must lie in 0 … {num_points - 1}, the points of the geometry, got {first}")
+def _host(value: Any) -> Any:
+    """Returns NumPy arrays for JAX's, lists and numbers; what is foreign stays, to be refused by name."""
+    is_known = isinstance(getattr(value, "dtype", None), np.dtype) or isinstance(value, list | tuple | int | float)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_host, value))
+    return np.asarray(value) if is_known else value

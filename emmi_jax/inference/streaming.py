@@ -242,6 +242,9 @@ def _query(
         outputs: Any = model.apply(variables, queries={branch: position[None]}, condition=condition)
         return {name: jnp.squeeze(outputs[f"query_{branch}_{name}"], 0) for name in model.config.fields[branch]}
 
-    # Queries do not see each other: each device computes its own share and talks to no other.
+    # Queries do not see each other: each device computes its own share and talks to no other. Pallas kernels do not
+    # say how their outputs vary over the devices, so that is not checked.
     specs = (P(), P(), P(_AXIS))
-    return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P(_AXIS))(variables, condition, position)
+    return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P(_AXIS), check_vma=False)(
+        variables, condition, position
+    )
