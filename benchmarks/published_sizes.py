@@ -12,7 +12,7 @@ from benchmarks import measure
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.convert import PRESETS
 from emmi_jax.inference.streaming import encode, stream
-from emmi_jax.training.step import init_params
+from emmi_jax.models.init import init_params
 
 NUM_ANCHORS, NUM_GEOMETRY_POINTS, NUM_SUPERNODES = 16_384, 65_536, 16_384
 

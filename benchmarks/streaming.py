@@ -20,8 +20,8 @@ from benchmarks import measure
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
 from emmi_jax.inference.streaming import encode, stream
+from emmi_jax.models.init import init_params
 from emmi_jax.ops.neighbors import radius_neighbors_host
-from emmi_jax.training.step import init_params
 from tests.parity import oracle
 
 NUM_ANCHORS, NUM_GEOMETRY_POINTS, NUM_SUPERNODES = 1024, 65_536, 16_384

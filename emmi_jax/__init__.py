@@ -15,6 +15,7 @@ from emmi_jax.layers.dot_product_attention import DotProductAttention as DotProd
 from emmi_jax.layers.mixed_attention import MixedAttention as MixedAttention
 from emmi_jax.layers.perceiver_attention import PerceiverAttention as PerceiverAttention
 from emmi_jax.layers.perceiver_block import PerceiverBlock as PerceiverBlock
+from emmi_jax.layers.supernode_pooling import Geometry as Geometry
 from emmi_jax.layers.supernode_pooling import SupernodePooling as SupernodePooling
 from emmi_jax.layers.transformer_block import TransformerBlock as TransformerBlock
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT as AnchoredBranchedUPT

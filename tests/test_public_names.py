@@ -16,6 +16,7 @@ PUBLIC = {
         "AttentionPattern",
         "CrossAnchorAttention",
         "DotProductAttention",
+        "Geometry",
         "JointAnchorAttention",
         "MissingAnchorTokenError",
         "MissingBranchTokensError",

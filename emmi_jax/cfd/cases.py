@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.sampling import Method
+from emmi_jax.layers.supernode_pooling import Geometry
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Fields: TypeAlias = dict[str, dict[str, Array]]
@@ -51,8 +52,8 @@ class Sample(NamedTuple):
             "anchors": {branch: points.position for branch, points in self.anchors.items()},
             "queries": queries or None,
         }
-        if self.geometry_position is not None:
-            inputs |= {"geometry_position": self.geometry_position, "supernode_idx": self.supernode_idx}
+        if self.geometry_position is not None and self.supernode_idx is not None:
+            inputs["geometry"] = Geometry(self.geometry_position, self.supernode_idx)
         return inputs
 
 

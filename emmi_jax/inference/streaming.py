@@ -31,6 +31,7 @@ from emmi_jax.inference.chunks import (
     resolve_chunk_size,
     to_model_units,
 )
+from emmi_jax.layers.supernode_pooling import Geometry, check_geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
 Variables: TypeAlias = Mapping[str, Any]
@@ -89,14 +90,17 @@ def encode(
     axes = model.config.num_position_axes
     inputs: dict[str, Any] = {
         "anchors": {b: to_model_units(f"the anchor {b}", a, axes, normalizer) for b, a in anchors.items()},
-        "supernode_idx": supernode_idx,
-        "geometry_features": geometry_features,
         "condition": condition,
         "anchor_masks": anchor_masks,
     }
     if geometry_position is not None:
-        inputs["geometry_position"] = to_model_units("the geometry", geometry_position, axes, normalizer)
-    return _encode(model, _without_cache(variables), jax.tree.map(lambda a: np.asarray(a)[None], inputs))
+        position = to_model_units("the geometry", geometry_position, axes, normalizer)
+        features = None if geometry_features is None else np.asarray(geometry_features)
+        inputs["geometry"] = Geometry(position, np.asarray(supernode_idx), features=features)
+    inputs = jax.tree.map(lambda a: np.asarray(a)[None], inputs)
+    if geometry_position is not None:
+        check_geometry(inputs["geometry"], axes, model.config.supernode_pooling.input_features_dim)
+    return _encode(model, _without_cache(variables), inputs)
 
 
 def iter_stream(

@@ -8,7 +8,8 @@ from typing import Any, cast
 import jax
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
-from emmi_jax.training.step import Params, TrainState
+from emmi_jax.models.init import Params
+from emmi_jax.training.step import TrainState
 
 _KEPT = 2
 

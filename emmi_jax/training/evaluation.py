@@ -11,7 +11,7 @@ import numpy as np
 from emmi_jax.cfd.cases import Array, Dataset, Fields, PointSet, Predict, Sample, normalize_sample, stack_samples
 from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.training.step import Params
+from emmi_jax.models.init import Params
 
 CHUNK_SIZE = 4096
 """Queries of a branch in one call of the model."""

@@ -17,6 +17,7 @@ from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.cfd.npz import write_arrays
 from emmi_jax.config import AbUptConfig
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import Params, init_params
 from emmi_jax.training.checkpoints import Checkpoints
 from emmi_jax.training.evaluation import evaluate, make_predict
 from emmi_jax.training.loop import LoopEnd, fit
@@ -24,7 +25,7 @@ from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.progress import TrainingProgress, error_table
 from emmi_jax.training.run_directory import RunDirectory, check_same_config, is_converted
 from emmi_jax.training.settings import TrainSettings
-from emmi_jax.training.step import Params, TrainState, init_params, make_train_step
+from emmi_jax.training.step import TrainState, make_train_step
 from emmi_jax.training.trained_run import fixed_points, load_dataset, run_config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ import optax  # type: ignore[import-untyped]
 
 from emmi_jax.cfd.cases import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import Params
 
-Params: TypeAlias = Any
 Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metrics]]
 
@@ -22,16 +22,6 @@ class TrainState(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
-
-
-def init_params(model: AnchoredBranchedUPT, *, seed: int) -> Params:
-    """Initialises the parameters of a model."""
-    config = model.config
-    position = jnp.zeros((1, 1, config.num_position_axes))
-    inputs: dict[str, Any] = {"anchors": dict.fromkeys(config.fields, position)}
-    if config.has_geometry:
-        inputs |= {"geometry_position": position, "supernode_idx": jnp.zeros((1, 1), jnp.int32)}
-    return jax.jit(lambda key: model.init(key, **inputs)["params"])(jax.random.key(seed))
 
 
 def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:

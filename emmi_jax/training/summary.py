@@ -16,8 +16,8 @@ from rich.table import Table
 from emmi_jax.config import AbUptConfig
 from emmi_jax.convert import CONSTANTS, load_torch_file
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import init_params
 from emmi_jax.training.run_directory import RunDirectory
-from emmi_jax.training.step import init_params
 
 Shape = tuple[int, ...]
 

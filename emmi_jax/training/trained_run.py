@@ -23,11 +23,11 @@ from emmi_jax.cfd.point_cloud import PointCloudDataset
 from emmi_jax.config import AbUptConfig
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import Params, init_params
 from emmi_jax.training.checkpoints import Checkpoints
 from emmi_jax.training.given_statistics import read_statistics
 from emmi_jax.training.run_directory import RunDirectory
 from emmi_jax.training.settings import TrainSettings, default_settings, model_config
-from emmi_jax.training.step import Params, init_params
 
 
 class TrainedRun(NamedTuple):

@@ -28,7 +28,7 @@ from emmi_jax.inference.mesh_prediction import (
 )
 from emmi_jax.inference.predict import predict_fields
 from emmi_jax.inference.progress import PredictionProgress
-from emmi_jax.training.step import init_params
+from emmi_jax.models.init import init_params
 from tests.cfd.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
 from tests.cfd.case_folders import FIELDS as ARRAYS
 

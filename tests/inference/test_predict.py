@@ -9,8 +9,8 @@ from emmi_jax.cfd.normalization import FieldScale, Normalizer
 from emmi_jax.cfd.sampling import sample_points
 from emmi_jax.config import SupernodePoolingConfig
 from emmi_jax.inference.predict import point_names, predict_fields
+from emmi_jax.models.init import init_params
 from emmi_jax.training.evaluation import make_predict
-from emmi_jax.training.step import init_params
 
 SIZES = SampleSizes(
     batch_size=1,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
 from emmi_jax.cfd.normalization import FieldScale, Normalizer
 from emmi_jax.inference import chunks, streaming
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE, LARGEST_CHUNK_SIZE, resolve_chunk_size
@@ -82,7 +82,7 @@ def case(config: AbUptConfig) -> Case:
     model = CountingModel(config)
     condition = None if config.condition_dim is None else np.array([0.3, -1.0], np.float32)
     extra = {} if condition is None else {"condition": condition}
-    inputs = jax.tree.map(lambda a: a[None], {"anchors": ANCHORS, **GEOMETRY, **extra})
+    inputs = jax.tree.map(lambda a: a[None], {"anchors": ANCHORS, "geometry": Geometry(*GEOMETRY.values()), **extra})
     batched = {branch: position[None] for branch, position in QUERIES.items()}
     variables = random_params(model, **inputs)
     outputs = jax.jit(model.apply)(variables, **inputs, queries=batched)

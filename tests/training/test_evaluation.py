@@ -6,8 +6,8 @@ import pytest
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.cfd.cases import EvaluationCase, PointSet, Sample
 from emmi_jax.cfd.normalization import FieldScale, Normalizer
+from emmi_jax.models.init import init_params
 from emmi_jax.training import evaluation
-from emmi_jax.training.step import init_params
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3}}
 
