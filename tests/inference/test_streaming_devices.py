@@ -24,7 +24,7 @@ import json
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
 from emmi_jax.inference import streaming
 from emmi_jax.layers.supernode_pooling import Geometry
 from tests.cases import random_params
@@ -39,7 +39,8 @@ positions = lambda num: rng.uniform(0, 100, (num, 3)).astype(np.float32)
 anchors = {branch: positions(16) for branch in fields}
 geometry = {"geometry": Geometry(positions(8), np.arange(4, dtype=np.int32))}
 condition = np.array([0.5, -1.0], np.float32)
-inputs = jax.tree.map(lambda a: a[None], {"anchors": anchors, **geometry, "condition": condition})
+cases = {"anchors": anchors, "geometry": Geometry(*geometry.values()), "condition": condition}
+inputs = jax.tree.map(lambda a: a[None], cases)
 variables = random_params(model, **inputs)
 cache = streaming.encode(model, variables, anchors=anchors, **geometry, condition=condition)
 queries = {"volume": positions(150)}
