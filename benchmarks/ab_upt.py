@@ -12,9 +12,9 @@ import optax
 import torch
 
 from benchmarks import measure
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
-from emmi_jax.ops.neighbors import radius_neighbors_host
+from emmi_jax.ops.neighbors import Neighbors, radius_neighbors_host
 from tests.parity import oracle
 
 LEARNING_RATE = 5e-5
@@ -78,10 +78,7 @@ def _inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
     neighbors = radius_neighbors_host(points, idx, radius=pooling.radius, max_degree=pooling.max_degree)
     return {
         "anchors": {branch: positions(options.anchors, 1000) for branch in config.branches},
-        "geometry_position": points,
-        "supernode_idx": jnp.asarray(idx),
-        "neighbor_idx": jnp.asarray(neighbors.idx),
-        "neighbor_mask": jnp.asarray(neighbors.mask),
+        "geometry": Geometry(points, jnp.asarray(idx), Neighbors(*map(jnp.asarray, neighbors))),
     }
 
 
@@ -103,12 +100,13 @@ def _reference(config: AbUptConfig) -> oracle.AbUpt:
 def _to_torch(inputs: dict[str, Any]) -> dict[str, Any]:
     tensors = jax.tree.map(lambda a: torch.from_numpy(np.array(a)).to(measure.TORCH_DEVICE), inputs)
     # The oracle's own search sorts all distances; a data loader would bring the neighbours, so both are given them.
-    neighbors = tensors["neighbor_idx"].long(), tensors["neighbor_mask"]
+    geometry = tensors["geometry"]
+    neighbors = geometry.neighbors.idx.long(), geometry.neighbors.mask
     oracle.find_neighbors = lambda *_: neighbors
     return {
         "anchors": tensors["anchors"],
-        "geometry_position": tensors["geometry_position"],
-        "geometry_supernode_idx": tensors["supernode_idx"].long(),
+        "geometry_position": geometry.position,
+        "geometry_supernode_idx": geometry.supernode_idx.long(),
     }
 
 

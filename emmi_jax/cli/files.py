@@ -30,12 +30,12 @@ def convert(
     Example:
       emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car
     """  # noqa: D301 - \b is the mark of an example
-    from emmi_jax.jobs.convert import convert_checkpoint, preset_architecture, read_architecture
+    from emmi_jax.jobs import convert as job
 
     if (preset is None) == (config is None):
         raise ValueError("exactly one of --preset and --config says what the weights belong to")
-    architecture = preset_architecture(preset) if preset is not None else read_architecture(config or Path())
-    num_params = convert_checkpoint(file, out, architecture, layout=layout)
+    run_config = job.preset_config(preset) if preset is not None else job.read_config(config or Path())
+    num_params = job.convert(file, out, run_config, layout=layout)
     print(f"{out}: {num_params:,} parameters")
     return 0
 

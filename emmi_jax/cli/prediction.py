@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from emmi_jax.inference.mesh_forces import ForceReference
+    from emmi_jax.inference.meshes import ForceReference
 
 
 def predict(
@@ -76,30 +76,26 @@ def predict(
     size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
     from rich.console import Console
 
-    from emmi_jax.jobs.predict_meshes import MeshJob, run_mesh_job
-    from emmi_jax.jobs.predict_points import PointJob, run_point_job
+    from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
+    from emmi_jax.jobs.predict_points import PointJob, predict_points
+    from emmi_jax.runs.directory import RunDirectory
     from emmi_jax.runs.load import load_run
 
-    trained = load_run(run)
-    parts = trained.model, trained.params, trained.normalizer, trained.fixed_points
-    options: Any = {"sizes": trained.settings.sizes, "console": Console(soft_wrap=False)}
+    surrogate, console = load_run(run), Console(soft_wrap=False)
     if points is not None:
-        run_point_job(PointJob(points=points, out=out, chunk_size=size), *parts, **options)
+        predict_points(PointJob(points=points, out=out, chunk_size=size), surrogate, console=console)
         return 0
-    run_mesh_job(
-        MeshJob(
-            meshes=meshes,
-            out=out,
-            geometry=geometry,
-            compare=compare,
-            fields=fields,
-            forces=forces,
-            chunk_size=size,
-            figures=figures,
-        ),
-        *parts,
-        **options,
+    job = MeshJob(
+        meshes=meshes,
+        out=out,
+        geometry=geometry,
+        compare=compare,
+        fields=fields,
+        forces=forces,
+        chunk_size=size,
+        use_figures=figures,
     )
+    predict_meshes(job, surrogate, RunDirectory.open(run).read_config().field_sources(), console=console)
     return 0
 
 
@@ -111,7 +107,7 @@ def _force_reference(
     given = {option: value for option, value in given.items() if value is not None}
     if not given:
         return None
-    from emmi_jax.inference.mesh_forces import ForceReference
+    from emmi_jax.inference.meshes import ForceReference
     from emmi_jax.meshes.reference_area import read_reference_area
 
     if speed is None or (area is None) == (file is None):

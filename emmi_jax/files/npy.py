@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.files.atomic import naming_the_file, whole_file
-
-AppendRows: TypeAlias = Callable[[NDArray[np.float32]], None]
+from emmi_jax.files.atomic import whole_file
 
 _HEADER_SIZE = 128
 
@@ -42,22 +41,25 @@ def array_file_size(shape: tuple[int, ...]) -> int:
 
 
 @contextmanager
-def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[AppendRows]:
-    """Yields what appends rows to a new float32 array; the file appears under its name when it is complete.
+def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+    """Yields a memory-map of a new float32 array, which is written atomically.
 
     Args:
         path: The `.npy` file.
-        shape: Shape of the whole array.
+        shape: Shape of the array.
 
     Raises:
         UnwritableFileError: The disk is full, for instance.
     """
-    with whole_file(path) as partial, partial.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-
-        def append(rows: NDArray[np.float32]) -> None:
-            with naming_the_file(path):
-                file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
-
-        yield append
+    with whole_file(path) as partial:
+        with partial.open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            # The whole file is reserved at once: a write through a map to a full disk would kill the process.
+            os.posix_fallocate(file.fileno(), 0, array_file_size(shape))
+        if not math.prod(shape):
+            yield np.empty(shape, np.float32)
+            return
+        array = np.load(partial, mmap_mode="r+", allow_pickle=False)
+        yield array
+        array.flush()

@@ -13,7 +13,6 @@ import jax
 from flax.traverse_util import flatten_dict
 from rich.table import Table
 
-from emmi_jax.config import AbUptConfig
 from emmi_jax.convert import CONSTANTS, load_torch_file
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
@@ -60,7 +59,7 @@ def run_shapes(path: Path) -> dict[str, Shape]:
     Raises:
         ValueError: The folder is not a run.
     """
-    model = AnchoredBranchedUPT(AbUptConfig.from_dict(RunDirectory.open(path).read_config()["model"]))
+    model = AnchoredBranchedUPT(RunDirectory.open(path).read_config().model)
     tree = jax.eval_shape(lambda: init_params(model, seed=0))
     return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
 

@@ -1,4 +1,4 @@
-"""The whole of `emmi-jax predict` on meshes: reading, predicting, comparing, writing, forces."""
+"""`emmi-jax predict` on meshes: read, predict, compare, write, integrate forces, draw."""
 
 from __future__ import annotations
 
@@ -6,33 +6,30 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from emmi_jax.data.case_folder import read_sources
-from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.samples import SampleSizes
-from emmi_jax.files.atomic import check_space, make_folder, write_json
+from emmi_jax.data.case_folder import Sources, read_sources
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.files.atomic import check_space, write_json
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.mesh_forces import ForceReference, check_forces, surface_forces
 from emmi_jax.inference.meshes import (
     BranchMesh,
-    Errors,
     FieldArrays,
-    body_points,
-    field_errors,
+    ForceReference,
+    check_forces,
+    geometry_points,
     largest_output,
+    mesh_metrics,
     output_name,
     predict_on_meshes,
-    read_branch_mesh,
+    query_mesh,
+    reference_mesh,
+    surface_forces,
     write_predictions,
 )
-from emmi_jax.inference.predict import GEOMETRY, GEOMETRY_BRANCH
-from emmi_jax.jobs.box_warning import warn_outside
-from emmi_jax.jobs.progress import PredictionProgress
-from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.progress import PredictionProgress, metrics_table, warn_few_anchors, warn_outside
 from emmi_jax.points import Array
 
 
@@ -42,14 +39,14 @@ class MeshJob:
 
     Args:
         meshes: Mesh files by branch.
-        out: Folder for the meshes with fields, `comparison.json` and `forces.json`; made if its parent exists.
-        geometry: A surface that shows the body to a model with a geometry branch; None means the run's own points, or
-            else those of the surface.
+        out: Folder for the meshes with fields, `comparison.json` and `forces.json`; made if it is missing.
+        geometry: A surface that shows the geometry to the model; by default the run's context, or the
+            surface mesh.
         compare: Whether to compare with the arrays of the meshes.
-        fields: A `fields.json` that says which arrays these are.
-        forces: What forces are divided by; None for no forces.
-        chunk_size: Points in one call of the model.
-        figures: Whether to draw the fields into `.png` files beside the meshes.
+        fields: A `fields.json` that maps these arrays to fields; None means the mapping that the run was trained with.
+        forces: What forces are divided by; None means no forces.
+        chunk_size: Points per call of the model.
+        use_figures: Whether to draw the fields into `.png` files beside the meshes.
     """
 
     meshes: Mapping[str, Path]
@@ -59,124 +56,79 @@ class MeshJob:
     fields: Path | None = None
     forces: ForceReference | None = None
     chunk_size: ChunkSize = "auto"
-    figures: bool = False
+    use_figures: bool = False
 
 
-def run_mesh_job(
-    job: MeshJob,
-    model: AnchoredBranchedUPT,
-    params: Any,
-    normalizer: Normalizer,
-    fixed_points: Mapping[str, Array],
-    *,
-    sizes: SampleSizes,
-    console: Console,
-) -> None:
-    """Predicts on meshes and leaves everything in a folder.
+def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, console: Console) -> None:
+    """Predicts on meshes and writes everything to a folder.
 
     Args:
         job: What to predict on.
-        model: The model.
-        params: Its parameters.
-        normalizer: Its scales.
-        fixed_points: Anchors and geometry that the run keeps, by the names of `predict_fields`.
-        sizes: How many anchors, geometry points and supernodes to draw.
-        console: Where progress, warnings and tables go.
+        surrogate: What predicts.
+        sources: The arrays that the run was trained on, by branch and field.
+        console: Where progress, warnings and tables are printed.
 
     Raises:
         FileNotFoundError: A file does not exist.
         ValueError: A file is unusable or does not fit the model, or a mesh would be overwritten.
-        UnwritableFileError: The disk is full, or too small for what would be written.
+        UnwritableFileError: The disk is full, or too small for the output.
     """
-    _check(job, model, fixed_points)
-    sources = None if job.fields is None else read_sources(job.fields)
-    meshes = {
-        branch: read_branch_mesh(
-            path,
-            model.config.fields[branch],
-            compare=job.compare,
-            sources=None if sources is None else sources.get(branch, {}),
-        )
-        for branch, path in job.meshes.items()
-    }
+    fields = surrogate.model.config.fields
+    _check(job, surrogate)
+    meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
+    geometry = None if job.geometry is None else geometry_points(job.geometry)
     if job.forces is not None:
-        check_forces(meshes[GEOMETRY_BRANCH], model.config.fields[GEOMETRY_BRANCH])
-    given = dict(fixed_points)
-    if job.geometry is not None:
-        given[GEOMETRY] = body_points(job.geometry)
-    for mesh in meshes.values():
-        warn_outside(normalizer, mesh.mesh.path, mesh.position, console)
-    if job.geometry is not None:
-        warn_outside(normalizer, job.geometry, given[GEOMETRY], console)
-    check_space(job.out, largest_output(meshes, model.config.fields))
-    make_folder(job.out)
+        check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
+    _warn(job, surrogate, meshes, geometry, console)
+    check_space(job.out, largest_output(meshes, fields))
     with PredictionProgress(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
-            model,
-            params,
-            normalizer,
-            meshes,
-            given,
-            sizes=sizes,
-            chunk_size=job.chunk_size,
-            advance=progress.advance,
+            surrogate, meshes, geometry=geometry, chunk_size=job.chunk_size, advance=progress.advance
         )
-    for path in write_predictions(job.out, predicted, meshes):
-        console.print(str(path), highlight=False, soft_wrap=True)
+    _print_paths(write_predictions(job.out, predicted, meshes), console)
     if job.compare:
-        errors = field_errors(predicted, meshes)
-        write_json(job.out / "comparison.json", dict(errors))
-        console.print(comparison_table(errors))
+        metrics = mesh_metrics(predicted, meshes)
+        write_json(job.out / "comparison.json", dict(metrics))
+        console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
     if job.forces is not None:
         _report_forces(job.forces, job.out, predicted, meshes, console)
-    if job.figures:
-        body = meshes[GEOMETRY_BRANCH].position if GEOMETRY_BRANCH in meshes else given.get(GEOMETRY)
-        for path in draw_figures(job.out, predicted, meshes, body):
-            console.print(str(path), highlight=False, soft_wrap=True)
+    if job.use_figures:
+        _print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
 
 
 def draw_figures(
-    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], body: Array | None
+    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], geometry: Array | None
 ) -> list[Path]:
-    """Draws every field of every mesh; see `draw_mesh_fields`."""
+    """Draws every field of every mesh around the surface mesh, or else around the geometry."""
     from emmi_jax.plots.meshes import MeshFields, draw_mesh_fields
 
+    if GEOMETRY_BRANCH in meshes:
+        geometry = meshes[GEOMETRY_BRANCH].position
     paths = []
     for branch, (mesh, location, position, reference) in meshes.items():
         fields = MeshFields(branch, mesh.dataset, location, position, predicted[branch], reference)
-        paths += draw_mesh_fields(fields, folder, body=body)
+        paths += draw_mesh_fields(fields, folder, geometry=geometry)
     return paths
 
 
-def comparison_table(errors: Errors) -> Table:
-    """Lays out the errors of predicted fields, a row a field."""
-    table = Table(title="Predicted against the arrays of the meshes", title_justify="left")
-    table.add_column("field")
-    for column in ("relative L2", "MAE", "max"):
-        table.add_column(column, justify="right")
-    for field, row in errors.items():
-        table.add_row(field, f"{row['relative_l2']:.4f}", f"{row['mae']:.4g}", f"{row['max']:.4g}")
-    return table
-
-
-def _check(job: MeshJob, model: AnchoredBranchedUPT, fixed_points: Mapping[str, Array]) -> None:
+def _check(job: MeshJob, surrogate: Surrogate) -> None:
     """Refuses what cannot work while there is nothing to clean up."""
-    unknown = [branch for branch in job.meshes if branch not in model.config.fields]
+    config = surrogate.model.config
+    unknown = [branch for branch in job.meshes if branch not in config.fields]
     if unknown or not job.meshes:
-        raise ValueError(f"the model has the branches {list(model.config.fields)}, got meshes for {list(job.meshes)}")
-    for branch in model.config.fields:
-        if branch not in job.meshes and f"{branch}_anchors" not in fixed_points:
+        raise ValueError(f"the model has the branches {list(config.branches)}, got meshes for {list(job.meshes)}")
+    stored = {} if surrogate.context is None else surrogate.context.anchors
+    for branch in config.branches:
+        if branch not in job.meshes and branch not in stored:
             raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
-    if job.geometry is not None and not model.config.has_geometry:
+    if job.geometry is not None and not config.has_geometry:
         raise ValueError(f"{job.geometry}: the model has no geometry branch to show it to")
     if job.forces is not None and GEOMETRY_BRANCH not in job.meshes:
         raise ValueError(f"forces need a mesh for the branch {GEOMETRY_BRANCH!r}, got {list(job.meshes)}")
     if job.fields is not None and not job.compare:
-        raise ValueError(f"{job.fields}: which arrays are fields matters only to compare with them")
-    if job.figures:
+        raise ValueError(f"{job.fields}: a mapping of arrays to fields is only used to compare with them")
+    if job.use_figures:
         importlib.import_module("matplotlib")
-    if not job.out.parent.is_dir():
-        raise FileNotFoundError(f"{job.out.parent}: no such folder")
     if job.out.exists() and not job.out.is_dir():
         raise ValueError(f"{job.out} is a file, expected a folder")
     outputs = [job.out / output_name(path) for path in job.meshes.values()]
@@ -184,7 +136,26 @@ def _check(job: MeshJob, model: AnchoredBranchedUPT, fixed_points: Mapping[str, 
         raise ValueError(f"two meshes would become the same file {outputs[0]}")
     for path, output in zip(job.meshes.values(), outputs, strict=True):
         if output.exists() and path.exists() and output.samefile(path):
-            raise ValueError(f"{output} would overwrite the mesh itself: give another folder")
+            raise ValueError(f"{output} would overwrite the mesh itself: choose another folder")
+
+
+def _read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
+    if not job.compare:
+        return {branch: query_mesh(path) for branch, path in job.meshes.items()}
+    return {
+        branch: reference_mesh(path, fields[branch], sources.get(branch, {})) for branch, path in job.meshes.items()
+    }
+
+
+def _warn(
+    job: MeshJob, surrogate: Surrogate, meshes: Mapping[str, BranchMesh], geometry: Array | None, console: Console
+) -> None:
+    for mesh in meshes.values():
+        warn_outside(surrogate.normalizer, mesh.mesh.path, mesh.position, console)
+    if job.geometry is not None and geometry is not None:
+        warn_outside(surrogate.normalizer, job.geometry, geometry, console)
+    if surrogate.context is None:
+        warn_few_anchors(surrogate.sampling, {branch: mesh.position for branch, mesh in meshes.items()}, console)
 
 
 def _report_forces(
@@ -203,6 +174,11 @@ def _report_forces(
             highlight=False,
             soft_wrap=True,
         )
-    for who, values in forces.coefficients.items():
-        console.print(f"{who}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
+    for which, values in forces.coefficients.items():
+        console.print(f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
     write_json(out / "forces.json", dict(forces.coefficients))
+
+
+def _print_paths(paths: list[Path], console: Console) -> None:
+    for path in paths:
+        console.print(str(path), highlight=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -12,27 +11,8 @@ from flax.linen.dtypes import promote_dtype
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from emmi_jax.config import NumericsConfig
 from emmi_jax.ops.attention import platform
-
-
-class NumericsConfig(Protocol):
-    """What a linear layer takes from the configuration around it: see `AttentionConfig`."""
-
-    @property
-    def init_weights(self) -> str:
-        """Name of the initialisation."""
-
-    @property
-    def dtype(self) -> DTypeLike | None:
-        """Dtype of the computation."""
-
-    @property
-    def param_dtype(self) -> DTypeLike:
-        """Dtype of the parameters."""
-
-    @property
-    def precision(self) -> str | None:
-        """Precision of the products."""
 
 
 class Linear(nn.Module):

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.layers.linear import Linear, NumericsConfig
+from emmi_jax.config import NumericsConfig
+from emmi_jax.layers.linear import Linear
 
 
 class Mlp(nn.Module):

@@ -39,8 +39,8 @@ class PerceiverAttention(nn.Module):
     ) -> jax.Array:
         """Attends from q to kv.
 
-        With ``mutable=["cache"]`` the rotated keys and the values are stored in the ``cache`` collection; a later call
-        with kv=None reads them.
+        With ``mutable=["cache"]`` the rotated keys, the values and a mask of keys are stored in the ``cache``
+        collection; a later call with kv=None reads them.
 
         Args:
             q: Queries [B, T, C].
@@ -66,7 +66,10 @@ class PerceiverAttention(nn.Module):
         queries = queries.reshape(*q.shape[:2], config.num_heads, config.head_dim)
         if q_freqs is not None:
             queries = apply_rope(queries, q_freqs)
-        keys = self._cached(queries, k_freqs) if kv is None else self._project(kv, k_freqs)
+        keys = self._cached(queries, k_freqs) if kv is None else self._project(kv, k_freqs, mask)
+        if kv is None and keys.mask is not None:
+            cached_mask = keys.mask[:, None, None, :]
+            mask = cached_mask if mask is None else mask & cached_mask
         use_dropout = config.dropout > 0 and not deterministic
         y = dot_product_attention(
             queries,
@@ -82,7 +85,7 @@ class PerceiverAttention(nn.Module):
         y = proj(y.reshape(*y.shape[:2], config.dim))
         return nn.Dropout(config.dropout)(y, deterministic=deterministic)
 
-    def _project(self, kv: jax.Array, k_freqs: RopeFrequencies | jax.Array | None) -> KeyValues:
+    def _project(self, kv: jax.Array, k_freqs: RopeFrequencies | jax.Array | None, mask: jax.Array | None) -> KeyValues:
         config = self.config
         check_rope(config, k_freqs=k_freqs)
         k, v = jnp.split(Linear(2 * config.dim, config, config.bias, name="kv")(kv), 2, axis=-1)
@@ -90,7 +93,10 @@ class PerceiverAttention(nn.Module):
         if k_freqs is not None:
             k = apply_rope(k, k_freqs)
         if self.is_mutable_collection("cache") and not self.is_initializing():
-            self.put_variable("cache", "kv", {"key": k, "value": v})
+            entry = {"key": k, "value": v}
+            if mask is not None and mask.shape[1:3] == (1, 1):
+                entry["mask"] = jnp.broadcast_to(mask[:, 0, 0, :], kv.shape[:2])
+            self.put_variable("cache", "kv", entry)
         return KeyValues(k, v, None)
 
     def _cached(self, queries: jax.Array, k_freqs: RopeFrequencies | jax.Array | None) -> KeyValues:

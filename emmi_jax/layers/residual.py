@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from emmi_jax.config import AttentionConfig
-from emmi_jax.layers.linear import Linear, NumericsConfig, as_matrix
+from emmi_jax.config import AttentionConfig, NumericsConfig
+from emmi_jax.layers.linear import Linear, as_matrix
 from emmi_jax.layers.mlp import Mlp
 
 NORM_EPSILON = 1e-6

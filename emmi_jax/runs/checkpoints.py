@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 import jax
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
-
-from emmi_jax.training.step import TrainState
-from emmi_jax.models.init import Params
 
 _KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints in a folder, the last two of them.
+    """The last two checkpoints in a folder; use it as a context manager.
 
     Args:
         directory: Folder of the checkpoints; made if it is missing.
@@ -28,38 +27,42 @@ class Checkpoints:
         self._directory = directory
         self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._manager.close()
+
     def latest_step(self) -> int | None:
         """Returns the number of steps done in the newest checkpoint, or None."""
         return cast("int | None", self._manager.latest_step())
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Saves the state after `step` steps, unless that checkpoint exists."""
+    def save(self, step: int, items: Mapping[str, Any]) -> None:
+        """Saves named pytrees after `step` steps, unless that checkpoint exists."""
         if step != self.latest_step():
-            items = {name: ocp.args.StandardSave(value) for name, value in state._asdict().items()}
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            self._manager.save(step, args=ocp.args.Composite(**saved))
 
-    def restore(self, like: TrainState) -> TrainState:
-        """Restores the newest state; `like` gives tree and shapes."""
-        return TrainState(**self._restore(like._asdict()))
+    def restore(self, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Restores some of the items of the newest checkpoint.
 
-    def restore_params(self, like: Params) -> Params:
-        """Restores the newest parameters alone; `like` gives tree and shapes."""
-        return self._restore({"params": like})["params"]
+        Args:
+            like: Trees of arrays or shapes, by name.
 
-    def close(self) -> None:
-        """Waits for what is under way."""
-        self._manager.close()
-
-    def _restore(self, like: dict[str, Any]) -> dict[str, Any]:
+        Raises:
+            ValueError: There is no checkpoint.
+        """
         step = self.latest_step()
         if step is None:
-            raise ValueError(f"{self._directory}: no checkpoint")
+            raise ValueError(f"{self._directory}: no checkpoint yet")
         items = {name: ocp.args.StandardRestore(jax.tree.map(_on_first_device, tree)) for name, tree in like.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return {name: restored[name] for name in like}
 
 
 def _on_first_device(array: Any) -> jax.ShapeDtypeStruct:
-    """Asks for the array here, whatever kind of device it was saved from."""
+    """Asks for the array on this device, whatever kind of device it was saved from."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

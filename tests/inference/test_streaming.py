@@ -16,7 +16,8 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.inference import chunks, streaming
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE, LARGEST_CHUNK_SIZE, resolve_chunk_size
-from emmi_jax.inference.streaming import encode, iter_stream, stream
+from emmi_jax.inference.streaming import encode, predict, stream
+from emmi_jax.layers.supernode_pooling import Geometry
 from tests.cases import random_params
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -58,7 +59,7 @@ def positions(num_points: int, seed: int) -> np.ndarray:
 
 
 ANCHORS = {branch: positions(4, seed) for seed, branch in enumerate(FIELDS)}
-GEOMETRY = {"geometry_position": positions(6, 2), "supernode_idx": np.arange(3, dtype=np.int32)}
+GEOMETRY = {"geometry": Geometry(positions(6, 2), np.arange(3, dtype=np.int32))}
 QUERIES = {branch: positions(NUM_POINTS, seed) for seed, branch in enumerate(FIELDS, 3)}
 
 
@@ -74,7 +75,7 @@ class Case:
 
     def __call__(self, queries: Any, *, chunk_size: Any = CHUNK, **options: Any) -> dict[str, Any]:
         args = self.model, self.variables, self.cache, queries
-        return stream(*args, chunk_size=chunk_size, condition=self.condition, **options)
+        return predict(*args, chunk_size=chunk_size, condition=self.condition, **options)
 
 
 @functools.cache
@@ -161,7 +162,7 @@ def test_positions_and_fields_can_be_memory_maps(tmp_path):
 
 def test_chunks_come_in_order_and_fully_cover_each_branch():
     found = case(CONFIG)
-    streamed = list(iter_stream(found.model, found.variables, found.cache, QUERIES, chunk_size=CHUNK))
+    streamed = list(stream(found.model, found.variables, found.cache, QUERIES, chunk_size=CHUNK))
     assert [(branch, start, len(fields["pressure"])) for branch, start, fields in streamed] == [
         (branch, start, num) for branch in FIELDS for start, num in ((0, 5), (5, 5), (10, 3))
     ]
@@ -208,10 +209,10 @@ def test_with_a_normalizer_positions_and_fields_are_physical():
         return np.asarray(position, np.float64) / NORMALIZER.position_scale + NORMALIZER.position_low
 
     arrays = {"anchors": {b: physical(a) for b, a in ANCHORS.items()}}
-    geometry = {**GEOMETRY, "geometry_position": physical(GEOMETRY["geometry_position"])}
+    geometry = {"geometry": GEOMETRY["geometry"]._replace(position=physical(GEOMETRY["geometry"].position))}
     cache = encode(found.model, found.variables, **arrays, **geometry, normalizer=NORMALIZER)
     queries = {branch: physical(position) for branch, position in QUERIES.items()}
-    fields = stream(found.model, found.variables, cache, queries, chunk_size=CHUNK, normalizer=NORMALIZER)
+    fields = predict(found.model, found.variables, cache, queries, chunk_size=CHUNK, normalizer=NORMALIZER)
     assert_expected(fields, {name: 2.0 * values + 3.0 for name, values in found.expected.items()}, NUM_POINTS)
 
 
@@ -220,7 +221,7 @@ def test_a_masked_anchor_is_as_good_as_none():
     masks = {"volume": np.array([True, True, True, False])}
     other = ANCHORS | {"volume": np.concatenate([ANCHORS["volume"][:3], positions(1, 9)])}
     first, second = (
-        stream(
+        predict(
             found.model,
             found.variables,
             encode(found.model, found.variables, anchors=anchors, anchor_masks=masks, **GEOMETRY),
@@ -249,12 +250,12 @@ def with_nan(row: int, num_points: int = NUM_POINTS) -> np.ndarray:
     ("queries", "message"),
     [
         ({"wing": positions(3, 0)}, "unknown branches ['wing']"),
-        ({"volume": failing_after(4)}, "queries of 'volume' failed after 12 points: OSError: disk gone"),
+        ({"volume": failing_after(4)}, "source of the queries of 'volume' failed after 12 points: OSError: disk gone"),
         ({"volume": with_nan(0, 1)}, "query volume position 0 is not finite: ["),
         ({"volume": with_nan(11)}, "query volume position 11 is not finite: ["),
         ({"surface": iter([positions(4, 0), with_nan(5, 8)])}, "query surface position 9 is not finite: ["),
         ({"volume": np.full((2, 3), 1e300)}, "query volume position 0 is not finite: [1e+300"),
-        ({"volume": positions(3, 0)[:, :2]}, "numbers of the shape [points, 3], got float32 of shape [3, 2]"),
+        ({"volume": positions(3, 0)[:, :2]}, "arrays of shape [points, 3], got float32 of shape [3, 2]"),
         ({"volume": iter([positions(4, 0), positions(2, 0)[:, :2]])}, "query volume positions from point 4 must be"),
         ({"volume": iter([np.float32(1)])}, "got float32 of shape []"),
         ({"volume": np.array([["a", "b", "c"]])}, "got <U1 of shape [1, 3]"),
@@ -265,7 +266,7 @@ def with_nan(row: int, num_points: int = NUM_POINTS) -> np.ndarray:
 def test_bad_queries_are_named(queries, message):
     found = case(CONFIG)
     with pytest.raises(ValueError, match=re.escape(message)):
-        list(iter_stream(found.model, found.variables, found.cache, queries, chunk_size=CHUNK))
+        list(stream(found.model, found.variables, found.cache, queries, chunk_size=CHUNK))
 
 
 def test_chunks_well_before_a_failure_are_written():
@@ -278,7 +279,11 @@ def test_chunks_well_before_a_failure_are_written():
 @pytest.mark.parametrize(
     ("queries", "out", "message"),
     [
-        ({"volume": iter(())}, None, "do not tell their number: pass out with ['volume_velocity', 'volume_pressure']"),
+        (
+            {"volume": iter(())},
+            None,
+            "the number of queries is unknown: pass out with ['volume_velocity', 'volume_pressure']",
+        ),
         ({"volume": positions(3, 0)}, {}, "out must hold the arrays ['volume_pressure', 'volume_velocity'], got []"),
         ({"volume": positions(3, 0)}, empty(3, "volume", "surface"), "out must hold the arrays"),
         ({"volume": positions(3, 0)}, empty(4, "volume"), "out['volume_velocity'] must have the shape [3, 3], got [4"),
@@ -306,7 +311,7 @@ def test_no_devices_are_refused():
 def test_parameters_without_their_name_are_refused():
     found = case(CONFIG)
     with pytest.raises(ValueError, match="variables must hold 'params'"):
-        stream(found.model, found.variables["params"], found.cache, QUERIES)
+        predict(found.model, found.variables["params"], found.cache, QUERIES)
 
 
 def test_an_anchor_that_is_not_finite_is_named():

@@ -24,8 +24,9 @@ import json
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
 from emmi_jax.inference import streaming
+from emmi_jax.layers.supernode_pooling import Geometry
 from tests.cases import random_params
 
 fields = {"surface": {"pressure": 1}, "volume": {"velocity": 3}}
@@ -36,9 +37,10 @@ model = AnchoredBranchedUPT(AbUptConfig(
 rng = np.random.default_rng(0)
 positions = lambda num: rng.uniform(0, 100, (num, 3)).astype(np.float32)
 anchors = {branch: positions(16) for branch in fields}
-geometry = {"geometry_position": positions(8), "supernode_idx": np.arange(4, dtype=np.int32)}
+geometry = {"geometry": Geometry(positions(8), np.arange(4, dtype=np.int32))}
 condition = np.array([0.5, -1.0], np.float32)
-inputs = jax.tree.map(lambda a: a[None], {"anchors": anchors, **geometry, "condition": condition})
+cases = {"anchors": anchors, "geometry": Geometry(*geometry.values()), "condition": condition}
+inputs = jax.tree.map(lambda a: a[None], cases)
 variables = random_params(model, **inputs)
 cache = streaming.encode(model, variables, anchors=anchors, **geometry, condition=condition)
 queries = {"volume": positions(150)}
@@ -46,13 +48,13 @@ queries = {"volume": positions(150)}
 devices = jax.local_devices()
 results, flops, shards = [], [], []
 for some in (devices[:1], None):
-    fields = streaming.stream(
+    fields = streaming.predict(
         model, variables, cache, queries, chunk_size=61, condition=condition, devices=some
     )
     results.append(fields["volume_velocity"])
     mesh = Mesh(np.array(some or devices), ("queries",))
     chunk = streaming.Chunk("volume", 0, 64, np.zeros((64, 3), np.float32))
-    constants = jax.device_put((variables | {"cache": cache}, condition[None]), jax.NamedSharding(mesh, jax.P()))
+    constants = jax.device_put((variables | {"cache": cache.entries}, condition[None]), jax.NamedSharding(mesh, jax.P()))
     out = streaming._start(model, mesh, chunk, constants)["velocity"]
     shards.append(sorted((shard.device.id, shard.data.shape[0]) for shard in out.addressable_shards))
     lowered = streaming._query.lower(model, "volume", mesh, *constants, jax.device_put(

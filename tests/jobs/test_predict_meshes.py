@@ -13,19 +13,21 @@ from rich.console import Console
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.config import SupernodePoolingConfig
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.samples import SampleSizes
-from emmi_jax.data.sampling import sample_points
-from emmi_jax.inference.mesh_forces import ForceReference, surface_forces
+from emmi_jax.data.samples import Context
+from emmi_jax.data.sampling import Sampling, sample_points
 from emmi_jax.inference.meshes import (
     BranchMesh,
-    body_points,
+    ForceReference,
+    geometry_points,
     largest_output,
     predict_on_meshes,
-    read_branch_mesh,
+    query_mesh,
+    reference_mesh,
+    surface_forces,
 )
-from emmi_jax.inference.predict import predict_fields
-from emmi_jax.jobs.predict_meshes import MeshJob, run_mesh_job
-from emmi_jax.jobs.progress import PredictionProgress
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
+from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.init import init_params
@@ -34,8 +36,7 @@ from tests.data.case_folders import FIELDS as ARRAYS
 
 FIELDS = {"surface": {"pressure_coefficient": 1}, "volume": {"velocity": 3, "pressure_coefficient": 1}}
 SOURCES = {b: {n: FieldSource(a) for n, a in arrays.items()} for b, arrays in ARRAYS.items()}
-SIZES = SampleSizes(
-    batch_size=1,
+SAMPLING = Sampling(
     num_anchors=4,
     num_queries=0,
     num_test_anchors=6,
@@ -46,7 +47,7 @@ SIZES = SampleSizes(
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[Any, ...]:
+def trained() -> Surrogate:
     config = AbUptConfig(
         dim=24,
         num_heads=2,
@@ -62,7 +63,7 @@ def trained() -> tuple[Any, ...]:
         for branch, names in FIELDS.items()
     }
     normalizer = Normalizer.from_box([-3.0] * 3, [3.0] * 3, position_range=100.0, fields=scales)
-    return model, init_params(model, seed=0), normalizer
+    return Surrogate(model, init_params(model, seed=0), normalizer, SAMPLING)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_case_folder(tmp_path_factory.mktemp("data") / "case")
 
 
-def predict(trained: tuple[Any, ...], folder: Path, out: Path, *branches: str, **changes: Any) -> str:
+def with_context(surrogate: Surrogate, **anchors: np.ndarray) -> Surrogate:
+    return replace(surrogate, context=Context(anchors))
+
+
+def predict(trained: Surrogate, folder: Path, out: Path, *branches: str, **changes: Any) -> str:
     files = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
     printed = io.StringIO()
     meshes = {branch: files[branch] for branch in branches or files}
     job = MeshJob(**{"meshes": meshes, "out": out, "chunk_size": 64} | changes)
-    run_mesh_job(job, *trained, {}, sizes=SIZES, console=Console(file=printed, width=80))
+    predict_meshes(job, trained, {}, console=Console(file=printed, width=80))
     return printed.getvalue()
 
 
@@ -86,9 +91,9 @@ def stored(path: Path, *names: str) -> dict[str, np.ndarray]:
 def test_meshes_come_back_with_the_fields_that_their_cell_centres_get(trained, folder, tmp_path):
     predict(trained, folder, tmp_path / "out", geometry=folder / "body_1.stl")
     points = {"surface": surface_dataset().cell_centers().points, "volume": volume_dataset().cell_centers().points}
-    given = {name: np.asarray(position) for name, position in points.items()}
-    given["geometry"] = body_points(folder / "body_1.stl")
-    expected = predict_fields(*trained, given, sizes=SIZES, chunk_size=100)
+    queries = {name: np.asarray(position) for name, position in points.items()}
+    encoded = trained.encode(points=queries, geometry=geometry_points(folder / "body_1.stl"))
+    expected = encoded.predict(queries, chunk_size=100)
     for file, branch in (("boundary_1.vtp", "surface"), ("volume_1.vtu", "volume")):
         fields = stored(tmp_path / "out" / file, *(f"predicted_{name}" for name in FIELDS[branch]))
         for name in FIELDS[branch]:
@@ -98,9 +103,9 @@ def test_meshes_come_back_with_the_fields_that_their_cell_centres_get(trained, f
 
 
 def test_the_mesh_and_its_own_arrays_stay(trained, folder, tmp_path):
-    anchors = {"volume_anchors": np.asarray(volume_dataset().cell_centers().points)[:6]}
+    stored = with_context(trained, volume=np.asarray(volume_dataset().cell_centers().points)[:6])
     job = MeshJob(meshes={"surface": folder / "boundary_1.vtp"}, out=tmp_path)
-    run_mesh_job(job, *trained, anchors, sizes=SIZES, console=Console(file=io.StringIO()))
+    predict_meshes(job, stored, {}, console=Console(file=io.StringIO()))
     again, before = read_mesh(tmp_path / "boundary_1.vtp"), read_mesh(folder / "boundary_1.vtp")
     np.testing.assert_array_equal(again.position("points"), before.position("points"))
     np.testing.assert_array_equal(again.dataset.cell_data["Cp"], before.dataset.cell_data["Cp"])
@@ -126,18 +131,18 @@ def test_errors_are_stored_beside_predictions_and_measured(trained, folder, tmp_
     assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
 
 
-def test_arrays_called_as_drivaerml_or_as_the_field_need_no_file(tmp_path):
+def test_reference_arrays_are_those_of_the_run_or_named_like_the_field(tmp_path):
     dataset = surface_dataset()
     dataset.cell_data["pMeanTrim"] = dataset.cell_data["Cp"]
     dataset.cell_data["speed"] = dataset.cell_data["Cp"]
     dataset.save(tmp_path / "a.vtp")
     fields = {"pressure": 1, "speed": 1, "vorticity": 3}
-    mesh = read_branch_mesh(tmp_path / "a.vtp", fields, compare=True, sources=None)
+    mesh = reference_mesh(tmp_path / "a.vtp", fields, {"pressure": FieldSource("pMeanTrim")})
     assert list(mesh.reference) == ["pressure", "speed"]
-    with pytest.raises(ValueError, match=r"nothing to compare \['vorticity'\] with; the mesh has \['Cp', 'pMeanTrim'"):
-        read_branch_mesh(tmp_path / "a.vtp", {"vorticity": 3}, compare=True, sources=None)
+    with pytest.raises(ValueError, match=r"nothing to compare: expected the arrays \{'vorticity': 'vorticity'\}"):
+        reference_mesh(tmp_path / "a.vtp", {"vorticity": 3}, {})
     with pytest.raises(ValueError, match="array of 'speed' has 1 channels, the model 3"):
-        read_branch_mesh(tmp_path / "a.vtp", {"speed": 3}, compare=True, sources=None)
+        reference_mesh(tmp_path / "a.vtp", {"speed": 3}, {})
 
 
 def test_queries_lie_on_points_where_only_points_carry_arrays(tmp_path):
@@ -146,10 +151,7 @@ def test_queries_lie_on_points_where_only_points_carry_arrays(tmp_path):
     dataset.save(tmp_path / "bare.vtp")
     dataset.point_data["p"] = np.ones(dataset.n_points)
     dataset.save(tmp_path / "a.vtp")
-    num = {
-        name: len(read_branch_mesh(tmp_path / f"{name}.vtp", {"p": 1}, compare=False, sources=None).position)
-        for name in ("a", "bare")
-    }
+    num = {name: len(query_mesh(tmp_path / f"{name}.vtp").position) for name in ("a", "bare")}
     assert num == {"a": dataset.n_points, "bare": dataset.n_cells}
 
 
@@ -157,24 +159,22 @@ def test_queries_lie_on_points_where_there_are_no_cells(tmp_path):
     dataset = import_pyvista().PolyData(np.eye(3))
     dataset.verts = np.zeros(0, int)
     dataset.save(tmp_path / "a.vtp")
-    mesh = read_branch_mesh(tmp_path / "a.vtp", {"p": 1}, compare=False, sources=None)
+    mesh = query_mesh(tmp_path / "a.vtp")
     assert (mesh.location, len(mesh.position)) == ("points", 3)
 
 
-def test_a_new_body_gets_anchors_by_the_size_of_its_cells_from_a_run_that_drew_them_so(trained, folder):
-    meshes = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
-    read = {
-        branch: read_branch_mesh(path, FIELDS[branch], compare=False, sources=None) for branch, path in meshes.items()
-    }
-    weighted = replace(SIZES, sampling="weighted")
-    fields = predict_on_meshes(*trained, read, {}, sizes=weighted)
+def test_anchors_are_drawn_by_cell_size_for_a_run_that_drew_them_so(trained, folder):
+    read = {"surface": query_mesh(folder / "boundary_1.vtp"), "volume": query_mesh(folder / "volume_1.vtu")}
+    weighted = replace(trained, sampling=replace(SAMPLING, method="weighted"))
+    fields = predict_on_meshes(weighted, read)
+    rng = np.random.default_rng(0)
     anchors = {
-        f"{b}_anchors": read[b].position[
-            sample_points(n, read[b].position, 6, method="weighted", weights=read[b].mesh.cell_sizes())
-        ]
-        for n, b in enumerate(read)
+        branch: mesh.position[sample_points(rng, mesh.position, 6, method="weighted", weights=mesh.mesh.cell_sizes())]
+        for branch, mesh in read.items()
     }
-    expected = predict_on_meshes(*trained, read, anchors, sizes=SIZES)
+    surface = read["surface"].position
+    geometry = Geometry(surface[sample_points(rng, surface, 8)], np.arange(4, dtype=np.int32))
+    expected = predict_on_meshes(replace(trained, context=Context(anchors, geometry)), read)
     np.testing.assert_allclose(fields["volume"]["velocity"], expected["volume"]["velocity"], rtol=1e-5, atol=1e-5)
 
 
@@ -187,20 +187,19 @@ def test_a_surface_of_triangles_comes_back_as_vtp(trained, folder, tmp_path):
 
 
 def test_figures_are_drawn_beside_the_mesh_when_asked_for(trained, folder, tmp_path):
-    anchors = {"volume_anchors": np.asarray(volume_dataset().cell_centers().points)[:6]}
+    stored = with_context(trained, volume=np.asarray(volume_dataset().cell_centers().points)[:6])
     mesh, sources = folder / "boundary_1.vtp", folder / "fields.json"
-    job = MeshJob(meshes={"surface": mesh}, out=tmp_path, compare=True, fields=sources, figures=True)
+    job = MeshJob(meshes={"surface": mesh}, out=tmp_path, compare=True, fields=sources, use_figures=True)
     printed = io.StringIO()
-    run_mesh_job(job, *trained, anchors, sizes=SIZES, console=Console(file=printed))
+    predict_meshes(job, stored, {}, console=Console(file=printed))
     figures = ["surface_pressure_coefficient.png", "surface_pressure_coefficient_parity.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["boundary_1.vtp", "comparison.json", *figures]
     assert all(str(tmp_path / name) in printed.getvalue() for name in figures)
 
 
 def test_points_outside_the_training_box_are_counted(trained, folder, tmp_path):
-    model, params, normalizer = trained
-    small = Normalizer.from_box([-2.0] * 3, [1.0] * 3, position_range=100.0, fields=normalizer.fields)
-    printed = predict((model, params, small), folder, tmp_path)
+    small = Normalizer.from_box([-2.0] * 3, [1.0] * 3, position_range=100.0, fields=trained.normalizer.fields)
+    printed = predict(replace(trained, normalizer=small), folder, tmp_path)
     num = small.num_outside(volume_dataset().cell_centers().points)
     assert num > 0
     assert f"volume_1.vtu: {num} of {volume_dataset().n_cells} points are outside the box" in printed.replace("\n", " ")
@@ -211,7 +210,8 @@ def test_points_outside_the_training_box_are_counted(trained, folder, tmp_path):
 def surface_mesh(tmp_path: Path, dataset: Any, *fields: str) -> BranchMesh:
     dataset.save(tmp_path / "boundary.vtp")
     sources = {name: FieldSource(name) for name in fields}
-    return read_branch_mesh(tmp_path / "boundary.vtp", dict.fromkeys(fields, 1), compare=bool(fields), sources=sources)
+    path = tmp_path / "boundary.vtp"
+    return reference_mesh(path, dict.fromkeys(fields, 1), sources) if fields else query_mesh(path)
 
 
 def test_forces_are_those_of_the_fields(tmp_path):
@@ -292,14 +292,13 @@ def test_what_cannot_work_is_refused_before_anything_is_written(trained, folder,
         ({"meshes": {}}, r"got meshes for \[\]"),
         ({"meshes": {"surface": folder / "none.vtp", "volume": volume}}, r"none\.vtp: no such file"),
         ({"meshes": {"volume": volume}}, "the model needs a mesh for the branch 'surface' too"),
-        ({"out": tmp_path / "no" / "out"}, "no: no such folder"),
         ({"meshes": {"volume": volume, "surface": volume}}, "two meshes would become the same file"),
         ({"out": folder}, "would overwrite the mesh itself"),
         ({"out": tmp_path / "file"}, "file is a file, expected a folder"),
         ({"meshes": {"surface": no_surface, "volume": volume}, "forces": force}, "expected a surface of polygons"),
-        ({"fields": folder / "fields.json"}, "matters only to compare"),
+        ({"fields": folder / "fields.json"}, "only used to compare"),
         ({"compare": True, "fields": folder / "none.json"}, r"none\.json: no such file"),
-        ({"compare": True}, r"nothing to compare \['pressure_coefficient'\] with"),
+        ({"compare": True}, r"nothing to compare: expected the arrays \{'pressure_coefficient'"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             predict(trained, folder, **{"out": tmp_path / "out"} | changes)
@@ -318,7 +317,7 @@ def test_a_disk_that_may_be_too_small_is_said_before_predicting(trained, folder,
 @pytest.mark.parametrize("compare", [True, False])
 def test_no_more_is_written_than_was_foretold(compare, trained, folder, tmp_path):
     paths = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
-    meshes = {b: read_branch_mesh(p, FIELDS[b], compare=compare, sources=SOURCES[b]) for b, p in paths.items()}
+    meshes = {b: reference_mesh(p, FIELDS[b], SOURCES[b]) if compare else query_mesh(p) for b, p in paths.items()}
     predict(trained, folder, tmp_path, compare=compare, fields=folder / "fields.json" if compare else None)
     written = sum((tmp_path / path.name).stat().st_size for path in paths.values())
     assert 0.1 < written / largest_output(meshes, FIELDS) < 1
@@ -326,31 +325,11 @@ def test_no_more_is_written_than_was_foretold(compare, trained, folder, tmp_path
 
 def test_forces_without_a_surface_are_refused(trained, folder, tmp_path):
     job = MeshJob(meshes={"volume": folder / "volume_1.vtu"}, out=tmp_path, forces=ForceReference(area=1.0, speed=1.0))
-    anchors = {"surface_anchors": np.zeros((4, 3))}
+    stored = with_context(trained, surface=np.zeros((4, 3)))
     with pytest.raises(ValueError, match="forces need a mesh for the branch 'surface'"):
-        run_mesh_job(job, *trained, anchors, sizes=SIZES, console=Console(file=io.StringIO()))
+        predict_meshes(job, stored, {}, console=Console(file=io.StringIO()))
 
 
-def test_progress_in_a_pipe_is_a_few_lines_that_end_with_all_points():
-    printed = io.StringIO()
-    with PredictionProgress(Console(file=printed, width=80), 10_000) as progress:
-        for _ in range(1000):
-            progress.advance(10)
-    lines = printed.getvalue().splitlines()
-    assert 5 <= len(lines) <= 11
-    assert lines[-1].startswith("10,000/10,000 points")
-    assert all("points/s" in line and "left" in line for line in lines)
-
-
-def test_progress_on_a_terminal_is_a_bar():
-    printed = io.StringIO()
-    with PredictionProgress(Console(file=printed, width=80, force_terminal=True), 100) as progress:
-        progress.advance(40)
-        progress.advance(60)
-    assert "━" in printed.getvalue()
-    assert "100/100 points" in printed.getvalue()
-
-
-def test_the_body_is_that_of_the_case(folder):
-    level = np.linalg.norm(body_points(folder / "body_1.stl") / AXES, axis=1)
+def test_geometry_points_lie_on_the_triangles_of_the_case(folder):
+    level = np.linalg.norm(geometry_points(folder / "body_1.stl") / AXES, axis=1)
     assert 0.9 < level.min() <= level.max() < 1 + 1e-6

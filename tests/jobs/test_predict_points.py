@@ -2,25 +2,28 @@ import io
 import re
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.inference.predict import predict_fields
-from emmi_jax.jobs.predict_points import PointJob, run_point_job
-from tests.inference.test_predict import ANCHORS, GEOMETRY, POINTS, SIZES, build
+from emmi_jax.data.samples import Context
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.predict_points import PointJob, point_names, predict_points
+from emmi_jax.layers.supernode_pooling import Geometry
+from tests.inference.test_surrogate import ANCHORS, GEOMETRY, POINTS, TWO_BRANCHES, build
 
 NUM_POINTS = 500
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[Any, ...]:
-    return build({"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}}, ("perceiver", "joint"))
+def trained() -> Surrogate:
+    context = Context(ANCHORS, Geometry(GEOMETRY, np.arange(4, dtype=np.int32)))
+    return replace(build(TWO_BRANCHES, ("perceiver", "joint")), context=context)
 
 
 @pytest.fixture
@@ -31,16 +34,16 @@ def volume(tmp_path: Path) -> np.ndarray:
     return position
 
 
-def predict(trained: tuple[Any, ...], points: Path, out: Path) -> str:
+def predict(trained: Surrogate, points: Path, out: Path) -> str:
     printed = io.StringIO()
     job = PointJob(points=points, out=out, chunk_size=64)
-    run_point_job(job, *trained, ANCHORS | GEOMETRY, sizes=SIZES, console=Console(file=printed, width=80))
+    predict_points(job, trained, console=Console(file=printed, width=80))
     return printed.getvalue()
 
 
 def test_mapped_points_get_the_fields_that_they_get_in_memory(trained, volume, tmp_path):
     printed = predict(trained, tmp_path / "volume.npy", tmp_path / "fields")
-    expected = predict_fields(*trained, ANCHORS | GEOMETRY | {"volume": volume}, sizes=SIZES, chunk_size=64)
+    expected = trained.encode().predict({"volume": volume}, chunk_size=64)
     assert sorted(p.stem for p in (tmp_path / "fields").iterdir()) == sorted(expected)
     for name, values in expected.items():
         mapped = np.load(tmp_path / "fields" / f"{name}.npy", mmap_mode="r")
@@ -65,9 +68,8 @@ def test_a_folder_of_arrays_is_an_archive_unpacked(trained, tmp_path):
 
 
 def test_points_outside_the_training_box_are_counted_file_by_file(trained, volume, tmp_path):
-    model, params, normalizer = trained
-    small = Normalizer.from_box([0] * 3, [0.5] * 3, position_range=50.0, fields=normalizer.fields)
-    printed = predict((model, params, small), tmp_path / "volume.npy", tmp_path / "fields")
+    small = Normalizer.from_box([0] * 3, [0.5] * 3, position_range=50.0, fields=trained.normalizer.fields)
+    printed = predict(replace(trained, normalizer=small), tmp_path / "volume.npy", tmp_path / "fields")
     assert f"volume.npy: volume: {small.num_outside(volume)} of 500 points are outside the box" in printed
 
 
@@ -108,7 +110,7 @@ def test_interrupted_it_leaves_no_half_of_a_file(out, trained, volume, tmp_path,
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("wing.npy", np.zeros((5, 3)), "expected .npy files called as one of surface, volume, surface_anchors"),
+        ("wing.npy", np.zeros((5, 3)), "expected .npy files named surface, volume, surface_anchors"),
         ("volume.npy", np.zeros((5, 2)), "array 'volume' has shape (5, 2), expected (N, 3)"),
         ("volume.npy", np.full((5, 3), np.nan), "15 of 15 values of 'volume' are NaN or infinite"),
         ("volume.npy", np.array(["a"]), "holds <U1, expected real numbers"),
@@ -132,7 +134,30 @@ def test_fields_go_to_an_archive_or_a_folder(trained, volume, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.npz").mkdir()
     for out in ("file", "fields.npy", "folder.npz"):
-        with pytest.raises(ValueError, match=f"{out}: fields go to a file .npz, or to a folder as .npy files"):
+        with pytest.raises(
+            ValueError, match=f"{out}: fields are written to an .npz file, or to a folder as .npy files"
+        ):
             predict(trained, tmp_path / "volume.npy", tmp_path / out)
-    with pytest.raises(FileNotFoundError, match="no: no such folder"):
-        predict(trained, tmp_path / "volume.npy", tmp_path / "no" / "fields")
+
+
+@pytest.mark.parametrize("out", ["a/b", "a/b.npz"])
+def test_missing_parents_of_the_output_are_made(out, trained, volume, tmp_path):
+    predict(trained, tmp_path / "volume.npy", tmp_path / out)
+    assert (tmp_path / out).exists()
+
+
+def test_a_model_of_one_branch_takes_positions_and_names_fields_alone(tmp_path):
+    surrogate = build({"volume": {"velocity": 3}}, ("self",))
+    np.savez(tmp_path / "points.npz", position=POINTS["volume"], volume_anchors=ANCHORS["volume"])
+    predict(surrogate, tmp_path / "points.npz", tmp_path / "fields.npz")
+    fields = np.load(tmp_path / "fields.npz")
+    assert {name: fields[name].shape for name in fields.files} == {"velocity": (30, 3)}
+    assert point_names(["volume"]) == ["position", "volume_anchors", "geometry"]
+
+
+def test_fewer_points_than_the_anchors_of_training_are_warned_about(tmp_path):
+    surrogate = build({"volume": {"velocity": 3}}, ("self",))
+    np.save(tmp_path / "position.npy", POINTS["volume"][:3])
+    assert "warning: volume: 3 anchors, the model was trained with 4" in predict(
+        surrogate, tmp_path / "position.npy", tmp_path / "fields"
+    )

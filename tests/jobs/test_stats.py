@@ -2,10 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emmi_jax.jobs import stats as statistics
 
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.statistics import measure
+from emmi_jax.jobs import stats as statistics
 from emmi_jax.jobs.stats import file_statistics, statistics_json
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.points import PointSet

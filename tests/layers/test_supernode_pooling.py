@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from emmi_jax import AttentionConfig, SupernodePooling, SupernodePoolingConfig
+from emmi_jax import AttentionConfig, Geometry, SupernodePooling, SupernodePoolingConfig
 from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.sincos import sincos_embedding
 from tests.cases import random_array, random_params
@@ -42,18 +42,19 @@ def features() -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("module",))
-def run(module: SupernodePooling, variables: Any, *args: Any, **kwargs: Any) -> jax.Array:
-    return module.apply(variables, *args, **kwargs)
+def run(module: SupernodePooling, variables: Any, geometry: Geometry) -> jax.Array:
+    return module.apply(variables, geometry)
 
 
 @functools.cache
 def variables_of(module: SupernodePooling) -> Any:
-    kwargs = {"features": features()} if module.pooling.input_features_dim else {}
-    return random_params(module, points(), SUPERNODES, **kwargs)
+    given = features() if module.pooling.input_features_dim else None
+    return random_params(module, Geometry(points(), SUPERNODES, features=given))
 
 
 def pooled(module: SupernodePooling, position: Any = None, supernode_idx: Any = SUPERNODES, **kwargs: Any) -> jax.Array:
-    return run(module, variables_of(module), points() if position is None else position, supernode_idx, **kwargs)
+    position = points() if position is None else position
+    return run(module, variables_of(module), Geometry(position, supernode_idx, **kwargs))
 
 
 def neighborhood(*lists: list[int]) -> Neighbors:
@@ -82,7 +83,7 @@ def test_supernode_without_neighbors_keeps_its_position_and_has_finite_gradients
     variables = variables_of(module)
 
     def total(variables: Any, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = module.apply(variables, position, SUPERNODES, neighbors=alone)
+        y = module.apply(variables, Geometry(position, SUPERNODES, alone))
         return y.sum(), y
 
     grad = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
@@ -176,7 +177,7 @@ def test_relative_messages_do_not_notice_a_translation_but_absolute_ones_do():
 def test_gradients_by_positions_are_finite_where_distances_are_zero(mode):
     module = pooling(mode=mode, radius=2.0)
     position = points().at[:, 4].set(points()[:, 3])
-    grad = jax.jit(jax.grad(lambda x: module.apply(variables_of(module), x, SUPERNODES).sum()))(position)
+    grad = jax.jit(jax.grad(lambda x: module.apply(variables_of(module), Geometry(x, SUPERNODES)).sum()))(position)
     assert np.isfinite(grad).all()
     assert np.abs(grad).max() > 0
 
@@ -246,22 +247,30 @@ def test_bfloat16_stays_close_to_float32_with_float32_parameters(mode):
 @pytest.mark.parametrize(
     ("features_dim", "given", "message"),
     [
-        (3, None, "input_features_dim=3 but features are missing"),
-        (None, features(), "input_features_dim=None but features are given"),
-        (3, features()[..., :2], r"features must have the shape \[2, 12, 3\], got \[2, 12, 2\]"),
-        (3, features()[:, :5], r"features must have the shape \[2, 12, 3\], got \[2, 5, 3\]"),
-        (3, features()[0], r"features must have the shape \[2, 12, 3\], got \[12, 3\]"),
+        (3, None, "input_features_dim=3 but geometry.features are missing"),
+        (None, features(), "input_features_dim=None but geometry.features are given"),
+        (
+            3,
+            features()[..., :2],
+            r"features must be floating point of shape \[2, 12, 3\], got float32 of shape \[2, 12, 2\]",
+        ),
+        (
+            3,
+            features()[:, :5],
+            r"features must be floating point of shape \[2, 12, 3\], got float32 of shape \[2, 5, 3\]",
+        ),
+        (3, features()[0], r"features must be floating point of shape \[2, 12, 3\], got float32 of shape \[12, 3\]"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(features_dim, given, message):
     module = pooling(input_features_dim=features_dim)
     with pytest.raises(ValueError, match=message):
-        module.init(jax.random.key(0), points(), SUPERNODES, features=given)
+        module.init(jax.random.key(0), Geometry(points(), SUPERNODES, features=given))
 
 
 @pytest.mark.parametrize(("mode", "needed"), [("abspos", 6), ("relpos", 8), ("absrelpos", 8)])
 def test_too_few_channels_for_the_embedding_are_refused(mode, needed):
-    args = (jax.random.key(0), points(), SUPERNODES)
+    args = (jax.random.key(0), Geometry(points(), SUPERNODES))
     with pytest.raises(ValueError, match=f"{needed - 1} channels are too few for . position axes; needed: {needed}"):
         jax.eval_shape(pooling(mode=mode, dim=needed - 1).init, *args)
     y, _ = jax.eval_shape(pooling(mode=mode, dim=needed).init_with_output, *args)
