@@ -43,9 +43,7 @@ def baselines(dataset: Dataset, normalizer: Normalizer, number: int, sample: Sam
 def mean_predictor(means: Mapping[str, Mapping[str, Array]], queries: Mapping[str, PointSet]) -> Fields:
     """Predicts the mean [F] of each field everywhere."""
     return {
-        branch: {
-            name: np.broadcast_to(mean, (len(points.position), len(mean))) for name, mean in means[branch].items()
-        }
+        branch: {name: np.broadcast_to(mean, (len(points.position), len(mean))) for name, mean in means[branch].items()}
         for branch, points in queries.items()
     }
 

@@ -57,7 +57,9 @@ def draw_split(folders: Sequence[Path]) -> CaseSplit:
     """
     if len(folders) < 2:
         where = folders[0].parent if folders else "no folder"
-        raise ValueError(f"{where}: expected at least two cases, one to train on and one to test on, got {len(folders)}")
+        raise ValueError(
+            f"{where}: expected at least two cases, one to train on and one to test on, got {len(folders)}"
+        )
     order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(folders))
     num_test = max(1, round(TEST_FRACTION * len(folders)))
     return CaseSplit([folders[i] for i in sorted(order[num_test:])], [folders[i] for i in sorted(order[:num_test])])

@@ -70,7 +70,9 @@ class FieldScale(Config):
             ValueError: A value is not finite, or there is none.
         """
         if moments.num_not_finite or not moments.count:
-            raise ValueError(f"expected finite values, got {moments.count} finite rows and {moments.num_not_finite} not")
+            raise ValueError(
+                f"expected finite values, got {moments.count} finite rows and {moments.num_not_finite} not"
+            )
         scaled = moments if compressed is None else compressed
         std = np.full_like(scaled.std, np.sqrt(np.square(scaled.std).mean())) if common_std else scaled.std
         return cls(

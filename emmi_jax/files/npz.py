@@ -29,8 +29,8 @@ def read_case(path: Path) -> PointSet:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not an `.npz` file, it has no `position` or no field, or an array is not numeric, not finite or
-            has the wrong shape; the message names the array.
+        ValueError: It is not an `.npz` file, it has no `position` or no field, or an array has the wrong shape, is not
+            numeric or not finite; the message names the array.
     """
     arrays = read_arrays(path)
     if POSITION not in arrays:

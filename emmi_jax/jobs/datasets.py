@@ -82,7 +82,7 @@ def read_statistics(source: str) -> Normalizer:
         ValueError: The file does not hold statistics.
     """
     if source in PRESETS:
-        return Normalizer.from_dict(PRESETS[source].statistics)
+        return PRESETS[source].normalizer
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(PRESETS)}")

@@ -93,9 +93,7 @@ def metrics_table(title: str, metrics: Mapping[str, Metrics]) -> Table:
 def warn_outside(normalizer: Normalizer, what: Path | str, position: NDArray[Any], console: Console) -> None:
     """Warns of positions [N, n] outside the box of the training data."""
     if num_outside := sum(map(normalizer.num_outside, row_chunks(position))):
-        _warn(
-            f"{what}: {num_outside:,} of {len(position):,} points are outside the box of the training data", console
-        )
+        _warn(f"{what}: {num_outside:,} of {len(position):,} points are outside the box of the training data", console)
 
 
 def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], console: Console) -> None:

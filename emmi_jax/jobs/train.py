@@ -87,7 +87,7 @@ def _resume_run(settings: TrainSettings, dataset: Dataset, path: Path) -> tuple[
     """Opens the folder of a run that was trained before, or of converted weights."""
     run = RunDirectory.open(path)
     stored = run.read_config()
-    config = _run_config(settings, dataset, weights=stored if stored.is_converted else None)
+    config = _run_config(settings, dataset, weights=stored if stored.is_converted or stored.settings is None else None)
     if stored.settings is None:
         run.write_config(config)
         _write_context(dataset, run)
@@ -112,7 +112,7 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
         model=model,
         normalizer=normalizer,
         sampling=settings.sampling_config,
-        sources=field_sources(settings),
+        sources=field_sources(settings) or (weights.sources if weights is not None else {}),
         settings=settings.to_dict(),
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
         is_converted=weights is not None,

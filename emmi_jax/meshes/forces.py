@@ -26,8 +26,8 @@ def integrate_forces(
 
     Signs: normals point out of the body into the fluid, so pressure pushes against them. The shear stress is the
     traction of the fluid on the body: a stream along x drags a wall along +x. OpenFOAM's `wallShearStress` has the
-    opposite sign, and so do the files of DrivAerML: scale it by -1. A pressure divided by the density, as incompressible
-    OpenFOAM writes it, gives a force divided by the density.
+    opposite sign, and so do the files of DrivAerML: scale it by -1. A pressure divided by the density, as
+    incompressible OpenFOAM writes it, gives a force divided by the density.
 
     Args:
         normal: Outward unit normals [N, 3].
@@ -46,18 +46,17 @@ def integrate_forces(
         >>> integrate_forces([[0.0, 0.0, 1.0]], [2.0], [3.0]).tolist()[2]
         -6.0
     """
-    shear = 0.0 if wall_shear_stress is None else wall_shear_stress
-    _, normal, area, pressure, shear = float_arrays(normal, area, pressure, shear)
-    if area.ndim != 1:
-        raise ValueError(f"area has shape {area.shape}, expected (N,)")
-    _check_rows("normal", normal, len(area), 3)
-    if pressure.ndim == 1:
-        pressure = pressure[:, None]
-    _check_rows("pressure", pressure, len(area), 1)
-    if wall_shear_stress is not None:
-        _check_rows("wall_shear_stress", shear, len(area), 3)
-    # Sums, because accelerators multiply float32 matrices with fewer bits.
-    return (area[:, None] * ((reference_pressure - pressure) * normal + shear)).sum(axis=0)
+    stress: ArrayLike = 0.0 if wall_shear_stress is None else wall_shear_stress
+    _, n, a, p, tau = float_arrays(normal, area, pressure, stress)
+    if a.ndim != 1:
+        raise ValueError(f"area has shape {a.shape}, expected (N,)")
+    p = p[:, None] if p.ndim == 1 else p
+    checked = [("normal", n, 3), ("pressure", p, 1)] + [("wall_shear_stress", tau, 3)] * (tau.ndim > 0)
+    for name, array, channels in checked:
+        if array.shape != (len(a), channels):
+            raise ValueError(f"{name} has shape {array.shape}, expected ({len(a)}, {channels})")
+    # No matrix product, because accelerators compute those of float32 with fewer bits.
+    return (a[:, None] * ((reference_pressure - p) * n + tau)).sum(axis=0)
 
 
 def force_coefficients(
@@ -97,18 +96,13 @@ def force_coefficients(
     for name, value in (("area", area), ("dynamic pressure", dynamic_pressure)):
         if value is None or not 0 < value < np.inf:
             raise ValueError(f"{name} must be positive, got {value}")
-    _, force, drag, lift = float_arrays(force, _unit("drag", drag_direction), _unit("lift", lift_direction))
-    is_traced = isinstance(force, jax.Array)
-    if force.shape != (3,) or not (is_traced or np.all(np.isfinite(force))):
-        raise ValueError(f"force is {force if is_traced else force.tolist()}, expected 3 finite numbers")
+    _, total, drag, lift = float_arrays(force, _unit("drag", drag_direction), _unit("lift", lift_direction))
+    is_jax = isinstance(total, jax.Array)
+    if total.shape != (3,) or not (is_jax or np.all(np.isfinite(total))):
+        raise ValueError(f"force is {total if is_jax else total.tolist()}, expected 3 finite numbers")
     scale = (dynamic_pressure or 0.0) * area
-    found = {"cd": (force * drag).sum() / scale, "cl": (force * lift).sum() / scale}
-    return found if is_traced else {name: float(value) for name, value in found.items()}
-
-
-def _check_rows(name: str, array: Any, num_rows: int, channels: int) -> None:
-    if array.shape != (num_rows, channels):
-        raise ValueError(f"{name} has shape {array.shape}, expected ({num_rows}, {channels})")
+    found = {"cd": (total * drag).sum() / scale, "cl": (total * lift).sum() / scale}
+    return found if is_jax else {name: float(value) for name, value in found.items()}
 
 
 def _unit(name: str, direction: ArrayLike) -> Any:

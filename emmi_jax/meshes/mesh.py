@@ -160,8 +160,8 @@ def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, locat
         array = np.asarray(values)
         if array.ndim not in (1, 2) or len(array) != num_rows:
             raise ValueError(
-                f"{path}: field {name!r} has shape {array.shape}, expected ({num_rows},) or ({num_rows}, F), one row for "
-                f"each of the {location}"
+                f"{path}: field {name!r} has shape {array.shape}, expected ({num_rows},) or ({num_rows}, F), one row "
+                f"for each of the {location}"
             )
         data[name] = array[:, 0] if array.shape[1:] == (1,) else array
     write_dataset(path, dataset)

@@ -14,8 +14,8 @@ def read_reference_area(path: Path) -> float:
     """Reads a reference area.
 
     Args:
-        path: A table of comma-separated values. The area has one of `AREA_NAMES`; case, blanks, underscores and units in
-            brackets are ignored. Its number is below the name, or else to the right of it.
+        path: A table of comma-separated values. The area has one of `AREA_NAMES`, whatever the case, blanks,
+            underscores and unit in brackets; its number is below the name, or else to the right of it.
 
     Returns:
         The area in the squared unit of the mesh.
