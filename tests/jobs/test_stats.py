@@ -27,7 +27,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_of_an_archive_are_measured_in_pieces(save, tmp_path):
+def test_arrays_of_an_archive_are_measured_in_chunks(save, tmp_path):
     save(tmp_path / "a.npz", **ARRAYS)
     found = file_statistics([tmp_path / "a.npz"])
     assert list(found) == list(ARRAYS)
@@ -39,7 +39,7 @@ def test_arrays_of_an_archive_are_measured_in_pieces(save, tmp_path):
         np.testing.assert_array_equal(found[name].minimum, rows.min(axis=0))
 
 
-def test_an_npy_file_is_called_as_the_file(tmp_path):
+def test_an_npy_array_is_named_after_its_file(tmp_path):
     np.save(tmp_path / "speed.npy", POSITION)
     np.testing.assert_allclose(file_statistics([tmp_path / "speed.npy"])["speed"].mean, POSITION.mean(axis=0))
 
@@ -68,7 +68,7 @@ def test_a_mesh_has_positions_and_all_its_arrays(tmp_path):
     }
 
 
-def test_json_has_no_numbers_where_no_row_is_finite(tmp_path):
+def test_json_has_no_statistics_without_finite_rows(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.full(3, np.nan), y=np.ones(2))
     assert statistics_json(file_statistics([tmp_path / "a.npz"])) == {
         "x": {"count": 0, "num_not_finite": 3},
@@ -91,7 +91,7 @@ def damaged(path: Path) -> None:
         ("a.npz", lambda path: np.savez(path, p=np.array(["x"])), "array 'p': it holds <U1, expected real numbers"),
         ("a.npz", lambda path: np.savez(path), "holds no array"),
         ("a.npy", lambda path: path.write_text("garbage"), r"not an \.npy file"),
-        ("a.npy", lambda path: np.save(path, np.array(["x"])), "array 'a': it holds <U1"),
+        ("a.npy", lambda path: np.save(path, np.array(["x"])), "holds <U1, expected real numbers"),
         ("a.txt", lambda path: path.write_text("garbage"), "the extension must be one of"),
     ],
 )
