@@ -27,11 +27,11 @@ from emmi_jax import (
     TokenSpec,
     UnexpectedTokenError,
 )
-from emmi_jax.ops.attention import IMPLEMENTATIONS
 from tests.cases import (
     ALL_IMPLEMENTATIONS,
     ANCHOR_ATTENTIONS,
     ANCHOR_LAYOUTS,
+    PORTABLE,
     SMALL_LAYOUTS,
     anchor_example,
     apply_compiled,
@@ -45,7 +45,7 @@ from tests.tolerances import TOLERANCES, assert_close
 FORWARD = TOLERANCES["float32"].forward
 KIND_AND_LAYOUT = [(kind, name) for name in SMALL_LAYOUTS for kind in ANCHOR_LAYOUTS[name].kinds]
 MIXED = MixedAttention(AttentionConfig(dim=24, num_heads=2, use_rope=True, implementation="masked"))
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+every_implementation = pytest.mark.parametrize("implementation", PORTABLE)
 every_kind = pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
 
 

@@ -22,10 +22,10 @@ from emmi_jax import (
     SelfAnchorAttention,
     TokenSpec,
 )
-from emmi_jax.ops.attention import IMPLEMENTATIONS
 from tests.cases import (
     ANCHOR_ATTENTIONS,
     ANCHOR_LAYOUTS,
+    PORTABLE,
     Example,
     anchor_example,
     random_array,
@@ -42,7 +42,7 @@ ANCHOR_ROWS, QUERY_ROWS = LAYOUT.rows(LAYOUT.anchors), LAYOUT.rows(LAYOUT.querie
 MASK = jnp.asarray(np.random.default_rng(3).random((2, LAYOUT.num_tokens)) < 0.6).at[:, ANCHOR_ROWS[0]].set(True)
 
 every_kind = pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+every_implementation = pytest.mark.parametrize("implementation", PORTABLE)
 
 
 def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
