@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, encode, predict
 from emmi_jax.convert import PRESETS
-from emmi_jax.inference.streaming import encode, stream
 from emmi_jax.models.init import init_params
 
 NUM_ANCHORS, NUM_GEOMETRY_POINTS, NUM_SUPERNODES = 16_384, 65_536, 16_384
@@ -38,14 +37,16 @@ def _row(dtype: str, num_queries: int) -> dict[str, Any]:
     inputs = {
         "anchors": {branch: positions(NUM_ANCHORS) for branch in config.branches},
         # Of this size, a ball of the pooling's radius holds about max_degree points.
-        "geometry_position": positions(NUM_GEOMETRY_POINTS, 5.0),
-        "supernode_idx": rng.permutation(NUM_GEOMETRY_POINTS)[:NUM_SUPERNODES].astype(np.int32),
+        "geometry": Geometry(
+            positions(NUM_GEOMETRY_POINTS, 5.0),
+            rng.permutation(NUM_GEOMETRY_POINTS)[:NUM_SUPERNODES].astype(np.int32),
+        ),
     }
     queries = {"surface": positions(num_queries)}
     cache, encode_first = _timed(lambda: jax.block_until_ready(encode(model, variables, **inputs)))
     _, encode_again = _timed(lambda: jax.block_until_ready(encode(model, variables, **inputs)))
-    stream(model, variables, cache, {"surface": queries["surface"][:1]})  # compiles
-    _, seconds = _timed(lambda: stream(model, variables, cache, queries))
+    predict(model, variables, cache, {"surface": queries["surface"][:1]})  # compiles
+    _, seconds = _timed(lambda: predict(model, variables, cache, queries))
     return {
         "dtype": dtype,
         "queries": num_queries,

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks import measure
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, encode, predict
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
-from emmi_jax.inference.streaming import encode, stream
 from emmi_jax.models.init import init_params
 from emmi_jax.ops.neighbors import radius_neighbors_host
 from tests.parity import oracle
@@ -71,7 +70,7 @@ def _peak_resident_bytes(num_queries: int) -> int:
         queries.flush()
         queries = np.memmap(Path(folder) / "positions", np.float32, "r", shape=(num_queries, 3))
         out = {f"{BRANCH}_{name}": memory_map(name, channels) for name, channels in FIELDS[BRANCH].items()}
-        stream(model, variables, cache, {BRANCH: queries}, out=out)
+        predict(model, variables, cache, {BRANCH: queries}, out=out)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -100,9 +99,8 @@ def _speed(options: Any) -> dict[str, Any]:
     variables = {"params": jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))}
 
     def ours() -> list[np.ndarray]:
-        geometry_inputs = {"geometry_position": geometry, "supernode_idx": supernode_idx}
-        cache = encode(model, variables, anchors=anchors, **geometry_inputs)
-        return list(stream(model, variables, cache, {BRANCH: queries}).values())
+        cache = encode(model, variables, anchors=anchors, geometry=Geometry(geometry, supernode_idx))
+        return list(predict(model, variables, cache, {BRANCH: queries}).values())
 
     inputs = {
         "anchors": {branch: torch.from_numpy(position)[None] for branch, position in anchors.items()},

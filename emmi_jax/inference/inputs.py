@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
@@ -35,33 +35,32 @@ def case_inputs(
     if geometry is not None:
         position = to_model_units("the geometry", geometry.position, axes, normalizer)
         # The other leaves may be lists, which are no leaves to JAX.
-        geometry = Geometry(position, *(_host(leaf) for leaf in geometry[1:]))
+        geometry = Geometry(position, *(_host("geometry", leaf) for leaf in geometry[1:]))
         geometry = jax.tree.map(lambda array: array[None], geometry)
     inputs: dict[str, Any] = {
         "anchors": {b: to_model_units(f"the anchor {b}", a, axes, normalizer)[None] for b, a in anchors.items()},
         "geometry": geometry,
         "condition": condition_input(condition),
-        "anchor_masks": {branch: _host(mask)[None] for branch, mask in (anchor_masks or {}).items()},
+        "anchor_masks": {b: _host(f"anchor_masks[{b!r}]", m)[None] for b, m in (anchor_masks or {}).items()},
     }
     check_inputs(config, queries={}, **inputs)
     return inputs
 
 
-def condition_input(condition: ArrayLike | None) -> Any:
-    """Returns a condition [condition_dim] as [1, condition_dim], numbers as float32."""
+def condition_input(condition: ArrayLike | None) -> NDArray[np.float32] | None:
+    """Returns a condition [condition_dim] as [1, condition_dim] in float32."""
     if condition is None:
         return None
-    values = _host(condition)
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        values = values.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError(f"condition must be finite, got {values.tolist()}")
-    return values[None]
+    values = _host("condition", condition)
+    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ValueError(f"condition must hold finite numbers, got {values.tolist()}")
+    return values.astype(np.float32)[None]
 
 
-def _host(value: Any) -> Any:
-    """Returns NumPy arrays for JAX's, lists and numbers; what is foreign stays, to be refused by name."""
-    is_known = isinstance(getattr(value, "dtype", None), np.dtype) or isinstance(value, list | tuple | int | float)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_host, value))
-    return np.asarray(value) if is_known else value
+def _host(what: str, value: Any) -> Any:
+    """Returns lists, numbers, and the arrays of NumPy and JAX as NumPy arrays, in tuples too."""
+    if value is None or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        return value and type(value)(*(_host(what, leaf) for leaf in value))
+    if not isinstance(value, list | tuple | int | float | np.ndarray | jax.Array):
+        raise ValueError(f"{what} must be an array, got {type(value).__module__}.{type(value).__name__}")
+    return np.asarray(value)

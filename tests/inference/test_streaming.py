@@ -234,6 +234,12 @@ def test_a_masked_anchor_is_as_good_as_none():
     assert np.abs(first["volume_velocity"] - found.expected["volume_velocity"]).max() > 1e-3
 
 
+class ForeignTensor:
+    """Has the attributes of an array, as a torch tensor does, but no NumPy dtype."""
+
+    shape, dtype = (3, 3), "torch.float32"
+
+
 def failing_after(num_blocks: int) -> Iterator[np.ndarray]:
     for i in range(num_blocks):
         yield positions(3, i)
@@ -260,6 +266,8 @@ def with_nan(row: int, num_points: int = NUM_POINTS) -> np.ndarray:
         ({"volume": iter([np.float32(1)])}, "got float32 of shape []"),
         ({"volume": np.array([["a", "b", "c"]])}, "got <U1 of shape [1, 3]"),
         ({"volume": np.float32(1)}, "got float32 of shape []"),
+        ({"volume": positions(3, 0).astype(np.float16)}, "got float16 of shape [3, 3]"),
+        ({"volume": ForeignTensor()}, "ForeignTensor"),
         ({"volume": 7}, "queries of 'volume' must be an array or an iterable of arrays, got 7"),
     ],
 )
@@ -295,6 +303,88 @@ def test_chunks_well_before_a_failure_are_written():
 def test_outputs_that_do_not_fit_are_named(queries, out, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         case(CONFIG)(queries, out=out)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.complex64])
+def test_fields_are_never_written_into_arrays_that_hold_no_floats(dtype):
+    out = {"surface_pressure": np.zeros((3, 1), dtype)}
+    with pytest.raises(ValueError, match="must be a writable array of floats, got"):
+        case(CONFIG)({"surface": positions(3, 0)}, out=out)
+
+
+@pytest.mark.parametrize("what", ["model", "parameters", "condition"])
+def test_a_cache_of_something_else_is_refused_by_name(what):
+    found = case(CONDITIONED)
+    model, variables, condition = found.model, found.variables, found.condition
+    if what == "model":
+        model = CountingModel(dataclasses.replace(CONDITIONED, max_wavelength=5_000))
+    elif what == "parameters":
+        variables = jax.tree.map(lambda a: np.nextafter(np.asarray(a), np.float32(np.inf)), variables)
+    else:
+        condition = condition[::-1]
+    with pytest.raises(ValueError, match=f"encoded with another {what}"):
+        predict(model, variables, found.cache, QUERIES, condition=condition)
+
+
+def test_a_cache_may_be_read_by_another_implementation():
+    found = case(CONFIG)
+    model = AnchoredBranchedUPT(dataclasses.replace(CONFIG, implementation="masked", precision="highest"))
+    fields = predict(model, found.variables, found.cache, QUERIES, chunk_size=CHUNK)
+    assert_expected(fields, found.expected, NUM_POINTS)
+
+
+def test_a_bare_collection_is_no_cache():
+    found = case(CONFIG)
+    with pytest.raises(ValueError, match="cache must come from `encode`, got dict"):
+        predict(found.model, found.variables, dict(found.cache.entries), QUERIES)
+
+
+def test_a_normalizer_with_another_number_of_channels_is_refused():
+    found = case(CONFIG)
+    scales = {**NORMALIZER.fields, "surface": {"pressure": FieldScale(mean=(0.0,) * 2, std=(1.0,) * 2)}}
+    wrong = dataclasses.replace(NORMALIZER, fields=scales)
+    message = "surface/pressure have 2 channels, the data have 1"
+    with pytest.raises(ValueError, match=message):
+        encode(found.model, found.variables, anchors=ANCHORS, **GEOMETRY, normalizer=wrong)
+    with pytest.raises(ValueError, match=message):
+        case(CONFIG)(QUERIES, normalizer=wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anchors": ANCHORS | {"volume": ForeignTensor()}}, "got .*ForeignTensor"),
+        ({"anchors": ANCHORS | {"volume": positions(4, 0).astype(np.float16)}}, "got float16 of shape"),
+        ({"anchors": ANCHORS | {"volume": jax.numpy.zeros((4, 3), "bfloat16")}}, "got bfloat16 of shape"),
+        ({"anchors": {"volume": ANCHORS["volume"]}}, r"anchors must name the branches \['surface', 'volume'\]"),
+        ({"geometry": None}, "geometry is missing"),
+        ({"geometry": Geometry(positions(6, 2), [0, 6])}, r"supernode_idx must lie in \[0, 6\).* got 6"),
+        ({"geometry": Geometry(positions(6, 2), [0, -1])}, r"supernode_idx must lie in \[0, 6\).* got -1"),
+        ({"geometry": Geometry(positions(6, 2), ForeignTensor())}, "got .*ForeignTensor"),
+        ({"geometry": Geometry(positions(6, 2), [0, 1], mask=[True])}, r"geometry.mask must be bool of shape"),
+        ({"anchor_masks": {"volume": [True]}}, r"anchor_masks\['volume'\] must be bool of shape \[1, 4\]"),
+        ({"condition": [1.0]}, "condition_dim=None but condition is given"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_when_encoding(changes, message):
+    found = case(CONFIG)
+    with pytest.raises(ValueError, match=message):
+        encode(found.model, found.variables, **{"anchors": ANCHORS, **GEOMETRY} | changes)
+
+
+def test_lists_serve_as_condition_and_supernodes():
+    found = case(CONDITIONED)
+    geometry = Geometry(GEOMETRY["geometry"].position, GEOMETRY["geometry"].supernode_idx.tolist())
+    cache = encode(found.model, found.variables, anchors=ANCHORS, geometry=geometry, condition=[0.3, -1])
+    fields = predict(found.model, found.variables, cache, QUERIES, chunk_size=CHUNK, condition=[0.3, -1])
+    assert_expected(fields, found.expected, NUM_POINTS)
+
+
+def test_a_masked_supernode_is_as_good_as_none():
+    found, (position, idx, *_) = case(CONFIG), GEOMETRY["geometry"]
+    padded = Geometry(position, np.append(idx, 99).astype(np.int32), mask=np.append(np.ones(3, bool), False))
+    cache = encode(found.model, found.variables, anchors=ANCHORS, geometry=padded)
+    assert_expected(predict(found.model, found.variables, cache, QUERIES, chunk_size=CHUNK), found.expected, NUM_POINTS)
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1, 2.5, "all", True])

@@ -114,7 +114,7 @@ def test_a_condition_may_be_a_list_and_is_remembered() -> None:
     assert np.abs(first - second).max() > 1e-4
     with pytest.raises(ValueError, match="condition_dim=2 but condition is missing"):
         surrogate.encode(anchors=anchors)
-    with pytest.raises(ValueError, match=r"condition must be finite, got \[1\.0, nan\]"):
+    with pytest.raises(ValueError, match=r"condition must hold finite numbers, got \[1\.0, nan\]"):
         surrogate.encode(anchors=anchors, condition=[1.0, np.nan])
 
 

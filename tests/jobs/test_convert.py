@@ -1,18 +1,22 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from emmi_jax import AbUptConfig
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, load_run
 from emmi_jax.cli import main
+from emmi_jax.convert import ab_upt_to_torch
 from emmi_jax.convert.ab_upt import _table
 from emmi_jax.data.ellipsoids import EllipsoidDataset
-from emmi_jax.data.normalization import Normalizer
-from emmi_jax.jobs.convert import convert_checkpoint, preset_architecture, read_architecture
+from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.jobs.convert import convert, preset_config, read_config
 from emmi_jax.jobs.info import file_shapes, run_shapes
-from emmi_jax.training.settings import TrainSettings
+from emmi_jax.models.init import init_params
+from emmi_jax.runs.directory import RunConfig
+from tests.tolerances import TOLERANCES, assert_close
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TUTORIAL = {
@@ -52,24 +56,63 @@ def small_weights(tmp_path: Path) -> tuple[Path, AbUptConfig]:
     return path, config
 
 
-def test_a_tutorial_checkpoint_becomes_a_run_that_predicts(tutorial_config: Path, tmp_path: Path) -> None:
+def test_recorded_fields_are_reproduced_by_a_converted_run(tutorial_config: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    run, points, out = tmp_path / "run", tmp_path / "points.npz", tmp_path / "fields.npz"
+    run = tmp_path / "run"
     checkpoint = str(GOLDEN / "ab_upt_tutorial_48.th")
     assert main(["convert", checkpoint, "--config", str(tutorial_config), "--out", str(run)]) == 0
     golden = np.load(GOLDEN / "ab_upt_tutorial_48.npz", allow_pickle=False)
-    arrays = {"geometry": golden["in/geometry_position"]}
-    for branch in ("surface", "volume"):
-        arrays[branch] = golden[f"in/{branch}_query_position"][0]
-        arrays[f"{branch}_anchors"] = golden[f"in/{branch}_anchor_position"][0]
-    np.savez(points, **arrays)
-    assert main(["predict", str(run), "--points", str(points), "--out", str(out)]) == 0
-    fields = np.load(out)
+    surrogate = load_run(run)
+    encoded = surrogate.encode(
+        anchors={branch: golden[f"in/{branch}_anchor_position"][0] for branch in TUTORIAL["fields"]},
+        geometry=Geometry(golden["in/geometry_position"], golden["in/geometry_supernode_idx"]),
+    )
+    queries = {branch: golden[f"in/{branch}_query_position"][0] for branch in TUTORIAL["fields"]}
+    fields = {name: [] for name in encoded.predict(queries)}
+    for chunk in encoded.stream(queries, chunk_size=4):
+        for name, values in chunk.fields.items():
+            fields[f"{chunk.branch}_{name}"].append(values)
+    assert len(fields) == 5
     for branch, names in TUTORIAL["fields"].items():
         for name in names:
-            predicted = fields[f"{branch}_{name}"]
-            assert predicted.shape == golden[f"out/{branch}_query_{name}"].shape
-            assert np.isfinite(predicted).all()
+            expected = golden[f"out/{branch}_query_{name}"]
+            assert_close(np.concatenate(fields[f"{branch}_{name}"]), expected, TOLERANCES["float32"].forward)
+
+
+def test_a_converted_run_samples_as_its_preset() -> None:
+    assert preset_config("drivaerml-tutorial").sampling == Sampling(
+        num_anchors=16_384,
+        num_queries=0,
+        num_test_anchors=16_384,
+        num_geometry_points=65_536,
+        num_supernodes=16_384,
+        num_test_supernodes=16_384,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"condition_dim": 3}, {"supernode_pooling": {"k": 2, "radius": None, "input_features_dim": 2}}]
+)
+def test_a_converted_run_with_a_condition_or_point_features_opens_again(changes: dict, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    torch_file = pytest.importorskip("safetensors.numpy")
+    config = AbUptConfig(
+        dim=12,
+        num_heads=1,
+        fields={"surface": {"p": 1}},
+        physics_blocks=("perceiver", "self"),
+        decoder_depths={},
+        **changes,
+    )
+    params = init_params(AnchoredBranchedUPT(config), seed=1)
+    state = {name: np.asarray(tensor) for name, tensor in ab_upt_to_torch(params, config, layout="1.x").items()}
+    torch_file.save_file(
+        {name: np.ascontiguousarray(array) for name, array in state.items()}, tmp_path / "w.safetensors"
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    convert(tmp_path / "w.safetensors", tmp_path / "run", read_config(tmp_path / "config.json"), layout=None)
+    surrogate = load_run(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, surrogate.params, params)
 
 
 def test_a_converted_run_is_trained_on_and_keeps_its_model_and_scales(
@@ -77,7 +120,7 @@ def test_a_converted_run_is_trained_on_and_keeps_its_model_and_scales(
 ) -> None:
     weights, config = small_weights
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model": config.to_dict(), "normalizer": _normalizer().to_dict()}))
+    path.write_text(json.dumps(_run_config(config).to_dict()))
     assert (
         main(["convert", str(weights), "--config", str(path), "--layout", "1.x", "--out", str(tmp_path / "run")]) == 0
     )
@@ -94,10 +137,14 @@ def test_a_converted_run_is_trained_on_and_keeps_its_model_and_scales(
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-def _normalizer() -> Normalizer:
-    sizes = TrainSettings(batch_size=1, num_anchors=4, num_queries=4).sizes
-    dataset = EllipsoidDataset(sizes, position_range=100.0, num_train_cases=2, num_test_cases=1)
-    return replace(dataset.normalizer, position_scale=7.0)
+def _run_config(model: AbUptConfig) -> RunConfig:
+    fields = {
+        branch: {name: FieldScale(mean=(0.1,) * c, std=(2.0,) * c) for name, c in names.items()}
+        for branch, names in model.fields.items()
+    }
+    normalizer = Normalizer(position_low=(-4.8,) * 3, position_scale=7.0, fields=fields)
+    sampling = Sampling(num_anchors=4, num_queries=4, num_test_anchors=8)
+    return RunConfig(model=model, normalizer=normalizer, sampling=sampling, sources={})
 
 
 def test_weights_that_do_not_fit_are_listed_and_leave_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -138,14 +185,13 @@ def test_a_bad_configuration_file_is_named(text: str, message: str, tmp_path: Pa
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_architecture(path)
+        read_config(path)
 
 
 def test_info_lists_the_published_number_of_parameters(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    config = preset_architecture("drivaerml-tutorial").config
-    (run / "config.json").write_text(json.dumps({"model": config.to_dict()}))
+    (run / "config.json").write_text(json.dumps(preset_config("drivaerml-tutorial").to_dict()))
     assert main(["info", str(run)]) == 0
     printed = capsys.readouterr().out
     assert "8,751,179" in printed
@@ -158,7 +204,7 @@ def test_info_counts_a_file_as_the_run_made_of_it(small_weights: tuple[Path, AbU
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     run = tmp_path / "run"
-    convert_checkpoint(weights, run, read_architecture(path), layout=None)
+    convert(weights, run, read_config(path), layout=None)
     count = {
         name: sum(np.prod(s) for s in f.values())
         for name, f in (("run", run_shapes(run)), ("file", file_shapes(weights)))
