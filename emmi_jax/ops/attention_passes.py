@@ -157,34 +157,29 @@ def backward(inputs: Inputs, outputs: Outputs, d_out: Array, tiling: Tiling) -> 
     def per_keys(b: Array, n: Array, j: Array, state: State) -> State:
         dq, dk, dv = state
         k_rows, v_rows = (tiling.read(x, (b, n, j), is_key=True) for x in (k, v))
-        # On CPU a product with a transposed left operand runs at half speed. So the tiles are transposed, which suits
-        # dk and dv, and dq transposes the small operand before and the result after. The barriers keep XLA from folding
-        # these back into the product.
-        (k_t,) = lax.optimization_barrier((transpose(k_rows),))
 
         def per_queries(i: Array, state: State) -> State:
-            dq, dk_rows, dv_rows = state
+            dq, dk_t, dv_t = state
             place = Place(b, n, i, j)
             q_rows = _read_scaled(q, (b, n, i), tiling)
             do_rows, shift, dot_rows = (tiling.read(x, (b, n, i)) for x in of_queries)
-            mask, keep = (
-                None if m is None else transpose(m)
-                for m in (tiling.mask(place, inputs.masks), tiling.keep(place, inputs.rng))
-            )
-            weights = _exp2(tiling.dot(k_rows, transpose(q_rows)) - transpose(shift), mask)
-            d_weights = tiling.drop(keep, tiling.dot(v_rows, transpose(do_rows)))
-            d_logits = weights * (d_weights - transpose(dot_rows))
-            (dq_t,) = lax.optimization_barrier((tiling.dot(k_t, d_logits),))
-            dq_rows = transpose(dq_t) / math.sqrt(q.shape[-1])
+            mask, keep = tiling.mask(place, inputs.masks), tiling.keep(place, inputs.rng)
+            weights = _exp2(tiling.dot(q_rows, transpose(k_rows)) - shift, mask)
+            d_logits = weights * (tiling.drop(keep, tiling.dot(do_rows, transpose(v_rows))) - dot_rows)
+            dq_rows = tiling.dot(d_logits, k_rows) / math.sqrt(q.shape[-1])
             if tiling.num_k > 1:
                 dq_rows = dq_rows + tiling.read(dq, (b, n, i))
-            dk_rows = dk_rows + tiling.dot(d_logits, q_rows)
-            dv_rows = dv_rows + tiling.dot(tiling.drop(keep, weights), do_rows)
-            return tiling.write(dq, dq_rows, (b, n, i)), dk_rows, dv_rows
+            # On CPU a product with a transposed left operand runs at half speed. So the small operand is transposed
+            # before, and the result after. The barrier keeps XLA from folding this back into the product.
+            q_t, do_t = lax.optimization_barrier((transpose(q_rows), transpose(do_rows)))
+            dk_t = dk_t + tiling.dot(q_t, d_logits)
+            dv_t = dv_t + tiling.dot(do_t, tiling.drop(keep, weights))
+            return tiling.write(dq, dq_rows, (b, n, i)), dk_t, dv_t
 
         # Every share of queries has a sum of its own, added up once per block of keys.
-        zeros = jnp.zeros((*tiling.several, *k_rows.shape[-2:]))
-        dq, dk_rows, dv_rows = _loop(tiling.num_q, per_queries, vary_alike((dq, zeros, zeros)))
+        zeros = jnp.zeros((*tiling.several, *transpose(k_rows).shape[-2:]))
+        dq, *sums = _loop(tiling.num_q, per_queries, vary_alike((dq, zeros, zeros)))
+        dk_rows, dv_rows = map(transpose, lax.optimization_barrier(sums))
         if tiling.shares.queries > 1:
             dk_rows, dv_rows = (x.sum(-3, keepdims=True) for x in (dk_rows, dv_rows))
         dk = tiling.write(dk, dk_rows / LOG2_E, (b, n, j), is_key=True)
