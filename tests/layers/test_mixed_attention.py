@@ -275,13 +275,13 @@ def test_dropout_acts_on_attention_weights_in_training_only(implementation: str)
 
 @pytest.mark.parametrize("implementation", ALL_IMPLEMENTATIONS)
 def test_patterns_of_different_shapes_drop_different_weights(implementation: str) -> None:
-    module = MixedAttention(AttentionConfig(dim=DIM, num_heads=NUM_HEADS, dropout=0.5, implementation=implementation))
+    module = MixedAttention(AttentionConfig(dim=DIM, num_heads=1, dropout=0.5, implementation=implementation))
     patterns = (AttentionPattern(("a",), ("k",)), AttentionPattern(("b", "k"), ("k",)))
     x = random_array(np.random.default_rng(0), (1, 37, DIM)).at[:, :5].set(1.0)
     static = (specs(a=2, b=3, k=32), patterns)
     variables = random_params(module, x, *static)
     y = apply_compiled(module, variables, x, static, None, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    # Equal queries of equal keys: only the dropped weights differ.
+    # Equal queries attend to equal keys, so only the dropped weights can differ.
     assert not np.isclose(y[0, :2], y[0, 2:4]).all(axis=-1).any()
 
 
