@@ -20,7 +20,7 @@ from benchmarks import measure
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
 from emmi_jax.inference.streaming import encode, stream
-from emmi_jax.ops.neighbors import radius_neighbors_host
+from emmi_jax.ops.neighbors_host import radius_neighbors_host
 from emmi_jax.training.step import init_params
 from tests.parity import oracle
 
