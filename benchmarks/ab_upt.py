@@ -33,7 +33,8 @@ def main() -> None:
         | {"implementation": options.implementation, "dtype": options.dtype}
     )
     inputs = _inputs(config, options)
-    reference = torch_reference(config).to(measure.TORCH_DEVICE)
+    torch.manual_seed(0)
+    reference = torch_model.AbUpt.from_config(config).to(measure.TORCH_DEVICE)
     params = jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))
     model = AnchoredBranchedUPT(config)
     predicted = jax.jit(model.apply)({"params": params}, **inputs)
@@ -79,21 +80,6 @@ def _inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
         "anchors": {branch: positions(options.anchors, 1000) for branch in config.branches},
         "geometry": Geometry(points, jnp.asarray(idx), Neighbors(*map(jnp.asarray, neighbors))),
     }
-
-
-def torch_reference(config: AbUptConfig) -> torch_model.AbUpt:
-    """The PyTorch model of this configuration, on the CPU, with random weights."""
-    torch.manual_seed(0)
-    pooling = config.supernode_pooling
-    return torch_model.AbUpt(
-        config.dim,
-        config.num_heads,
-        config.physics_blocks,
-        dict(config.decoder_depths),
-        {branch: list(fields.items()) for branch, fields in config.fields.items()},
-        geometry_depth=config.geometry_depth,
-        supernode_pooling={"mode": pooling.mode, "radius": pooling.radius, "max_degree": pooling.max_degree},
-    )
 
 
 def _to_torch(inputs: dict[str, Any]) -> dict[str, Any]:

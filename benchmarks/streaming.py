@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import measure
-from benchmarks.ab_upt import torch_reference
+from benchmarks import measure, torch_model
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, encode, predict
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
 from emmi_jax.models.init import init_params
@@ -85,7 +84,7 @@ def _speed(options: Any) -> dict[str, Any]:
     geometry = _positions(rng, NUM_GEOMETRY_POINTS, 5.0)
     supernode_idx = rng.permutation(NUM_GEOMETRY_POINTS)[:NUM_SUPERNODES].astype(np.int32)
     queries = _positions(rng, options.queries)
-    reference = torch_reference(config).eval()
+    reference = torch_model.AbUpt.from_config(config).eval()
     model = AnchoredBranchedUPT(config)
     variables = {"params": jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))}
 

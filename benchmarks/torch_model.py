@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emmi_jax import AbUptConfig
+
 Specs = Sequence[tuple[str, int]]
 Patterns = Sequence[tuple[Sequence[str], Sequence[str]]]
 
@@ -414,6 +416,19 @@ class AbUpt(nn.Module):
             self.add_module(f"{branch}_bias", BiasMlp(dim))
             self.add_module(f"{branch}_decoder_blocks", nn.ModuleList(blocks))
             self.add_module(f"{branch}_decoder", Projection(dim, sum(channels for _, channels in branch_fields)))
+
+    @classmethod
+    def from_config(cls, config: AbUptConfig) -> AbUpt:
+        pooling = config.supernode_pooling
+        return cls(
+            config.dim,
+            config.num_heads,
+            config.physics_blocks,
+            config.decoder_depths,
+            {branch: list(fields.items()) for branch, fields in config.fields.items()},
+            geometry_depth=config.geometry_depth,
+            supernode_pooling={"mode": pooling.mode, "radius": pooling.radius, "max_degree": pooling.max_degree},
+        )
 
     def forward(
         self, anchors: Mapping[str, Tensor], queries: Mapping[str, Tensor] | None = None,
