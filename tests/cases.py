@@ -26,9 +26,11 @@ from emmi_jax import (
     TokenSpec,
     rope_frequencies,
 )
-from emmi_jax.ops.attention import IMPLEMENTATIONS
 
-ALL_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "auto")
+PORTABLE = ("masked", "xla", "blockwise")
+"""Implementations that serve every call on any platform."""
+
+ALL_IMPLEMENTATIONS = (*PORTABLE, "auto")
 
 
 LARGE = 2**21

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from emmi_jax.config import AbUptConfig
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.training.settings import TrainSettings
 
@@ -134,13 +133,13 @@ def _free_path(out: Path, stem: str) -> Path:
 
 
 def _settings_to_resume(path: Path, given: dict[str, Any]) -> TrainSettings:
-    """The settings of an earlier run; what is given beside must agree with them."""
+    """Returns the settings of an earlier run; those given must agree with them."""
     from emmi_jax.runs.directory import RunDirectory, check_same_config
 
     config = RunDirectory.open(path).read_config()
-    stored = config["settings"]
-    if stored is None:  # converted weights
-        geometry = AbUptConfig.from_dict(config["model"]).has_geometry
-        return replace(default_settings(given.pop("data", None), geometry=geometry), **given)
-    check_same_config({key: stored.get(key) for key in given}, given)
-    return TrainSettings.from_dict(stored)
+    if config.settings is None:  # converted weights
+        return replace(default_settings(given.pop("data", None), geometry=config.model.has_geometry), **given)
+    settings = TrainSettings.from_dict(config.settings)
+    stored = settings.to_dict()
+    check_same_config({key: stored[key] for key in given}, given)
+    return settings

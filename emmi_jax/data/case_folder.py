@@ -1,8 +1,7 @@
-"""A simulated case in a folder: meshes as DrivAerML has them, or the tensors that were made of them."""
+"""A simulated case in a folder: meshes as in DrivAerML, or tensors made of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.data.sampling import sample_triangles
+from emmi_jax.files.atomic import JsonDict, read_json
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.surfaces import surface_triangles
 from emmi_jax.points import Array, PointSet
@@ -20,7 +20,7 @@ Sources: TypeAlias = dict[str, dict[str, FieldSource]]
 
 FIELDS_FILE = "fields.json"
 NUM_GEOMETRY_POINTS = 65_536
-"""Points that are drawn on the triangles of a `.stl` file."""
+"""Points drawn on the triangles of an `.stl` file."""
 
 MESHES = {"surface": "boundary*.vtp", "volume": "volume*.vtu"}
 DRIVAERML: Sources = {
@@ -44,14 +44,14 @@ TENSORS = {
 
 
 class Case(NamedTuple):
-    """A case: points with fields by branch, and points [P, 3] on its body, if a `.stl` file has them."""
+    """A case: points with fields by branch, and points [P, 3] of its geometry, if there is an `.stl` file."""
 
     points: dict[str, PointSet]
-    geometry_position: Array | None
+    geometry: Array | None
 
 
 def case_branches(path: Path) -> tuple[str, ...]:
-    """Names the branches that a folder has positions of; none for what is no folder."""
+    """Returns the branches that a folder has positions of; none if it is not a folder."""
     if _holds_tensors(path):
         return tuple(branch for branch, (position, _) in TENSORS.items() if (path / position).is_file())
     return tuple(branch for branch, pattern in MESHES.items() if any(path.glob(pattern)))
@@ -61,47 +61,53 @@ def read_case_folder(path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bo
     """Reads a case with a surface, a volume or both.
 
     Args:
-        path: A folder with `boundary*.vtp`, `volume*.vtu` or both, and perhaps a `.stl` file of the body. Which arrays
-            are fields says a file `fields.json` in it or in the folder above, else they are those of DrivAerML. Or a
-            folder with the tensors of `TENSORS`, `surface_position_vtp.pt` and so on.
+        path: A folder with `boundary*.vtp`, `volume*.vtu` or both, and perhaps an `.stl` file of the geometry; see
+            `find_sources` for the fields. Or a folder with the tensors of `TENSORS`: `surface_position_vtp.pt`, ….
         load_tensor: Reads a `.pt` file of one tensor.
         with_cell_sizes: Whether to measure the cells of the meshes.
 
     Returns:
-        The case; fields are [N, F] as float32 or float64, as in the files.
+        The case; fields are [N, F], float32 or float64 as in the files.
 
     Raises:
         FileNotFoundError: There is no such folder, or a tensor of a branch is missing.
-        ValueError: The folder holds no case, more than one, or a file of it is unusable; or the sizes of cells are
-            asked for and there are none.
+        ValueError: The folder holds no case or several, or a file is unusable; or cell sizes are needed but there are
+            none.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     if _holds_tensors(path):
         if with_cell_sizes:
-            raise ValueError(f"{path}: tensors have no cells whose area or volume could weight their points")
+            raise ValueError(f"{path}: tensors have no cell sizes to weight their points")
         points = _read_tensors(path, load_tensor)
     else:
-        sources_file = next((f / FIELDS_FILE for f in (path, path.parent) if (f / FIELDS_FILE).is_file()), None)
-        sources = DRIVAERML if sources_file is None else read_sources(sources_file)
-        points = {}
+        sources, points = find_sources(path), {}
         for branch, pattern in MESHES.items():
             file = _only(path, pattern)
             if file is not None:
                 if branch not in sources:
-                    raise ValueError(f"{sources_file}: no fields for the branch {branch!r} of {file.name}")
+                    raise ValueError(f"{path}: {FIELDS_FILE} has no fields for the branch {branch!r} of {file.name}")
                 points[branch] = read_mesh(file).points(sources[branch], with_cell_sizes=with_cell_sizes)
     if not points:
         wanted = [*MESHES.values(), *(position for position, _ in TENSORS.values()), "folders with them"]
         raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")
-    body = _only(path, "*.stl")
-    if body is None:
+    geometry = _only(path, "*.stl")
+    if geometry is None:
         return Case(points, None)
-    return Case(points, sample_triangles(0, surface_triangles(read_mesh(body)), NUM_GEOMETRY_POINTS))
+    return Case(points, sample_triangles(0, surface_triangles(read_mesh(geometry)), NUM_GEOMETRY_POINTS))
+
+
+def find_sources(path: Path) -> Sources:
+    """Returns the arrays that hold the fields of a case folder.
+
+    They come from `fields.json` in the folder or in the one above; else they are those of DrivAerML.
+    """
+    files = (folder / FIELDS_FILE for folder in (path, path.parent))
+    return next((read_sources(file) for file in files if file.is_file()), DRIVAERML)
 
 
 def read_sources(path: Path) -> Sources:
-    """Reads which arrays are the fields of each branch.
+    """Reads a `fields.json`.
 
     Args:
         path: JSON such as `{"surface": {"pressure": "p", "shear": {"array": "tau", "scale": -1.0}}}`.
@@ -110,13 +116,7 @@ def read_sources(path: Path) -> Sources:
         FileNotFoundError: There is no such file.
         ValueError: It is not JSON of this form.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        branches = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    return parse_sources(branches, path)
+    return parse_sources(read_json(path), path)
 
 
 def parse_sources(branches: Any, path: Path | str) -> Sources:
@@ -128,6 +128,14 @@ def parse_sources(branches: Any, path: Path | str) -> Sources:
     return {
         branch: {name: _source(path, name, value) for name, value in fields.items()}
         for branch, fields in branches.items()
+    }
+
+
+def sources_to_json(sources: Sources) -> JsonDict:
+    """Inverts `parse_sources`."""
+    return {
+        branch: {name: {"array": source.array, "scale": source.scale} for name, source in fields.items()}
+        for branch, fields in sources.items()
     }
 
 
@@ -149,7 +157,7 @@ def _holds_tensors(path: Path) -> bool:
 def _only(path: Path, pattern: str) -> Path | None:
     files = sorted(path.glob(pattern))
     if len(files) > 1:
-        raise ValueError(f"{path}: one {pattern} makes a case, found {', '.join(file.name for file in files)}")
+        raise ValueError(f"{path}: a case has one {pattern}, found {', '.join(file.name for file in files)}")
     return files[0] if files else None
 
 
@@ -169,7 +177,7 @@ def _read_tensors(path: Path, load_tensor: LoadTensor) -> dict[str, PointSet]:
 def _rows(path: Path, load_tensor: LoadTensor, num_rows: int | None) -> Array:
     array = load_tensor(path)
     if array.dtype not in (np.float32, np.float64):
-        # Half precision and whole numbers; bfloat16 is no numpy number, so its kind does not tell.
+        # Half precision and integers; NumPy does not know the kind of bfloat16.
         array = array.astype(np.float32)
     if array.ndim not in (1, 2) or not array.size or len(array) != (num_rows or len(array)):
         raise ValueError(f"{path}: has the shape {array.shape}, expected ({num_rows or 'N'}, channels)")

@@ -1,8 +1,7 @@
-"""Which of many cases are trained on, which are tested on, and which are neither."""
+"""The split of many cases into those to train on, those to test on, and the rest."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
+from emmi_jax.files.atomic import read_json
+
 SPLIT_FILE = "split.json"
 TEST_FRACTION = 0.2
-_PARTS = ("train", "validation", "test")
-_SPLIT_STREAM = 0  # 1 and 2 are those of `case_collection`
+_SPLITS = ("train", "validation", "test")
+_SPLIT_STREAM = 0  # `case_collection` uses 1 and 2
 
 
 @dataclass(frozen=True)
 class CaseSplit:
-    """Folders of cases by what they are for.
+    """Folders of cases by split.
 
     Args:
         train: Trained on.
         test: Only tested on, after training.
-        validation: Kept from both, for choices of one's own.
-        num_left_out: Cases that a list names nowhere.
+        validation: Kept from both, for choices of your own.
+        num_left_out: Cases in no split.
     """
 
     train: Sequence[Path]
@@ -34,54 +35,51 @@ class CaseSplit:
 
     @property
     def summary(self) -> str:
-        """Says in words how many cases are what."""
+        """Describes how many cases are in which split."""
         parts = [f"{len(self.train)} cases to train on", f"{len(self.test)} to test on"]
         if self.validation:
             parts.append(f"{len(self.validation)} for validation")
         if self.num_left_out:
-            parts.append(f"{self.num_left_out} in no part")
+            parts.append(f"{self.num_left_out} in no split")
         return ", ".join(parts)
 
     @property
-    def part_of(self) -> dict[str, str]:
-        """What each case is for, by the name of its folder."""
-        return {folder.name: part for part in _PARTS for folder in getattr(self, part)}
+    def split_of(self) -> dict[str, str]:
+        """The split of each case, by the name of its folder."""
+        return {folder.name: part for part in _SPLITS for folder in getattr(self, part)}
 
 
 def draw_split(folders: Sequence[Path]) -> CaseSplit:
-    """Draws a fifth of the cases to test on, at random but always the same of equally many.
+    """Draws a fifth of the cases to test on; the draw depends only on the number of cases.
 
     Raises:
         ValueError: There are fewer than two cases.
     """
     if len(folders) < 2:
         where = folders[0].parent if folders else "no folder"
-        raise ValueError(f"{where}: expected at least two cases, one to train on and one to test on: {len(folders)}")
+        raise ValueError(
+            f"{where}: expected at least two cases, one to train on and one to test on, got {len(folders)}"
+        )
     order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(folders))
     num_test = max(1, round(TEST_FRACTION * len(folders)))
     return CaseSplit([folders[i] for i in sorted(order[num_test:])], [folders[i] for i in sorted(order[:num_test])])
 
 
 def read_split(path: Path, folders: Sequence[Path]) -> CaseSplit:
-    """Reads which cases are what from a file.
+    """Reads the split of cases from a file.
 
     Args:
-        path: JSON such as `{"train": ["run_1", "run_3"], "validation": ["run_4"], "test": ["run_2"]}`, names of
-            folders; `validation` may be absent.
-        folders: The cases there are; those that the file names nowhere are left out.
+        path: JSON such as `{"train": ["run_1", "run_3"], "validation": ["run_4"], "test": ["run_2"]}`, with the names
+            of folders; `validation` may be absent.
+        folders: All cases; those that the file does not name are left out.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not JSON of this form, `train` or `test` is empty, a name comes twice, or there is no such
-            case; the message quotes the names.
+        ValueError: It is not JSON of this form, `train` or `test` is empty, a name occurs twice, or a case does not
+            exist; the message quotes the names.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        names = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(names, dict) or not {"train", "test"} <= set(names) <= set(_PARTS):
+    names = read_json(path)
+    if not isinstance(names, dict) or not {"train", "test"} <= set(names) <= set(_SPLITS):
         found = sorted(names) if isinstance(names, dict) else type(names).__name__
         raise ValueError(f"{path}: expected lists 'train', 'test' and perhaps 'validation', got {found}")
     for part, listed in names.items():
@@ -91,11 +89,11 @@ def read_split(path: Path, folders: Sequence[Path]) -> CaseSplit:
             raise ValueError(f"{path}: {part!r} is empty, expected at least one case")
     everything = [name for listed in names.values() for name in listed]
     if twice := [name for name, count in Counter(everything).items() if count > 1]:
-        raise ValueError(f"{path}: a case has one place, these are named twice: {_some(twice)}")
+        raise ValueError(f"{path}: a case is in one split only, but these are named twice: {_some(twice)}")
     by_name = {folder.name: folder for folder in folders}
     if absent := [name for name in everything if name not in by_name]:
-        raise ValueError(f"{path}: {len(absent)} of {len(everything)} cases are not there: {_some(absent)}")
-    # In the order of the folders, so that the order in the file decides nothing.
+        raise ValueError(f"{path}: {len(absent)} of {len(everything)} cases do not exist: {_some(absent)}")
+    # In the order of the folders, so that the order in the file does not matter.
     parts = {part: [f for f in folders if f.name in set(listed)] for part, listed in names.items()}
     return CaseSplit(**parts, num_left_out=len(folders) - len(everything))
 

@@ -19,17 +19,19 @@ GEOMETRY_BRANCH = "surface"
 def geometry_points(
     points: Mapping[str, PointSet], geometry: Array | None, sampling: Sampling, *, name: str
 ) -> Array | None:
-    """Returns the given geometry points, or else those of the branch `surface`, or None where a model needs none.
+    """Returns the given geometry points, or else those of the branch `surface`; None if the model needs none.
 
     Raises:
         ValueError: There are fewer than the geometry branch draws.
     """
+    if not sampling.num_geometry_points:
+        return None
     if geometry is None and GEOMETRY_BRANCH in points:
         geometry = points[GEOMETRY_BRANCH].position
     found = 0 if geometry is None else len(geometry)
     if found < sampling.num_geometry_points:
         raise ValueError(f"{name}: the geometry branch draws {sampling.num_geometry_points} points, found {found}")
-    return geometry if sampling.num_geometry_points else None
+    return geometry
 
 
 def draw_training_case(
@@ -45,8 +47,8 @@ def draw_training_case(
     """
     sample = Sample({}, {})
     for branch, part in points.items():
-        drawn = draw_points(rng, part, sampling.num_anchors + sampling.num_queries, sampling)
-        sample.anchors[branch], queries = split_points(take_points(part, drawn), sampling.num_anchors)
+        idx = draw_points(rng, part, sampling.num_anchors + sampling.num_queries, sampling)
+        sample.anchors[branch], queries = split_points(take_points(part, idx), sampling.num_anchors)
         if sampling.num_queries:
             sample.queries[branch] = queries
     if geometry is None:
@@ -55,10 +57,10 @@ def draw_training_case(
 
 
 def draw_points(rng: np.random.Generator, points: PointSet, num_points: int, sampling: Sampling) -> NDArray[np.int64]:
-    """Draws points of a branch without replacement, as `sampling.method` says; returns their indices.
+    """Draws points of a branch without replacement, by `sampling.method`; returns their indices.
 
     Raises:
-        ValueError: There are too few points, or they have no cell sizes to be weighted by.
+        ValueError: There are too few points, or they have no cell sizes to weight them.
     """
     if sampling.method == "weighted" and points.cell_size is None:
         raise ValueError("anchors are drawn by cell size, but the points have no cell sizes: pass the anchors instead")
@@ -67,12 +69,15 @@ def draw_points(rng: np.random.Generator, points: PointSet, num_points: int, sam
 
 
 def draw_geometry(rng: np.random.Generator, points: Array, sampling: Sampling, *, num_supernodes: int) -> Geometry:
-    """Draws points of the geometry from [P, n], and supernodes among them; fewer where there are not as many."""
+    """Draws points of the geometry from [P, n] and supernodes among them, or as many as there are."""
     position = points[sample_points(rng, points, min(sampling.num_geometry_points, len(points)))]
-    num_supernodes = min(num_supernodes, len(position))
+    return add_supernodes(rng, position, sampling, num_supernodes=min(num_supernodes, len(position)))
+
+
+def add_supernodes(rng: np.random.Generator, position: Array, sampling: Sampling, *, num_supernodes: int) -> Geometry:
+    """Draws supernodes among drawn geometry points [P, n], by `sampling.supernode_method`."""
     if sampling.supernode_method == "uniform":
         # Drawn points are in no order, so the first are as good as any.
-        idx = np.arange(num_supernodes, dtype=np.int32)
-    else:
-        idx = sample_points(rng, position, num_supernodes, method=sampling.supernode_method).astype(np.int32)
-    return Geometry(position, idx)
+        return Geometry(position, np.arange(num_supernodes, dtype=np.int32))
+    idx = sample_points(rng, position, num_supernodes, method=sampling.supernode_method)
+    return Geometry(position, idx.astype(np.int32))

@@ -1,4 +1,4 @@
-"""Count, extremes, mean and deviation of data that need not fit in memory."""
+"""Count, extremes, mean and standard deviation of data that need not fit in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Moments:
     """Statistics of each of F channels, in float64.
 
     Args:
-        count: Rows that count: those without a value that is NaN or infinite.
-        num_not_finite: The other rows.
+        count: Number of finite rows, those that the other statistics are of.
+        num_not_finite: Number of rows with a NaN or infinite value.
         minimum: Smallest values [F].
         maximum: Largest values [F].
         mean: Means [F].
-        squares: Sums [F] of the squared deviations from the mean.
+        squares: Sums [F] of squared deviations from the mean.
     """
 
     count: int
@@ -32,7 +32,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: ArrayLike) -> Moments:
-        """Measures values [N] or [N, F] in memory."""
+        """Measures values [N] or [N, F]."""
         x = np.asarray(values, dtype=np.float64)
         x = x.reshape(len(x), -1) if x.size else x.reshape(0, *x.shape[1:] or (1,))
         finite = np.isfinite(x).all(axis=1)
@@ -55,24 +55,24 @@ class Moments:
 
     @classmethod
     def of_chunks(cls, chunks: Iterable[ArrayLike]) -> Moments:
-        """Measures data that come in pieces, [n_i] or [n_i, F], in one pass.
+        """Measures data that arrive in chunks, [n_i] or [n_i, F], in one pass.
 
         Raises:
-            ValueError: There is no piece, or two have different numbers of channels.
+            ValueError: There is no chunk, or the numbers of channels differ.
         """
         parts = (cls.of(chunk) for chunk in chunks)
         first = next(parts, None)
         if first is None:
-            raise ValueError("there is nothing to measure: no chunk came")
+            raise ValueError("cannot measure statistics: there are no chunks")
         return reduce(cls.merge, parts, first)
 
     def merge(self, other: Moments) -> Moments:
-        """Returns the statistics of both data together.
+        """Returns the statistics of both sets of data together.
 
         Source: T. F. Chan, G. H. Golub, R. J. LeVeque, Am. Stat. 37 (1983).
         """
         if len(self.mean) != len(other.mean):
-            raise ValueError(f"data of {len(self.mean)} and of {len(other.mean)} channels do not go together")
+            raise ValueError(f"cannot merge data of {len(self.mean)} and of {len(other.mean)} channels")
         num_not_finite = self.num_not_finite + other.num_not_finite
         if not (self.count and other.count):
             return replace(self if self.count else other, num_not_finite=num_not_finite)
@@ -88,6 +88,6 @@ class Moments:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """Standard deviations [F] with divisor N; exactly 0 for a constant channel, whatever rounding says."""
+        """Standard deviations [F] with divisor N; exactly 0 for a constant channel, despite rounding."""
         std: NDArray[np.float64] = np.sqrt(self.squares / max(self.count, 1))
         return np.where(self.minimum == self.maximum, 0.0, std)

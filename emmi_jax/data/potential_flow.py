@@ -1,6 +1,6 @@
 """Exact potential flow past triaxial ellipsoids, the built-in data of `emmi-jax train`.
 
-Everything is numpy in float64. Inside this file positions are in the body frame and laid out [3, N].
+Everything is NumPy in float64. In this file, positions are in the body frame and laid out as [3, N].
 
 Sources: H. Lamb, Hydrodynamics (1932), section 114; L. M. Milne-Thomson, Theoretical Hydrodynamics (1968);
 B. C. Carlson, "Numerical computation of real or complex elliptic integrals", Numer. Algorithms 10 (1995), for R_D.
@@ -19,7 +19,7 @@ Array: TypeAlias = NDArray[np.float64]
 SEMI_AXIS_RANGE = (0.4, 1.2)
 SHELL_SCALE = 4.0
 
-# In units of sum(x_i^2 / a_i^2): lets surface points through that were stored in float32 and rotated.
+# In units of sum(x_i^2 / a_i^2): accepts surface points that were stored in float32 and rotated.
 _INSIDE_TOLERANCE = 1e-5
 _ORTHOGONALITY_TOLERANCE = 1e-9
 # The rounding error of sum(x_i^2 / (a_i^2 + lambda)) at its root is about 2.5 machine epsilons.
@@ -31,14 +31,15 @@ def confocal_parameter(body_position: Array, semi_axes: Array) -> Array:
     """Largest root lambda of `sum x_i^2 / (a_i^2 + lambda) = 1`, which is 0 on the ellipsoid and grows outwards.
 
     Newton's method on `G = 1 / sum(x_i^2 / (a_i^2 + lambda)) - 1`. G is a harmonic mean of linear functions of lambda,
-    so it rises and is concave: Newton from the left climbs to the root and never passes it; a sphere takes one step.
+    so it is increasing and concave: from the left, Newton approaches the root and never passes it; a sphere takes one
+    step.
 
     Args:
         body_position: [3, N] in the body frame, outside the ellipsoid or on it.
         semi_axes: [3], in the unit of the position.
 
     Returns:
-        lambda [N], not negative, in the squared unit of the position; the equation holds up to a few roundings.
+        lambda [N], not negative, in the squared unit of the position; the equation holds to within rounding.
     """
     squared_position = np.square(body_position)
     squared_axes = np.square(semi_axes)[:, None]
@@ -49,7 +50,7 @@ def confocal_parameter(body_position: Array, semi_axes: Array) -> Array:
         terms = squared_position / denominator
         total = terms.sum(axis=0)
         slope = (terms / denominator).sum(axis=0)
-        # On the surface the step can be negative, by rounding and by what the check for inside points tolerates.
+        # On the surface the step can be negative, by rounding and by the tolerance for points inside.
         lam = np.maximum(lam + total * (total - 1.0) / slope, 0.0)
         if np.all((np.abs(total - 1.0) <= _ROOT_TOLERANCE) | (lam == 0.0)):
             break
@@ -60,8 +61,8 @@ def confocal_parameter(body_position: Array, semi_axes: Array) -> Array:
 class Ellipsoid:
     """An ellipsoid at the origin in a uniform stream of an ideal fluid.
 
-    Every method that takes positions wants them on the surface or outside, and raises ValueError when one of them is
-    inside the body (more than rounding explains) or not finite.
+    Methods that take positions need them on the surface or outside: they raise a ValueError if one is inside the body
+    (by more than rounding) or not finite.
 
     Args:
         semi_axes: [3], positive; their unit is the unit of every position.
@@ -69,8 +70,8 @@ class Ellipsoid:
         free_stream: [3], world frame, not zero; its unit is the unit of every velocity.
 
     Raises:
-        ValueError: a shape is wrong, a value is not finite, a semi-axis is not positive, the rotation is not a proper
-            rotation, or the free stream is zero.
+        ValueError: A shape is wrong, a value is not finite, a semi-axis is not positive, the rotation is not proper, or
+            the free stream is zero.
 
     Example:
         >>> import numpy as np
@@ -103,22 +104,10 @@ class Ellipsoid:
         if not np.any(self.free_stream):
             raise ValueError(f"free_stream is {self.free_stream.tolist()}, expected a velocity that is not zero")
 
-    def potential(self, position: ArrayLike) -> Array:
-        """Velocity potential, `sum_i U_i x_i (1 + alpha_i(lambda) / (2 - alpha_i(0)))` in the body frame.
-
-        Args:
-            position: [N, 3] in the world frame.
-
-        Returns:
-            [N], in the unit of velocity times length.
-        """
-        x, lam = self._locate(position)
-        stream = (self.free_stream @ self.rotation)[:, None]
-        potential: Array = (stream * x * (1.0 + self._alpha(lam) / self._two_minus_alpha_at_surface())).sum(axis=0)
-        return potential
-
     def velocity(self, position: ArrayLike) -> Array:
-        """Velocity, the gradient of `potential` in closed form; its normal component vanishes on the surface.
+        """Velocity; its normal component vanishes on the surface.
+
+        It is the gradient of the potential `sum_i U_i x_i (1 + alpha_i(lambda) / (2 - alpha_i(0)))` in the body frame.
 
         Args:
             position: [N, 3] in the world frame.
@@ -165,12 +154,12 @@ class Ellipsoid:
     def sample_surface(self, rng: np.random.Generator, num_points: int) -> Array:
         """Independent points on the surface, uniform in area.
 
-        A direction s, uniform on the unit sphere, goes to `a_i s_i`, which stretches area by `abc |s / a|`, and is kept
-        with probability `min(a) |s / a|`. At least half of them are kept whatever the shape: along the shortest
-        semi-axis j, `min(a) |s / a| >= |s_j|`, which is 1/2 on average.
+        A direction s, uniform on the unit sphere, is mapped to `a_i s_i`, which stretches area by `abc |s / a|`, and kept
+        with probability `min(a) |s / a|`. At least half are kept whatever the shape: along the shortest semi-axis j,
+        `min(a) |s / a| >= |s_j|`, which is 1/2 on average.
 
         Args:
-            rng: source of randomness; the same state gives the same points.
+            rng: Source of randomness; the same state gives the same points.
             num_points: N.
 
         Returns:
@@ -191,11 +180,11 @@ class Ellipsoid:
         """Independent points in the shell between the body and its copy scaled by 4, dense near the body.
 
         A point is `t a_i s_i` with s uniform on the unit sphere and `t = 1 + 3 v^2`, v uniform in [0, 1). So t has the
-        density `1 / (2 sqrt(3 (t - 1)))`, and a point the density `1 / (8 pi abc t^2 sqrt(3 (t - 1)))` per volume, with
-        `t = sqrt(sum x_i^2 / a_i^2)` between 1 and 4: half of the points have t < 1.75.
+        density `1 / (2 sqrt(3 (t - 1)))`, and points have the density `1 / (8 pi abc t^2 sqrt(3 (t - 1)))` per volume,
+        where `t = sqrt(sum x_i^2 / a_i^2)` is between 1 and 4: half of the points have t < 1.75.
 
         Args:
-            rng: source of randomness; the same state gives the same points.
+            rng: Source of randomness; the same state gives the same points.
             num_points: N.
 
         Returns:
@@ -247,8 +236,8 @@ def random_ellipsoids(num: int, *, seed: int) -> list[Ellipsoid]:
     """Random ellipsoids in the stream (1, 0, 0): semi-axes log-uniform in [0.4, 1.2], uniformly random rotations.
 
     Args:
-        num: how many; a larger `num` continues the same sequence.
-        seed: the same seed gives the same ellipsoids.
+        num: How many; a larger `num` continues the same sequence.
+        seed: The same seed gives the same ellipsoids.
 
     Returns:
         `num` ellipsoids.

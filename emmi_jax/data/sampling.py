@@ -1,4 +1,4 @@
-"""How points are drawn: without replacement from given points, or anywhere on a surface."""
+"""Draws of points: without replacement from given points, or anywhere on a surface."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def sample_points(
 
     Args:
         rng: Source of randomness, or a seed; the same state gives the same points.
-        position: Where the points are, [N, n].
+        position: Positions [N, n].
         num_points: How many to draw, at most N.
-        method: `uniform`: all subsets are equally likely. `weighted`: one after the other, each with a probability
-            proportional to its weight among those left; areas or volumes of cells make up for a mesh that is fine in
-            places. `farthest`: the first at random, each next as far as can be from those drawn; N·num_points steps.
-        weights: Weights [N], not negative, for `weighted` alone.
+        method: `uniform`: all subsets are equally likely. `weighted`: one after another, each with a probability
+            proportional to its weight among those left; cell sizes as weights compensate for local mesh refinement.
+            `farthest`: the first at random, each next as far as possible from those drawn, in N·num_points steps.
+        weights: Weights [N], not negative, for `weighted` only.
 
     Returns:
-        Indices [num_points] into the points, in the order they were drawn.
+        Indices [num_points] into the points, in the order of the draws.
 
     Raises:
-        ValueError: More points are asked for than there are (with a weight), or the arguments do not fit together.
+        ValueError: There are too few points (with a weight), or the arguments do not match.
 
     Sources: P. S. Efraimidis, P. G. Spirakis, Inf. Process. Lett. 97 (2006), for weighted draws; T. F. Gonzalez,
     Theor. Comput. Sci. 38 (1985), for farthest points.
@@ -89,7 +89,7 @@ def sample_points(
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if (weights is not None) != (method == "weighted"):
-        raise ValueError(f"weights go with the method 'weighted' and no other, got {method!r}")
+        raise ValueError(f"the method 'weighted', and no other, takes weights; got {method!r}")
     if not 0 <= num_points <= len(position):
         raise ValueError(f"cannot draw {num_points} of {len(position)} points")
     if method == "farthest":
@@ -113,7 +113,7 @@ def sample_triangles(
         Positions [num_points, 3].
 
     Raises:
-        ValueError: The number is negative, or no triangle has an area.
+        ValueError: The number is negative, or all triangles have no area.
     """
     rng = np.random.default_rng(rng)
     if num_points < 0:
@@ -125,7 +125,7 @@ def sample_triangles(
         raise ValueError(f"none of {len(corners)} triangles has an area")
     face = rng.choice(len(corners), num_points, p=area / area.sum())
     u, v = rng.random((2, num_points, 1))
-    # The half of the parallelogram beyond the triangle folds back onto it.
+    # The other half of the parallelogram is folded back onto the triangle.
     u, v = np.where(u + v > 1, (1 - u, 1 - v), (u, v))
     points: NDArray[np.float64] = origin[face] + u * first[face] + v * second[face]
     return points
@@ -138,7 +138,7 @@ def _weighted(
         raise ValueError(f"expected {num_all} finite weights >= 0, got shape {weights.shape}: {_extremes(weights)}")
     if np.count_nonzero(weights) < num_points:
         raise ValueError(f"cannot draw {num_points} points: {np.count_nonzero(weights)} of {num_all} have a weight")
-    # The smallest of exponential waiting times with these rates are successive draws with these weights.
+    # The order of exponential waiting times with these rates is that of successive draws with these weights.
     with np.errstate(divide="ignore"):
         waiting = rng.standard_exponential(num_all) / weights
     idx = np.argpartition(waiting, num_points)[:num_points] if num_points < num_all else np.arange(num_all)
@@ -155,6 +155,6 @@ def _farthest(rng: np.random.Generator, position: NDArray[np.floating[Any]], num
     for i in range(num_points):
         idx[i] = np.argmax(nearest) if i else rng.integers(len(position))
         np.minimum(nearest, np.square(position - position[idx[i]]).sum(axis=1), out=nearest)
-        # Below every distance, so that no point comes twice where points coincide.
+        # Below every distance, so that no point is drawn twice where points coincide.
         nearest[idx[i]] = -1.0
     return idx

@@ -1,4 +1,4 @@
-"""Statistics of data sets, measured in one pass with one chunk in memory."""
+"""Statistics of a data set, measured in one pass with one chunk in memory."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from typing import NamedTuple
 
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, compress
-from emmi_jax.points import CHUNK_ROWS, Fields, PointSet, take_points
+from emmi_jax.points import CHUNK_ROWS, PointSet, take_points
 
 
 class DataMoments(NamedTuple):
-    """Statistics of positions, and of fields by branch and name; log-scaled fields have those of the logarithm too."""
+    """Statistics of the positions and of each field, by branch and name; for log-scaled fields also of the logarithm."""
 
     position: Moments
     fields: dict[str, dict[str, tuple[Moments, Moments | None]]]
 
-    @property
-    def means(self) -> Fields:
-        """Mean [F] by branch and field."""
-        return {branch: {name: m.mean for name, (m, _) in fields.items()} for branch, fields in self.fields.items()}
-
     def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
-        """Returns the scales.
+        """Returns the normalizer of data with these statistics.
 
         Args:
             position_range: The longest side of the box of all points, in model units.
-            divergence_free: Fields whose scales keep the divergence zero; no logarithm is taken of them.
+            divergence_free: Fields whose scales must preserve zero divergence; they get no logarithm.
 
         Raises:
             ValueError: A value is not finite, or all positions coincide.
@@ -48,13 +43,13 @@ class DataMoments(NamedTuple):
 
 
 def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:
-    """Measures data that come in pieces, in one pass; `vorticity` is log-scaled.
+    """Measures data that arrive in chunks.
 
     Args:
-        chunks: Points and the branch they belong to, as many pieces as there are.
+        chunks: The branch and the points of each chunk.
 
     Raises:
-        ValueError: There is no piece.
+        ValueError: There is no chunk.
     """
     box: Moments | None = None
     fields: dict[str, dict[str, tuple[Moments, Moments | None]]] = {}
@@ -66,12 +61,12 @@ def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:
             parts = Moments.of(values), Moments.of(compress(values)) if name in LOG_SCALED_FIELDS else None
             known[name] = _merge(known[name], parts) if name in known else parts
     if box is None:
-        raise ValueError("there is nothing to measure: no points came")
+        raise ValueError("cannot measure statistics: there are no points")
     return DataMoments(box, fields)
 
 
-def row_pieces(points: Mapping[str, PointSet]) -> Iterator[tuple[str, PointSet]]:
-    """Cuts points into pieces for `measure`."""
+def point_chunks(points: Mapping[str, PointSet]) -> Iterator[tuple[str, PointSet]]:
+    """Yields the points of each branch in chunks, for `measure`."""
     for branch, part in points.items():
         for start in range(0, len(part.position), CHUNK_ROWS):
             yield branch, take_points(part, slice(start, start + CHUNK_ROWS))

@@ -1,4 +1,4 @@
-"""Files that appear under their names only when they are complete."""
+"""Files and folders: atomic writes, JSON, and checks before anything is written."""
 
 from __future__ import annotations
 
@@ -15,60 +15,80 @@ JsonDict = dict[str, Any]
 
 
 class UnwritableFileError(OSError):
-    """A file cannot be written, because the disk is full for instance; the message names the file."""
+    """A file cannot be written, for instance because the disk is full; the message names the file."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields the path to write to, which becomes `path` at the end; after an exception nothing is left.
+    """Yields a path to write to, which becomes `path` at the end; an exception leaves no partial file.
+
+    Folders that are missing are made.
 
     Raises:
         UnwritableFileError: Writing failed.
     """
-    # Writers that go by the extension find the same one.
+    # The extension stays last, because some writers go by it.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         with naming_the_file(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: JsonDict) -> None:
-    """Writes JSON that appears under its name only when it is complete."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+        if partial.is_file():
+            partial.unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that appears under its name only when it is complete."""
+    """Writes a text file atomically."""
     with whole_file(path) as partial:
         partial.write_text(text)
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder to write to, unless it exists; its parent must.
+def write_json(path: Path, value: JsonDict) -> None:
+    """Writes JSON atomically."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
 
     Raises:
-        UnwritableFileError: It cannot be made, or nothing can be written in it.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder to write to, and its parents, unless they exist.
+
+    Raises:
+        UnwritableFileError: It cannot be made, or files cannot be written to it.
     """
     with naming_the_file(path):
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
 
 
 def check_space(path: Path, num_bytes: int) -> None:
-    """Makes sure that a disk has room for what is going to be written, before hours of work are lost to a full one.
+    """Checks that a disk has enough space before any work is done.
 
     Args:
-        path: A file or folder to write to; it need not exist, but its parent must.
-        num_bytes: How much will be written. A file that it replaces counts in full, for it stays until then.
+        path: A file or folder to write to; it need not exist.
+        num_bytes: How much will be written. A file that it replaces counts in full, because it stays until then.
 
     Raises:
-        UnwritableFileError: There is less room.
+        UnwritableFileError: There is less space.
     """
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     with naming_the_file(path):
-        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        free = shutil.disk_usage(existing).free
     if num_bytes > free:
         raise UnwritableFileError(
             f"{path}: up to {_in_words(num_bytes)} will be written and {_in_words(free)} are free: make room on that "
@@ -76,17 +96,17 @@ def check_space(path: Path, num_bytes: int) -> None:
         )
 
 
-def _in_words(num_bytes: int) -> str:
-    unit = "GiB" if num_bytes >= 2**30 else "MiB"
-    return f"{num_bytes / (2**30 if unit == 'GiB' else 2**20):,.1f} {unit}"
-
-
 @contextmanager
 def naming_the_file(path: Path) -> Iterator[None]:
-    """Says which file could not be written: a failed write does not know, and the partial file would only confuse."""
+    """Names the file in the error of a failed write, which itself names none, or the partial file."""
     try:
         yield
     except UnwritableFileError:
         raise
     except OSError as error:
         raise UnwritableFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _in_words(num_bytes: int) -> str:
+    unit = "GiB" if num_bytes >= 2**30 else "MiB"
+    return f"{num_bytes / (2**30 if unit == 'GiB' else 2**20):,.1f} {unit}"

@@ -19,25 +19,25 @@ POSITION = "position"
 
 
 def read_case(path: Path) -> PointSet:
-    """Reads one case: the array `position` [N, 3] in the unit of your choice, every other array a field.
+    """Reads one case: the array `position` [N, 3], in any unit, and every other array as a field.
 
     Args:
-        path: An `.npz` file of numeric arrays; a field is (N,) or (N, C).
+        path: An `.npz` file of numeric arrays; fields are (N,) or (N, F).
 
     Returns:
-        Positions [N, 3] and fields [N, C], float64.
+        Positions [N, 3] and fields [N, F], float64.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not an `.npz` file, no `position`, no field, a wrong shape, values that are not finite, or arrays
-            that are not numbers; the message names the array.
+        ValueError: It is not an `.npz` file, it has no `position` or no field, or an array has the wrong shape, is not
+            numeric or not finite; the message names the array.
     """
     arrays = read_arrays(path)
     if POSITION not in arrays:
         raise ValueError(f"{path}: no array {POSITION!r}; the file holds {sorted(arrays)}")
     position = checked_positions(path, POSITION, arrays.pop(POSITION))
     if not arrays:
-        raise ValueError(f"{path}: no field beside {POSITION!r}; expected at least one array of {len(position)} rows")
+        raise ValueError(f"{path}: no field beside {POSITION!r}: expected at least one array of {len(position)} rows")
     return PointSet(position, {name: _checked_field(path, name, a, len(position)) for name, a in arrays.items()})
 
 
@@ -46,11 +46,11 @@ def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, ND
 
     Args:
         path: The file.
-        names: Read these, as far as the file holds them, and no others; None means all.
+        names: Arrays to read, if the file holds them; None means all.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not an `.npz` file, a damaged one, or an array that does not hold numbers.
+        ValueError: It is not an `.npz` file, it is damaged, or an array is not numeric.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -73,7 +73,7 @@ def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, ND
 
 
 def checked_positions(path: Path, name: str, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
-    """Returns positions [N, 3] after checking shape and values; a memory-map is read piece by piece.
+    """Returns positions [N, 3] after checking shape and values; a memory map is read chunk by chunk.
 
     Raises:
         ValueError: The shape is not (N, 3), or a value is not finite.
@@ -85,10 +85,10 @@ def checked_positions(path: Path, name: str, array: NDArray[_Scalar]) -> NDArray
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.floating[Any]]]) -> None:
-    """Writes an `.npz` file, which appears under its name only when it is complete.
+    """Writes an `.npz` file atomically.
 
     Raises:
-        UnwritableFileError: The folder does not exist, the disk is full, ….
+        UnwritableFileError: The disk is full, for instance.
     """
     with whole_file(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -97,13 +97,13 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.floating[Any]]]) ->
 def _checked_field(path: Path, name: str, array: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:
     if array.ndim not in (1, 2) or len(array) != num_points or array.size == 0:
         raise ValueError(
-            f"{path}: field {name!r} has shape {array.shape}, expected ({num_points},) or ({num_points}, C)"
+            f"{path}: field {name!r} has shape {array.shape}, expected ({num_points},) or ({num_points}, F)"
         )
     _check_finite(path, name, array)
     return array.reshape(num_points, -1)
 
 
 def _check_finite(path: Path, name: str, array: NDArray[Any]) -> None:
-    num_bad = sum(piece.size - int(np.count_nonzero(np.isfinite(piece))) for piece in row_chunks(array))
+    num_bad = sum(chunk.size - int(np.count_nonzero(np.isfinite(chunk))) for chunk in row_chunks(array))
     if num_bad:
         raise ValueError(f"{path}: {num_bad} of {array.size} values of {name!r} are NaN or infinite")

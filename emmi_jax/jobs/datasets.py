@@ -1,4 +1,4 @@
-"""Which data a setting names."""
+"""The data that settings name, and how they are scaled."""
 
 from __future__ import annotations
 
@@ -6,86 +6,83 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from emmi_jax.convert import PRESETS
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection, case_folders
-from emmi_jax.data.case_folder import case_branches, read_case_folder
-from emmi_jax.data.case_split import SPLIT_FILE, draw_split, read_split
+from emmi_jax.data.case_folder import case_branches, find_sources, read_case_folder, sources_to_json
+from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, read_split
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
+from emmi_jax.data.statistics import measure
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.npz import read_case
-from emmi_jax.training.settings import TrainSettings, model_config
+from emmi_jax.training.settings import TrainSettings
 
 
-def load_dataset(settings: TrainSettings, statistics: Normalizer | None = None) -> Dataset:
-    """Builds the data set that the settings name.
-
-    Args:
-        settings: The settings.
-        statistics: Scales that the model has already; by default those that the settings name, or else measured ones.
+def load_dataset(settings: TrainSettings) -> Dataset:
+    """Returns the data set that the settings name.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file or folder does not hold a usable case.
     """
-    options: Any = {"position_range": settings.position_range, "divergence_free": settings.divergence_free}
-    is_weighted = settings.sampling == "weighted"
+    sampling, batch_size = settings.sampling_config, settings.batch_size
+    is_weighted = sampling.method == "weighted"
     if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     if settings.data is None:
-        return EllipsoidDataset(settings.sizes, **options)
-    if settings.statistics is not None:
-        if statistics is not None:
-            raise ValueError(f"the run has statistics of its own, got --statistics {settings.statistics}")
-        statistics = read_statistics(settings.statistics)
-    options["statistics"] = statistics
+        return EllipsoidDataset(sampling, batch_size=batch_size)
     path = Path(settings.data)
-    folders = case_folders(path)
-    if folders and not case_branches(path):
-        split_file = path / SPLIT_FILE if settings.split is None else Path(settings.split)
-        is_drawn = settings.split is None and not split_file.is_file()
-        split = draw_split(folders) if is_drawn else read_split(split_file, folders)
+    folders = _collected_folders(path)
+    if folders:
         load_case = partial(read_case_folder, load_tensor=load_torch_tensor, with_cell_sizes=is_weighted)
-        return CaseCollection(split, load_case, settings.sizes, name=path.name, **options)
+        split = _split(settings, folders)
+        return CaseCollection(split, load_case, sampling, batch_size=batch_size, name=path.name)
     if settings.split is not None:
         raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
     if path.is_dir():
-        points, body = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
-        return PointCloudDataset(points, settings.sizes, geometry_position=body, name=path.name, **options)
-    return PointCloudDataset({"volume": read_case(path)}, settings.sizes, name=path.name, **options)
+        points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
+        return PointCloudDataset(points, sampling, batch_size=batch_size, geometry=geometry, name=path.name)
+    return PointCloudDataset({"volume": read_case(path)}, sampling, batch_size=batch_size, name=path.name)
 
 
-def run_config(settings: TrainSettings, dataset: Dataset) -> JsonDict:
-    """Returns the content of `config.json`: all that a run depends on."""
-    config = {
-        "settings": settings.to_dict(),
-        "model": model_config(settings, dataset.fields).to_dict(),
-        "normalizer": dataset.normalizer.to_dict(),
-    }
-    if isinstance(dataset, CaseCollection):
-        config["split"] = dataset.split.part_of
-    through_json: JsonDict = json.loads(json.dumps(config))
-    return through_json
+def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:
+    """Returns the normalizer that the settings name, or measures one on the training data.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The given statistics do not suit the data, or the data are not finite.
+    """
+    free = settings.divergence_free
+    if settings.statistics is not None:
+        return read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
+    moments = measure(dataset.train_chunks())
+    return moments.normalizer(position_range=settings.position_range, divergence_free=free)
+
+
+def field_sources(settings: TrainSettings) -> JsonDict:
+    """Returns the arrays of mesh files that hold the fields, as in `fields.json`; empty if the data are no folder."""
+    if settings.data is None or not (path := Path(settings.data)).is_dir():
+        return {}
+    return sources_to_json(find_sources(next(iter(_collected_folders(path)), path)))
 
 
 def read_statistics(source: str) -> Normalizer:
-    """Returns scales.
+    """Returns the normalizer of a published model or of a run.
 
     Args:
-        source: Name of a published model, such as `drivaerml-tutorial`; or path of a run's `config.json`, or of the
-            JSON values of a `Normalizer` alone, which are those under `normalizer` there.
+        source: Name of a published model, such as `drivaerml-tutorial`; or path of a run's `config.json`, or of JSON
+            with the values of a `Normalizer` alone, as under `normalizer` there.
 
     Raises:
         FileNotFoundError: It is neither a name nor a file.
-        ValueError: The file does not hold scales.
+        ValueError: The file does not hold statistics.
     """
     if source in PRESETS:
-        return Normalizer.from_dict(PRESETS[source].statistics)
+        return PRESETS[source].normalizer
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(PRESETS)}")
@@ -97,12 +94,12 @@ def read_statistics(source: str) -> Normalizer:
 
 
 def default_settings(data: str | None, *, geometry: bool = True) -> TrainSettings:
-    """Returns the defaults, a run of a few minutes on two processor cores.
+    """Returns the default settings, for a run of a few minutes on two processor cores.
 
     Args:
-        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
+        data: Path of an `.npz` case, of a folder with a case, or of a folder with several such folders; None for the
             built-in ellipsoids.
-        geometry: Whether the model has a geometry branch; that of a case without a surface has none in any way.
+        geometry: Whether the model has a geometry branch; it never has one for data without a surface.
     """
     if data is not None:
         return _settings_of_a_case(data, geometry=geometry)
@@ -127,11 +124,10 @@ def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
         position_range=5000.0,
         max_wavelength=10_000.0,
     )
-    path = Path(data)
-    branches = case_branches(path) or next(map(case_branches, case_folders(path)), ())
+    branches = case_branches(next(iter(_collected_folders(Path(data))), Path(data)))
     if len(branches) > 1:
         settings = replace(settings, physics_blocks=("self", "cross") * 2)
-    # The surface, where there is one, is also what the geometry branch sees.
+    # The geometry branch sees the surface.
     if not geometry or "surface" not in branches:
         return settings
     return replace(
@@ -141,3 +137,15 @@ def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
         num_supernodes=128,
         num_test_supernodes=256,
     )
+
+
+def _collected_folders(path: Path) -> list[Path]:
+    """Returns the case folders in a folder that is not a case itself."""
+    return [] if case_branches(path) else case_folders(path)
+
+
+def _split(settings: TrainSettings, folders: list[Path]) -> CaseSplit:
+    if settings.split is not None:
+        return read_split(Path(settings.split), folders)
+    file = folders[0].parent / SPLIT_FILE
+    return read_split(file, folders) if file.is_file() else draw_split(folders)

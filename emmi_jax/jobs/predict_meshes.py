@@ -29,7 +29,7 @@ from emmi_jax.inference.meshes import (
     write_predictions,
 )
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.progress import PredictionProgress, metrics_table, warn_few_anchors, warn_outside
+from emmi_jax.jobs.progress import ProgressBar, metrics_table, warn_few_anchors, warn_outside
 from emmi_jax.points import Array
 
 
@@ -81,7 +81,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
     check_space(job.out, largest_output(meshes, fields))
-    with PredictionProgress(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
+    with ProgressBar(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
             surrogate, meshes, geometry=geometry, chunk_size=job.chunk_size, advance=progress.advance
         )

@@ -16,7 +16,7 @@ from emmi_jax.files.npy import array_file_size, map_array, new_array
 from emmi_jax.files.npz import checked_positions, read_arrays, write_arrays
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.surrogate import Encoded, Surrogate
-from emmi_jax.jobs.progress import PredictionProgress, warn_few_anchors, warn_outside
+from emmi_jax.jobs.progress import ProgressBar, warn_few_anchors, warn_outside
 
 GEOMETRY = "geometry"
 _ANCHORS = "_anchors"
@@ -80,7 +80,7 @@ def predict_points(job: PointJob, surrogate: Surrogate, *, console: Console) -> 
         drawn_from = {branch: array for branch, array in arrays.queries.items() if branch not in arrays.anchors}
         warn_few_anchors(surrogate.sampling, drawn_from, console)
     encoded = surrogate.encode(anchors=arrays.anchors, geometry=arrays.geometry, points=arrays.queries)
-    with PredictionProgress(console, sum(map(len, arrays.queries.values()))) as progress:
+    with ProgressBar(console, sum(map(len, arrays.queries.values()))) as progress:
         options: dict[str, Any] = {"chunk_size": job.chunk_size, "advance": progress.advance}
         if job.out.suffix.lower() == ".npz":
             fields = encoded.predict(arrays.queries, **options)

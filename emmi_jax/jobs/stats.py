@@ -1,4 +1,4 @@
-"""Statistics of the arrays in files, measured in one pass with one chunk in memory: `emmi-jax stats`."""
+"""`emmi-jax stats`: statistics of the arrays in files, measured in one pass with one chunk in memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from emmi_jax.data.moments import Moments
+from emmi_jax.files.npy import map_array
+from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.mesh import read_mesh
 from emmi_jax.points import CHUNK_ROWS, row_chunks
 
@@ -19,18 +21,19 @@ NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
 
 def file_statistics(paths: Sequence[Path]) -> dict[str, Moments]:
-    """Measures every array of numbers in files; arrays of the same name in several files count as one.
+    """Measures every numeric array in files; arrays with the same name in several files count as one.
 
     Args:
-        paths: `.npz`, `.npy` or mesh files. The array of an `.npy` file is called as the file; a mesh has `position`
-            and its arrays, where that of the points is marked if the cells have one of the same name.
+        paths: `.npz`, `.npy` or mesh files. An `.npy` array is named after its file. A mesh has `position` and its
+            arrays; an array on points is marked if there is one of the same name in cells.
 
     Returns:
-        Statistics by name of the array.
+        Statistics by array.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A file is damaged or unknown, has no numbers, or two arrays of a name differ in their channels.
+        ValueError: A file is damaged or of unknown kind, an array is not numeric, or arrays with the same name have
+            different numbers of channels.
     """
     found: dict[str, Moments] = {}
     for path in paths:
@@ -48,7 +51,7 @@ def file_statistics(paths: Sequence[Path]) -> dict[str, Moments]:
 
 
 def statistics_json(statistics: Mapping[str, Moments]) -> dict[str, Any]:
-    """Returns statistics as JSON values; where no row is finite there are none."""
+    """Returns statistics as JSON values; an array without finite rows has none."""
     return {
         name: {
             "count": m.count,
@@ -64,11 +67,8 @@ def statistics_json(statistics: Mapping[str, Moments]) -> dict[str, Any]:
 
 
 def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
-    """Lays out statistics, a row a channel, in 80 columns."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("array", overflow="fold")
-    for column in ("count", "min", "max", "mean", "std"):
-        table.add_column(column, justify="right", no_wrap=True)
+    """Returns a table of statistics, one row per channel."""
+    table = new_table(title, ["array", "count", "min", "max", "mean", "std"])
     for name, m in statistics.items():
         for channel in range(len(m.mean)):
             label = name if len(m.mean) == 1 else f"{name}[{channel}]"
@@ -84,11 +84,7 @@ def _arrays(path: Path) -> NamedChunks:
         case ".npz":
             yield from _npz_arrays(path)
         case ".npy":
-            try:
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"{path}: not an .npy file of numbers, or a damaged one: {error}") from None
-            yield path.stem, _numbers(array)
+            yield path.stem, _numbers(map_array(path))
         case _:
             dataset = read_mesh(path).dataset
             yield "position", row_chunks(np.asarray(dataset.points))
@@ -100,7 +96,7 @@ def _arrays(path: Path) -> NamedChunks:
 
 
 def _npz_arrays(path: Path) -> NamedChunks:
-    """Reads the members of the archive as they are decompressed, never one whole."""
+    """Reads the members of an archive chunk by chunk as they are decompressed."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an .npz file, or a truncated one")
     with zipfile.ZipFile(path) as archive:
@@ -121,7 +117,7 @@ def _npy_chunks(file: IO[bytes]) -> Iterator[NDArray[Any]]:
     num_rows = shape[0] if shape else 1
     row_shape = shape[1:]
     if is_fortran and row_shape:
-        # Columns follow one another, so a row is complete at the end only.
+        # Columns are stored one after another, so no row is complete before the end.
         whole = np.frombuffer(file.read(), dtype)
         yield from row_chunks(whole.reshape(shape[::-1]).T)
         return

@@ -1,4 +1,4 @@
-"""Meshes in files: positions and fields on their points or in their cells, and the same mesh with more fields."""
+"""Meshes in files: their positions and fields, on points or in cells, and the same mesh with more fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emmi_jax.meshes.vtk import read_dataset, vtk_messages, write_dataset
 from emmi_jax.points import Array, PointSet
 
 Location: TypeAlias = Literal["points", "cells"]
-"""Where an array lives: a row a point of the mesh, or a row a cell."""
+"""Where an array belongs: one row per point of the mesh, or one per cell."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FieldSource:
 
     Args:
         array: Name of the array in the file.
-        scale: Factor from the unit of the file to that of the field; also a place to turn a sign round.
+        scale: Factor from the unit of the file to that of the field; it may also flip a sign.
     """
 
     array: str
@@ -32,7 +32,7 @@ class FieldSource:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A mesh that came from a file.
+    """A mesh read from a file.
 
     Args:
         path: The file, for messages.
@@ -47,10 +47,10 @@ class Mesh:
     dataset: Any
 
     def location_of(self, names: Iterable[str]) -> Location:
-        """Says where these arrays live; cells come first where an array lives on both.
+        """Returns where these arrays are; cells come first if they are on both.
 
         Raises:
-            ValueError: An array is absent, or no place has all of them; the message lists what there is.
+            ValueError: An array is absent, or neither cells nor points have all of them; the message lists the arrays.
         """
         names = list(names)
         present: dict[Location, list[str]] = {
@@ -70,7 +70,7 @@ class Mesh:
         )
 
     def position(self, location: Location) -> Array:
-        """Returns the points, or the centres of the cells, [N, 3] in the unit of the file, float32 or float64."""
+        """Returns the points or the cell centres, [N, 3] in the unit of the file, float32 or float64."""
         if location == "points":
             return _floats(self.dataset.points)
         with vtk_messages():
@@ -79,19 +79,19 @@ class Mesh:
     def points(
         self, sources: Mapping[str, FieldSource], *, location: Location | None = None, with_cell_sizes: bool = False
     ) -> PointSet:
-        """Reads positions and fields; an array that needs no factor is not copied.
+        """Reads positions and fields; an array without a factor is not copied.
 
         Args:
-            sources: The arrays by the name that the field shall have.
-            location: Where to take them from; by default where they are, or the points if there are none.
+            sources: The arrays by field.
+            location: Where to read them; by default where they are, or on the points if there are none.
             with_cell_sizes: Whether to measure the cells too.
 
         Returns:
             Positions [N, 3] and fields [N, F], float32 or float64 as in the file.
 
         Raises:
-            ValueError: An array is absent, of another length, not finite or not of numbers; or the sizes of cells are
-                asked for and the fields are on points.
+            ValueError: An array is absent, of the wrong length, not finite or not numeric; or cell sizes are needed but
+                the fields are on points.
         """
         if location is None:
             location = self.location_of(s.array for s in sources.values()) if sources else "points"
@@ -100,9 +100,9 @@ class Mesh:
         return PointSet(position, fields, self.cell_sizes(location) if with_cell_sizes else None)
 
     def cell_sizes(self, location: Location = "cells") -> Array:
-        """Returns areas or volumes of the cells, [N], never negative; for points there are none, a ValueError."""
+        """Returns areas or volumes of the cells, [N], never negative; points have none, which is a ValueError."""
         if location != "cells":
-            raise ValueError(f"{self.path}: fields are on its points, which have no area or volume to be weighted by")
+            raise ValueError(f"{self.path}: its fields are on points, and points have no area or volume to weight them")
         with vtk_messages():
             sizes = self.dataset.compute_cell_sizes(length=False).cell_data
         return np.abs(np.asarray(sizes["Volume"])) + np.abs(np.asarray(sizes["Area"]))
@@ -116,12 +116,12 @@ class Mesh:
             raise ValueError(f"{self.path}: array {source.array!r} holds {values.dtype}, expected real numbers")
         if len(values) != num_rows:
             raise ValueError(
-                f"{self.path}: array {source.array!r} has {len(values)} rows, expected {num_rows}, one for each of "
-                f"the {location}"
+                f"{self.path}: array {source.array!r} has {len(values)} rows, expected {num_rows}, one for each of the "
+                f"{location}"
             )
         values = _floats(values).reshape(num_rows, -1)
         _check_finite(self.path, source.array, values)
-        # A Python float leaves float32 as it is.
+        # A Python float keeps float32.
         return values if source.scale == 1.0 else values * float(source.scale)
 
 
@@ -141,16 +141,16 @@ def read_mesh(path: Path) -> Mesh:
 
 
 def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, location: Location) -> None:
-    """Writes a mesh again with more fields; the file appears under its name only when it is complete.
+    """Writes a mesh with more fields, atomically.
 
     Args:
         path: A `.vtp`, `.vtu` or `.vtk` file that can hold this kind of mesh.
         mesh: The mesh; it is not changed.
-        fields: Arrays [N] or [N, F]; those of the mesh stay, but for equal names.
-        location: Where the fields live.
+        fields: Arrays [N] or [N, F]; they replace arrays of the mesh with the same names.
+        location: Where the fields belong.
 
     Raises:
-        ValueError: A field is not of the mesh's length, or the extension cannot hold such a mesh.
+        ValueError: A field has the wrong length, or the extension cannot hold such a mesh.
         OSError: The file cannot be written.
     """
     dataset = mesh.dataset.copy(deep=False)
@@ -160,8 +160,8 @@ def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, locat
         array = np.asarray(values)
         if array.ndim not in (1, 2) or len(array) != num_rows:
             raise ValueError(
-                f"{path}: field {name!r} has shape {array.shape}, expected ({num_rows},) or ({num_rows}, F), a row for "
-                f"each of the {location}"
+                f"{path}: field {name!r} has shape {array.shape}, expected ({num_rows},) or ({num_rows}, F), one row "
+                f"for each of the {location}"
             )
         data[name] = array[:, 0] if array.shape[1:] == (1,) else array
     write_dataset(path, dataset)

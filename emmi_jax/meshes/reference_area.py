@@ -14,15 +14,15 @@ def read_reference_area(path: Path) -> float:
     """Reads a reference area.
 
     Args:
-        path: A table of comma-separated values. The area is called as one of `AREA_NAMES`, whatever the case, blanks,
-            underscores and units in brackets; its number stands below the name, or else to the right of it.
+        path: A table of comma-separated values. The area has one of `AREA_NAMES`, whatever the case, blanks,
+            underscores and unit in brackets; its number is below the name, or else to the right of it.
 
     Returns:
         The area in the squared unit of the mesh.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no text, the area is not in it, or is not a positive number; the message says what there is.
+        ValueError: The file is not text, or does not hold a positive area; the message says what it holds.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -46,7 +46,7 @@ def read_reference_area(path: Path) -> float:
 
 
 def _plain(name: str) -> str:
-    """What is left of a name without case, blanks, underscores and what follows in brackets."""
+    """Drops case, blanks, underscores and a unit in brackets."""
     return re.sub(r"[\[(].*|[^a-z]", "", name.lower())
 
 

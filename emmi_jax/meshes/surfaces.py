@@ -1,4 +1,4 @@
-"""Surfaces of polygons: areas, outward normals, and whether they close."""
+"""Surfaces of polygons: areas, outward normals, and whether they are closed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SurfaceElements(NamedTuple):
     Args:
         area: Areas [N], in the squared unit of the positions.
         normal: Outward unit normals [N, 3]; zero for a cell without area.
-        num_open_edges: Edges that do not join exactly two cells that run round the same way; 0 for a closed surface.
+        num_open_edges: Edges that do not join exactly two consistently oriented cells; 0 for a closed surface.
     """
 
     area: NDArray[np.float64]
@@ -27,7 +27,7 @@ class SurfaceElements(NamedTuple):
 
 
 def check_surface(mesh: Mesh) -> None:
-    """Makes sure that a mesh is a surface of polygons.
+    """Checks that a mesh is a surface of polygons.
 
     Raises:
         ValueError: It is not.
@@ -38,27 +38,27 @@ def check_surface(mesh: Mesh) -> None:
 def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceElements:
     """Computes areas and outward normals of the cells of a surface.
 
-    Outward is the side that makes the enclosed volume positive, so the way the polygons run round does not matter, as
-    long as it is the same everywhere. A body of several parts must have them all alike.
+    Outward is the side that makes the enclosed volume positive, so the orientation of the polygons does not matter, as
+    long as it is consistent; all parts of a body must share it.
 
     Args:
-        mesh: A surface of polygons; they should be planar, else area and normal are those of their boundary.
-        require_closed: Whether to refuse a surface with open edges. Otherwise outward is a guess, away from the middle
-            of its box on average: right for a body with small gaps, such as a car on its tyres; for a sheet that has
-            no inside, the normals stay as the polygons run round.
+        mesh: A surface of polygons. They should be planar; else area and normal are those of their boundary.
+        require_closed: Whether to refuse a surface with open edges. If not, outward is a guess, away from the middle of
+            the box on average: right for a body with small gaps, such as a car on its tyres. A sheet, which has no
+            inside, keeps the orientation of its polygons.
 
     Returns:
         Areas and normals in the order of the cells.
 
     Raises:
-        ValueError: The mesh is not a surface of polygons, or is not closed though it should be.
+        ValueError: The mesh is not a surface of polygons, or must be closed but is not.
     """
     connectivity, offsets = _polygons(mesh)
     points = np.asarray(mesh.dataset.points, dtype=np.float64)
     points = points - (points.min(axis=0) + points.max(axis=0)) / 2
     following = _following(len(connectivity), offsets)
     start, end = points[connectivity], points[connectivity[following]]
-    # Edges relative to the first corner of their polygon, so that a large distance from the origin does not cancel.
+    # Edges are relative to the first corner of their polygon, to avoid cancellation far from the origin.
     first = np.repeat(points[connectivity[offsets[:-1]]], np.diff(offsets), axis=0)
     vector_area = np.add.reduceat(np.cross(start - first, end - first), offsets[:-1], axis=0) / 2
     area = np.linalg.norm(vector_area, axis=1)
@@ -66,8 +66,8 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     num_open = _num_open_edges(points, connectivity, following)
     if require_closed and num_open:
         raise ValueError(
-            f"{mesh.path}: the surface is not closed: {num_open} edges do not join exactly two cells that run round "
-            "the same way, so it has no outward side"
+            f"{mesh.path}: the surface is not closed: {num_open} edges do not join exactly two consistently oriented "
+            "cells, so it has no outward side"
         )
     sign = -1.0 if volume < -1e-9 * area.sum() * np.abs(points).max() else 1.0
     return SurfaceElements(area, sign * vector_area / np.where(area > 0, area, 1.0)[:, None], num_open)
@@ -87,13 +87,13 @@ def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
 
 
 def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cuts convex polygons into triangles that remember where they come from.
+    """Cuts convex polygons into triangles and returns which cell each came from.
 
     Args:
-        dataset: A `pyvista.PolyData`; its lines and vertices are left out.
+        dataset: A `pyvista.PolyData`; its lines and vertices are ignored.
 
     Returns:
-        Indices of the corners [T, 3] among the points, and of the cells [T] they belong to.
+        Indices of the corners [T, 3] among the points, and of the cells [T].
     """
     connectivity, offsets = _polygon_arrays(dataset)
     corners = np.diff(offsets)
@@ -102,12 +102,12 @@ def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     number = np.arange(len(polygon)) - np.repeat(np.cumsum(num_triangles) - num_triangles, num_triangles)
     first = offsets[:-1][polygon]
     triangles = np.stack([connectivity[i] for i in (first, first + number + 1, first + number + 2)], axis=1)
-    # VTK numbers the cells of such a mesh by kind, polygons after vertices and lines.
+    # VTK numbers cells by kind: polygons come after vertices and lines.
     return triangles, polygon + dataset.GetNumberOfVerts() + dataset.GetNumberOfLines()
 
 
 def _polygons(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Corners of all polygons in a row, and where each polygon starts and ends there."""
+    """The corners of all polygons, and where each polygon starts and ends among them."""
     dataset: Any = mesh.dataset
     if not dataset.IsA("vtkPolyData") or not dataset.n_cells or dataset.GetNumberOfPolys() != dataset.n_cells:
         raise ValueError(f"{mesh.path}: expected a surface of polygons and no other cells, got {_kind(dataset)}")
@@ -139,14 +139,14 @@ def _following(num_corners: int, offsets: NDArray[np.int64]) -> NDArray[np.int64
 def _num_open_edges(points: NDArray[np.float64], connectivity: NDArray[np.int64], following: NDArray[np.int64]) -> int:
     num_open = _num_unpaired(connectivity, following)
     if num_open:
-        # Some writers repeat the corners of every polygon, and then nothing is joined by number.
+        # Some writers repeat the corners of every polygon, so no edges match by index.
         _, same = np.unique(points, axis=0, return_inverse=True)
         num_open = _num_unpaired(same.reshape(-1)[connectivity], following)
     return num_open
 
 
 def _num_unpaired(corner: NDArray[np.int64], following: NDArray[np.int64]) -> int:
-    """Edges that are not passed exactly twice, once in each direction."""
+    """Counts edges that are not traversed exactly twice, once in each direction."""
     start, end = corner, corner[following]
     low, high = np.minimum(start, end), np.maximum(start, end)
     _, edge, count = np.unique(low * (high.max() + 1) + high, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""VTK's readers and writers: what they would print becomes an error of one line, and files appear when complete."""
+"""VTK's readers and writers, with one-line errors instead of printed messages, and atomic writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_dataset(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The extension is unknown, or the file is damaged or of another format.
+        ValueError: The extension is unknown, or the file is damaged or in another format.
         ImportError: pyvista is not installed.
     """
     suffix = path.suffix.lower()
@@ -61,7 +61,7 @@ def read_dataset(path: Path) -> Any:
 
 
 def write_dataset(path: Path, dataset: Any) -> None:
-    """Writes a `pyvista.DataSet`; the file appears under its name only when it is complete.
+    """Writes a `pyvista.DataSet` atomically.
 
     Args:
         path: A `.vtp` (surfaces), `.vtu` (unstructured grids) or `.vtk` file.
@@ -89,17 +89,17 @@ def write_dataset(path: Path, dataset: Any) -> None:
             if suffix == ".vtk":
                 writer.SetFileTypeToBinary()
             else:
-                # Predictions hardly compress, so what is quick is best.
+                # Predictions hardly compress, so the fastest settings are best.
                 writer.SetCompressorTypeToLZ4()
                 writer.EncodeAppendedDataOff()
                 writer.SetHeaderTypeToUInt64()
             done = writer.Write()
         if not done or messages or writer.GetErrorCode() or not partial.is_file():
-            raise OSError(messages[0] if messages else "VTK gives no reason")
+            raise OSError(messages[0] if messages else "VTK gave no reason")
 
 
 def import_pyvista() -> Any:
-    """Imports pyvista, whatever it or VTK deprecates at the time."""
+    """Imports pyvista without deprecation warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("pyvista")
@@ -107,7 +107,7 @@ def import_pyvista() -> Any:
 
 @contextmanager
 def vtk_messages() -> Iterator[list[str]]:
-    """Collects VTK's errors and warnings, a line each, instead of printing them."""
+    """Collects VTK's errors and warnings, one line each, instead of printing them."""
     core = importlib.import_module("vtkmodules.vtkCommonCore")
     before, window = core.vtkOutputWindow.GetInstance(), core.vtkStringOutputWindow()
     verbosity = core.vtkLogger.GetCurrentVerbosityCutoff()

@@ -132,8 +132,9 @@ class _Network(nn.Module):
         for i, kind in enumerate(config.physics_blocks):
             name = f"physics_blocks_{i}"
             if kind.startswith("perceiver"):
-                block = self._perceiver_block(kind, sequence.rows, name)
-                x = step(block, x, encoded.tokens, sequence.freqs, encoded.freqs, mask=encoded.mask)
+                block = self._perceiver_block(kind, name)
+                specs = sequence.specs if kind.endswith("_untied") else None
+                x = step(block, x, encoded.tokens, sequence.freqs, encoded.freqs, mask=encoded.mask, token_specs=specs)
             else:
                 block = self._transformer_block(kind, config.branches, name)
                 x = step(block, x, freqs=sequence.freqs, token_specs=sequence.specs, key_padding_mask=sequence.mask)
@@ -179,7 +180,7 @@ class _Network(nn.Module):
             block = self._transformer_block("self", (branch,), f"{branch}_decoder_blocks_{i}")
             x = step(block, x, freqs=freqs, token_specs=specs, key_padding_mask=mask)
         fields = config.fields[branch]
-        y = Linear(sum(fields.values()), config, name=f"{branch}_decoder")(x)
+        y = Linear(sum(fields.values()), config, axes=("embed", "fields"), name=f"{branch}_decoder")(x)
         predictions = {}
         for spec_name, tokens in token_slices(specs).items():
             prefix = branch if spec_name == f"{branch}{ANCHORS}" else f"query_{branch}"
@@ -206,10 +207,10 @@ class _Network(nn.Module):
             return UntiedTransformerBlock(TransformerBlock(attention_config, **options, parent=None), name=name)
         return TransformerBlock(attention_config, **options, name=name)
 
-    def _perceiver_block(self, kind: str, rows: Mapping[str, slice], name: str) -> nn.Module:
+    def _perceiver_block(self, kind: str, name: str) -> nn.Module:
         if kind.endswith("_untied"):
             block = PerceiverBlock(self.config.attention, **self._block_options, parent=None)
-            return UntiedPerceiverBlock(block, tuple(rows.items()), name=name)
+            return UntiedPerceiverBlock(block, self.config.branches, name=name)
         return PerceiverBlock(self.config.attention, **self._block_options, name=name)
 
     def _run(self, block: nn.Module, *args: Any, token_specs: Any = None, deterministic: bool, **kwargs: Any) -> Any:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.data.potential_flow import SHELL_SCALE, Ellipsoid
-from emmi_jax.data.samples import Predict, Sample
-from emmi_jax.plots.panels import Quantity, View, draw_comparison
-from emmi_jax.points import PointSet
+from emmi_jax.plots.panels import Quantity, View, draw_comparison, magnitude
+from emmi_jax.points import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,69 +20,32 @@ _NUM_LATITUDES, _NUM_LONGITUDES = 49, 96
 _SLICE_POINTS = 161
 
 
-def draw_surface(body: Ellipsoid, anchored: Sample, predict: Predict, directory: Path) -> Path:
-    """Draws predicted and exact pressure coefficient on the surface, seen from upstream and from the side.
+class SurfaceMesh(NamedTuple):
+    """The surface of an ellipsoid: vertices [N, 3], their normals [N, 3], and triangles [K, 3]."""
 
-    Args:
-        body: The ellipsoid.
-        anchored: Its anchors and geometry.
-        predict: The model.
-        directory: Where the picture goes.
+    position: NDArray[np.float64]
+    normal: NDArray[np.float64]
+    triangles: NDArray[np.intp]
 
-    Returns:
-        Its path.
+
+class SliceGrid(NamedTuple):
+    """The plane z = 0 around an ellipsoid.
+
+    Attributes:
+        position: The points [N, 3] that are in the shell around it.
+        in_shell: Which points [R, R] of the grid these are.
+        ticks: Coordinates [R] of the grid along x and along y.
+        level: Distance [R, R] from the centre over that of the surface.
     """
-    position, triangles = _surface_mesh(body)
-    queries = {"surface": PointSet(position, {}), "volume": anchored.anchors["volume"]}
-    predicted = predict(anchored._replace(queries=queries))["surface"]["pressure_coefficient"][:, 0]
-    quantity = Quantity(predicted, body.pressure_coefficient(position), "$C_p$", "viridis")
-    views = [
-        _surface_view(body, position, triangles, direction=(-1, 0, 0), right=(0, -1, 0), title="from upstream"),
-        _surface_view(body, position, triangles, direction=(0, -1, 0), right=(1, 0, 0), title="from the side"),
-    ]
-    a, b, c = body.semi_axes
-    title = f"Surface pressure of an unseen ellipsoid, semi-axes {a:.2f}, {b:.2f}, {c:.2f}"
-    return draw_comparison(directory / "surface_pressure.png", title, views, [quantity] * 2)
+
+    position: NDArray[np.float64]
+    in_shell: NDArray[np.bool_]
+    ticks: NDArray[np.float64]
+    level: NDArray[np.float64]
 
 
-def draw_slice(body: Ellipsoid, anchored: Sample, predict: Predict, directory: Path) -> Path:
-    """Draws predicted and exact speed in the plane z = 0 around the body.
-
-    Args:
-        body: The ellipsoid.
-        anchored: Its anchors and geometry.
-        predict: The model.
-        directory: Where the picture goes.
-
-    Returns:
-        Its path.
-    """
-    reach = 2.2 * float(body.semi_axes.max())
-    ticks = np.linspace(-reach, reach, _SLICE_POINTS)
-    x, y = np.meshgrid(ticks, ticks)
-    position = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=1)
-    level = np.linalg.norm(position @ body.rotation / body.semi_axes, axis=1)
-    outside = (level >= 1.0) & (level <= SHELL_SCALE)
-    queries = {"surface": anchored.anchors["surface"], "volume": PointSet(position[outside], {})}
-    predicted = np.linalg.norm(predict(anchored._replace(queries=queries))["volume"]["velocity"], axis=1)
-    exact = np.linalg.norm(body.velocity(position[outside]), axis=1)
-
-    def paint(axes: Axes, values: NDArray[np.floating[Any]], scale: Normalize, color_map: str) -> None:
-        picture = np.full(x.size, np.nan)
-        picture[outside] = values
-        axes.pcolormesh(x, y, picture.reshape(x.shape), norm=scale, cmap=color_map, shading="nearest", rasterized=True)
-        axes.contourf(x, y, level.reshape(x.shape), levels=[0.0, 1.0], colors="0.7")
-        axes.contour(x, y, level.reshape(x.shape), levels=[1.0], colors="black", linewidths=1.0)
-
-    view = View(paint, "z = 0", "x / L, stream to the right", "y / L", aspect=1.0)
-    title = "Speed around an unseen ellipsoid"
-    return draw_comparison(
-        directory / "volume_velocity.png", title, [view], [Quantity(predicted, exact, "$|u| / U$", "viridis")]
-    )
-
-
-def _surface_mesh(body: Ellipsoid) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Vertices [N, 3] and triangles [K, 3] of the surface, a grid of latitudes and longitudes."""
+def surface_mesh(body: Ellipsoid) -> SurfaceMesh:
+    """Meshes the surface by latitudes and longitudes."""
     polar = np.linspace(0.0, np.pi, _NUM_LATITUDES)
     azimuth = np.linspace(0.0, 2 * np.pi, _NUM_LONGITUDES, endpoint=False)
     theta, phi = np.meshgrid(polar, azimuth, indexing="ij")
@@ -93,34 +55,61 @@ def _surface_mesh(body: Ellipsoid) -> tuple[NDArray[np.float64], NDArray[np.intp
     here, right = idx, np.roll(idx, -1, axis=1)
     lower = np.stack([here[:-1], right[:-1], here[1:]], axis=-1)
     upper = np.stack([right[:-1], right[1:], here[1:]], axis=-1)
-    return vertices, np.concatenate([lower.reshape(-1, 3), upper.reshape(-1, 3)])
+    triangles = np.concatenate([lower.reshape(-1, 3), upper.reshape(-1, 3)])
+    return SurfaceMesh(vertices, body.surface_normal(vertices), triangles)
+
+
+def slice_grid(body: Ellipsoid) -> SliceGrid:
+    """Lays a square grid around the body into the plane z = 0."""
+    reach = 2.2 * float(body.semi_axes.max())
+    ticks = np.linspace(-reach, reach, _SLICE_POINTS)
+    x, y = np.meshgrid(ticks, ticks)
+    position = np.stack([x, y, np.zeros_like(x)], axis=-1)
+    level = np.linalg.norm(position @ body.rotation / body.semi_axes, axis=-1)
+    in_shell = (level >= 1.0) & (level <= SHELL_SCALE)
+    return SliceGrid(position[in_shell], in_shell, ticks, level)
+
+
+def draw_surface(path: Path, title: str, mesh: SurfaceMesh, predicted: Array, exact: Array) -> Path:
+    """Draws predicted and exact pressure coefficients [N] on the surface, seen from upstream and from the side."""
+    quantity = Quantity(predicted, exact, "$C_p$", "viridis")
+    views = [
+        _surface_view(mesh, direction=(-1, 0, 0), right=(0, -1, 0), title="from upstream"),
+        _surface_view(mesh, direction=(0, -1, 0), right=(1, 0, 0), title="from the side"),
+    ]
+    return draw_comparison(path, title, views, [quantity] * 2)
+
+
+def draw_slice(path: Path, grid: SliceGrid, predicted: Array, exact: Array) -> Path:
+    """Draws the predicted and the exact speed in the plane z = 0, of velocities [N, 3]."""
+
+    def paint(axes: Axes, values: NDArray[np.floating[Any]], scale: Normalize, color_map: str) -> None:
+        picture = np.full(grid.in_shell.shape, np.nan)
+        picture[grid.in_shell] = values
+        plane = grid.ticks, grid.ticks
+        axes.pcolormesh(*plane, picture, norm=scale, cmap=color_map, shading="nearest", rasterized=True)
+        axes.contourf(*plane, grid.level, levels=[0.0, 1.0], colors="0.7")
+        axes.contour(*plane, grid.level, levels=[1.0], colors="black", linewidths=1.0)
+
+    view = View(paint, "z = 0", "x / L, stream to the right", "y / L", aspect=1.0)
+    speed = Quantity(magnitude(predicted), magnitude(exact), "$|u| / U$", "viridis")
+    return draw_comparison(path, "Speed around an unseen ellipsoid", [view], [speed])
 
 
 def _surface_view(
-    body: Ellipsoid,
-    position: NDArray[np.float64],
-    triangles: NDArray[np.intp],
-    *,
-    direction: tuple[int, int, int],
-    right: tuple[int, int, int],
-    title: str,
+    mesh: SurfaceMesh, *, direction: tuple[int, int, int], right: tuple[int, int, int], title: str
 ) -> View:
     """The half of the surface that faces a viewer in `direction`, projected along it, z upwards."""
-    facing = body.surface_normal(position) @ np.array(direction) > 0
+    position, normal, triangles = mesh
+    facing = normal @ np.array(direction) > 0
     visible = triangles[facing[triangles].all(axis=1)]
     across = position @ np.array(right)
 
-    from matplotlib.tri import Triangulation
-
     def paint(axes: Axes, values: NDArray[np.floating[Any]], scale: Normalize, color_map: str) -> None:
-        axes.tripcolor(
-            Triangulation(across, position[:, 2], visible),
-            values,
-            norm=scale,
-            cmap=color_map,
-            shading="gouraud",
-            rasterized=True,
-        )
+        from matplotlib.tri import Triangulation
+
+        triangulation = Triangulation(across, position[:, 2], visible)
+        axes.tripcolor(triangulation, values, norm=scale, cmap=color_map, shading="gouraud", rasterized=True)
 
     axis = "xyz"[int(np.argmax(np.abs(right)))]
     sign = "−" if sum(right) < 0 else ""

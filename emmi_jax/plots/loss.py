@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from emmi_jax.files.atomic import whole_file
+from emmi_jax.plots.panels import save_figure
 
 _NOT_LOSSES = {"step", "seconds", "learning_rate", "gradient_norm"}
 
@@ -17,14 +18,12 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path) -> Path:
     """Draws the loss and its parts over the steps into `loss.png`.
 
     Args:
-        rows: Metrics of every step.
-        directory: Where the picture goes.
+        rows: Losses of every step.
+        directory: Folder of the picture.
 
     Returns:
         Its path.
     """
-    from matplotlib.figure import Figure
-
     step = np.array([row["step"] for row in rows])
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -41,14 +40,11 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path) -> Path:
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    path = directory / "loss.png"
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=130)
-    return path
+    return save_figure(figure, directory / "loss.png")
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over the last `width` values, over fewer at the start."""
+    """Mean over the last `width` values, or as many as there are."""
     total = np.cumsum(np.concatenate([[0.0], values]))
     stop = np.arange(1, len(values) + 1)
     start = np.maximum(stop - width, 0)

@@ -1,4 +1,4 @@
-"""Pictures of fields on meshes: surfaces from three sides, slices of volumes, prediction against truth."""
+"""Pictures of fields on meshes: surfaces from three sides, slices of volumes, predictions over known values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emmi_jax.meshes.mesh import Location
 from emmi_jax.meshes.surfaces import fan_triangles
 from emmi_jax.meshes.vtk import vtk_messages
-from emmi_jax.plots.panels import Quantity, View, draw_comparison
+from emmi_jax.plots.panels import Quantity, View, draw_comparison, field_label, magnitude
 from emmi_jax.plots.parity import draw_parity
 from emmi_jax.plots.rasterize import Window, rasterize
 from emmi_jax.plots.render import MAX_TRIANGLES, can_render, render_triangles
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 _NUM_PIXELS = 700
 _NUM_NEAR_PLANE = 8000
 _MARGIN = 0.04
-_BODY_LENGTHS_AROUND = 0.6
+_LENGTHS_AROUND = 0.6
 _TRUTH = "reference"
 _HOLES = "0.85"
 
 
 class MeshFields(NamedTuple):
-    """A mesh (a `pyvista.DataSet`) with predicted fields [N, F], and known ones where there are.
+    """A mesh (a `pyvista.DataSet`) with predicted fields [N, F], and known fields if there are any.
 
-    They live on the points or in the cells, which are at the positions [N, 3].
+    They belong to its points or cells, which are at the positions [N, 3].
     """
 
     branch: str
@@ -47,7 +47,7 @@ class MeshFields(NamedTuple):
 
 
 class Viewpoint(NamedTuple):
-    """Where a viewer stands, by what points right, up and towards the viewer: each a sign and an axis."""
+    """Where a viewer stands: what points right, up and towards the viewer, each as a sign and an axis."""
 
     title: str
     right: tuple[int, int]
@@ -55,7 +55,7 @@ class Viewpoint(NamedTuple):
     towards: tuple[int, int]
 
     def project(self, position: Array) -> NDArray[np.float64]:
-        """Turns positions [..., 3] into the viewer's frame."""
+        """Converts positions [..., 3] to the viewer's frame."""
         axes = (self.right, self.up, self.towards)
         return np.stack([sign * np.asarray(position[..., axis], np.float64) for sign, axis in axes], axis=-1)
 
@@ -66,36 +66,35 @@ FROM_ABOVE = Viewpoint("from above", (1, 0), (1, 1), (1, 2))
 
 
 class Scene(NamedTuple):
-    """A row of panels: the view, and what it paints, arrays by name."""
+    """A row of panels: the view, and the arrays that it paints, by name."""
 
     view: View
     arrays: dict[str, Array]
 
 
-def draw_mesh_fields(fields: MeshFields, folder: Path, *, body: Array | None = None) -> list[Path]:
-    """Draws each field of a mesh, and how well it is predicted where that is known.
+def draw_mesh_fields(fields: MeshFields, folder: Path, *, geometry: Array | None = None) -> list[Path]:
+    """Draws each field of a mesh, and where it is known, how well it is predicted.
 
-    A surface is seen from the front, from the side and from above; other meshes are cut by planes y = const and
-    z = const. Of a field with several channels the magnitude is drawn.
+    Surfaces are seen from the front, from the side and from above; other meshes are cut by planes y = const and
+    z = const. Vector fields are drawn by magnitude.
 
     Args:
         fields: The mesh with its fields.
-        folder: Where the pictures go, `<branch>_<field>.png` and `<branch>_<field>_parity.png`; it must exist.
-        body: Points [P, 3] of the body: cuts go through its middle and show its surroundings. None means the middle of
-            the mesh and most of it.
+        folder: Existing folder of the pictures, `<branch>_<field>.png` and `<branch>_<field>_parity.png`.
+        geometry: Points [P, 3] of the geometry: cuts go through its middle and show its surroundings. None means the
+            middle of the mesh, and most of it.
 
     Returns:
         The paths.
     """
-    arrays = {f"predicted_{name}": _magnitude(values) for name, values in fields.predicted.items()}
-    arrays |= {f"reference_{name}": _magnitude(values) for name, values in fields.reference.items()}
+    arrays = {f"predicted_{name}": magnitude(values) for name, values in fields.predicted.items()}
+    arrays |= {f"reference_{name}": magnitude(values) for name, values in fields.reference.items()}
     dataset = _with_arrays(fields, arrays)
     is_surface = dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() > 0
-    scenes = _surface_scenes(dataset, fields.location) if is_surface else _slices(dataset, fields, arrays, body)
+    scenes = _surface_scenes(dataset, fields.location) if is_surface else _slices(dataset, fields, arrays, geometry)
     paths = []
     for name, predicted in fields.predicted.items():
-        words = name.replace("_", " ")
-        label = words if predicted.shape[1] == 1 else f"|{words}|"
+        words, label = name.replace("_", " "), field_label(name, predicted.shape[1])
         title = f"{words.capitalize()}, {fields.branch}"
         quantities = [
             Quantity(s.arrays[f"predicted_{name}"], s.arrays.get(f"reference_{name}"), label, "viridis") for s in scenes
@@ -106,10 +105,6 @@ def draw_mesh_fields(fields: MeshFields, folder: Path, *, body: Array | None = N
             path = folder / f"{fields.branch}_{name}_parity.png"
             paths.append(draw_parity(path, title, words, predicted, fields.reference[name], truth=_TRUTH))
     return paths
-
-
-def _magnitude(values: Array) -> Array:
-    return values[:, 0] if values.shape[1] == 1 else np.linalg.norm(values, axis=1)
 
 
 def _with_arrays(fields: MeshFields, arrays: Mapping[str, Array]) -> Any:
@@ -129,13 +124,13 @@ def _surface_scenes(dataset: Any, location: Location) -> list[Scene]:
     return scenes
 
 
-def _slices(dataset: Any, fields: MeshFields, arrays: Mapping[str, Array], body: Array | None) -> list[Scene]:
-    low, high = _surroundings(fields.position, _box(dataset.points), body)
-    middle = (low + high) / 2 if body is None else np.mean(_box(body), axis=0)
+def _slices(dataset: Any, fields: MeshFields, arrays: Mapping[str, Array], geometry: Array | None) -> list[Scene]:
+    low, high = _surroundings(fields.position, _box(dataset.points), geometry)
+    middle = (low + high) / 2 if geometry is None else np.mean(_box(geometry), axis=0)
     scenes = []
     for viewpoint in (FROM_THE_SIDE, FROM_ABOVE):
         axis = viewpoint.towards[1]
-        # Just beside the middle, where meshes of two halves have no common faces.
+        # Just beside the middle, where the halves of a symmetric mesh share faces.
         origin = middle + 1e-6 * (high - low)
         where = 0.0 if abs(middle[axis]) < 1e-4 * (high - low).max() else middle[axis]
         viewpoint = viewpoint._replace(title=f"{'xyz'[axis]} = {where:.3g}")
@@ -154,14 +149,14 @@ def _box(position: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _surroundings(
-    position: Array, box: tuple[NDArray[np.float64], NDArray[np.float64]], body: Array | None
+    position: Array, box: tuple[NDArray[np.float64], NDArray[np.float64]], geometry: Array | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The box that slices show: around the body as far as the mesh goes, or where most of the mesh is."""
-    if body is None:
+    """The box that slices show: around the geometry as far as the mesh goes, or where most of the mesh is."""
+    if geometry is None:
         low, high = np.percentile(position[:: max(1, len(position) // 100_000)], [2, 98], axis=0)
     else:
-        low, high = _box(body)
-        around = _BODY_LENGTHS_AROUND * (high - low).max()
+        low, high = _box(geometry)
+        around = _LENGTHS_AROUND * (high - low).max()
         low, high = np.maximum(low - around, box[0]), np.minimum(high + around, box[1])
     return (low, high) if (low < high).all() else box
 
@@ -169,7 +164,7 @@ def _surroundings(
 def _window(viewpoint: Viewpoint, low: Array, high: Array, *, margin: float) -> Window:
     corners = viewpoint.project(np.stack([low, high]))
     first, last = corners.min(axis=0)[:2], corners.max(axis=0)[:2]
-    # A flat body seen from its edge still needs a window with an inside.
+    # A flat geometry seen edge-on still needs a window with an area.
     longest = float((last - first).max()) or 1.0
     pad = longest * np.where(last > first, margin, max(margin, 0.02))
     first, last = first - pad, last + pad
@@ -179,9 +174,9 @@ def _window(viewpoint: Viewpoint, low: Array, high: Array, *, margin: float) -> 
 def _painted_triangles(
     polygons: Any, location: Location, viewpoint: Viewpoint, window: Window, *, holes: str, lit: bool = False
 ) -> list[Scene]:
-    """The scene of the polygons, with one value for each pixel that shows them; none if no pixel does.
+    """The scene of the polygons, with one value per pixel that shows them; none if no pixel does.
 
-    Lit are they where pyvista can render; else, as without `lit`, the colours are flat.
+    `lit` shades them where pyvista can render; else the colours are flat.
     """
     corners, cell = fan_triangles(polygons)
     if not len(corners):
@@ -213,7 +208,7 @@ def _painted_triangles(
 def _painted_points(
     position: Array, arrays: Mapping[str, Array], viewpoint: Viewpoint, window: Window, origin: Array
 ) -> Scene:
-    """The scene of the points in the window that are nearest to a plane, for meshes without cells to cut."""
+    """The scene of the points in the window nearest to a plane, for meshes without cells to cut."""
     seen = viewpoint.project(position)
     distance = np.abs(seen[:, 2] - viewpoint.project(origin)[2])
     inside = (seen[:, :2] >= [window.left, window.bottom]) & (seen[:, :2] <= [window.right, window.top])

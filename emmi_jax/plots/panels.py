@@ -1,4 +1,4 @@
-"""Panels that set a prediction beside the truth: predicted, exact, difference."""
+"""Panels that show a prediction beside the truth: predicted, exact, difference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PANEL_HEIGHTS = (1.1, 4.5)
 
 
 class View(NamedTuple):
-    """One row of panels: how to paint values [N] into axes, what it shows, and its height over its width."""
+    """One row of panels: how to paint values [N] into axes, its labels, and its height over its width."""
 
     paint: Callable[[Axes, Array, Normalize, str], None]
     title: str
@@ -34,7 +34,7 @@ class View(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A scalar at the painted points: predicted values [N], exact ones or None, name and unit, colour map."""
+    """A scalar at the painted points: predicted values [N], exact values or None, label, and colour map."""
 
     predicted: Array
     exact: Array | None
@@ -43,7 +43,7 @@ class Quantity(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A column of pictures: its name, values [N] by row, colours."""
+    """A column of panels: its name, values [N] per row, and colours."""
 
     name: str
     values: Sequence[Array]
@@ -54,15 +54,15 @@ class Panel(NamedTuple):
 def draw_comparison(
     path: Path, title: str, views: Sequence[View], quantities: Sequence[Quantity], *, truth: str = "exact"
 ) -> Path:
-    """Draws a row for each view: predicted and exact under one colour scale, and their difference.
+    """Draws one row per view: predicted and exact values under one colour scale, and their difference.
 
-    All rows share their scales. Where nothing is exact, there is one panel, the prediction.
+    All rows share their scales. Without exact values there is one panel per row, the prediction.
 
     Args:
-        path: The PNG file; it appears under its name only when it is complete.
+        path: The PNG file, written atomically.
         title: Title of the figure.
         views: The rows.
-        quantities: One quantity a view, all of them the same one at different points.
+        quantities: The same quantity for each view, at its points.
         truth: What to call the exact values.
 
     Returns:
@@ -90,10 +90,22 @@ def draw_comparison(
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a PNG file that appears under its name only when it is complete."""
+    """Writes a PNG file atomically."""
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=_DOTS_PER_INCH, bbox_inches="tight")
     return path
+
+
+def magnitude(values: Array) -> Array:
+    """Returns the values [N] of a scalar field [N, 1], or the norms [N] of a vector field [N, F]."""
+    norms: Array = values[:, 0] if values.shape[1] == 1 else np.linalg.norm(values, axis=1)
+    return norms
+
+
+def field_label(name: str, num_channels: int) -> str:
+    """Returns the label of a field's magnitude."""
+    words = name.replace("_", " ")
+    return words if num_channels == 1 else f"|{words}|"
 
 
 def _panels(quantities: Sequence[Quantity], truth: str) -> list[Panel]:

@@ -17,13 +17,13 @@ _NUM_BINS = 90
 
 
 def draw_parity(path: Path, title: str, label: str, predicted: Array, known: Array, *, truth: str = "exact") -> Path:
-    """Draws how often which value is predicted for which, a panel a channel, with the line where they are equal.
+    """Draws a histogram of predicted over known values, one panel per channel, with the line where they are equal.
 
     Args:
-        path: The PNG file; it appears under its name only when it is complete.
+        path: The PNG file, written atomically.
         title: Title of the figure.
         label: Name of the field.
-        predicted: Values [N, F]; of more than 200,000 points an even choice is drawn.
+        predicted: Values [N, F]; above 200,000 points, an evenly spaced subset is drawn.
         known: Values [N, F].
         truth: What to call the known values.
 
@@ -51,7 +51,7 @@ def draw_parity(path: Path, title: str, label: str, predicted: Array, known: Arr
 
 
 def _bins(known: Array, predicted: Array) -> Array:
-    """Edges that leave out a thousandth at both ends, so that a few outliers do not shrink the rest."""
+    """Bin edges that leave out a thousandth at both ends, so that outliers do not shrink the rest."""
     low, high = np.percentile(np.concatenate([known, predicted]), [0.1, 99.9])
     pad = 0.03 * (high - low) or max(1.0, abs(high)) * 1e-3
     return np.linspace(low - pad, high + pad, _NUM_BINS + 1)

@@ -1,4 +1,4 @@
-"""Pictures of a point cloud: predicted and exact fields at the test points near the middle plane."""
+"""Pictures of a point cloud: predicted and exact fields near the middle plane."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.data.samples import Predict, Sample
-from emmi_jax.plots.panels import Quantity, View, draw_comparison
-from emmi_jax.points import Array, PointSet, take_points
+from emmi_jax.plots.panels import Quantity, View, draw_comparison, field_label, magnitude
+from emmi_jax.points import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,39 +19,25 @@ _NUM_POINTS = 4000
 _MARGIN = 2.0
 
 
-def draw_fields(points: PointSet, branch: str, anchored: Sample, predict: Predict, directory: Path) -> list[Path]:
-    """Draws every field at the points nearest to the plane through the median y, projected along y.
+def near_middle_plane(position: Array) -> NDArray[np.intp]:
+    """Returns the indices of the 4000 positions [N, 3] that are nearest to the plane through the median y."""
+    distance = np.abs(position[:, 1] - np.median(position[:, 1]))
+    return np.argsort(distance, kind="stable")[:_NUM_POINTS]
+
+
+def draw_fields(path: Path, name: str, position: Array, predicted: Array, exact: Array) -> Path:
+    """Draws a field, projected along y.
 
     Args:
-        points: Test points with exact fields.
-        branch: Name of the branch.
-        anchored: Anchors of the case.
-        predict: The model.
-        directory: Where the pictures go.
-
-    Returns:
-        Their paths, one a field.
+        path: The PNG file.
+        name: Name of the field.
+        position: Positions [N, 3].
+        predicted: Values [N, F].
+        exact: Values [N, F].
     """
-    distance = np.abs(points.position[:, 1] - np.median(points.position[:, 1]))
-    near = take_points(points, np.argsort(distance, kind="stable")[:_NUM_POINTS])
-    fields = predict(anchored._replace(queries={branch: near}))[branch]
-    view = _side_view(near.position)
-    return [
-        draw_comparison(
-            directory / f"{branch}_{name}.png",
-            f"{name.replace('_', ' ')} at {len(near.position)} test points near the middle plane",
-            [view],
-            [_magnitude(name, fields[name], exact)],
-        )
-        for name, exact in near.fields.items()
-    ]
-
-
-def _magnitude(name: str, predicted: Array, exact: Array) -> Quantity:
-    label = name.replace("_", " ")
-    if exact.shape[1] == 1:
-        return Quantity(predicted[:, 0], exact[:, 0], label, "viridis")
-    return Quantity(np.linalg.norm(predicted, axis=1), np.linalg.norm(exact, axis=1), f"|{label}|", "viridis")
+    title = f"{name.replace('_', ' ')} at {len(position)} test points near the middle plane"
+    quantity = Quantity(magnitude(predicted), magnitude(exact), field_label(name, exact.shape[1]), "viridis")
+    return draw_comparison(path, title, [_side_view(position)], [quantity])
 
 
 def _side_view(position: Array) -> View:

@@ -1,4 +1,4 @@
-"""Pictures of triangles: which one shows at each pixel."""
+"""Rasterisation of triangles: which one shows at each pixel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CANDIDATES_AT_ONCE = 500_000
-# In barycentric coordinates: pixels on an edge belong to both neighbours rather than to none.
+# In barycentric coordinates: pixels on an edge belong to both neighbours rather than to neither.
 _EDGE_TOLERANCE = 1e-9
 
 
@@ -31,7 +31,7 @@ class Window(NamedTuple):
         return self.top - self.bottom
 
     def num_pixels(self, longer_side: int) -> tuple[int, int]:
-        """Rows and columns of nearly square pixels, by the number along the longer side."""
+        """Returns the rows and columns of nearly square pixels, given the number along the longer side."""
         pixel = max(self.width, self.height) / longer_side
         return max(1, round(self.height / pixel)), max(1, round(self.width / pixel))
 

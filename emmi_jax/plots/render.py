@@ -1,4 +1,4 @@
-"""What a viewer sees of a surface, rendered by pyvista off-screen: which triangle at each pixel, and in what light."""
+"""Off-screen rendering of triangles by pyvista: which one shows at each pixel, and how bright it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emmi_jax.meshes.vtk import import_pyvista, vtk_messages
 from emmi_jax.plots.rasterize import Window
 
 MAX_TRIANGLES = 2**24 - 1
-"""As many as three bytes of colour can number, besides the background."""
+"""As many as three bytes of colour can count, besides the background."""
 
 _AMBIENT = 0.65
 _PROBE_SECONDS = 60
@@ -24,9 +24,9 @@ _PROBE = "import sys; from emmi_jax.plots import render; sys.exit(not render._re
 
 @cache
 def can_render() -> bool:
-    """Whether pyvista renders off-screen on this machine; found out once, in a process of its own.
+    """Whether pyvista renders off-screen on this machine; tested once, in a separate process.
 
-    Without a display, EGL or OSMesa VTK may end the process, and a driver may hang or alter colours.
+    Without a display, EGL or OSMesa, VTK may kill the process, and a driver may hang or alter colours.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -43,8 +43,8 @@ def render_triangles(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Finds the triangle that a viewer sees at each pixel, in parallel projection, and how bright it is.
 
-    The light comes from the viewer. Each triangle has its own brightness: normals of points would take them to run
-    round the same way, which those of many files do not.
+    The light comes from the viewer. Each triangle has its own brightness: normals of points would require a consistent
+    orientation, which the triangles of many files lack.
 
     Args:
         points: Points [P, 3] in the viewer's frame: to the right, upwards, towards the viewer.
@@ -57,7 +57,7 @@ def render_triangles(
         1 where the surface faces the viewer.
     """
     pyvista = import_pyvista()
-    # Float32, in which graphics are computed, is kept for what the picture shows.
+    # Graphics are computed in float32, so the picture's own extent must set the scale.
     middle = [(window.left + window.right) / 2, (window.bottom + window.top) / 2, float(points[:, 2].max())]
     scaled = ((points - middle) / window.height).astype(np.float32)
     mesh = pyvista.PolyData.from_regular_faces(scaled, corners)
@@ -71,12 +71,12 @@ def render_triangles(
 
 
 def _picture(mesh: Any, window: Window, num_pixels: int, **look: Any) -> NDArray[np.int64]:
-    """Colours [height, width, 3] of a mesh below z = 0 whose picture is one unit high around the origin."""
+    """Colours [height, width, 3] of a mesh below z = 0, in a picture one unit high around the origin."""
     pyvista = import_pyvista()
     rows, columns = window.num_pixels(num_pixels)
     plotter = pyvista.Plotter(off_screen=True, window_size=(columns, rows), lighting="none")
     try:
-        # A mixture of two numbers would be that of a third triangle.
+        # A blend of two numbers would be the number of a third triangle.
         plotter.render_window.SetMultiSamples(0)
         plotter.add_light(pyvista.Light(light_type="headlight"))
         plotter.set_background("black")
@@ -91,7 +91,7 @@ def _picture(mesh: Any, window: Window, num_pixels: int, **look: Any) -> NDArray
 
 
 def _renders_exactly() -> bool:
-    """Renders a triangle in front of many others; whether every pixel is as it must be."""
+    """Whether a triangle in front of many others is rendered exactly."""
     points = np.array([[-1, -1, -1], [7, -1, -1], [-1, 7, -1], [0, 0, 0], [2, 0, 0], [0, 2, 0]], np.float64)
     corners = np.repeat([[0, 1, 2], [3, 4, 5]], [70_000, 1], axis=0)
     index, light = render_triangles(points, corners, Window(-1.0, 2.0, -1.0, 1.0), num_pixels=30)

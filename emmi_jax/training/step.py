@@ -18,14 +18,14 @@ TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metr
 
 
 class TrainState(NamedTuple):
-    """What a step changes; the number of steps done is the checkpoint's name."""
+    """What a step changes; checkpoints are named by the number of steps done."""
 
     params: Params
     opt_state: optax.OptState
 
 
 def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:
-    """Mean squared error of every field, over anchors and queries.
+    """Returns the mean squared error of every field, over anchors and queries.
 
     Args:
         model: The model.
@@ -48,7 +48,7 @@ def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> M
 
 
 def make_train_step(model: AnchoredBranchedUPT, optimizer: optax.GradientTransformation) -> TrainStep:
-    """Compiles one step: the state that goes in is given up, a new one comes out, beside the losses before the step."""
+    """Returns a compiled step; it donates the old state and returns the new one with the losses before the step."""
 
     def loss(params: Params, batch: Sample) -> tuple[jax.Array, Metrics]:
         losses = field_losses(model, params, batch)

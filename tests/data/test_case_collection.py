@@ -1,6 +1,4 @@
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -9,13 +7,12 @@ import pytest
 from emmi_jax.data.case_collection import CaseCollection, case_folders
 from emmi_jax.data.case_folder import Case, read_case_folder
 from emmi_jax.data.case_split import CaseSplit, draw_split
-from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.samples import Sample, SampleSizes
-from emmi_jax.points import Fields, PointSet
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.data.statistics import measure
+from emmi_jax.points import PointSet
 from tests.data.case_folders import write_case_folder
 
-SIZES = SampleSizes(
-    batch_size=2,
+SAMPLING = Sampling(
     num_anchors=6,
     num_queries=5,
     num_test_anchors=8,
@@ -38,8 +35,8 @@ def load_case(folder: Path) -> Case:
     return Case(points, None)
 
 
-def make(sizes: SampleSizes = SIZES, split: CaseSplit = SPLIT, load=load_case, **options: Any) -> CaseCollection:
-    return CaseCollection(split, load, sizes, position_range=1000.0, **options)
+def make(sampling: Sampling = SAMPLING, split: CaseSplit = SPLIT, load=load_case) -> CaseCollection:
+    return CaseCollection(split, load, sampling, batch_size=2)
 
 
 def numbers(position: np.ndarray) -> set[int]:
@@ -57,7 +54,7 @@ def test_test_cases_are_never_trained_on():
         batch = dataset.train_batch(0, step)
         for branch in ("surface", "volume"):
             seen |= numbers(batch.anchors[branch].position) | numbers(batch.queries[branch].position)
-        seen |= numbers(batch.geometry_position)
+        seen |= numbers(batch.geometry.position)
     assert seen == of(dataset.split.train)
 
 
@@ -65,11 +62,11 @@ def test_a_drawn_case_is_one_case_with_its_own_fields_and_geometry():
     batch = make().train_batch(0, 0)
     for row in range(2):
         parts = [p.position[row] for part in (batch.anchors, batch.queries) for p in part.values()]
-        assert len(numbers(np.concatenate([*parts, batch.geometry_position[row]]))) == 1
+        assert len(numbers(np.concatenate([*parts, batch.geometry.position[row]]))) == 1
     for points in (*batch.anchors.values(), *batch.queries.values()):
         np.testing.assert_array_equal(points.fields["pressure"], points.position[..., :1] * 2)
-    assert batch.geometry_position.shape == (2, 12, 3)
-    assert batch.supernode_idx.shape == (2, 3)
+    assert batch.geometry.position.shape == (2, 12, 3)
+    assert batch.geometry.supernode_idx.shape == (2, 3)
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
@@ -78,71 +75,39 @@ def test_a_batch_depends_on_seed_and_step_alone():
     jax.tree.map(np.testing.assert_array_equal, first.train_batch(1, 2), second.train_batch(1, 2))
 
 
-def test_scales_are_those_of_all_training_points():
+def test_statistics_are_those_of_all_training_points():
     dataset = make()
     cases = [load_case(folder).points for folder in dataset.split.train]
-    whole = np.concatenate([case["volume"].fields["vorticity"] for case in cases])
-    expected, found = FieldScale.fit(whole, log_scale=True), dataset.normalizer.fields["volume"]["vorticity"]
-    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
-    np.testing.assert_allclose(found.std, expected.std, rtol=1e-12)
-    assert found.log_scale
+    whole = np.concatenate([case["volume"].fields["pressure"] for case in cases])
+    normalizer = measure(dataset.train_chunks()).normalizer(position_range=1000.0)
+    np.testing.assert_allclose(normalizer.fields["volume"]["pressure"].mean, whole.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(normalizer.fields["volume"]["pressure"].std, whole.std(axis=0), rtol=1e-12)
     position = np.concatenate([points.position for case in cases for points in case.values()])
-    assert dataset.normalizer.position_low == tuple(position.min(axis=0))
-    assert dataset.normalizer.position_high == tuple(position.max(axis=0))
-
-
-def test_given_scales_are_not_measured():
-    scales = {"pressure": FieldScale(mean=(1,), std=(2,)), "vorticity": FieldScale(mean=(3,) * 3, std=(4,) * 3)}
-    given = Normalizer(position_low=(0, 0, 0), position_scale=3, fields={"surface": scales, "volume": scales, "x": {}})
-    read = []
-
-    def load(folder: Path) -> Case:
-        read.append(folder)
-        return load_case(folder)
-
-    dataset = make(statistics=given, load=load)
-    assert dataset.normalizer == replace(given, fields={"surface": scales, "volume": scales})
-    case = next(dataset.evaluation_cases())
-    np.testing.assert_array_equal(case.baselines["mean_predictor"]["volume"]["vorticity"], 3)
-    assert set(read) == {dataset.split.train[0], *dataset.split.test}
+    assert normalizer.position_low == tuple(position.min(axis=0))
+    assert normalizer.position_high == tuple(position.max(axis=0))
 
 
 def test_validation_cases_are_neither_trained_nor_tested_on():
     dataset = make(split=CaseSplit(FOLDERS[:2], FOLDERS[2:4], FOLDERS[4:6]))
     seen = {n for step in range(20) for n in numbers(dataset.train_batch(0, step).anchors["volume"].position)}
-    tested = {n for case in dataset.evaluation_cases() for n in numbers(case.sample.queries["volume"].position)}
+    tested = {n for sample in dataset.test_samples() for n in numbers(sample.queries["volume"].position)}
     assert (seen, tested) == ({0, 1}, {2, 3})
 
 
 def test_test_cases_have_one_shape_and_queries_that_are_no_anchors():
     dataset = make()
-    found = list(dataset.evaluation_cases())
-    assert [numbers(case.sample.queries["volume"].position) for case in found] == [
+    found = list(dataset.test_samples())
+    assert [numbers(sample.queries["volume"].position) for sample in found] == [
         {n} for n in sorted(of(dataset.split.test))
     ]
-    shapes = [jax.tree.map(np.shape, case.sample) for case in found]
+    shapes = [jax.tree.map(np.shape, sample) for sample in found]
     assert shapes[0] == shapes[1]
-    for case in found:
-        assert case.sample.geometry_position.shape == (12, 3)
-        for branch, queries in case.sample.queries.items():
-            anchors = case.sample.anchors[branch].position
+    for sample in found:
+        assert sample.geometry.position.shape == (12, 3)
+        for branch, queries in sample.queries.items():
+            anchors = sample.anchors[branch].position
             assert len(anchors) == 8
             assert not {tuple(x) for x in anchors} & {tuple(x) for x in queries.position}
-        mean = case.baselines["mean_predictor"]["surface"]["pressure"]
-        np.testing.assert_allclose(mean, np.full_like(mean, dataset.normalizer.fields["surface"]["pressure"].mean[0]))
-
-
-def test_pictures_are_those_of_a_test_case(tmp_path: Path):
-    dataset = make()
-    asked = []
-
-    def predict(sample: Sample) -> Fields:
-        asked.append(numbers(next(iter(sample.queries.values())).position))
-        return {branch: points.fields for branch, points in sample.queries.items()}
-
-    paths = dataset.draw(predict, tmp_path)
-    assert {p.name for p in paths} == {f"{b}_{f}.png" for b in dataset.fields for f in dataset.fields[b]}
-    assert all(number == {min(of(dataset.split.test))} for number in asked)
 
 
 def test_cases_are_read_again_only_when_memory_is_full(monkeypatch):
@@ -154,10 +119,10 @@ def test_cases_are_read_again_only_when_memory_is_full(monkeypatch):
         return load_case(folder)
 
     dataset = make(load=load)
-    assert dataset.normalizer.position_scale > 0
+    list(dataset.train_chunks())
     for step in range(20):
         dataset.train_batch(0, step)
-    list(dataset.evaluation_cases())
+    list(dataset.test_samples())
     assert sorted(read) == FOLDERS
 
 
@@ -169,13 +134,13 @@ def test_a_case_with_other_fields_is_named():
         return case
 
     with pytest.raises(ValueError, match=r"run_7: has the fields .*'speed': 1.*, the case run_\d has"):
-        assert make(load=load).normalizer
+        list(make(load=load).train_chunks())
 
 
 def test_a_case_that_is_too_small_is_named():
-    sizes = SampleSizes(batch_size=1, num_anchors=20, num_queries=23, num_test_anchors=8)
+    sampling = Sampling(num_anchors=20, num_queries=23, num_test_anchors=8)
     with pytest.raises(ValueError, match=r"run_\d: surface: 4\d points are too few: a step draws 43"):
-        assert make(sizes).normalizer
+        list(make(sampling).train_chunks())
 
 
 def test_folders_of_cases_are_found_in_the_order_of_their_numbers(tmp_path: Path):

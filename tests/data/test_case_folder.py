@@ -4,7 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_folder import DRIVAERML, NUM_GEOMETRY_POINTS, case_branches, read_case_folder, read_sources
+from emmi_jax.data.case_folder import (
+    DRIVAERML,
+    NUM_GEOMETRY_POINTS,
+    case_branches,
+    parse_sources,
+    read_case_folder,
+    read_sources,
+    sources_to_json,
+)
 from emmi_jax.meshes.mesh import FieldSource
 from tests.data.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
 
@@ -46,7 +54,7 @@ def write_drivaerml(path: Path) -> Path:
     return path
 
 
-def test_a_drivaerml_case_is_read_without_more_words(tmp_path):
+def test_a_drivaerml_case_needs_no_fields_file(tmp_path):
     case = read_case_folder(write_drivaerml(tmp_path), load_tensor)
     assert {b: {n: f.shape[1] for n, f in p.fields.items()} for b, p in case.points.items()} == {
         "surface": {"pressure": 1, "wallshearstress": 3},
@@ -57,15 +65,15 @@ def test_a_drivaerml_case_is_read_without_more_words(tmp_path):
     np.testing.assert_array_equal(case.points["surface"].fields["pressure"][:, 0], surface.cell_data["Cp"] * 100)
 
 
-def test_geometry_points_lie_on_the_body(tmp_path):
-    geometry = read_case_folder(write_drivaerml(tmp_path), load_tensor).geometry_position
+def test_geometry_points_lie_on_the_surface(tmp_path):
+    geometry = read_case_folder(write_drivaerml(tmp_path), load_tensor).geometry
     assert geometry.shape == (NUM_GEOMETRY_POINTS, 3)
     level = np.linalg.norm(geometry / AXES, axis=1)
     # Chords of the ellipsoid lie a little inside.
     assert 0.93 < level.min() <= level.max() < 1 + 1e-6
 
 
-def test_a_file_beside_the_meshes_says_which_arrays_are_fields(tmp_path):
+def test_a_file_beside_the_meshes_maps_arrays_to_fields(tmp_path):
     case = read_case_folder(write_case_folder(tmp_path / "case"), load_tensor)
     assert {b: list(p.fields) for b, p in case.points.items()} == {
         "surface": ["pressure_coefficient"],
@@ -82,9 +90,9 @@ def test_a_case_may_have_one_branch(removed, tmp_path):
     assert case_branches(path) == (left,)
 
 
-def test_a_case_without_a_stl_file_has_no_points_of_its_body(tmp_path):
+def test_a_case_without_an_stl_file_has_no_geometry_points(tmp_path):
     (write_drivaerml(tmp_path) / "drivaer_7.stl").unlink()
-    assert read_case_folder(tmp_path, load_tensor).geometry_position is None
+    assert read_case_folder(tmp_path, load_tensor).geometry is None
 
 
 def test_tensors_are_read_as_columns_of_floats(tmp_path):
@@ -114,7 +122,7 @@ def test_unusable_tensors_are_named(changes, message, tmp_path):
 def test_two_meshes_of_a_branch_are_refused(tmp_path):
     path = write_case_folder(tmp_path / "case")
     surface_dataset().save(path / "boundary_2.vtp")
-    with pytest.raises(ValueError, match=r"one boundary\*\.vtp makes a case, found boundary_1\.vtp, boundary_2\.vtp"):
+    with pytest.raises(ValueError, match=r"a case has one boundary\*\.vtp, found boundary_1\.vtp, boundary_2\.vtp"):
         read_case_folder(path, load_tensor)
 
 
@@ -135,7 +143,9 @@ def test_missing_arrays_are_listed(tmp_path):
 def test_sources_have_names_and_factors(tmp_path):
     path = tmp_path / "fields.json"
     path.write_text(json.dumps({"surface": {"pressure": "p", "shear": {"array": "tau", "scale": -1}}}))
-    assert read_sources(path) == {"surface": {"pressure": FieldSource("p"), "shear": FieldSource("tau", -1.0)}}
+    sources = read_sources(path)
+    assert sources == {"surface": {"pressure": FieldSource("p"), "shear": FieldSource("tau", -1.0)}}
+    assert parse_sources(sources_to_json(sources), "again") == sources
     assert set(DRIVAERML) == {"surface", "volume"}
 
 
@@ -148,7 +158,7 @@ def test_sources_have_names_and_factors(tmp_path):
         ('{"surface": {"p": 3}}', "field 'p' must be an array's name, or its 'array' and 'scale', got 3"),
         ('{"surface": {"p": {"array": "p", "factor": 2}}}', "got {'array': 'p', 'factor': 2}"),
         ('{"surface": {"p": {"array": "p", "scale": 0}}}', "'scale': 0"),
-        ('{"volume": {"p": "p"}}', r"no fields for the branch 'surface' of boundary_1\.vtp"),
+        ('{"volume": {"p": "p"}}', r"fields\.json has no fields for the branch 'surface' of boundary_1\.vtp"),
     ],
 )
 def test_unusable_sources_are_refused(text, message, tmp_path):

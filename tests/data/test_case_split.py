@@ -25,16 +25,18 @@ def test_a_fifth_of_the_cases_is_drawn_to_test_on_and_none_is_lost():
 def test_two_cases_are_enough():
     split = draw_split(FOLDERS[:2])
     assert (len(split.train), len(split.test)) == (1, 1)
-    with pytest.raises(ValueError, match=r"^data: expected at least two cases, one to train on and one to test on: 1"):
+    with pytest.raises(
+        ValueError, match=r"^data: expected at least two cases, one to train on and one to test on, got 1"
+    ):
         draw_split(FOLDERS[:1])
 
 
-def test_a_file_says_what_cases_are_for_and_the_rest_is_counted(tmp_path):
+def test_a_file_assigns_cases_to_splits_and_the_rest_is_counted(tmp_path):
     names = {"train": ["run_9", "run_3"], "test": ["run_2"], "validation": ["run_1"]}
     split = read_split(write(tmp_path / "split.json", names), FOLDERS)
     assert split == CaseSplit([FOLDERS[3], FOLDERS[9]], [FOLDERS[2]], [FOLDERS[1]], num_left_out=6)
-    assert split.summary == "2 cases to train on, 1 to test on, 1 for validation, 6 in no part"
-    assert split.part_of == {"run_3": "train", "run_9": "train", "run_1": "validation", "run_2": "test"}
+    assert split.summary == "2 cases to train on, 1 to test on, 1 for validation, 6 in no split"
+    assert split.split_of == {"run_3": "train", "run_9": "train", "run_1": "validation", "run_2": "test"}
 
 
 def test_validation_may_be_absent_or_empty(tmp_path):
@@ -53,12 +55,12 @@ def test_validation_may_be_absent_or_empty(tmp_path):
         ({"train": [1], "test": ["run_2"]}, "'train' must be a list of folder names, got [1]"),
         ({"train": "run_1", "test": ["run_2"]}, "'train' must be a list of folder names, got 'run_1'"),
         ({"train": ["run_1"], "test": []}, "'test' is empty, expected at least one case"),
-        ({"train": ["run_1", "run_1"], "test": ["run_2"]}, "these are named twice: 'run_1'"),
+        ({"train": ["run_1", "run_1"], "test": ["run_2"]}, "but these are named twice: 'run_1'"),
         ({"train": ["run_1", "run_2"], "test": ["run_2"]}, "these are named twice: 'run_2'"),
-        ({"train": ["run_1"], "test": ["run_x"]}, "1 of 2 cases are not there: 'run_x'"),
+        ({"train": ["run_1"], "test": ["run_x"]}, "1 of 2 cases do not exist: 'run_x'"),
         (
             {"train": ["run_1"], "test": [f"run_{number}" for number in range(10, 18)]},
-            "8 of 9 cases are not there: 'run_10', 'run_11', 'run_12', 'run_13', 'run_14' and 3 more",
+            "8 of 9 cases do not exist: 'run_10', 'run_11', 'run_12', 'run_13', 'run_14' and 3 more",
         ),
     ],
 )

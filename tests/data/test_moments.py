@@ -69,10 +69,10 @@ def test_a_constant_has_exactly_no_deviation(num_rows):
 
 
 def test_different_numbers_of_channels_do_not_mix():
-    with pytest.raises(ValueError, match="data of 3 and of 2 channels"):
+    with pytest.raises(ValueError, match="merge data of 3 and of 2 channels"):
         Moments.of_chunks([VALUES, VALUES[:, :2]])
 
 
 def test_no_chunk_is_refused():
-    with pytest.raises(ValueError, match="no chunk came"):
+    with pytest.raises(ValueError, match="there are no chunks"):
         Moments.of_chunks([])

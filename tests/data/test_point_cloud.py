@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from emmi_jax.data.point_cloud import PointCloudDataset
-from emmi_jax.data.samples import Sample, SampleSizes
-from emmi_jax.points import Fields, PointSet
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.data.statistics import measure
+from emmi_jax.points import PointSet
 
-SIZES = SampleSizes(batch_size=2, num_anchors=6, num_queries=5, num_test_anchors=8)
+SAMPLING = Sampling(num_anchors=6, num_queries=5, num_test_anchors=8)
 
 
 def make_points(num_points: int = 100) -> PointSet:
@@ -17,8 +16,8 @@ def make_points(num_points: int = 100) -> PointSet:
     return PointSet(position, {"velocity": position * 2, "vorticity": rng.normal(size=(num_points, 3)) * 1e4})
 
 
-def make_dataset(num_points: int = 100, sizes: SampleSizes = SIZES) -> PointCloudDataset:
-    return PointCloudDataset({"volume": make_points(num_points)}, sizes, position_range=1000.0)
+def make_dataset(num_points: int = 100, sampling: Sampling = SAMPLING) -> PointCloudDataset:
+    return PointCloudDataset({"volume": make_points(num_points)}, sampling, batch_size=2)
 
 
 def rows(position: np.ndarray) -> set[tuple[float, ...]]:
@@ -41,7 +40,7 @@ def test_fields_stay_with_their_points():
 def test_test_points_are_never_trained_on_nor_anchors():
     dataset = make_dataset()
     test = rows(dataset.test_points["volume"].position)
-    seen = rows(dataset.fixed_case.anchors["volume"].position)
+    seen = rows(dataset.context.anchors["volume"])
     for step in range(20):
         batch = dataset.train_batch(seed=0, step=step)
         seen |= rows(batch.anchors["volume"].position) | rows(batch.queries["volume"].position)
@@ -61,24 +60,12 @@ def test_a_batch_depends_on_seed_and_step_alone():
     jax.tree.map(np.testing.assert_array_equal, first.train_batch(1, 2), second.train_batch(1, 2))
 
 
-def test_the_case_to_evaluate_holds_every_test_point_as_a_query():
+def test_the_test_sample_holds_every_test_point_as_a_query():
     dataset = make_dataset()
-    (case,) = dataset.evaluation_cases()
-    assert rows(case.sample.queries["volume"].position) == rows(dataset.test_points["volume"].position)
-    assert len(case.sample.anchors["volume"].position) == 8
-    assert set(case.baselines) == {"mean_predictor", "nearest_neighbors"}
-
-
-def test_vorticity_alone_is_log_scaled():
-    scales = make_dataset().normalizer.fields["volume"]
-    assert {name: scale.log_scale for name, scale in scales.items()} == {"velocity": False, "vorticity": True}
-
-
-def test_a_field_without_divergence_is_not_log_scaled_and_has_one_deviation():
-    dataset = PointCloudDataset({"volume": make_points()}, SIZES, position_range=1000.0, divergence_free=("vorticity",))
-    scales = dataset.normalizer.fields["volume"]
-    assert not scales["vorticity"].log_scale
-    assert {name: len(set(scale.std)) for name, scale in scales.items()} == {"velocity": 3, "vorticity": 1}
+    (sample,) = dataset.test_samples()
+    assert rows(sample.queries["volume"].position) == rows(dataset.test_points["volume"].position)
+    np.testing.assert_array_equal(sample.anchors["volume"].position, dataset.context.anchors["volume"])
+    assert len(sample.anchors["volume"].position) == 8
 
 
 def test_statistics_do_not_see_the_test_points():
@@ -86,8 +73,9 @@ def test_statistics_do_not_see_the_test_points():
     dataset = make_dataset()
     held_out = np.isin(points.position[:, 0], dataset.test_points["volume"].position[:, 0])
     points.fields["velocity"][held_out] = 1e6
-    other = PointCloudDataset({"volume": points}, SIZES, position_range=1000.0)
-    assert other.normalizer == dataset.normalizer
+    other = PointCloudDataset({"volume": points}, SAMPLING, batch_size=2)
+    first, second = (measure(d.train_chunks()).normalizer(position_range=1.0) for d in (dataset, other))
+    assert first == second
 
 
 @pytest.mark.parametrize("num_points", [1, 2, 13])
@@ -97,26 +85,12 @@ def test_too_few_points_for_a_step_are_refused(num_points):
 
 
 def test_all_training_points_are_anchors_where_they_are_few():
-    sizes = SampleSizes(batch_size=1, num_anchors=6, num_queries=5, num_test_anchors=500)
-    dataset = make_dataset(100, sizes)
-    assert rows(dataset.fixed_case.anchors["volume"].position) == rows(dataset.train_points["volume"].position)
+    sampling = Sampling(num_anchors=6, num_queries=5, num_test_anchors=500)
+    dataset = make_dataset(100, sampling)
+    assert rows(dataset.context.anchors["volume"]) == rows(dataset.train_points["volume"].position)
 
 
-def test_a_picture_is_drawn_of_every_field(tmp_path: Path):
-    dataset = make_dataset()
-
-    def predict(sample: Sample) -> Fields:
-        return {
-            "volume": {name: np.zeros((len(sample.queries["volume"].position), 3)) for name in dataset.fields["volume"]}
-        }
-
-    paths = dataset.draw(predict, tmp_path)
-    assert [path.name for path in paths] == ["volume_velocity.png", "volume_vorticity.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
-CAR_SIZES = SampleSizes(
-    batch_size=2,
+CAR_SAMPLING = Sampling(
     num_anchors=6,
     num_queries=5,
     num_test_anchors=8,
@@ -127,9 +101,9 @@ CAR_SIZES = SampleSizes(
 SURFACE = np.random.default_rng(5).uniform(-1, 1, size=(40, 3))
 
 
-def make_car(sizes: SampleSizes = CAR_SIZES, **changes: np.ndarray) -> PointCloudDataset:
+def make_car(sampling: Sampling = CAR_SAMPLING, **changes: np.ndarray) -> PointCloudDataset:
     points = {"surface": PointSet(SURFACE, {"pressure": SURFACE[:, :1]}), "volume": make_points()}
-    return PointCloudDataset(points, sizes, position_range=1000.0, **changes)
+    return PointCloudDataset(points, sampling, batch_size=2, **changes)
 
 
 def test_every_branch_is_split_and_keeps_its_own_points():
@@ -153,50 +127,35 @@ def test_every_branch_is_split_and_keeps_its_own_points():
 def test_the_geometry_is_drawn_from_the_training_surface_or_from_given_points():
     dataset = make_car()
     batch = dataset.train_batch(0, 0)
-    assert batch.geometry_position.shape == (2, 12, 3)
-    assert rows(batch.geometry_position) <= rows(dataset.train_points["surface"].position)
-    np.testing.assert_array_equal(batch.supernode_idx, [[0, 1, 2], [0, 1, 2]])
-    np.testing.assert_array_equal(dataset.fixed_case.supernode_idx, [0, 1, 2, 3])
+    assert batch.geometry.position.shape == (2, 12, 3)
+    assert rows(batch.geometry.position) <= rows(dataset.train_points["surface"].position)
+    np.testing.assert_array_equal(batch.geometry.supernode_idx, [[0, 1, 2], [0, 1, 2]])
+    np.testing.assert_array_equal(dataset.context.geometry.supernode_idx, [0, 1, 2, 3])
     body = np.random.default_rng(6).normal(size=(30, 3))
-    given = make_car(geometry_position=body)
-    assert rows(given.train_batch(0, 0).geometry_position) <= rows(body)
-    assert len(rows(given.fixed_case.geometry_position)) == 12
+    given = make_car(geometry=body)
+    assert rows(given.train_batch(0, 0).geometry.position) <= rows(body)
+    assert len(rows(given.context.geometry.position)) == 12
 
 
 def test_one_box_holds_the_training_points_of_all_branches():
     dataset = make_car()
     position = np.concatenate([points.position for points in dataset.train_points.values()])
-    assert dataset.normalizer.position_low == tuple(position.min(axis=0))
-    assert set(dataset.normalizer.fields) == {"surface", "volume"}
+    normalizer = measure(dataset.train_chunks()).normalizer(position_range=1000.0)
+    assert normalizer.position_low == tuple(position.min(axis=0))
+    assert set(normalizer.fields) == {"surface", "volume"}
 
 
-def test_a_case_of_two_branches_is_evaluated_and_drawn(tmp_path: Path):
-    dataset = make_car()
-    (case,) = dataset.evaluation_cases()
-
-    def predict(sample: Sample) -> Fields:
-        return {branch: points.fields for branch, points in sample.queries.items()}
-
-    shapes = jax.tree.map(np.shape, predict(case.sample))
-    assert all(jax.tree.map(np.shape, fields) == shapes for fields in case.baselines.values())
-    assert [path.name for path in dataset.draw(predict, tmp_path)] == [
-        "surface_pressure.png",
-        "volume_velocity.png",
-        "volume_vorticity.png",
-    ]
-
-
-def test_errors_of_a_large_case_are_measured_at_some_of_its_test_points(monkeypatch):
+def test_a_large_case_is_tested_at_some_of_its_test_points(monkeypatch):
     monkeypatch.setattr("emmi_jax.data.point_cloud.MAX_EVALUATED_POINTS", 10)
-    (case,) = make_car().evaluation_cases()
-    assert {b: len(p.position) for b, p in case.sample.queries.items()} == {"surface": 8, "volume": 10}
+    (sample,) = make_car().test_samples()
+    assert {b: len(p.position) for b, p in sample.queries.items()} == {"surface": 8, "volume": 10}
 
 
-def test_what_a_step_cannot_draw_is_named():
+def test_too_few_points_are_refused_by_branch():
     surface = PointSet(SURFACE[:5], {"pressure": SURFACE[:5, :1]})
     with pytest.raises(ValueError, match="case: surface: 5 points are too few"):
-        PointCloudDataset({"surface": surface, "volume": make_points()}, CAR_SIZES, position_range=1.0)
-    with pytest.raises(ValueError, match="draws 12 points of the body, found 0"):
-        PointCloudDataset({"volume": make_points()}, CAR_SIZES, position_range=1.0)
-    with pytest.raises(ValueError, match="draws 12 points of the body, found 7"):
-        make_car(geometry_position=SURFACE[:7])
+        PointCloudDataset({"surface": surface, "volume": make_points()}, CAR_SAMPLING, batch_size=2)
+    with pytest.raises(ValueError, match="draws 12 points, found 0"):
+        PointCloudDataset({"volume": make_points()}, CAR_SAMPLING, batch_size=2)
+    with pytest.raises(ValueError, match="draws 12 points, found 7"):
+        make_car(geometry=SURFACE[:7])

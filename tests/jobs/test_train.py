@@ -46,7 +46,7 @@ def assert_same_result(path: Path, expected: Path) -> None:
 def test_a_run_leaves_its_files(finished):
     names = {p.name for p in finished.iterdir()}
     pictures = {"loss.png", "volume_pressure.png", "volume_velocity.png"}
-    assert names == {"checkpoints", "config.json", "metrics.jsonl", "metrics.json", "anchors.npz"} | pictures
+    assert names == {"checkpoints", "config.json", "metrics.jsonl", "metrics.json", "context.npz"} | pictures
 
 
 def test_a_run_can_learn_a_field_without_divergence(case, tmp_path):
@@ -57,13 +57,13 @@ def test_a_run_can_learn_a_field_without_divergence(case, tmp_path):
     assert all(np.isfinite(loss) for _, loss in losses(tmp_path / "run"))
 
 
-def test_metrics_hold_errors_of_model_and_baselines(finished):
+def test_metrics_are_those_of_the_model_and_of_the_baselines(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"test", "train_seconds", "num_params"}
     assert set(metrics["test"]) == {"volume/pressure", "volume/velocity"}
-    for errors in metrics["test"].values():
-        assert set(errors) == {"relative_l2", "mean_predictor", "nearest_neighbors"}
-        assert all(0 < error < 10 for error in errors.values())
+    for row in metrics["test"].values():
+        assert set(row) == {"relative_l2", "mean_predictor", "nearest_neighbors"}
+        assert all(0 < value < 10 for value in row.values())
     assert metrics["num_params"] == sum(p.size for p in jax.tree.leaves(load_run(finished).params))
 
 
@@ -101,9 +101,8 @@ def test_a_run_killed_after_a_checkpoint_resumes_to_the_same_result(case, finish
     }
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    checkpoints = Checkpoints(path / "checkpoints")
-    assert checkpoints.latest_step() == 4
-    checkpoints.close()
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 4
     outcome, _ = run(tiny_settings(case), path, resume=True)
     assert outcome.signal_number is None
     assert_same_result(path, finished)
@@ -180,6 +179,6 @@ def test_the_whole_model_trains_on_the_ellipsoids(tmp_path, monkeypatch):
         "surface_pressure.png",
         "volume_velocity.png",
     }
-    assert not (tmp_path / "run" / "anchors.npz").exists()
+    assert not (tmp_path / "run" / "context.npz").exists()
     assert "40 to test on" in printed
     assert "nearest case" in printed

@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from emmi_jax import AttentionConfig, Geometry, SupernodePooling, SupernodePoolingConfig
+from emmi_jax.layers.supernode_pooling import check_geometry
 from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.sincos import sincos_embedding
 from tests.cases import random_array, random_params
@@ -21,6 +22,17 @@ FORWARD = TOLERANCES["float32"].forward
 DIM, BATCH, NUM_POINTS, FEATURES_DIM = 20, 2, 12, 3
 MODES = ("abspos", "relpos", "absrelpos")
 SUPERNODES = jnp.array([[3, 0, 11, 7], [1, 2, 5, 9]])
+
+
+TREES = {
+    ("abspos", None): {"message_0": 2 * DIM, "message_2": DIM},
+    ("relpos", None): {"message_0": DIM, "message_2": DIM},
+    ("absrelpos", None): {"message_0": 3 * DIM, "message_2": DIM},
+    ("abspos", 3): {
+        "message_0": 2 * DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 2 * DIM
+    },
+    ("relpos", 3): {"message_0": DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 3 * DIM},
+}  # fmt: skip
 
 
 def pooling(*, dtype: Any = None, dim: int = DIM, max_wavelength: float = 10_000, **options: Any) -> SupernodePooling:
@@ -100,6 +112,57 @@ def test_supernode_whose_index_lies_outside_serves_as_padding():
     y = pooled(module, supernode_idx=outside)
     np.testing.assert_array_equal(y[:, [1, 2]], 0)
     assert_close(y[:, [0, 3]], pooled(module)[:, [0, 3]], FORWARD)
+
+
+def test_masked_supernode_serves_as_padding():
+    module = pooling(radius=1.0)
+    mask = jnp.array([[True, True, False, True], [True, False, False, True]])
+    np.testing.assert_array_equal(pooled(module, mask=mask), jnp.where(mask[..., None], pooled(module), 0))
+
+
+def test_neighbor_whose_index_lies_outside_counts_as_masked():
+    module = pooling(aggregation="mean")
+    outside = neighborhood([1, NUM_POINTS], [4], [-1, 6], [-1, NUM_POINTS])
+    expected = pooled(module, neighbors=neighborhood([1], [4], [6], []))
+    assert_close(pooled(module, neighbors=outside), expected, FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("mode", "features_dim", "given"),
+    [*((*case, True) for case in TREES), ("absrelpos", None, False)],
+)
+def test_absent_points_change_neither_the_output_nor_any_gradient(mode, features_dim, given):
+    options = {"aggregation": "mean", "readd_supernode_pos": True, "input_features_dim": features_dim}
+    module = pooling(mode=mode, radius=1.5, **options)
+    neighbors = neighborhood([1, 2], [3], [4, 5], []) if given else None
+    variables = variables_of(module)
+    whole = Geometry(points(), SUPERNODES, neighbors, features() if features_dim else None)
+    # The first point is what masked neighbours point to; the last supernode is absent as well.
+    position, given_features = (
+        None if a is None else jnp.pad(a, ((0, 0), (1, 1), (0, 0)), constant_values=np.nan)
+        for a in (whole.position, whole.features)
+    )
+    shifted = None if neighbors is None else Neighbors(jnp.where(neighbors.mask, neighbors.idx + 1, 0), neighbors.mask)
+    if shifted is not None:
+        idx, mask = (jnp.pad(a, ((0, 0), (0, 1), (0, 0))) for a in shifted)
+        shifted = Neighbors(idx, mask.at[:, -1].set(True))
+    supernode_idx = jnp.pad(SUPERNODES + 1, ((0, 0), (0, 1)), constant_values=NUM_POINTS + 1)
+    padded = Geometry(position, supernode_idx, shifted, given_features)
+
+    @jax.jit
+    def gradients(geometry: Geometry) -> Any:
+        def loss(params: Any, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = module.apply({"params": params}, geometry._replace(position=position))[:, :4]
+            return (y**2).sum(), y
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], geometry.position)
+
+    (params, position), y = gradients(padded)
+    (expected_params, expected_position), expected = gradients(whole)
+    assert_close(y, expected, FORWARD)
+    jax.tree.map(functools.partial(assert_close, tolerance=TOLERANCES["float32"].gradient), params, expected_params)
+    np.testing.assert_array_equal(position[:, [0, -1]], 0)
+    assert_close(position[:, 1:-1], expected_position, TOLERANCES["float32"].gradient)
 
 
 def test_with_fewer_points_than_k_all_of_them_are_neighbors():
@@ -196,17 +259,6 @@ def test_features_change_only_where_they_are_seen(mode):
     np.testing.assert_array_equal(changes, [True, False, True, True])
 
 
-TREES = {
-    ("abspos", None): {"message_0": 2 * DIM, "message_2": DIM},
-    ("relpos", None): {"message_0": DIM, "message_2": DIM},
-    ("absrelpos", None): {"message_0": 3 * DIM, "message_2": DIM},
-    ("abspos", 3): {
-        "message_0": 2 * DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 2 * DIM
-    },
-    ("relpos", 3): {"message_0": DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 3 * DIM},
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("readd_supernode_pos", [False, True])
 @pytest.mark.parametrize(("mode", "features_dim"), TREES)
 def test_parameters_have_the_documented_names_and_shapes(mode, features_dim, readd_supernode_pos):
@@ -275,3 +327,44 @@ def test_too_few_channels_for_the_embedding_are_refused(mode, needed):
         jax.eval_shape(pooling(mode=mode, dim=needed - 1).init, *args)
     y, _ = jax.eval_shape(pooling(mode=mode, dim=needed).init_with_output, *args)
     assert y.shape == (BATCH, 4, needed)
+
+
+NEAR = neighborhood([1, 2], [3], [4, 5], [6])
+REFUSED = {
+    "mask that would broadcast": (
+        {"neighbors": NEAR._replace(mask=NEAR.mask[..., :1])},
+        r"neighbors.mask must be bool of shape \[2, 4, 2\], got bool of shape \[2, 4, 1\]",
+    ),
+    "mask of numbers": ({"neighbors": NEAR._replace(mask=NEAR.idx)}, "neighbors.mask must be bool .*, got int32"),
+    "neighbor outside": (
+        {"neighbors": NEAR._replace(idx=NEAR.idx.at[1, 2, 1].set(NUM_POINTS))},
+        r"neighbors.idx must lie in \[0, 12\) where it is not masked, got 12",
+    ),
+    "negative neighbor": ({"neighbors": NEAR._replace(idx=NEAR.idx.at[0, 0, 0].set(-1))}, "neighbors.idx .* got -1"),
+    "supernode outside": ({"supernode_idx": SUPERNODES.at[0, 0].set(12)}, r"supernode_idx .* in \[0, 12\) .* got 12"),
+    "negative supernode": ({"supernode_idx": SUPERNODES.at[1, 3].set(-1)}, "supernode_idx .* got -1"),
+    "supernodes of numbers": (
+        {"supernode_idx": SUPERNODES.astype(float)},
+        "supernode_idx must be integer .*, got float32",
+    ),
+    "supernodes of another batch": ({"supernode_idx": SUPERNODES[:1]}, r"shape \[2, supernodes\], got .* \[1, 4\]"),
+    "supernode mask of another shape": (
+        {"mask": jnp.ones((BATCH, 1), bool)},
+        r"geometry.mask must be bool of shape \[2, 4\], got bool of shape \[2, 1\]",
+    ),
+    "bfloat16": ({"position": points().astype(jnp.bfloat16)}, "position must be float32 .*, got bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_geometry_that_does_not_fit_is_refused(name):
+    changes, message = REFUSED[name]
+    geometry = Geometry(points(), SUPERNODES)._replace(**changes)
+    with pytest.raises(ValueError, match=message):
+        pooling().apply(variables_of(pooling()), geometry)
+
+
+def test_index_of_a_masked_supernode_or_neighbor_may_be_anything():
+    outside = NEAR._replace(idx=jnp.where(NEAR.mask, NEAR.idx, -1))
+    mask = jnp.ones((BATCH, 4), bool).at[0, 1].set(False)
+    check_geometry(Geometry(points(), SUPERNODES.at[0, 1].set(-1), outside, mask=mask))

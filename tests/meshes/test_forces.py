@@ -2,9 +2,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.potential_flow import Ellipsoid
 from emmi_jax.meshes.forces import force_coefficients, integrate_forces
 from emmi_jax.meshes.mesh import Mesh
@@ -133,3 +136,33 @@ def test_unusable_reference_values_are_refused(arguments, message):
 def test_shapes_that_do_not_fit_are_refused(arrays, message):
     with pytest.raises(ValueError, match=message):
         integrate_forces(*arrays)
+
+
+def test_drag_has_the_gradient_of_its_finite_differences():
+    surface, centre = elements(sphere(12))
+    pressure = 7.0 - 3.0 * centre[:, 0]
+
+    def drag(pressure):
+        force = integrate_forces(surface.normal, surface.area, pressure, np.zeros_like(centre))
+        return force_coefficients(force, area=2.0, dynamic_pressure=15.0)["cd"]
+
+    assert isinstance(drag(pressure), float)
+    np.testing.assert_allclose(jax.jit(drag)(jnp.asarray(pressure)), drag(pressure), rtol=1e-5)
+    expected = -surface.normal[:, 0] * surface.area / 30.0
+    np.testing.assert_allclose(jax.grad(drag)(jnp.asarray(pressure)), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_drag_has_a_gradient_through_the_scales_of_a_model():
+    surface, centre = elements(sphere(12))
+    scale = FieldScale(mean=(3.0,), std=(20.0,))
+    normalizer = Normalizer(position_low=(0, 0, 0), position_scale=5.0, fields={"surface": {"pressure": scale}})
+
+    def drag(position):
+        pressure = normalizer.denormalize_field("surface", "pressure", normalizer.normalize_position(position)[:, :1])
+        return force_coefficients(
+            integrate_forces(surface.normal, surface.area, pressure), area=2.0, density=1.0, speed=1.0
+        )["cd"]
+
+    gradient = jax.grad(drag)(jnp.asarray(centre))
+    np.testing.assert_allclose(gradient[:, 0], -100.0 * surface.normal[:, 0] * surface.area, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(gradient[:, 1:], 0.0)

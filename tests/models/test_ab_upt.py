@@ -409,9 +409,10 @@ def test_padded_anchors_equal_truncated_ones():
         assert_close(field, truncated[name], FORWARD)
 
 
-def test_positions_of_padded_anchors_do_not_matter():
+@pytest.mark.parametrize("moved_to", [0.0, np.nan])
+def test_positions_of_padded_anchors_do_not_matter(moved_to):
     inputs = make_inputs()
-    moved = {b: jnp.where(MASKS[b][..., None], x, 1000 - x) for b, x in inputs["anchors"].items()}
+    moved = {b: jnp.where(MASKS[b][..., None], x, moved_to) for b, x in inputs["anchors"].items()}
     before, after = predict(**inputs, anchor_masks=MASKS), predict(**inputs | {"anchors": moved}, anchor_masks=MASKS)
     for name, field in after.items():
         real = ... if name.startswith("query_") else MASKS[name.rpartition("_")[0]]
@@ -430,6 +431,75 @@ def test_branch_without_a_mask_is_all_real():
     assert_same(predict(**make_inputs(), anchor_masks={"volume": MASKS["volume"]}), expected)
     both = {"surface": everything, "volume": jnp.ones((BATCH, NUM_ANCHORS["volume"]), bool)}
     assert_same(predict(**make_inputs(), anchor_masks=both), predictions())
+
+
+@jax.jit
+def fields_and_gradient(params: Any, inputs: dict[str, Any]) -> tuple[dict[str, jax.Array], Any]:
+    def loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        fields = AnchoredBranchedUPT(GEOMETRIC).apply({"params": params}, **inputs)
+        return sum((field**2).sum() for field in fields.values()), fields
+
+    gradient, fields = jax.grad(loss, has_aux=True)(params)
+    return fields, gradient
+
+
+GEOMETRIC = dataclasses.replace(
+    SMALL, fields={"volume": FIELDS["volume"]}, physics_blocks=("perceiver_untied",), geometry_depth=1
+)
+
+
+def padded_geometry(padding: str) -> dict[str, Any]:
+    """Inputs of two and three real supernodes out of four, whose first point is absent."""
+    inputs = make_inputs(GEOMETRIC)
+    position, idx, neighbors, *_ = inputs["geometry"]
+    position, real = position.at[:, 0].set(np.nan), jnp.array([[True, False, True, False], [False, True, True, True]])
+    idx = jnp.maximum(idx, 1)
+    neighbors = Neighbors(jnp.maximum(neighbors.idx, 1), neighbors.mask)
+    if padding == "mask":
+        return inputs | {"geometry": Geometry(position, idx, neighbors, mask=real)}
+    outside = {"negative": -1, "too large": NUM_POINTS, "absent point": 0}[padding]
+    return inputs | {"geometry": Geometry(position, jnp.where(real, idx, outside), neighbors)}
+
+
+@functools.cache
+def truncated_geometries() -> tuple[dict[str, jax.Array], Any]:
+    """Fields and gradient without padding, sample by sample."""
+    params, inputs = variables_of(GEOMETRIC)["params"], padded_geometry("mask")
+    results = []
+    for i in range(BATCH):
+        sample = jax.tree.map(lambda a, i=i: a[i : i + 1], inputs)
+        position, idx, neighbors, _, mask = sample["geometry"]
+        kept = np.flatnonzero(mask[0])
+        near = Neighbors(neighbors.idx[:, kept] - 1, neighbors.mask[:, kept])
+        results.append(
+            fields_and_gradient(params, sample | {"geometry": Geometry(position[:, 1:], idx[:, kept] - 1, near)})
+        )
+    fields, gradients = zip(*results, strict=True)
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *fields), jax.tree.map(lambda a, b: a + b, *gradients)
+
+
+@pytest.mark.parametrize("padding", ["mask", "negative", "too large", "absent point"])
+def test_padded_geometries_of_different_sizes_equal_truncated_ones(padding):
+    fields, gradient = fields_and_gradient(variables_of(GEOMETRIC)["params"], padded_geometry(padding))
+    expected_fields, expected_gradient = truncated_geometries()
+    assert_same(fields, expected_fields)
+    jax.tree.map(functools.partial(assert_close, tolerance=TOLERANCES["float32"].gradient), gradient, expected_gradient)
+
+
+def test_queries_from_the_cache_of_a_padded_geometry_equal_those_beside_it():
+    inputs, variables = padded_geometry("mask"), variables_of(GEOMETRIC)
+    _, cache = run(GEOMETRIC, variables, mutable=("cache",), **inputs | {"queries": None})
+    predicted = run(GEOMETRIC, variables | cache, queries=inputs["queries"])
+    expected, _ = truncated_geometries()
+    assert_same(predicted, expected)
+
+
+def test_geometry_without_a_real_supernode_gives_finite_fields_and_gradients():
+    inputs = padded_geometry("mask")
+    nothing = inputs["geometry"]._replace(mask=jnp.zeros((BATCH, NUM_SUPERNODES), bool))
+    params = variables_of(GEOMETRIC)["params"]
+    for leaf in jax.tree.leaves(fields_and_gradient(params, inputs | {"geometry": nothing})):
+        assert np.isfinite(leaf).all()
 
 
 # Compiling and numbers -------------------------------------------------------------------------------------------

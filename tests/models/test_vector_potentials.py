@@ -182,6 +182,17 @@ def test_a_masked_anchor_is_as_good_as_none():
     assert np.abs(first["query_volume_vorticity"] - predicted(CONFIG)["query_volume_vorticity"]).max() > 1e-3
 
 
+def test_a_masked_supernode_is_as_good_as_none():
+    apply, mask = jax.jit(functools.partial(MODEL.apply, variables())), np.array([[True, True, False]])
+    first, second = (
+        apply(**INPUTS | {"geometry": INPUTS["geometry"]._replace(supernode_idx=idx, mask=mask)}, queries=QUERIES)
+        for idx in (np.array([[0, 1, 2]]), np.array([[0, 1, -1]]))
+    )
+    for name in FIELDS:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert np.abs(first["query_volume_vorticity"] - predicted(CONFIG)["query_volume_vorticity"]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("queries", "message"),
     [

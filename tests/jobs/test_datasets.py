@@ -19,7 +19,7 @@ def test_published_statistics_have_a_name():
     assert normalizer.fields["volume"]["vorticity"].log_scale
 
 
-def test_a_run_with_the_statistics_of_another_has_its_scales_and_can_be_resumed_and_used(tmp_path, capsys):
+def test_a_run_with_the_statistics_of_another_has_its_normalizer_and_can_be_resumed_and_used(tmp_path, capsys):
     data, other = write_case(tmp_path / "case.npz"), write_case(tmp_path / "other.npz", num_points=80)
     run(tiny_settings(other, steps=1), tmp_path / "first")
     options = ["train", "--out", str(tmp_path), "--name", "second", *TINY_OPTIONS]
@@ -27,7 +27,8 @@ def test_a_run_with_the_statistics_of_another_has_its_scales_and_can_be_resumed_
     assert main([*options, "--data", str(data), *statistics]) == 0
     first, second = load_run(tmp_path / "first"), load_run(tmp_path / "second")
     assert second.normalizer == first.normalizer
-    assert second.settings.statistics == str((tmp_path / "first" / "config.json").resolve())
+    stored = json.loads((tmp_path / "second" / "config.json").read_text())["settings"]["statistics"]
+    assert stored == str((tmp_path / "first" / "config.json").resolve())
     assert main(["train", "--out", str(tmp_path), "--name", "second", "--resume"]) == 0
     assert main(["predict", str(tmp_path / "second"), "--points", str(data), "--out", str(tmp_path / "o.npz")]) == 0
     assert main([*options, "--resume", "--statistics", "drivaerml-tutorial"]) == 2
@@ -44,7 +45,7 @@ def test_a_run_with_the_statistics_of_another_has_its_scales_and_can_be_resumed_
         ),
         (
             {"velocity": {"mean": [0] * 3, "std": [1, 2, 1]}, "pressure": {"mean": [0], "std": [1]}},
-            "volume/velocity cannot be without divergence under statistics with the deviations [1.0, 2.0, 1.0]",
+            "volume/velocity cannot be divergence-free under statistics with the deviations [1.0, 2.0, 1.0]",
         ),
     ],
 )
@@ -75,5 +76,5 @@ def test_what_is_neither_a_name_nor_a_file_is_refused_with_the_names():
 
 @pytest.mark.parametrize("option", ["split", "statistics"])
 def test_the_built_in_data_take_neither_a_split_nor_statistics(option):
-    with pytest.raises(ValueError, match=f"{option} goes with data of your own, got 'x'"):
+    with pytest.raises(ValueError, match=f"{option} needs data of your own, got 'x'"):
         TrainSettings(**{option: "x"})

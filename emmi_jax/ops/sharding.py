@@ -1,0 +1,81 @@
+"""What loops over tiles need so that several devices share them under any kind of mesh."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import jax
+from jax import lax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Tree = TypeVar("Tree")
+Args = ParamSpec("Args")
+
+
+def device_count(*arrays: jax.Array) -> int:
+    """Returns how many devices the partitioner may spread the arrays over.
+
+    Only an argument of `jit` that was never placed leaves its mesh unknown: then these are all devices of the process.
+    """
+    mesh = _mesh(arrays)
+    if mesh.empty:
+        return jax.local_device_count()
+    return math.prod(n for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual)
+
+
+def num_shares(size: int, num_devices: int) -> int:
+    """Returns the number of equal shares that an axis is cut into, such that no device needs part of a share."""
+    if num_devices == 1:
+        return 1
+    # An axis of symbolic size is cut into single entries.
+    return math.gcd(size, num_devices) if isinstance(size, int) else size
+
+
+def gather_axis(x: jax.Array, axis: int) -> jax.Array:
+    """Leaves an axis whole on every device, so that a loop that slices it communicates nothing."""
+    mesh = _mesh([x])
+    if mesh.empty or all(kind != AxisType.Auto for kind in mesh.axis_types):
+        return x
+    spec = P(*(None if i == axis else P.UNCONSTRAINED for i in range(x.ndim)))
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def vary_alike(tree: Tree) -> Tree:
+    """Makes arrays vary over the same manual axes of `jax.shard_map`, as the carry of a loop must."""
+
+    def axes_of(x: jax.Array) -> frozenset[str]:
+        axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
+        return axes
+
+    axes = frozenset[str]().union(*map(axes_of, jax.tree.leaves(tree)))
+
+    def vary(x: jax.Array) -> jax.Array:
+        missing = tuple(sorted(axes - axes_of(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    varied: Tree = jax.tree.map(vary, tree)
+    return varied
+
+
+def partition_automatically(fun: Callable[Args, Tree], spec: P, *arrays: jax.Array) -> Callable[Args, Tree]:
+    """Leaves how `fun` is partitioned to the compiler, also where the axes of the mesh of `arrays` are explicit.
+
+    Args:
+        fun: What to call.
+        spec: The sharding of every result over explicit axes.
+        arrays: Arrays that know the mesh.
+    """
+    mesh = _mesh(arrays)
+    if mesh.empty or all(kind != AxisType.Explicit for kind in mesh.axis_types):
+        return fun
+    automatic: Callable[Args, Tree] = jax.sharding.auto_axes(fun, out_sharding=NamedSharding(mesh, spec))
+    return functools.wraps(fun)(automatic)
+
+
+def _mesh(arrays: object) -> AbstractMesh:
+    meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays))
+    return next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
