@@ -343,8 +343,7 @@ class AbUptConfig(NumericsConfig):
         vector_potentials: For any branch, fields of three channels for which the network predicts a vector potential
             and the model returns its curl with respect to the position of the token, so that the field has no
             divergence. In other units it keeps none only if one factor scales all channels and constants are added:
-            see `FieldScale.fit`. Their tokens take the ``xla`` attention, which holds all logits, unless the
-            implementation is ``masked``: the other implementations have no forward-mode derivative.
+            see `FieldScale.fit`. ``cudnn`` and ``splash`` cannot serve them: they have no forward-mode derivative.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.

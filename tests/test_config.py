@@ -96,7 +96,7 @@ def test_numpy_numbers_become_python_numbers() -> None:
 
 
 def test_implementations_are_those_that_attention_has() -> None:
-    assert set(IMPLEMENTATIONS) == {"auto", *attention.IMPLEMENTATIONS, *attention.KERNELS}
+    assert set(IMPLEMENTATIONS) == {"auto", *attention.IMPLEMENTATIONS}
 
 
 def test_branches_become_a_tuple_whose_order_counts() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,8 @@ import jax.numpy as jnp
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.models.inputs import Arrays
+from emmi_jax.ops.attention import forward_mode
 from emmi_jax.ops.curl import curl_by_token
-
-FORWARD_MODE = ("masked", "xla")
-"""Implementations of attention that have a forward-mode derivative."""
 
 
 def predict_with_curls(
@@ -57,10 +54,8 @@ def predict_with_curls(
         outputs: Any = network.apply(variables, queries=others, **options)
         predictions = outputs
     if moved:
-        # To be dropped once every implementation has a forward-mode derivative.
-        if config.implementation not in FORWARD_MODE:
-            network = network.clone(config=dataclasses.replace(config, vector_potentials={}, implementation="xla"))
-        curls, rest = _curls(network, variables, config, moved, options)
+        with forward_mode(True):
+            curls, rest = _curls(network, variables, config, moved, options)
         for branch in moved:
             num_anchors = 0 if anchors is None else anchors[branch].shape[1]
             for name in config.fields[branch]:

@@ -28,6 +28,12 @@ None means the platform JAX computes on. Set it to export for another: ``with ta
 jax.export.export(...)``.
 """
 
+forward_mode = jax.make_user_context(False)
+"""Whether attention will be differentiated in forward mode, which the kernels of GPUs and TPUs cannot serve.
+
+``auto`` then takes another: ``with forward_mode(True): jax.jvp(...)``.
+"""
+
 
 class Call(NamedTuple):
     """What decides whether a kernel serves a call: arguments of `dot_product_attention`."""
@@ -93,8 +99,8 @@ def dot_product_attention(
     ============= ========== ========= ======================================= =====================
 
     The second column matters to layers with attention patterns only: see `emmi_jax.layers.patterns`. ``auto`` is
-    ``splash`` on a TPU and ``cudnn`` on an NVIDIA GPU where they serve the call; otherwise ``xla`` for few logits and
-    ``blockwise`` for many, or for a number unknown at trace time.
+    ``splash`` on a TPU and ``cudnn`` on an NVIDIA GPU where they serve the call, and not under `forward_mode`;
+    otherwise ``xla`` for few logits and ``blockwise`` for many, or for a number unknown at trace time.
 
     Args:
         q: Queries [B, T, N, H].
@@ -235,6 +241,8 @@ def _splash_refusal(call: Call) -> str | None:
 def _flash_refusal(call: Call) -> str | None:
     if call.mask is not None and call.mask.shape[1:3] != (1, 1):
         return f"takes masks of keys alone, of shape [B, 1, 1, S] (the mask is {list(call.mask.shape)})"
+    if forward_mode.value:
+        return "has no forward-mode derivative"
     return f"has no attention dropout (dropout_rate={call.dropout_rate})" if call.dropout_rate else None
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax import export
 
 from emmi_jax import (
     AbUptConfig,
@@ -572,6 +573,17 @@ def test_vmap_equals_a_loop():
     together = jax.jit(jax.vmap(lambda i: AnchoredBranchedUPT(SMALL).apply(variables_of(SMALL), **i)))(stacked)
     for i, case in enumerate(cases):
         assert_same({name: field[i] for name, field in together.items()}, predict(SMALL, **case))
+
+
+def test_model_exports_with_a_symbolic_batch_size():
+    config = dataclasses.replace(SMALL, implementation="masked", vector_potentials={"volume": ("velocity",)})
+    inputs = make_inputs(config) | {"anchor_masks": MASKS}
+    (batch,) = export.symbolic_shape("b")
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), inputs)
+    apply = jax.jit(functools.partial(AnchoredBranchedUPT(config).apply, variables_of(SMALL)))
+    exported = export.export(apply)(**shapes)
+    fields = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    assert fields["query_volume_velocity"].shape == (batch, NUM_QUERIES["volume"], 3)
 
 
 PUBLISHED = AbUptConfig(

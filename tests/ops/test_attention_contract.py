@@ -18,7 +18,7 @@ from tests.tolerances import TOLERANCES, assert_close, largest_entry
 KERNELS = ("xla", "blockwise")
 """One implementation for each kernel that runs anywhere; `masked` shares its kernel with `xla`."""
 
-FORWARD_MODE = ("xla",)
+FORWARD_MODE = ("xla", "blockwise")
 """Those with derivatives in forward mode."""
 
 NAN_SAFE = ("xla",)
