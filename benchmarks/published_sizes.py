@@ -1,4 +1,4 @@
-"""Queries of one car at the published sizes, on an accelerator: ``python -m benchmarks.published_sizes``."""
+"""Streams queries at the published sizes, on an accelerator: ``python -m benchmarks.published_sizes``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NUM_ANCHORS, NUM_GEOMETRY_POINTS, NUM_SUPERNODES = 16_384, 65_536, 16_384
 
 def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/published_sizes.json")
-    parser.add_argument("--queries", type=int, default=7_800_000, help="on the surface (%(default)s)")
+    parser.add_argument("--queries", type=int, default=7_800_000, help="number of surface queries (%(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     options = parser.parse_args()
-    title = f"{NUM_ANCHORS} anchors a branch, {NUM_SUPERNODES} supernodes, {measure.DEVICE}; random weights"
+    title = f"{NUM_ANCHORS} anchors per branch, {NUM_SUPERNODES} supernodes, {measure.DEVICE}; random weights"
     measure.report(title, [_row(dtype, options.queries) for dtype in options.dtypes], options.json)
 
 
@@ -36,7 +36,7 @@ def _row(dtype: str, num_queries: int) -> dict[str, Any]:
 
     inputs = {
         "anchors": {branch: positions(NUM_ANCHORS) for branch in config.branches},
-        # Of this size, a ball of the pooling's radius holds about max_degree points.
+        # In a box of this size, a ball of the pooling's radius holds about max_degree points.
         "geometry": Geometry(
             positions(NUM_GEOMETRY_POINTS, 5.0),
             rng.permutation(NUM_GEOMETRY_POINTS)[:NUM_SUPERNODES].astype(np.int32),
@@ -53,7 +53,7 @@ def _row(dtype: str, num_queries: int) -> dict[str, Any]:
         "encode_first_s": encode_first,
         "encode_s": encode_again,
         "stream_s": seconds,
-        "queries_a_second": num_queries / seconds,
+        "queries_per_second": num_queries / seconds,
     }
 
 

@@ -71,17 +71,17 @@ def test_no_arguments_show_the_help(capsys):
         (["predict", "r", "--out", "o", "--geometry", "g.stl"], "error: expected either --points, or --surface"),
         (
             ["predict", "r", "--out", "o", "--surface", "s.vtp", "--area", "2"],
-            "emmi-jax predict: error: forces need --speed, and one of --area and --reference, got --area",
+            "emmi-jax predict: error: forces need --speed and one of --area and --reference, got --area",
         ),
         (
             ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2"],
-            "forces need --speed, and one of --area and --reference, got --speed",
+            "forces need --speed and one of --area and --reference, got --speed",
         ),
         (
             ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--area", "1", "--reference", "a.csv"],
             "and one of --area and --reference, got --area, --reference, --speed",
         ),
-        (["predict", "r", "--out", "o", "--surface", "s.vtp", "--density", "2"], "forces need --speed, and one of"),
+        (["predict", "r", "--out", "o", "--surface", "s.vtp", "--density", "2"], "forces need --speed and one of"),
         (
             ["predict", "r", "--out", "o", "--surface", "s.vtp", "--speed", "2", "--reference", "a.csv"],
             "emmi-jax predict: error: a.csv: no such file",

@@ -128,3 +128,17 @@ def test_importing_the_package_brings_no_optional_one() -> None:
     assert "emmi_jax.layers.anchor_attention" in brought
     assert LAZY & {name.split(".")[0] for name in brought} == set()
     assert not any("pallas" in name for name in brought)
+
+
+def test_benchmarks_import_nothing_from_the_tests() -> None:
+    files = sorted((REPOSITORY / "benchmarks").glob("*.py"))
+    imported = {name for file in files for node in ast.walk(ast.parse(file.read_text())) for name in _imports(node)}
+    assert "emmi_jax" in imported
+    assert "tests" not in imported
+
+
+def _imports(node: ast.AST) -> list[str]:
+    """The top-level packages that a statement imports."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    return [name.partition(".")[0] for name in names]

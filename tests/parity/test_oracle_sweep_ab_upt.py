@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from benchmarks import torch_model as oracle  # noqa: E402
 from emmi_jax import (  # noqa: E402
     AbUptConfig,
     AnchorAttentionConfig,
@@ -36,7 +37,6 @@ from emmi_jax import (  # noqa: E402
 from emmi_jax.convert import ab_upt_from_torch, params_from_torch  # noqa: E402
 from emmi_jax.layers.transformer_block import UntiedTransformerBlock  # noqa: E402
 from tests.cases import ANCHOR_ATTENTIONS  # noqa: E402
-from tests.parity import oracle  # noqa: E402
 from tests.tolerances import TOLERANCES, assert_close  # noqa: E402
 
 FORWARD, GRADIENT = TOLERANCES["float32"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from benchmarks import torch_model as oracle  # noqa: E402
 from emmi_jax import (  # noqa: E402
     AnchorAttentionConfig,
     AttentionConfig,
@@ -28,7 +29,6 @@ from emmi_jax import (  # noqa: E402
 )
 from emmi_jax.convert import params_from_torch  # noqa: E402
 from tests.cases import ANCHOR_ATTENTIONS, PORTABLE, random_array, random_positions, take_freqs  # noqa: E402
-from tests.parity import oracle  # noqa: E402
 from tests.tolerances import TOLERANCES, assert_close  # noqa: E402
 
 BATCH = 2

@@ -1,7 +1,7 @@
-"""A small PyTorch oracle for emmi_jax: the same mathematics, written plainly, with the 1.x state_dict names.
+"""The same mathematics in PyTorch, written plainly, with the 1.x state_dict names.
 
-The JAX modules are swept against it (forward and gradients) and the benchmarks time it. It computes the evaluation
-mode only (no dropout, no drop path). Tokens are [B, T, C]; inside, attention works on torch's [B, N, T, H].
+The benchmarks time it, and tests/parity compares outputs and gradients with it. It covers evaluation mode only: no
+dropout, no drop path. Tokens are [B, T, C]; attention works on torch's [B, N, T, H].
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emmi_jax import AbUptConfig
+
 Specs = Sequence[tuple[str, int]]
 Patterns = Sequence[tuple[Sequence[str], Sequence[str]]]
 
 
 def axis_width(dim: int, num_axes: int) -> int:
-    """Even number of channels that every position axis gets; what is left of `dim` is padding."""
+    """Channels per position axis, an even number; the rest of `dim` is padding."""
     width = dim // num_axes // 2 * 2
     if width <= 0:
         raise ValueError(f"dim {dim} is too small for {num_axes} position axes")
@@ -27,8 +29,8 @@ def axis_width(dim: int, num_axes: int) -> int:
 
 def position_angles(positions: Tensor, width: int, max_wavelength: float) -> Tensor:
     """Angles coordinate_i * omega_j of shape [..., n, width / 2], in float32."""
-    # Why this form: 1 / max_wavelength ** (2j / w) with every step in float32 is what the recorded omegas are, bit for
-    # bit; max_wavelength ** (-2j / w) is an ulp or two off, which angles near 1000 turn into errors near 1e-4.
+    # The recorded omegas are 1 / max_wavelength ** (2j / w), with every step in float32. max_wavelength ** (-2j / w)
+    # differs by an ulp or two, which angles near 1000 turn into errors near 1e-4.
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
     return positions.float()[..., None] * (1.0 / max_wavelength**exponents)
 
@@ -74,12 +76,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def concat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """torch.cat that does not copy a single tensor."""
+    """torch.cat, without a copy where there is only one tensor."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
 
 
 class SelfProjections(nn.Module):
-    """The projections of attention within one sequence: `qkv` or, since 2026.4, `q`, `k`, `v`; and `proj`."""
+    """The projections of attention within one sequence: `qkv` (`q`, `k`, `v` since 2026.4) and `proj`."""
 
     def __init__(
         self, dim: int, num_heads: int, use_rope: bool = False, bias: bool = True, split_qkv: bool = False
@@ -229,7 +231,7 @@ def modulate(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """What both blocks share: the MLP half, layer scales and, given a condition, `num_chunks` modulations."""
+    """The part that both blocks share: the MLP, layer scales and, with a condition, `num_chunks` modulations."""
 
     def __init__(
         self, dim: int, num_chunks: int, mlp_expansion_factor: int, condition_dim: int | None, layerscale: float | None
@@ -329,7 +331,11 @@ def find_neighbors(
 
 
 class SupernodePooling(nn.Module):
-    """Messages of each supernode's neighbours, aggregated: points [B, P, n], supernode_idx [B, M] -> [B, M, C]."""
+    """Aggregates the messages of each supernode's neighbours.
+
+    Maps points [B, P, n] and supernode_idx [B, M] to [B, M, C]. `neighbors` replaces the search, which holds all
+    distances: a pair (idx [B, M, K], is_real [B, M, K]).
+    """
 
     def __init__(
         self, dim: int, mode: str = "abspos", radius: float | None = None, k: int | None = None, max_degree: int = 32,
@@ -348,9 +354,12 @@ class SupernodePooling(nn.Module):
     def embed(self, positions: Tensor) -> Tensor:
         return sincos_embedding(positions, self.dim).to(self.message[0].project.weight.dtype)
 
-    def forward(self, points: Tensor, supernode_idx: Tensor, features: Tensor | None = None) -> Tensor:
+    def forward(
+        self, points: Tensor, supernode_idx: Tensor, features: Tensor | None = None, *,
+        neighbors: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         supernodes = take(points, supernode_idx)
-        idx, real = find_neighbors(points, supernodes, *self.neighborhood)
+        idx, real = neighbors or find_neighbors(points, supernodes, *self.neighborhood)
         own_idx = supernode_idx[..., None].expand_as(idx)
         projected = None if features is None else self.feature_projection(features)
         vectors = []
@@ -369,15 +378,15 @@ class SupernodePooling(nn.Module):
         pooled = self.message(torch.cat(vectors, dim=-1)).masked_fill(~real[..., None], 0).sum(dim=2)
         if self.aggregation == "mean":
             pooled = pooled / real.sum(dim=2)[..., None]
-        # Why the bare embedding: features enter the messages only; no recorded figure has both features and `proj`.
+        # The bare embedding: features enter the messages only. No recorded case has both features and `proj`.
         return pooled if self.proj is None else self.proj(torch.cat([pooled, self.embed(supernodes)], dim=-1))
 
 
 class AbUpt(nn.Module):
-    """Anchored-branched UPT; its branches are the keys of `fields` {branch: [(field, channels)]}, in order.
+    """Anchored-branched UPT. The keys of `fields` {branch: [(field, channels)]} are its branches, in order.
 
-    `physics_blocks` names self (or shared), cross, joint and perceiver blocks; only a perceiver needs geometry.
-    `supernode_pooling` holds the keyword arguments of `SupernodePooling`.
+    `physics_blocks` lists self (or shared), cross, joint and perceiver blocks; only a perceiver needs geometry.
+    `supernode_pooling` holds keyword arguments of `SupernodePooling`.
     """
 
     def __init__(
@@ -408,10 +417,23 @@ class AbUpt(nn.Module):
             self.add_module(f"{branch}_decoder_blocks", nn.ModuleList(blocks))
             self.add_module(f"{branch}_decoder", Projection(dim, sum(channels for _, channels in branch_fields)))
 
+    @classmethod
+    def from_config(cls, config: AbUptConfig) -> AbUpt:
+        pooling = config.supernode_pooling
+        return cls(
+            config.dim,
+            config.num_heads,
+            config.physics_blocks,
+            config.decoder_depths,
+            {branch: list(fields.items()) for branch, fields in config.fields.items()},
+            geometry_depth=config.geometry_depth,
+            supernode_pooling={"mode": pooling.mode, "radius": pooling.radius, "max_degree": pooling.max_degree},
+        )
+
     def forward(
         self, anchors: Mapping[str, Tensor], queries: Mapping[str, Tensor] | None = None,
         geometry_position: Tensor | None = None, geometry_supernode_idx: Tensor | None = None,
-        condition: Tensor | None = None,
+        condition: Tensor | None = None, geometry_neighbors: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Positions [B, tokens, n] per branch, a condition [B, condition_dim] -> named fields [B, tokens, channels]."""
         given = (("anchors", anchors), ("queries", queries or {}))
@@ -422,7 +444,7 @@ class AbUpt(nn.Module):
         x = torch.cat([self.get_submodule(f"{b}_bias")(embeddings[b]) for b in self.fields], dim=1)
         freqs = rope_frequencies(torch.cat(list(positions.values()), dim=1), self.head_dim)
         if self.encoder is not None:
-            geometry = self.encoder(geometry_position, geometry_supernode_idx)
+            geometry = self.encoder(geometry_position, geometry_supernode_idx, neighbors=geometry_neighbors)
             geometry_freqs = rope_frequencies(take(geometry_position, geometry_supernode_idx), self.head_dim)
             for block in self.geometry_blocks:
                 geometry = block(geometry, geometry_freqs, condition=condition)
