@@ -11,20 +11,20 @@ import numpy as np
 import optax
 import torch
 
-from benchmarks import measure
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from benchmarks import measure, torch_model
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
+from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.neighbors_host import radius_neighbors_host
-from tests.parity import oracle
 
 LEARNING_RATE = 5e-5
 
 
 def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/ab_upt.json")
-    parser.add_argument("--anchors", type=int, default=1024, help="anchors a branch (%(default)s)")
+    parser.add_argument("--anchors", type=int, default=1024, help="anchors per branch (%(default)s)")
     parser.add_argument("--points", type=int, default=4096, help="geometry points (%(default)s)")
-    parser.add_argument("--supernodes", type=int, default=1024, help="supernodes among them (%(default)s)")
+    parser.add_argument("--supernodes", type=int, default=1024, help="supernodes (%(default)s)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of products (%(default)s)")
     parser.add_argument("--implementation", default="auto")
     options = parser.parse_args()
@@ -34,7 +34,8 @@ def main() -> None:
         | {"implementation": options.implementation, "dtype": options.dtype}
     )
     inputs = _inputs(config, options)
-    reference = _reference(config)
+    torch.manual_seed(0)
+    reference = torch_model.AbUpt.from_config(config).to(measure.TORCH_DEVICE)
     params = jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))
     model = AnchoredBranchedUPT(config)
     predicted = jax.jit(model.apply)({"params": params}, **inputs)
@@ -52,7 +53,7 @@ def main() -> None:
         measure.wait(call())
     times = measure.interleaved_medians(contestants, options.seconds)
     row: dict[str, Any] = {
-        "anchors_a_branch": options.anchors,
+        "anchors_per_branch": options.anchors,
         "points": options.points,
         "supernodes": options.supernodes,
         "jax_ms": 1e3 * times["jax"],
@@ -71,44 +72,26 @@ def _inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
     def positions(num: int, scale: float) -> jax.Array:
         return jnp.asarray(rng.uniform(0, scale, (1, num, 3)).astype(np.float32))
 
-    # Of this size, a radius of 0.25 holds about as many neighbours as on a car.
+    # In a box of this size, the radius of 0.25 holds about as many neighbours as on a car.
     points = positions(options.points, 2.0)
     idx = rng.permutation(options.points)[None, : options.supernodes].astype(np.int32)
     pooling = config.supernode_pooling
     neighbors = radius_neighbors_host(points, idx, radius=pooling.radius, max_degree=pooling.max_degree)
     return {
         "anchors": {branch: positions(options.anchors, 1000) for branch in config.branches},
-        "geometry_position": points,
-        "supernode_idx": jnp.asarray(idx),
-        "neighbor_idx": jnp.asarray(neighbors.idx),
-        "neighbor_mask": jnp.asarray(neighbors.mask),
+        "geometry": Geometry(points, jnp.asarray(idx), Neighbors(*map(jnp.asarray, neighbors))),
     }
-
-
-def _reference(config: AbUptConfig) -> oracle.AbUpt:
-    torch.manual_seed(0)
-    pooling = config.supernode_pooling
-    reference = oracle.AbUpt(
-        config.dim,
-        config.num_heads,
-        config.physics_blocks,
-        dict(config.decoder_depths),
-        {branch: list(fields.items()) for branch, fields in config.fields.items()},
-        geometry_depth=config.geometry_depth,
-        supernode_pooling={"mode": pooling.mode, "radius": pooling.radius, "max_degree": pooling.max_degree},
-    )
-    return reference.to(measure.TORCH_DEVICE)
 
 
 def _to_torch(inputs: dict[str, Any]) -> dict[str, Any]:
     tensors = jax.tree.map(lambda a: torch.from_numpy(np.array(a)).to(measure.TORCH_DEVICE), inputs)
-    # The oracle's own search sorts all distances; a data loader would bring the neighbours, so both are given them.
-    neighbors = tensors["neighbor_idx"].long(), tensors["neighbor_mask"]
-    oracle.find_neighbors = lambda *_: neighbors
+    geometry = tensors["geometry"]
+    # PyTorch's own search sorts all distances. A data loader would find the neighbours, so both models are given them.
     return {
         "anchors": tensors["anchors"],
-        "geometry_position": tensors["geometry_position"],
-        "geometry_supernode_idx": tensors["supernode_idx"].long(),
+        "geometry_position": geometry.position,
+        "geometry_supernode_idx": geometry.supernode_idx.long(),
+        "geometry_neighbors": (geometry.neighbors.idx.long(), geometry.neighbors.mask),
     }
 
 

@@ -10,18 +10,25 @@ import jax
 import jax.numpy as jnp
 import torch
 
-from benchmarks import measure
-from emmi_jax import AnchorAttentionConfig, rope_frequencies
+from benchmarks import measure, torch_model
+from emmi_jax import (
+    AnchorAttentionConfig,
+    CrossAnchorAttention,
+    JointAnchorAttention,
+    SelfAnchorAttention,
+    TokenSpec,
+    rope_frequencies,
+)
 from emmi_jax.convert import params_from_torch
-from tests.cases import ANCHOR_ATTENTIONS, ANCHOR_LAYOUTS
-from tests.parity import oracle
 
 DIM, NUM_HEADS = 192, 3
+ATTENTIONS = {"self": SelfAnchorAttention, "cross": CrossAnchorAttention, "joint": JointAnchorAttention}
+BRANCHES = ("surface", "volume")
 
 
 def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/attention.json")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="tokens a group (%(default)s)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="per group (%(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--implementation", default="auto")
     options = parser.parse_args()
@@ -33,9 +40,9 @@ def main() -> None:
 
 
 def _rows(dtype: str, tokens: int, options: Any) -> list[dict[str, Any]]:
-    """All attentions and passes take turns, so that no row is measured in one bad moment."""
+    """Times all attentions and passes in turns, so that a slow minute of the machine falls on every row."""
     contestants, differences = {}, {}
-    for row in itertools.product(ANCHOR_ATTENTIONS, (False, True)):
+    for row in itertools.product(ATTENTIONS, (False, True)):
         kind, backward = row
         calls = _contestants(kind, tokens, dtype, backward, options)
         results = {name: call()[0] if backward else call() for name, call in calls.items()}
@@ -61,38 +68,40 @@ def _rows(dtype: str, tokens: int, options: Any) -> list[dict[str, Any]]:
 
 
 def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: Any) -> dict[str, Any]:
-    layout = ANCHOR_LAYOUTS[f"groups_of_{tokens}"]
+    groups = [f"{branch}_{group}" for branch in BRANCHES for group in ("anchors", "queries")]
+    num_tokens = tokens * len(groups)
     torch_dtype = getattr(torch, dtype)
     torch.manual_seed(0)
-    reference = oracle.AnchorAttention(kind, DIM, NUM_HEADS, use_rope=True, bias=True, branches=layout.branches)
+    reference = torch_model.AnchorAttention(kind, DIM, NUM_HEADS, use_rope=True, bias=True, branches=BRANCHES)
     params = params_from_torch(reference.state_dict())
     reference = reference.to(measure.TORCH_DEVICE, torch_dtype)
-    x = torch.randn(1, layout.num_tokens, DIM)
-    positions = 1000 * torch.rand(1, layout.num_tokens, 3)
-    cotangent = torch.randn(1, layout.num_tokens, DIM)
+    x = torch.randn(1, num_tokens, DIM)
+    positions = 1000 * torch.rand(1, num_tokens, 3)
+    cotangent = torch.randn(1, num_tokens, DIM)
 
     config = AnchorAttentionConfig(
         dim=DIM,
         num_heads=NUM_HEADS,
         use_rope=True,
-        branches=layout.branches,
+        branches=BRANCHES,
         implementation=options.implementation,
         dtype=dtype,
     )
-    module = ANCHOR_ATTENTIONS[kind](config)
+    module = ATTENTIONS[kind](config)
+    token_specs = tuple(TokenSpec(name, tokens) for name in groups)
     jax_x, jax_cotangent = jnp.asarray(x.numpy(), dtype), jnp.asarray(cotangent.numpy(), dtype)
     freqs = rope_frequencies(jnp.asarray(positions.numpy()), DIM // NUM_HEADS)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
 
     def forward(params: Any, x: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, x, layout.token_specs, freqs)
+        return module.apply({"params": params}, x, token_specs, freqs)
 
     def gradient(params: Any, x: jax.Array, cotangent: jax.Array) -> Any:
-        """Gradients of x, which are compared, and of the parameters."""
+        """Gradients of x, which are compared, and of the parameters, which are not."""
         return jax.vjp(forward, params, x)[1](cotangent)[::-1]
 
-    specs = [(spec.name, spec.size) for spec in layout.token_specs]
-    torch_freqs = oracle.rope_frequencies(positions.to(measure.TORCH_DEVICE), DIM // NUM_HEADS)
+    specs = [(name, tokens) for name in groups]
+    torch_freqs = torch_model.rope_frequencies(positions.to(measure.TORCH_DEVICE), DIM // NUM_HEADS)
     torch_x, torch_cotangent = (a.to(measure.TORCH_DEVICE, torch_dtype) for a in (x, cotangent))
 
     def torch_call(module: Any) -> Any:

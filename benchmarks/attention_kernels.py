@@ -1,4 +1,4 @@
-"""The attention itself, without projections: ``python -m benchmarks.attention_kernels``."""
+"""Attention without projections, against PyTorch: ``python -m benchmarks.attention_kernels``."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ NUM_HEADS, HEAD_DIM = 3, 64
 
 def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/attention_kernels.json")
-    parser.add_argument("--tokens", type=int, default=16384, help="anchors a branch (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=16384, help="anchors per branch (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--implementation", default="auto")
-    parser.add_argument("--matrix-size", type=int, default=8192, help="of the product that is timed (%(default)s)")
+    parser.add_argument("--matrix-size", type=int, default=8192, help="of the timed product (%(default)s)")
     options = parser.parse_args()
     measure.use_all_threads()
     matrix_rate = _matrix_rate(options)
     rows = []
-    # Batch, queries and keys of self attention without and with queries beside the anchors, and of joint attention.
+    # Batch, queries and keys of self attention without queries, of self attention with queries, of joint attention.
     n = options.tokens
     for batch, num_queries, num_keys in ((2, n, n), (2, 2 * n, n), (1, 2 * n, 2 * n)):
         for backward in (False, True):
             contestants, implementation = _contestants(batch, num_queries, num_keys, backward, options)
             difference = measure.check_equal({name: call() for name, call in contestants.items()}, options.dtype)
             times = measure.interleaved_medians(contestants, options.seconds)
-            # Two products forward; backward the logits again and two products for each of the factors.
+            # Forward: two products. Backward: the logits again, and two products for each of them.
             flops = (14 if backward else 4) * batch * num_queries * num_keys * NUM_HEADS * HEAD_DIM
             row: dict[str, Any] = {
                 "batch": batch,
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _matrix_rate(options: Any) -> float:
-    """Floating-point operations a second of one large product, the faster framework's."""
+    """Floating-point operations per second of one large product, in the faster framework."""
     shape = (options.matrix_size, options.matrix_size)
     a = torch.randn(shape).to(measure.TORCH_DEVICE, getattr(torch, options.dtype))
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), options.dtype)

@@ -1,4 +1,4 @@
-"""Side-by-side timing of the same computation in JAX and PyTorch, in one process."""
+"""Times the same computation in JAX and PyTorch side by side, in one process."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ import rich.console
 import rich.table
 import torch
 
-# Both frameworks share the memory of a GPU.
+# Both frameworks share the memory of the GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 NUM_THREADS = len(os.sched_getaffinity(0))
 ON_GPU = jax.default_backend() == "gpu"
 TORCH_DEVICE = "cuda" if ON_GPU else "cpu"
 DEVICE = jax.devices()[0].device_kind if ON_GPU else f"{NUM_THREADS} threads"
-CALLS_A_SAMPLE = 10 if ON_GPU else 1
-"""Calls in a row that a time is the mean of: a GPU takes them from a queue, and only so is never idle."""
+CALLS_PER_SAMPLE = 10 if ON_GPU else 1
+"""A time is the mean of so many calls in a row: a GPU takes them from a queue, and is idle between single calls."""
 _Name = TypeVar("_Name")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def arguments(description: str, default_json: str, **options: Any) -> argparse.ArgumentParser:
+def arguments(description: str, default_json: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, default=Path(default_json), help="where the rows go (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="time to spend on one row (%(default)s)")
+    parser.add_argument("--json", type=Path, default=Path(default_json), help="file for the rows (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time to spend on each row (%(default)s)")
     parser.add_argument("--torch-compile", action="store_true", help="time torch.compile as well")
     return parser
 
 
 def to_numpy(tree: Any) -> list[np.ndarray]:
-    """All arrays of a result, JAX's or PyTorch's, in float32."""
+    """The arrays of a result of either framework, in float32."""
     leaves = jax.tree.leaves(tree)
     return [
         leaf.detach().float().cpu().numpy() if isinstance(leaf, torch.Tensor) else np.asarray(leaf, np.float32)
@@ -50,7 +50,7 @@ def to_numpy(tree: Any) -> list[np.ndarray]:
 
 
 def check_equal(results: Mapping[str, Any], dtype: str) -> float:
-    """Largest relative L2 distance of an array from the first contestant's; raises if they compute different things."""
+    """Returns the largest relative L2 distance between arrays of the contestants; raises if it is too large."""
     first, *others = (to_numpy(result) for result in results.values())
     worst = 0.0
     for other in others:
@@ -62,9 +62,10 @@ def check_equal(results: Mapping[str, Any], dtype: str) -> float:
 
 
 def interleaved_medians(contestants: Mapping[_Name, Callable[[], Any]], seconds: float) -> dict[_Name, float]:
-    """Median seconds a call, the contestants taking turns.
+    """Returns the median seconds per call; the contestants take turns.
 
-    The first call of a turn is not timed: the other's idle threads still spin on the cores, its data fill the cache.
+    The first call of a turn is not timed: the other framework's idle threads still spin on the cores, and its data fill
+    the cache.
     """
     times: dict[_Name, list[float]] = {name: [] for name in contestants}
     deadline = time.perf_counter() + seconds
@@ -72,10 +73,10 @@ def interleaved_medians(contestants: Mapping[_Name, Callable[[], Any]], seconds:
         for name, call in contestants.items():
             wait(call())
             start = time.perf_counter()
-            for _ in range(CALLS_A_SAMPLE):
+            for _ in range(CALLS_PER_SAMPLE):
                 result = call()
             wait(result)
-            times[name].append((time.perf_counter() - start) / CALLS_A_SAMPLE)
+            times[name].append((time.perf_counter() - start) / CALLS_PER_SAMPLE)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -86,7 +87,7 @@ def wait(result: Any) -> None:
 
 
 def peak_memory(contestants: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """MiB by which the resident memory of this process grows at most during one call; nothing on a GPU."""
+    """Returns the largest growth of resident memory during one call, in MiB; nothing on a GPU."""
     if ON_GPU:
         return {}
     return {f"{name}_peak_mib": _peak_resident_growth(call) / 2**20 for name, call in contestants.items()}
@@ -113,7 +114,7 @@ def _peak_resident_growth(call: Callable[[], Any]) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describes the machine and the versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
     return {
@@ -139,5 +140,5 @@ def report(title: str, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def use_all_threads() -> None:
-    """Gives PyTorch as many threads as JAX takes by itself."""
+    """Gives PyTorch as many threads as JAX uses."""
     torch.set_num_threads(NUM_THREADS)

@@ -1,4 +1,4 @@
-"""Queries of one car at the published sizes, on an accelerator: ``python -m benchmarks.published_sizes``."""
+"""Streams queries at the published sizes, on an accelerator: ``python -m benchmarks.published_sizes``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, encode, predict
 from emmi_jax.convert import PRESETS
-from emmi_jax.inference.streaming import encode, stream
-from emmi_jax.training.step import init_params
+from emmi_jax.models.init import init_params
 
 NUM_ANCHORS, NUM_GEOMETRY_POINTS, NUM_SUPERNODES = 16_384, 65_536, 16_384
 
 
 def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/published_sizes.json")
-    parser.add_argument("--queries", type=int, default=7_800_000, help="on the surface (%(default)s)")
+    parser.add_argument("--queries", type=int, default=7_800_000, help="number of surface queries (%(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     options = parser.parse_args()
-    title = f"{NUM_ANCHORS} anchors a branch, {NUM_SUPERNODES} supernodes, {measure.DEVICE}; random weights"
+    title = f"{NUM_ANCHORS} anchors per branch, {NUM_SUPERNODES} supernodes, {measure.DEVICE}; random weights"
     measure.report(title, [_row(dtype, options.queries) for dtype in options.dtypes], options.json)
 
 
@@ -37,22 +36,24 @@ def _row(dtype: str, num_queries: int) -> dict[str, Any]:
 
     inputs = {
         "anchors": {branch: positions(NUM_ANCHORS) for branch in config.branches},
-        # Of this size, a ball of the pooling's radius holds about max_degree points.
-        "geometry_position": positions(NUM_GEOMETRY_POINTS, 5.0),
-        "supernode_idx": rng.permutation(NUM_GEOMETRY_POINTS)[:NUM_SUPERNODES].astype(np.int32),
+        # In a box of this size, a ball of the pooling's radius holds about max_degree points.
+        "geometry": Geometry(
+            positions(NUM_GEOMETRY_POINTS, 5.0),
+            rng.permutation(NUM_GEOMETRY_POINTS)[:NUM_SUPERNODES].astype(np.int32),
+        ),
     }
     queries = {"surface": positions(num_queries)}
     cache, encode_first = _timed(lambda: jax.block_until_ready(encode(model, variables, **inputs)))
     _, encode_again = _timed(lambda: jax.block_until_ready(encode(model, variables, **inputs)))
-    stream(model, variables, cache, {"surface": queries["surface"][:1]})  # compiles
-    _, seconds = _timed(lambda: stream(model, variables, cache, queries))
+    predict(model, variables, cache, {"surface": queries["surface"][:1]})  # compiles
+    _, seconds = _timed(lambda: predict(model, variables, cache, queries))
     return {
         "dtype": dtype,
         "queries": num_queries,
         "encode_first_s": encode_first,
         "encode_s": encode_again,
         "stream_s": seconds,
-        "queries_a_second": num_queries / seconds,
+        "queries_per_second": num_queries / seconds,
     }
 
 

@@ -1,4 +1,4 @@
-"""Streaming of queries: memory over their number, and speed against PyTorch: ``python -m benchmarks.streaming``."""
+"""Streaming: memory by number of queries, and speed against PyTorch: ``python -m benchmarks.streaming``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import measure
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from benchmarks import measure, torch_model
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, encode, predict
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
-from emmi_jax.inference.streaming import encode, stream
+from emmi_jax.models.init import init_params
 from emmi_jax.ops.neighbors_host import radius_neighbors_host
-from emmi_jax.training.step import init_params
-from tests.parity import oracle
 
 NUM_ANCHORS, NUM_GEOMETRY_POINTS, NUM_SUPERNODES = 1024, 65_536, 16_384
 FEW, MANY = 200_000, 2_000_000
@@ -33,7 +30,7 @@ FIELDS = {"surface": {"pressure": 1, "wallshearstress": 3}, BRANCH: {"pressure":
 
 def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/streaming.json")
-    parser.add_argument("--queries", type=int, default=8 * TORCH_CHUNK_SIZE, help="to time (%(default)s)")
+    parser.add_argument("--queries", type=int, default=8 * TORCH_CHUNK_SIZE, help="number to time (%(default)s)")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of is not None:
@@ -44,7 +41,7 @@ def main() -> None:
     rows = [{"what": "peak memory", **memory, "ratio": peaks[1] / peaks[0], "bar": "<= 1.15"}]
     measure.report("Peak resident memory of a process", rows, options.json.with_stem("streaming_memory"))
     measure.use_all_threads()
-    title = f"Queries with {NUM_ANCHORS} anchors a branch, {measure.NUM_THREADS} threads, float32; ratio = jax / torch"
+    title = f"{NUM_ANCHORS} anchors per branch, {measure.NUM_THREADS} threads, float32; ratio = jax / torch"
     measure.report(title, [_speed(options)], options.json)
 
 
@@ -54,7 +51,7 @@ def _in_own_process(num_queries: int) -> int:
 
 
 def _peak_resident_bytes(num_queries: int) -> int:
-    """Streams queries between memory-maps with a small model; nothing else has run in this process."""
+    """Streams queries from memory-map to memory-map with a small model; nothing else may run in this process."""
     config = AbUptConfig(dim=12, num_heads=1, fields=FIELDS, physics_blocks=("self",), decoder_depths={}, mlp_ratio=1)
     model = AnchoredBranchedUPT(config)
     variables = {"params": init_params(model, seed=0)}
@@ -71,7 +68,7 @@ def _peak_resident_bytes(num_queries: int) -> int:
         queries.flush()
         queries = np.memmap(Path(folder) / "positions", np.float32, "r", shape=(num_queries, 3))
         out = {f"{BRANCH}_{name}": memory_map(name, channels) for name, channels in FIELDS[BRANCH].items()}
-        stream(model, variables, cache, {BRANCH: queries}, out=out)
+        predict(model, variables, cache, {BRANCH: queries}, out=out)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -87,50 +84,40 @@ def _speed(options: Any) -> dict[str, Any]:
     geometry = _positions(rng, NUM_GEOMETRY_POINTS, 5.0)
     supernode_idx = rng.permutation(NUM_GEOMETRY_POINTS)[:NUM_SUPERNODES].astype(np.int32)
     queries = _positions(rng, options.queries)
-    reference = oracle.AbUpt(
-        config.dim,
-        config.num_heads,
-        config.physics_blocks,
-        dict(config.decoder_depths),
-        {branch: list(fields.items()) for branch, fields in FIELDS.items()},
-        geometry_depth=config.geometry_depth,
-        supernode_pooling={"mode": config.supernode_pooling.mode, "radius": config.supernode_pooling.radius},
-    ).eval()
+    reference = torch_model.AbUpt.from_config(config).eval()
     model = AnchoredBranchedUPT(config)
     variables = {"params": jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))}
 
     def ours() -> list[np.ndarray]:
-        geometry_inputs = {"geometry_position": geometry, "supernode_idx": supernode_idx}
-        cache = encode(model, variables, anchors=anchors, **geometry_inputs)
-        return list(stream(model, variables, cache, {BRANCH: queries}).values())
+        cache = encode(model, variables, anchors=anchors, geometry=Geometry(geometry, supernode_idx))
+        return list(predict(model, variables, cache, {BRANCH: queries}).values())
 
+    # PyTorch's own search would hold all distances, too many here, so it is given the neighbours. Ours searches.
+    pooling = config.supernode_pooling
+    neighbors = radius_neighbors_host(
+        geometry[None], supernode_idx[None], radius=pooling.radius, max_degree=pooling.max_degree
+    )
+    idx, mask = (torch.from_numpy(np.array(a)) for a in neighbors)
     inputs = {
         "anchors": {branch: torch.from_numpy(position)[None] for branch, position in anchors.items()},
         "geometry_position": torch.from_numpy(geometry)[None],
         "geometry_supernode_idx": torch.from_numpy(supernode_idx).long()[None],
+        "geometry_neighbors": (idx.long(), mask),
     }
-
-    # The oracle's search holds all distances, too many here: PyTorch is given the neighbours. Ours searches for them.
-    pooling = config.supernode_pooling
-    idx, mask = radius_neighbors_host(
-        geometry[None], supernode_idx[None], radius=pooling.radius, max_degree=pooling.max_degree
-    )
-    neighbors = torch.from_numpy(np.array(idx)).long(), torch.from_numpy(np.array(mask))
 
     @torch.no_grad()
     def theirs() -> list[np.ndarray]:
-        parts = []
-        with mock.patch.object(oracle, "find_neighbors", return_value=neighbors):
-            for chunk in torch.from_numpy(queries).split(TORCH_CHUNK_SIZE):
-                outputs = reference(queries={BRANCH: chunk[None]}, **inputs)
-                parts.append([outputs[f"query_{BRANCH}_{name}"][0].numpy() for name in FIELDS[BRANCH]])
-        return [np.concatenate(field) for field in zip(*parts, strict=True)]
+        chunks = []
+        for chunk in torch.from_numpy(queries).split(TORCH_CHUNK_SIZE):
+            outputs = reference(queries={BRANCH: chunk[None]}, **inputs)
+            chunks.append([outputs[f"query_{BRANCH}_{name}"][0].numpy() for name in FIELDS[BRANCH]])
+        return [np.concatenate(field) for field in zip(*chunks, strict=True)]
 
     difference = measure.check_equal({"jax": ours(), "torch": theirs()}, "float32")
     times = measure.interleaved_medians({"jax": ours, "torch": theirs}, options.seconds)
     return {
         "queries": options.queries,
-        **{f"{name}_queries_a_second": options.queries / seconds for name, seconds in times.items()},
+        **{f"{name}_queries_per_second": options.queries / seconds for name, seconds in times.items()},
         "ratio": times["torch"] / times["jax"],
         "bar": ">= 2",
         "difference": difference,

@@ -1,5 +1,9 @@
 """Multi-branch anchor attention for JAX/Flax, and the AB-UPT physics transformer on top of it."""
 
+import importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from emmi_jax.config import AbUptConfig as AbUptConfig
 from emmi_jax.config import AnchorAttentionConfig as AnchorAttentionConfig
 from emmi_jax.config import AttentionConfig as AttentionConfig
@@ -15,6 +19,7 @@ from emmi_jax.layers.dot_product_attention import DotProductAttention as DotProd
 from emmi_jax.layers.mixed_attention import MixedAttention as MixedAttention
 from emmi_jax.layers.perceiver_attention import PerceiverAttention as PerceiverAttention
 from emmi_jax.layers.perceiver_block import PerceiverBlock as PerceiverBlock
+from emmi_jax.layers.supernode_pooling import Geometry as Geometry
 from emmi_jax.layers.supernode_pooling import SupernodePooling as SupernodePooling
 from emmi_jax.layers.transformer_block import TransformerBlock as TransformerBlock
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT as AnchoredBranchedUPT
@@ -24,4 +29,33 @@ from emmi_jax.ops.rope import rope_frequencies as rope_frequencies
 from emmi_jax.tokens import AttentionPattern as AttentionPattern
 from emmi_jax.tokens import TokenSpec as TokenSpec
 
+if _TYPE_CHECKING:
+    from emmi_jax.inference.streaming import encode as encode
+    from emmi_jax.inference.streaming import predict as predict
+    from emmi_jax.inference.streaming import stream as stream
+    from emmi_jax.inference.surrogate import Surrogate as Surrogate
+    from emmi_jax.runs.load import load_run as load_run
+
 __version__ = "0.1.0"
+
+# Imported on first use: what a run takes, orbax among it, is not needed to build a model.
+_LAZY = {
+    "Surrogate": "emmi_jax.inference.surrogate",
+    "encode": "emmi_jax.inference.streaming",
+    "load_run": "emmi_jax.runs.load",
+    "predict": "emmi_jax.inference.streaming",
+    "stream": "emmi_jax.inference.streaming",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"emmi_jax.{name} needs more packages ({error}): pip install 'emmi-jax[train]'") from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

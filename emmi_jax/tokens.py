@@ -1,21 +1,23 @@
-"""Names and sizes of token groups, who attends to whom, and where each group lies in the sequence."""
+"""Token groups: their names and sizes, who attends to whom, and where each group lies in the sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class TokenSpec:
-    """A contiguous run of tokens.
+    """A contiguous run of tokens; a static pytree node, so it passes through `jax.jit` like any argument.
 
     Args:
         name: Name of the group, such as ``"surface_anchors"``.
-        size: Number of tokens, at least 0; ``None`` means that the tokens are not in the input and that their keys and
-            values come from the cache.
+        size: Number of tokens, at least 0. None means that the input lacks these tokens and that their keys and values
+            come from the cache.
 
     Raises:
         ValueError: The name is empty or the size is not an integer >= 0.
@@ -52,9 +54,10 @@ class TokenSpec:
         return {self.name: self.size}
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class AttentionPattern:
-    """These groups attend to those groups.
+    """These groups attend to those groups; a static pytree node like `TokenSpec`.
 
     Args:
         query_tokens: Names of the groups that attend.
@@ -79,7 +82,7 @@ class AttentionPattern:
 
 
 def token_slices(token_specs: Sequence[TokenSpec]) -> dict[str, slice]:
-    """Returns where each group lies in the input; cached groups (size ``None``) do not.
+    """Returns where each group lies in the input; cached groups (size None) are left out.
 
     Raises:
         ValueError: Two groups have the same name.
@@ -101,12 +104,17 @@ def owning_branch(group: str, branches: Sequence[str]) -> str | None:
     return max((branch for branch in branches if group.startswith(branch)), key=len, default=None)
 
 
+def specs_of_branch(token_specs: Sequence[TokenSpec], branch: str, branches: Sequence[str]) -> tuple[TokenSpec, ...]:
+    """Returns the specs of the groups that `branch` owns, in their order."""
+    return tuple(spec for spec in token_specs if owning_branch(spec.name, branches) == branch)
+
+
 def resolve_patterns(
     token_specs: Sequence[TokenSpec], patterns: Sequence[AttentionPattern]
 ) -> tuple[AttentionPattern, ...]:
-    """Checks patterns against the specs and leaves out what has no queries in the input.
+    """Checks patterns against the specs and drops whatever has no queries in the input.
 
-    A cached group cannot query, so it is dropped from the query side; a pattern without queries is dropped whole.
+    A cached group cannot query, so it is dropped from the query side; a pattern left without queries is dropped too.
 
     Raises:
         ValueError: A group is queried twice, a queried or attended group is not in the specs, a group of the input is
@@ -142,10 +150,10 @@ def attended_groups(token_specs: Sequence[TokenSpec], patterns: Sequence[Attenti
     return tuple(spec.name for spec in token_specs if spec.name in attended)
 
 
-def pattern_mask(
+def pattern_rectangles(
     token_specs: Sequence[TokenSpec], patterns: Sequence[AttentionPattern], key_sizes: Mapping[str, int]
-) -> np.ndarray:
-    """Returns the boolean mask of all patterns at once, True = attend.
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Returns the rectangles of the logits [T, S] in which some query attends to some key.
 
     Args:
         token_specs: Layout of the T query tokens.
@@ -153,15 +161,13 @@ def pattern_mask(
         key_sizes: Number of keys of each attended group, in the order of the S keys.
 
     Returns:
-        Array [T, S].
+        (query start, query stop, key start, key stop) for each pair of groups.
     """
-    slices = token_slices(token_specs)
-    num_queries = max((rows.stop for rows in slices.values()), default=0)
-    ends = np.cumsum(list(key_sizes.values()), dtype=int)
-    columns = {name: slice(end - size, end) for (name, size), end in zip(key_sizes.items(), ends, strict=True)}
-    mask = np.zeros((num_queries, sum(key_sizes.values())), dtype=bool)
-    for pattern in patterns:
-        for query in pattern.query_tokens:
-            for key in pattern.key_value_tokens:
-                mask[slices[query], columns[key]] = True
-    return mask
+    rows = token_slices(token_specs)
+    columns = token_slices([TokenSpec(name, size) for name, size in key_sizes.items()])
+    return tuple(
+        (rows[query].start, rows[query].stop, columns[key].start, columns[key].stop)
+        for pattern in patterns
+        for query in pattern.query_tokens
+        for key in pattern.key_value_tokens
+    )

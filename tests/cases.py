@@ -1,4 +1,4 @@
-"""The shapes of attention that tests and benchmarks share, and random arrays for them."""
+"""The shapes of attention that the tests share, and random arrays for them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from emmi_jax import (
     TokenSpec,
     rope_frequencies,
 )
-from emmi_jax.ops.attention import IMPLEMENTATIONS
 
-ALL_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "auto")
+PORTABLE = ("masked", "xla", "blockwise")
+"""Implementations that serve every call on any platform."""
+
+ALL_IMPLEMENTATIONS = (*PORTABLE, "auto")
 
 
 LARGE = 2**21
-"""From this many logits or tokens squared on, a case is for benchmarks and shape tests."""
+"""Cases with more logits, or more tokens squared, are only traced."""
 
 MASK_FORMS = tuple("".join(axes) for axes in itertools.product("b1", "n1", "t1", "s1"))
 """Which axes of a mask [B, N, T, S] are full; the others are 1."""
@@ -172,13 +174,6 @@ ANCHOR_LAYOUTS = {
         ("surface", "volume"),
         specs(surface_anchors=16384, surface_queries=16384, volume_anchors=16384, volume_queries=16384),
     ),
-}
-ANCHOR_LAYOUTS |= {
-    f"groups_of_{size}": AnchorLayout(
-        ("surface", "volume"),
-        specs(surface_anchors=size, surface_queries=size, volume_anchors=size, volume_queries=size),
-    )
-    for size in (512, 2048, 8192, 16384)
 }
 SMALL_LAYOUTS = [name for name, layout in ANCHOR_LAYOUTS.items() if not layout.is_large]
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from emmi_jax import AnchorAttentionConfig, AttentionConfig
-from emmi_jax.config import INIT_WEIGHTS, Config, FrozenMapping
+from emmi_jax.config import IMPLEMENTATIONS, INIT_WEIGHTS, Config, FrozenMapping
+from emmi_jax.ops import attention
 
 SIZES = {"dim": 24, "num_heads": 2}
 CONFIGS = [
@@ -85,6 +86,19 @@ def test_spellings_of_a_precision_are_one_value(spelling: Any) -> None:
     assert hash(config) == hash(AttentionConfig(**SIZES, precision="highest"))
 
 
+def test_numpy_numbers_become_python_numbers() -> None:
+    config = AttentionConfig(dim=np.int64(24), num_heads=np.int32(2), dropout=np.float32(0.5), bias=np.bool_(False))
+    assert config == AttentionConfig(dim=24, num_heads=2, dropout=0.5, bias=False)
+    assert [type(value) for value in (config.dim, config.num_heads, config.dropout, config.bias)] == [
+        int, int, float, bool
+    ]  # fmt: skip
+    assert AttentionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_implementations_are_those_that_attention_has() -> None:
+    assert set(IMPLEMENTATIONS) == {"auto", *attention.IMPLEMENTATIONS}
+
+
 def test_branches_become_a_tuple_whose_order_counts() -> None:
     config = AnchorAttentionConfig(**SIZES, branches=["a", "b"])  # type: ignore[arg-type]
     assert config.branches == ("a", "b")
@@ -121,10 +135,18 @@ def test_every_named_initialisation_is_accepted(init_weights: str) -> None:
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0"),
         ({"dropout": float("nan")}, r"dropout must lie in \[0, 1\), got nan"),
         ({"dropout": "0.1"}, r"dropout must lie in \[0, 1\), got '0\.1'"),
+        ({"dropout": False}, r"dropout must lie in \[0, 1\), got False"),
+        ({"bias": "no"}, "bias must be True or False, got 'no'"),
+        ({"use_rope": 1}, "use_rope must be True or False, got 1"),
+        ({"implementation": "typo"}, "implementation must be one of auto, .*, got 'typo'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, got 'float64'"),
+        ({"dtype": "float8_e4m3fn"}, "dtype must be one of .*, got 'float8_e4m3fn'"),
+        ({"param_dtype": "float64"}, "param_dtype must be one of .*, got 'float64'"),
+        ({"param_dtype": None}, "param_dtype must be one of .*, got None"),
         ({"init_weights": "xavier"}, "init_weights must be one of truncnormal002, .*, got 'xavier'"),
-        ({"dtype": "int32"}, "dtype must be a floating-point dtype, got 'int32'"),
-        ({"dtype": "half-ish"}, "dtype must be a floating-point dtype, got 'half-ish'"),
-        ({"param_dtype": jnp.int8}, "param_dtype must be a floating-point dtype, got .*int8"),
+        ({"dtype": "int32"}, "dtype must be one of float32, bfloat16, float16, got 'int32'"),
+        ({"dtype": "half-ish"}, "dtype must be one of .*, got 'half-ish'"),
+        ({"param_dtype": jnp.int8}, "param_dtype must be one of .*, got .*int8"),
         ({"precision": "exact"}, "precision must be None or one of .*'highest'.*, got 'exact'"),
         ({"precision": 3.5}, r"precision must be None or one of .*, got 3\.5"),
     ],
@@ -139,11 +161,13 @@ def test_a_wrong_value_is_quoted(cls: type[AttentionConfig], values: dict[str, A
 @pytest.mark.parametrize(
     ("branches", "message"),
     [
+        (("a", "b/c"), "a branch name must be a non-empty string without '/', got 'b/c'"),
+        (3, "branches must be a sequence of names, got 3"),
         ((), "branches must name at least one branch, got none"),
-        ("surface", "branches must be a sequence of names, got the string 'surface'"),
+        ("surface", "branches must be a sequence of names, got 'surface'"),
         (("a", "b", "a"), r"branches names a branch twice: \('a', 'b', 'a'\)"),
-        (("a", ""), "a branch name must be a non-empty string, got ''"),
-        (("a", 3), "a branch name must be a non-empty string, got 3"),
+        (("a", ""), "a branch name must be a non-empty string without '/', got ''"),
+        (("a", 3), "a branch name must be a non-empty string without '/', got 3"),
     ],
 )
 def test_wrong_branches_are_quoted(branches: Any, message: str) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from emmi_jax import AbUptConfig, AnchorAttentionConfig, AnchoredBranchedUPT
+from emmi_jax import AbUptConfig, AnchorAttentionConfig, AnchoredBranchedUPT, Geometry
 from emmi_jax.ops.attention import target_platform
 from emmi_jax.ops.rope import RopeFrequencies
 from tests.cases import ANCHOR_ATTENTIONS, specs
@@ -62,8 +62,7 @@ INPUTS = {
     "anchors": {branch: array(2, 1024, 3) for branch in BRANCHES},
     "queries": {"surface": array(2, 333, 3)},
     "anchor_masks": {"surface": array(2, 1024, dtype=bool)},
-    "geometry_position": array(2, 2000, 3),
-    "supernode_idx": array(2, 300, dtype=jnp.int32),
+    "geometry": Geometry(array(2, 2000, 3), array(2, 300, dtype=jnp.int32)),
 }
 
 

@@ -17,15 +17,21 @@ PACKAGE = REPOSITORY / "emmi_jax"
 ROOMS = {
     "tokens": 0,
     "config": 0,
+    "points": 0,
     "ops": 1,
+    "files": 1,
     "layers": 2,
+    "meshes": 2,
     "models": 3,
+    "data": 3,
     "convert": 4,
-    "cfd": 4,
-    "training": 5,
+    "plots": 4,
     "inference": 5,
-    "cli": 6,
-    "": 7,
+    "runs": 6,
+    "training": 7,
+    "jobs": 8,
+    "cli": 9,
+    "": 10,
 }
 """Number of each file or folder of the package; the package's own `__init__` comes last."""
 
@@ -90,7 +96,7 @@ def test_every_file_imports_from_lower_rooms_or_its_own_folder_only() -> None:
         ({"ops/a.py": "from emmi_jax.ops.b import x", "ops/b.py": ""}, []),
         ({"ops/a.py": "from emmi_jax.layers import b", "layers/b.py": ""}, ["ops.a imports layers.b"]),
         ({"ops/a.py": "def f():\n    import emmi_jax.cli", "cli.py": ""}, ["ops.a imports cli"]),
-        ({"cfd/a.py": "from emmi_jax.convert.b import x", "convert/b.py": ""}, ["cfd.a imports convert.b"]),
+        ({"data/a.py": "from emmi_jax.plots.b import x", "plots/b.py": ""}, ["data.a imports plots.b"]),
         ({"ops/a.py": "from ..layers import b", "layers/b.py": ""}, ["ops.a imports layers.b"]),
         ({"ops/a.py": "from . import b", "ops/b.py": ""}, []),
         ({"ops/a.py": "from emmi_jax import TokenSpec"}, ["ops.a imports emmi_jax", "cycle"]),
@@ -122,3 +128,17 @@ def test_importing_the_package_brings_no_optional_one() -> None:
     assert "emmi_jax.layers.anchor_attention" in brought
     assert LAZY & {name.split(".")[0] for name in brought} == set()
     assert not any("pallas" in name for name in brought)
+
+
+def test_benchmarks_import_nothing_from_the_tests() -> None:
+    files = sorted((REPOSITORY / "benchmarks").glob("*.py"))
+    imported = {name for file in files for node in ast.walk(ast.parse(file.read_text())) for name in _imports(node)}
+    assert "emmi_jax" in imported
+    assert "tests" not in imported
+
+
+def _imports(node: ast.AST) -> list[str]:
+    """The top-level packages that a statement imports."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    return [name.partition(".")[0] for name in names]

@@ -1,27 +1,107 @@
-import re
-from pathlib import Path
+"""The README and the guide: every Python block runs, every command parses, every linked file exists."""
 
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
+import typer.main
+
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax.cli import app
+from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.models.init import init_params
+from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.directory import RunConfig, RunDirectory
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
-def test_the_example_runs_as_printed() -> None:
-    block = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert block is not None
-    names: dict[str, object] = {}
-    exec(block.group(1), names)
-    y = np.asarray(names["y"])
-    assert y.shape == (1, 3584, 192)
-    assert np.isfinite(y).all()
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a page, with the line each starts in."""
+    text = page.read_text()
+    matches = re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in matches]
 
 
-PAGES = [Path("README.md"), *(path.relative_to(ROOT) for path in sorted(ROOT.glob("docs/*.md")))]
+def pages_with(language: str) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, language)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_linked_files_exist(page: Path) -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
-    assert [link for link in links if not (ROOT / page.parent / link).exists()] == []
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages take for granted: a run, and positions in a file."""
+    folder = tmp_path_factory.mktemp("workspace")
+    fields = {"surface": {"pressure": 1}, "volume": {"velocity": 3}}
+    model = AbUptConfig(
+        dim=24,
+        num_heads=2,
+        fields=fields,
+        physics_blocks=("perceiver", "joint"),
+        decoder_depths={},
+        supernode_pooling=SupernodePoolingConfig(radius=None, k=2),
+    )
+    scales = {
+        branch: {name: FieldScale(mean=(0.0,) * channels, std=(1.0,) * channels) for name, channels in names.items()}
+        for branch, names in fields.items()
+    }
+    config = RunConfig(
+        model=model,
+        normalizer=Normalizer(position_low=(0.0,) * 3, position_scale=1000.0, fields=scales),
+        sampling=Sampling(
+            num_anchors=8,
+            num_queries=8,
+            num_test_anchors=8,
+            num_geometry_points=16,
+            num_supernodes=4,
+            num_test_supernodes=4,
+        ),
+        sources={},
+    )
+    run = RunDirectory.create(folder / "runs" / "car", config)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(0, {"params": init_params(AnchoredBranchedUPT(model), seed=0)})
+    np.save(folder / "positions.npy", _points("positions"))
+    return folder
+
+
+def _points(name: str) -> np.ndarray:
+    return np.random.default_rng(len(name)).uniform(size=(50, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_blocks_run(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    names: dict[str, Any] = {name: _points(name) for name in ("geometry", "surface", "volume", "positions")}
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * line + code, page, "exec"), names)
+    results = jax.tree.leaves([names.get("y"), names.get("fields"), names.get("out")])
+    assert results
+    assert all(np.isfinite(result).all() and np.any(result) for result in results)
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_commands_parse(page: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    for _, script in blocks(page, "sh"):
+        for line in script.splitlines():
+            _, found, arguments = line.partition("emmi-jax ")
+            if found:
+                name, *rest = shlex.split(arguments, comments=True)
+                group.commands[name].make_context(name, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_linked_files_and_sections_exist(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    sections = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= sections

@@ -6,11 +6,20 @@ import copy
 import pickle
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from emmi_jax import AttentionPattern, TokenSpec
-from emmi_jax.tokens import attended_groups, owning_branch, pattern_mask, resolve_patterns, token_slices
+from emmi_jax.ops.rectangles import rectangle_mask
+from emmi_jax.tokens import (
+    attended_groups,
+    owning_branch,
+    pattern_rectangles,
+    resolve_patterns,
+    specs_of_branch,
+    token_slices,
+)
 from tests.cases import specs
 
 SPECS = specs(a=2, b=0, c=None, d=3)
@@ -140,16 +149,24 @@ def test_attended_groups_come_in_the_order_of_the_specs() -> None:
     assert attended_groups(SPECS, patterns) == ("c", "d")
 
 
-def test_the_mask_allows_exactly_the_patterns() -> None:
+def test_the_rectangles_cover_exactly_the_patterns() -> None:
     patterns = [AttentionPattern(("a", "b"), ("c",)), AttentionPattern(("d",), ("d", "a"))]
-    mask = pattern_mask(SPECS, patterns, {"a": 2, "c": 4, "d": 3})
+    mask = rectangle_mask(pattern_rectangles(SPECS, patterns, {"a": 2, "c": 4, "d": 3}), 5, 9)
     expected = np.zeros((5, 9), bool)
     expected[:2, 2:6] = True
     expected[2:, :2] = True
     expected[2:, 6:] = True
-    assert mask.dtype == bool
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_the_mask_of_nothing_is_empty() -> None:
-    assert pattern_mask(specs(a=0), [AttentionPattern(("a",), ("a",))], {"a": 0}).shape == (0, 0)
+def test_a_branch_owns_its_specs_in_their_order() -> None:
+    token_specs = specs(volume_b=1, vol_a=2, volume_a=None)
+    assert specs_of_branch(token_specs, "volume", ("vol", "volume")) == (token_specs[0], token_specs[2])
+
+
+@pytest.mark.parametrize("value", [TokenSpec("a", 3), AttentionPattern(("a",), ("b",))])
+def test_specs_and_patterns_are_pytree_nodes_without_leaves(value: Any) -> None:
+    leaves, structure = jax.tree.flatten(value)
+    assert not leaves
+    assert jax.tree.unflatten(structure, leaves) is value
+    assert structure == jax.tree.structure(copy.deepcopy(value))

@@ -1,4 +1,4 @@
-"""How closely numbers must agree, by dtype: one table for the tests and the benchmarks."""
+"""How closely numbers must agree, by dtype."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train transformer surrogates of physics fields, and predict with them.\n\n"
+    help="Train transformer surrogates of physics fields and predict with them.\n\n"
     "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
     "  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _fail(where, str(error))
     except Exception as error:
-        # The parser's own errors; their class moved between the releases of typer.
+        # The parser's own errors; their class moved between releases of typer.
         if not hasattr(error, "format_message"):
             raise
         return _fail(where, error.format_message())

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from emmi_jax.config import AbUptConfig
-from emmi_jax.training.settings import TrainSettings, default_settings
+from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.training.settings import TrainSettings
 
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
@@ -20,41 +20,43 @@ def train(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="One case: an .npz file with an array 'position' (N, 3), every other array a field (N,) or (N, C); "
-            "or a folder, as below. Default: exact potential flow past ellipsoids.",
+            help="An .npz file with an array 'position' (N, 3) and fields (N,) or (N, C), or a folder, see above; "
+            "default: exact potential flow past ellipsoids.",
         ),
     ] = None,
     split: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Which cases are for what, as below; default: split.json beside them."),
+        typer.Option(metavar="FILE.json", help="Assigns cases to splits, see above; default: split.json beside them."),
     ] = None,
     statistics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE.json",
-            help="Scales to use instead of measuring them: drivaerml-tutorial, or the config.json of another run.",
+            help="Statistics to use instead of measured ones: drivaerml-tutorial, or the config.json of another run.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs go.")] = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="The run's folder in --out; default: the next free number.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --name.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of all runs.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Folder of the run in --out; default: the next free number.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint of --name.")] = False,
     steps: Annotated[int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"Cases a step; default {_DEFAULTS.batch_size}.")] = None,
-    num_anchors: Annotated[int | None, typer.Option(help=f"Anchors a branch; default {_DEFAULTS.num_anchors}.")] = None,
-    num_queries: Annotated[int | None, typer.Option(help=f"Queries a branch; default {_DEFAULTS.num_queries}.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help=f"Cases per step; default {_DEFAULTS.batch_size}.")] = None,
+    num_anchors: Annotated[
+        int | None, typer.Option(help=f"Anchors per branch; default {_DEFAULTS.num_anchors}.")
+    ] = None,
+    num_queries: Annotated[
+        int | None, typer.Option(help=f"Queries per branch; default {_DEFAULTS.num_queries}.")
+    ] = None,
     sampling: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How these are drawn: uniform, or weighted by the area or volume of cells."),
+        typer.Option(metavar="NAME", help="How to draw anchors and queries: uniform, or weighted by cell size."),
     ] = None,
     supernode_sampling: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How supernodes are drawn: uniform, or farthest from each other.")
+        str | None, typer.Option(metavar="NAME", help="How to draw supernodes: uniform, or farthest from one another.")
     ] = None,
-    no_geometry: Annotated[
-        bool, typer.Option("--no-geometry", help="Leave out the geometry branch; without a surface there is none.")
-    ] = False,
+    no_geometry: Annotated[bool, typer.Option("--no-geometry", help="Leave out the geometry branch.")] = False,
     divergence_free: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD", help="A field of three channels that gets no divergence, such as velocity."),
+        typer.Option(metavar="FIELD", help="A field of three channels to make divergence-free, such as velocity."),
     ] = None,
     dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.dim}.")] = None,
     learning_rate: Annotated[
@@ -65,18 +67,21 @@ def train(
         int | None, typer.Option(help=f"Steps between checkpoints; default {_DEFAULTS.checkpoint_every}.")
     ] = None,
 ) -> int:
-    """Train a model and measure its errors on unseen data.
+    """Train a model and test it on unseen data.
 
-    The run's folder gets checkpoints, config.json, metrics.jsonl (each step),
-    metrics.json (errors) and pictures. Ctrl-C saves a checkpoint and stops.
+    The run's folder receives checkpoints, config.json, metrics.jsonl (one line
+    per step), metrics.json (test metrics) and pictures. Ctrl-C saves a
+    checkpoint and stops.
 
     \b
-    A folder holds boundary*.vtp, volume*.vtu or both, and perhaps a .stl
-    file of the body. Fields are the arrays of DrivAerML, or those that its
-    fields.json says: {"surface": {"pressure": "p"}, "volume": {…}}. Or it
-    holds tensors: surface_position_vtp.pt, surface_pressure.pt, ….
-    Of a folder with such folders a fifth is kept to test on, or what its
-    split.json says: {"train": ["run_1", "run_3"], "test": ["run_2"]}.
+    A case folder holds boundary*.vtp, volume*.vtu or both, and optionally a
+    .stl file of the body. fields.json maps arrays to fields,
+    {"surface": {"pressure": "p"}, "volume": {…}}; the default is DrivAerML's
+    array names. A case folder may hold tensors instead:
+    surface_position_vtp.pt, surface_pressure.pt, ….
+    A folder of case folders is a data set. split.json assigns its cases to
+    splits, {"train": ["run_1", "run_3"], "test": ["run_2"]}; by default a
+    random fifth is only tested on.
 
     \b
     Example:
@@ -85,12 +90,12 @@ def train(
       emmi-jax train --data car.npz --steps 2000
       emmi-jax train --data run_1
 
-    Defaults are those of the built-in data.
-    """  # noqa: D301 - \b is the mark of an example
+    Defaults below are those of the built-in data.
+    """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
     from emmi_jax.convert import PRESETS
-    from emmi_jax.training.main_job import train as run_training
+    from emmi_jax.jobs.train import train as run_training
 
     given: dict[str, Any] = {
         "data": None if data is None else str(data.resolve()),
@@ -112,7 +117,7 @@ def train(
     if no_geometry:
         given["num_geometry_points"] = 0
     if resume and name is None:
-        raise ValueError("--resume needs the --name of the run to go on with")
+        raise ValueError("--resume needs the --name of the run to continue")
     path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if data is None else data.stem)
     if resume:
         settings = _settings_to_resume(path, given)
@@ -121,7 +126,7 @@ def train(
     outcome = run_training(settings, path, resume=resume, console=Console(soft_wrap=False))
     if outcome.signal_number is None:
         return 0
-    print(f"go on with: emmi-jax train --out {path.parent} --name {path.name} --resume")
+    print(f"continue with: emmi-jax train --out {path.parent} --name {path.name} --resume")
     return 128 + outcome.signal_number
 
 
@@ -133,13 +138,13 @@ def _free_path(out: Path, stem: str) -> Path:
 
 
 def _settings_to_resume(path: Path, given: dict[str, Any]) -> TrainSettings:
-    """The settings of an earlier run; what is given beside must agree with them."""
-    from emmi_jax.training.run_directory import RunDirectory, check_same_config
+    """Returns the settings of an earlier run; those given must agree with them."""
+    from emmi_jax.runs.directory import RunDirectory, check_same_config
 
     config = RunDirectory.open(path).read_config()
-    stored = config["settings"]
-    if stored is None:  # converted weights
-        geometry = AbUptConfig.from_dict(config["model"]).has_geometry
-        return replace(default_settings(given.pop("data", None), geometry=geometry), **given)
-    check_same_config({key: stored.get(key) for key in given}, given)
-    return TrainSettings.from_dict(stored)
+    if config.settings is None:  # converted weights
+        return replace(default_settings(given.pop("data", None), geometry=config.model.has_geometry), **given)
+    settings = TrainSettings.from_dict(config.settings)
+    stored = settings.to_dict()
+    check_same_config({key: stored[key] for key in given}, given)
+    return settings

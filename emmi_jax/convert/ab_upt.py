@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.convert.entries import read_entries
@@ -26,6 +25,7 @@ from emmi_jax.convert.tables import (
     torch_problems,
 )
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import init_params
 
 
 def ab_upt_from_torch(
@@ -115,18 +115,5 @@ def _shapes(config: AbUptConfig) -> dict[str, Shape]:
     """Returns the shapes of all parameters by path, from the model itself."""
     # The tree is the same for every implementation, and this one runs everywhere.
     model = AnchoredBranchedUPT(dataclasses.replace(config, implementation="masked"))
-    positions = _floats(1, config.num_position_axes)
-    inputs: dict[str, Any] = {"anchors": dict.fromkeys(config.branches, positions)}
-    if config.has_geometry:
-        inputs |= {"geometry_position": positions, "supernode_idx": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
-        if config.supernode_pooling.input_features_dim is not None:
-            inputs["geometry_features"] = _floats(1, config.supernode_pooling.input_features_dim)
-    if config.condition_dim is not None:
-        inputs["condition"] = _floats(config.condition_dim)
-    variables = jax.eval_shape(model.init, jax.random.key(0), **inputs)
-    flat = flatten_params(variables["params"])
+    flat = flatten_params(jax.eval_shape(functools.partial(init_params, model)))
     return {path: tuple(Dim(size) for size in leaf.shape) for path, leaf in flat.items()}
-
-
-def _floats(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)

@@ -1,4 +1,4 @@
-"""Queries of any number and source, cut into checked chunks of one shape, and the arrays for their fields."""
+"""Queries of any number and source, cut into checked chunks of one shape, and the arrays that receive their fields."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.config import AbUptConfig
+from emmi_jax.data.normalization import Normalizer
 
-Array: TypeAlias = NDArray[np.float32]
-Positions: TypeAlias = Any
-"""Positions [N, n]: an array, a memory-map or anything sliced like one; or an iterable of arrays of any lengths."""
+Queries: TypeAlias = Any
+"""Positions [N, n]: an array, a memory-map or anything sliced like one; or an iterable of arrays of any length."""
 ChunkSize: TypeAlias = int | Literal["auto"]
 
 CPU_CHUNK_SIZE = 4096
-"""What "auto" is on a device that does not say how much memory it has."""
+"""What "auto" means on a device that does not report its memory."""
 
 LARGEST_CHUNK_SIZE = 2**17
-"""The most that "auto" gives one device: beyond, a device is busy anyway."""
+"""The most queries that "auto" gives one device; more would not keep it busier."""
 
 _MEMORY_SHARE = 0.25
 
 
 class Chunk(NamedTuple):
-    """Some queries of a branch: which ones, and their positions [chunk_size, n] in model units, zeros at the end."""
+    """Some queries of a branch, and their positions [chunk_size, n] in model units, zeros after the last query."""
 
     branch: str
     start: int
     num_points: int
-    position: Array
+    position: NDArray[np.float32]
 
 
 def cut_queries(
-    queries: Mapping[str, Positions], chunk_size: int, config: AbUptConfig, normalizer: Normalizer | None
+    queries: Mapping[str, Queries], chunk_size: int, config: AbUptConfig, normalizer: Normalizer | None
 ) -> Iterator[Chunk]:
-    """Yields the queries of all branches in order, each chunk but a branch's last one full.
+    """Yields the queries of all branches in order; only the last chunk of a branch is not full.
 
     Raises:
-        ValueError: Positions are no [N, n] or not finite, or what yields them failed; the message says where.
+        ValueError: Positions are not [N, n] or not finite, or their source failed; the message says where.
     """
+    num_axes = config.num_position_axes
     for branch, source in queries.items():
         start, num_points = 0, 0
-        position = np.zeros((chunk_size, config.num_position_axes), np.float32)
-        for piece in _pieces(branch, source, chunk_size, config.num_position_axes):
-            piece = _model_units(f"the query {branch}", piece, start + num_points, normalizer)
-            while len(piece):
-                taken = piece[: chunk_size - num_points]
+        position = np.zeros((chunk_size, num_axes), np.float32)
+        for rows in _slices(branch, source, chunk_size, num_axes):
+            rows = _model_units(f"the query {branch}", rows, start + num_points, normalizer)
+            while len(rows):
+                taken = rows[: chunk_size - num_points]
                 position[num_points : num_points + len(taken)] = taken
-                num_points, piece = num_points + len(taken), piece[len(taken) :]
+                num_points, rows = num_points + len(taken), rows[len(taken) :]
                 if num_points == chunk_size:
                     yield Chunk(branch, start, num_points, position)
                     # A device on the host may compute on the old array itself, so it is not written again.
@@ -61,66 +61,70 @@ def cut_queries(
             yield Chunk(branch, start, num_points, position)
 
 
-def to_model_units(what: str, position: Any, num_axes: int, normalizer: Normalizer | None) -> Array:
+def to_model_units(what: str, position: Any, num_axes: int, normalizer: Normalizer | None) -> NDArray[np.float32]:
     """Returns checked positions [N, n] as the model takes them.
 
     Args:
-        what: What the points are, for messages.
+        what: Name of the points in error messages.
         position: Positions [N, n].
         num_axes: Number of axes n.
-        normalizer: The scales if the positions are in physical units; None if they are in model units.
+        normalizer: Set if the positions are in physical units; None if they are in model units.
 
     Raises:
-        ValueError: The shape is wrong or a position is not finite; the message quotes it.
+        ValueError: The shape or dtype is wrong, or a position is not finite; the message quotes it.
     """
-    return _model_units(what, _checked_shape(what, np.asarray(position), num_axes), 0, normalizer)
+    array = position if hasattr(position, "dtype") else np.asarray(position)
+    return _model_units(what, np.asarray(_checked_positions(what, array, num_axes)), 0, normalizer)
 
 
-def output_arrays(
-    queries: Mapping[str, Positions], out: Mapping[str, Any] | None, config: AbUptConfig
-) -> dict[str, Any]:
-    """Returns the arrays [N, F] to fill, by ``<branch>_<field>``: `out`, checked, or new ones.
+def output_arrays(queries: Mapping[str, Queries], out: Mapping[str, Any] | None, config: AbUptConfig) -> dict[str, Any]:
+    """Returns the arrays [N, F] to fill, by ``<branch>_<field>``: a checked `out`, or new float32 arrays.
 
     Raises:
-        ValueError: `out` does not fit, or is missing where the number of queries is not known.
+        ValueError: `out` does not fit, or is missing although the number of queries is unknown.
     """
     shapes = {
-        f"{branch}_{name}": (_number_of_points(source), channels)
+        f"{branch}_{name}": (num_queries(source), channels)
         for branch, source in queries.items()
         for name, channels in config.fields.get(branch, {}).items()
     }
     if out is None:
-        if endless := [name for name, (num_points, _) in shapes.items() if num_points is None]:
-            raise ValueError(f"the queries do not tell their number: pass out with {endless!r}, or use iter_stream")
+        if unknown := [name for name, (num_points, _) in shapes.items() if num_points is None]:
+            raise ValueError(f"the number of queries is unknown: pass out with {unknown!r}, or stream the chunks")
         return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
     if set(out) != set(shapes):
         raise ValueError(f"out must hold the arrays {sorted(shapes)!r}, got {sorted(out)!r}")
     for name, (num_points, channels) in shapes.items():
-        rows = out[name].shape[0] if num_points is None and out[name].shape else num_points
-        if out[name].shape != (rows, channels):
+        array = out[name]
+        dtype = getattr(array, "dtype", None)
+        if not isinstance(dtype, np.dtype) or dtype.kind != "f" or isinstance(array, jax.Array):
+            raise ValueError(f"out[{name!r}] must be a writable array of floats, got {dtype or type(array).__name__}")
+        rows = array.shape[0] if num_points is None and array.shape else num_points
+        if array.shape != (rows, channels):
             expected = ["N" if num_points is None else num_points, channels]
-            raise ValueError(f"out[{name!r}] must have the shape {expected}, got {list(out[name].shape)}")
+            raise ValueError(f"out[{name!r}] must have the shape {expected}, got {list(array.shape)}")
     return dict(out)
 
 
 def resolve_chunk_size(chunk_size: ChunkSize, config: AbUptConfig, cache: Any, devices: Sequence[jax.Device]) -> int:
-    """Returns the queries in one call of the model: a multiple of the number of devices.
+    """Returns the number of queries per call of the model, a multiple of the number of devices.
 
-    "auto" fills a quarter of each device's free memory by an estimate of the activations, at most `LARGEST_CHUNK_SIZE`
-    a device; where the memory is not known it is `CPU_CHUNK_SIZE` a device, a quarter of that for vector potentials.
+    "auto" fills a quarter of each device's free memory, by an estimate of the activations, with at most
+    `LARGEST_CHUNK_SIZE` queries. On a device that does not report its memory it is `CPU_CHUNK_SIZE`, and a quarter of
+    that with vector potentials.
 
     Raises:
-        ValueError: It is neither "auto" nor a positive number.
+        ValueError: It is neither "auto" nor a positive integer.
     """
-    if chunk_size == "auto":
+    if isinstance(chunk_size, str) and chunk_size == "auto":
         return len(devices) * min(_auto_chunk_size(config, cache, device) for device in devices)
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
         raise ValueError(f"chunk_size must be 'auto' or a positive integer, got {chunk_size!r}")
     return -(-int(chunk_size) // len(devices)) * len(devices)
 
 
-def _number_of_points(source: Positions) -> int | None:
-    """Returns how many points there are, or None if only iterating tells."""
+def num_queries(source: Queries) -> int | None:
+    """Returns how many points a source has, or None if only iterating tells."""
     shape = getattr(source, "shape", None)
     return int(shape[0]) if shape else None
 
@@ -133,7 +137,7 @@ def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device) -> int
         return CPU_CHUNK_SIZE // num_passes
     # Residuals, q, k, v, rotations and both sides of the MLP, in float32 at worst; two chunks are alive.
     values = config.dim * (16 + 3 * config.mlp_ratio)
-    if config.implementation in ("masked", "xla") or config.vector_potentials:  # these hold the logits of every key
+    if config.implementation in ("masked", "xla"):  # these hold the logits of every key
         keys = [leaf.shape[1] for leaf in jax.tree.leaves(cache) if leaf.ndim == 4]
         values += 3 * config.num_heads * len(config.branches) * max(keys, default=0)
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -141,55 +145,57 @@ def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device) -> int
     return min(LARGEST_CHUNK_SIZE, 1 << (fitting.bit_length() - 1))
 
 
-def _pieces(branch: str, source: Positions, chunk_size: int, num_axes: int) -> Iterator[NDArray[Any]]:
+def _slices(branch: str, source: Queries, chunk_size: int, num_axes: int) -> Iterator[NDArray[Any]]:
     """Yields checked arrays [N, n] of at most `chunk_size` points."""
-    what, start = f"the query {branch}", 0
-    for block in _blocks(branch, source):
-        block = _checked_shape(what, block, num_axes, start)
-        for low in range(0, len(block), chunk_size):
-            yield np.asarray(block[low : low + chunk_size])
-        start += len(block)
+    start = 0
+    for array in _arrays(branch, source):
+        array = _checked_positions(f"the query {branch}", array, num_axes, start)
+        for low in range(0, len(array), chunk_size):
+            yield np.asarray(array[low : low + chunk_size])
+        start += len(array)
 
 
-def _blocks(branch: str, source: Positions) -> Iterator[Any]:
-    """Yields the array, or what the iterable yields; says after how many points it fails."""
+def _arrays(branch: str, source: Queries) -> Iterator[Any]:
+    """Yields the array, or what the iterable yields; if that fails, the error says after how many points."""
     if hasattr(source, "shape"):
-        # JAX would compile a slice a chunk.
+        # JAX would compile one slice per chunk.
         yield np.asarray(source) if isinstance(source, jax.Array) else source
         return
     if not isinstance(source, Iterable) or isinstance(source, str | Mapping):
         raise ValueError(f"the queries of {branch!r} must be an array or an iterable of arrays, got {source!r:.80}")
-    blocks, num_points = iter(source), 0
+    arrays, num_points = iter(source), 0
     while True:
         try:
-            block = next(blocks)
+            array = next(arrays)
         except StopIteration:
             return
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"what yields the queries of {branch!r} failed after {num_points} points: {reason}"
+                f"the source of the queries of {branch!r} failed after {num_points} points: {reason}"
             ) from error
-        block = np.asarray(block)
-        yield block
-        num_points += len(block)
+        array = array if hasattr(array, "dtype") else np.asarray(array)
+        yield array
+        num_points += len(array)
 
 
-def _checked_shape(what: str, block: Any, num_axes: int, start: int = 0) -> Any:
-    if len(block.shape) != 2 or block.shape[1] != num_axes or np.dtype(block.dtype).kind not in "fiu":
-        where = f" from point {start}" if start else ""
-        raise ValueError(
-            f"{what} positions{where} must be numbers of the shape [points, {num_axes}], "
-            f"got {block.dtype} of shape {list(block.shape)}"
-        )
-    return block
+def _checked_positions(what: str, array: Any, num_axes: int, start: int = 0) -> Any:
+    where = f" from point {start}" if start else ""
+    expected = f"{what} positions{where} must be float32, float64 or integer arrays of shape [points, {num_axes}]"
+    if not isinstance(getattr(array, "dtype", None), np.dtype):
+        raise ValueError(f"{expected}, got {type(array).__module__}.{type(array).__name__}")
+    # Half precision would move the points, by 10 % of the output and more.
+    is_exact = array.dtype.kind in "iu" or array.dtype in (np.float32, np.float64)
+    if len(array.shape) != 2 or array.shape[1] != num_axes or not is_exact:
+        raise ValueError(f"{expected}, got {array.dtype} of shape {list(array.shape)}")
+    return array
 
 
-def _model_units(what: str, piece: NDArray[Any], start: int, normalizer: Normalizer | None) -> Array:
+def _model_units(what: str, position: NDArray[Any], start: int, normalizer: Normalizer | None) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        values = piece.astype(np.float32) if normalizer is None else normalizer.normalize_position(piece)
+        values = position.astype(np.float32) if normalizer is None else normalizer.normalize_position(position)
     is_finite = np.isfinite(values).all(axis=1)
     if not is_finite.all():
         first = int(np.argmin(is_finite))
-        raise ValueError(f"{what} position {start + first} is not finite: {piece[first].tolist()}")
+        raise ValueError(f"{what} position {start + first} is not finite: {position[first].tolist()}")
     return values

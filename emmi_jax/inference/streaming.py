@@ -1,15 +1,15 @@
-"""Anchors encoded once, then fields at any number of queries.
+"""A bare model on one case: anchors encoded once, then fields at any number of queries.
 
 >>> cache = encode(model, variables, anchors=anchors)
->>> fields = stream(model, variables, cache, {"volume": positions})  # {"volume_velocity": [N, 3], ...}
+>>> fields = predict(model, variables, cache, {"volume": positions})  # {"volume_velocity": [N, 3], ...}
 
-`stream` fills arrays or memory-maps; `iter_stream` hands over the chunks as they come and keeps none.
+`predict` fills arrays or memory-maps; `stream` yields the chunks as they come and keeps none.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,23 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from emmi_jax.cfd.normalization import Normalizer
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.inference.cache import AnchorCache, check_cache, fingerprint
 from emmi_jax.inference.chunks import (
-    Array,
     Chunk,
     ChunkSize,
-    Positions,
+    Queries,
     cut_queries,
     output_arrays,
     resolve_chunk_size,
-    to_model_units,
 )
+from emmi_jax.inference.inputs import case_inputs, condition_input
+from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
 Variables: TypeAlias = Mapping[str, Any]
-Cache: TypeAlias = Any
 
 _AXIS = "queries"
 _CHUNKS_ON_DEVICE = 2
@@ -45,11 +45,11 @@ class StreamedChunk(NamedTuple):
 
     branch: str
     start: int
-    fields: dict[str, Array]
+    fields: dict[str, NDArray[np.float32]]
 
     @property
     def num_points(self) -> int:
-        """How many queries there are."""
+        """Number of queries in the chunk."""
         return len(next(iter(self.fields.values())))
 
 
@@ -58,13 +58,11 @@ def encode(
     variables: Variables,
     *,
     anchors: Mapping[str, ArrayLike],
-    geometry_position: ArrayLike | None = None,
-    supernode_idx: ArrayLike | None = None,
-    geometry_features: ArrayLike | None = None,
+    geometry: Geometry | None = None,
     condition: ArrayLike | None = None,
     anchor_masks: Mapping[str, ArrayLike] | None = None,
     normalizer: Normalizer | None = None,
-) -> Cache:
+) -> AnchorCache:
     """Encodes the anchors and the geometry of one case into the keys and values that its queries attend to.
 
     The arrays are those of the model's call, without the batch axis.
@@ -73,37 +71,29 @@ def encode(
         model: The model.
         variables: Its variables, ``{"params": ...}``.
         anchors: Positions [T, n] of every branch.
-        geometry_position: Points of the geometry [P, n], if the model has a geometry branch.
-        supernode_idx: Which of them are supernodes [M].
-        geometry_features: Point features [P, F], if the pooling has `input_features_dim`.
+        geometry: Points [P, n] and supernodes [M], if the model has a geometry branch.
         condition: Array [condition_dim], if the model has one.
         anchor_masks: Booleans [T] of any of the branches, True = real anchor.
-        normalizer: The scales if positions are in physical units; None if they are in model units.
+        normalizer: Set if positions are in physical units; None if they are in model units.
 
     Returns:
-        The `cache` collection, for `stream`.
+        The cache for `stream` and `predict`; it belongs to these variables and this condition.
 
     Raises:
-        ValueError: The arrays do not fit the model, or a position is not finite.
+        ValueError: The arrays do not fit the model, a position is not finite, or an index is out of range.
     """
-    axes = model.config.num_position_axes
-    inputs: dict[str, Any] = {
-        "anchors": {b: to_model_units(f"the anchor {b}", a, axes, normalizer) for b, a in anchors.items()},
-        "supernode_idx": supernode_idx,
-        "geometry_features": geometry_features,
-        "condition": condition,
-        "anchor_masks": anchor_masks,
-    }
-    if geometry_position is not None:
-        inputs["geometry_position"] = to_model_units("the geometry", geometry_position, axes, normalizer)
-    return _encode(model, _without_cache(variables), jax.tree.map(lambda a: np.asarray(a)[None], inputs))
+    variables = _without_cache(variables)
+    inputs = case_inputs(model.config, anchors, geometry, condition, anchor_masks, normalizer)
+    with jax.set_mesh(_device_mesh(jax.local_devices()[:1])):
+        entries = _encode(model, variables, inputs)
+        return AnchorCache(entries, fingerprint(model.config, variables, inputs["condition"]))
 
 
-def iter_stream(
+def stream(
     model: AnchoredBranchedUPT,
     variables: Variables,
-    cache: Cache,
-    queries: Mapping[str, Positions],
+    cache: AnchorCache,
+    queries: Mapping[str, Queries],
     *,
     chunk_size: ChunkSize = "auto",
     normalizer: Normalizer | None = None,
@@ -112,27 +102,28 @@ def iter_stream(
 ) -> Iterator[StreamedChunk]:
     """Yields the fields at the queries chunk by chunk, branch after branch, each branch from its first query on.
 
-    Every call of the model has the same shape, so each branch is compiled once whatever its length. While the
-    fields of a chunk travel to the host, the next one is computed; no more than two are on the devices.
+    Every call of the model has the same shape, so each branch is compiled once, whatever its length. While the fields
+    of one chunk travel to the host, the next one is computed; at most two chunks are on the devices.
 
     Args:
         model: The model.
         variables: Its variables, ``{"params": ...}``.
-        cache: What `encode` returned for the same variables and condition.
-        queries: By branch, for any of the branches: positions [N, n] as an array or memory-map, or an iterable of such
-            arrays of any lengths, of which no more than a chunk is held.
-        chunk_size: Queries in one call, rounded up to a multiple of the number of devices; "auto" goes by the memory
-            of the devices (see `resolve_chunk_size`).
-        normalizer: The scales if positions and fields are in physical units; None if they are in model units.
-        condition: Array [condition_dim], if the model has one; that of `encode`.
-        devices: What computes: each takes an equal part of every chunk. By default all local ones.
+        cache: The result of `encode` for the same variables and condition.
+        queries: Positions [N, n] of any of the branches: arrays, memory-maps, or iterables of arrays of any length, of
+            which at most one chunk is held.
+        chunk_size: Queries per call, rounded up to a multiple of the number of devices; "auto" goes by the memory of
+            the devices (see `resolve_chunk_size`).
+        normalizer: Set if positions and fields are in physical units; None if they are in model units.
+        condition: Array [condition_dim], if the model has one; the same as for `encode`.
+        devices: The devices that share each chunk equally; by default all local ones.
 
     Yields:
-        `StreamedChunk`; none for a branch of no points.
+        `StreamedChunk`; none for a branch without points.
 
     Raises:
-        ValueError: A branch is unknown, or positions are no [N, n], not finite, or stop with an exception; the message
-            names the branch and the point. Chunks before it have been yielded, save the last one or two.
+        ValueError: The cache belongs to something else, a branch is unknown, positions are not [N, n] or not finite, or
+            their source fails; the message names the branch and the point. All earlier chunks but the last one or two
+            have been yielded.
     """
     config = model.config
     if unknown := sorted(set(queries) - set(config.branches)):
@@ -140,13 +131,14 @@ def iter_stream(
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices must name at least one device, got none")
-    mesh = Mesh(np.array(devices), (_AXIS,))
-    size = resolve_chunk_size(chunk_size, config, cache, devices)
-    constants = (
-        {**_without_cache(variables), "cache": cache},
-        None if condition is None else np.asarray(condition)[None],
-    )
-    constants = jax.device_put(constants, NamedSharding(mesh, P()))
+    if normalizer is not None:
+        normalizer = normalizer.for_fields(config.fields)
+    variables, batched_condition = _without_cache(variables), condition_input(condition)
+    mesh = _device_mesh(devices)
+    with jax.set_mesh(_device_mesh(devices[:1])):
+        check_cache(cache, config, variables, batched_condition)
+    size = resolve_chunk_size(chunk_size, config, cache.entries, devices)
+    constants = jax.device_put(({**variables, "cache": cache.entries}, batched_condition), NamedSharding(mesh, P()))
     pending: collections.deque[tuple[Chunk, dict[str, jax.Array]]] = collections.deque()
     for chunk in cut_queries(queries, size, config, normalizer):
         pending.append((chunk, _start(model, mesh, chunk, constants)))
@@ -156,54 +148,53 @@ def iter_stream(
         yield _finish(*pending.popleft(), normalizer)
 
 
-def stream(
+def predict(
     model: AnchoredBranchedUPT,
     variables: Variables,
-    cache: Cache,
-    queries: Mapping[str, Positions],
+    cache: AnchorCache,
+    queries: Mapping[str, Queries],
     *,
-    chunk_size: ChunkSize = "auto",
     out: Mapping[str, Any] | None = None,
-    normalizer: Normalizer | None = None,
-    condition: ArrayLike | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    advance: Callable[[int], object] = lambda num_points: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Predicts the fields at any number of queries into arrays.
 
     Args:
-        model: See `iter_stream`, as for all that follow.
-        variables: Its variables.
-        cache: What `encode` returned.
+        model: The model.
+        variables: Its variables, ``{"params": ...}``.
+        cache: The result of `encode`.
         queries: Positions by branch.
-        chunk_size: Queries in one call.
-        out: Arrays or memory-maps [N, F] by ``<branch>_<field>`` to write to, one for each field of the branches asked
-            for; None makes them. An iterable, whose length is not known, needs them.
-        normalizer: The scales of positions and fields in physical units.
-        condition: Array [condition_dim].
-        devices: What computes.
+        out: Arrays or memory-maps [N, F] of floats by ``<branch>_<field>``, one for each field of the queried branches;
+            None makes them. Needed for an iterable, whose length is unknown.
+        advance: Called with the number of points of each chunk that is done.
+        **options: The other arguments of `stream`.
 
     Returns:
         `out`, or arrays [N, F] float32, by ``<branch>_<field>``.
 
     Raises:
-        ValueError: See `iter_stream`; or `out` does not fit.
+        ValueError: See `stream`; or `out` does not fit.
     """
     fields = output_arrays(queries, out, model.config)
-    done = dict.fromkeys(queries, 0)
-    options: Any = {"chunk_size": chunk_size, "normalizer": normalizer, "condition": condition, "devices": devices}
-    for branch, start, values in iter_stream(model, variables, cache, queries, **options):
-        for name, part in values.items():
-            target, done[branch] = fields[f"{branch}_{name}"], start + len(part)
-            if done[branch] > len(target):
-                more = f"there are at least {done[branch]} queries"
-                raise ValueError(f"out['{branch}_{name}'] has {len(target)} rows, but {more}")
-            target[start : done[branch]] = part
-    for branch, num_points in done.items():
-        for name in model.config.fields[branch]:
-            rows = len(fields[f"{branch}_{name}"])
-            if rows != num_points:
-                raise ValueError(f"out['{branch}_{name}'] has {rows} rows, but there were {num_points} queries")
+    done = dict.fromkeys(fields, 0)
+    for chunk in stream(model, variables, cache, queries, **options):
+        for field, values in chunk.fields.items():
+            name = f"{chunk.branch}_{field}"
+            done[name] = chunk.start + len(values)
+            if done[name] > len(fields[name]):
+                more = f"there are at least {done[name]} queries"
+                raise ValueError(f"out[{name!r}] has {len(fields[name])} rows, but {more}")
+            fields[name][chunk.start : done[name]] = values
+        advance(chunk.num_points)
+    for name, num_points in done.items():
+        if len(fields[name]) != num_points:
+            raise ValueError(f"out[{name!r}] has {len(fields[name])} rows, but there were {num_points} queries")
     return fields
+
+
+def _device_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return jax.make_mesh((len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
 def _without_cache(variables: Variables) -> dict[str, Any]:
@@ -213,9 +204,11 @@ def _without_cache(variables: Variables) -> dict[str, Any]:
 
 
 def _start(model: AnchoredBranchedUPT, mesh: Mesh, chunk: Chunk, constants: Any) -> dict[str, jax.Array]:
-    """Starts copying a chunk to the devices, computing on it, and copying the fields back; waits for nothing."""
+    """Starts copying a chunk to the devices, computing on it and copying the fields back; waits for nothing."""
     position = jax.device_put(chunk.position, NamedSharding(mesh, P(_AXIS)))
-    fields = _query(model, chunk.branch, mesh, *constants, position)
+    # A mesh that the caller has set would not fit these devices.
+    with jax.set_mesh(mesh):
+        fields = _query(model, chunk.branch, mesh, *constants, position)
     for values in fields.values():
         values.copy_to_host_async()
     return fields
@@ -231,7 +224,7 @@ def _finish(chunk: Chunk, fields: dict[str, jax.Array], normalizer: Normalizer |
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(model: AnchoredBranchedUPT, variables: Variables, inputs: Mapping[str, Any]) -> Cache:
+def _encode(model: AnchoredBranchedUPT, variables: Variables, inputs: Mapping[str, Any]) -> Any:
     _, updated = model.apply(variables, **inputs, mutable=["cache"])
     return updated["cache"]
 
@@ -249,7 +242,8 @@ def _query(
         outputs: Any = model.apply(variables, queries={branch: position[None]}, condition=condition)
         return {name: jnp.squeeze(outputs[f"query_{branch}_{name}"], 0) for name in model.config.fields[branch]}
 
-    # Queries do not see each other: each device computes on its own ones and talks to no other.
+    # Queries do not see each other: each device computes its own share and talks to no other. Pallas kernels do not
+    # say how their outputs vary over the devices, so that is not checked.
     specs = (P(), P(), P(_AXIS))
     return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P(_AXIS), check_vma=False)(
         variables, condition, position

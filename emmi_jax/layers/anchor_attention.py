@@ -11,7 +11,7 @@ import jax
 from emmi_jax.config import AnchorAttentionConfig
 from emmi_jax.layers.mixed_attention import MixedAttention
 from emmi_jax.ops.rope import RopeFrequencies
-from emmi_jax.tokens import AttentionPattern, TokenSpec, owning_branch
+from emmi_jax.tokens import AttentionPattern, TokenSpec, owning_branch, specs_of_branch
 
 
 class UnexpectedTokenError(ValueError):
@@ -27,7 +27,7 @@ class MissingAnchorTokenError(ValueError):
 
 
 class MultiBranchAnchorAttention(nn.Module):
-    """Base of the attentions in which several branches share their projections and meet at anchor tokens.
+    """Base class of attention in which several branches share projections and exchange information at anchor tokens.
 
     A subclass implements `_create_attention_patterns`. A group belongs to the longest branch name that prefixes its
     name; the anchors of branch ``b`` are the group ``b + anchor_suffix``.
@@ -37,7 +37,7 @@ class MultiBranchAnchorAttention(nn.Module):
 
     Raises:
         TypeError: The base class itself is used.
-        ValueError: The configuration has fewer branches than the attention needs.
+        ValueError: The configuration is no `AnchorAttentionConfig`, or has fewer branches than the attention needs.
 
     Source: Alkin et al. 2025, "AB-UPT" (arXiv 2502.09692), anchor attention.
     """
@@ -49,6 +49,8 @@ class MultiBranchAnchorAttention(nn.Module):
         cls = type(self)
         if cls._create_attention_patterns is MultiBranchAnchorAttention._create_attention_patterns:
             raise TypeError(f"{cls.__name__} is a base class: subclass it and implement _create_attention_patterns")
+        if not isinstance(self.config, AnchorAttentionConfig):
+            raise ValueError(f"{cls.__name__} needs an AnchorAttentionConfig, got {self.config!r}")
         if len(self.config.branches) < self.min_branches:
             raise ValueError(
                 f"{cls.__name__} needs at least {self.min_branches} branches, got {list(self.config.branches)!r}"
@@ -66,7 +68,7 @@ class MultiBranchAnchorAttention(nn.Module):
 
     @property
     def anchor_suffix(self) -> str:
-        """What follows a branch's name in the name of its anchors."""
+        """Suffix that turns a branch's name into the name of its anchors."""
         return self.config.anchor_suffix
 
     def __call__(
@@ -78,13 +80,13 @@ class MultiBranchAnchorAttention(nn.Module):
         key_padding_mask: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Attends within the sequence; caches as `MixedAttention` does.
+        """Attends within the sequence; caches like `MixedAttention`.
 
         Args:
             x: Tokens [B, T, C], the groups one after the other.
-            token_specs: Names and sizes of the groups, in any order; static.
+            token_specs: Names and sizes of the groups, in any order.
             freqs: Rotations of x's tokens [B, T, H/2]; given if and only if the configuration says `use_rope`.
-            key_padding_mask: Booleans [B, T], True = real token; others are never attended to.
+            key_padding_mask: Booleans [B, T], True = real token. Padded tokens are never attended to and may be NaN.
             deterministic: Whether attention dropout is off.
 
         Returns:
@@ -97,27 +99,23 @@ class MultiBranchAnchorAttention(nn.Module):
             ValueError: Anything that `MixedAttention` refuses.
         """
         token_specs = tuple(token_specs)
-        self._check_token_specs(token_specs)
         return self.mixed_attention(
             x,
             token_specs,
-            self._create_attention_patterns(token_specs),
+            self.attention_patterns(token_specs),
             freqs,
             key_padding_mask=key_padding_mask,
             deterministic=deterministic,
         )
 
-    def _create_attention_patterns(self, token_specs: Sequence[TokenSpec]) -> Sequence[AttentionPattern]:
-        """Returns who attends to whom; `token_specs` are already checked."""
-        raise NotImplementedError
+    def attention_patterns(self, token_specs: Sequence[TokenSpec]) -> Sequence[AttentionPattern]:
+        """Returns who attends to whom.
 
-    def _anchors(self, branch: str) -> str:
-        return branch + self.anchor_suffix
-
-    def _groups(self, branch: str, token_specs: Sequence[TokenSpec]) -> tuple[str, ...]:
-        return tuple(spec.name for spec in token_specs if owning_branch(spec.name, self.branches) == branch)
-
-    def _check_token_specs(self, token_specs: Sequence[TokenSpec]) -> None:
+        Raises:
+            UnexpectedTokenError: A group belongs to no branch.
+            MissingBranchTokensError: A branch has no group.
+            MissingAnchorTokenError: A branch has no anchors.
+        """
         names = [spec.name for spec in token_specs]
         for name in names:
             if owning_branch(name, self.branches) is None:
@@ -131,6 +129,17 @@ class MultiBranchAnchorAttention(nn.Module):
                 raise MissingAnchorTokenError(
                     f"branch {branch!r} lacks its anchors {self._anchors(branch)!r}; the groups are {names!r}"
                 )
+        return self._create_attention_patterns(token_specs)
+
+    def _create_attention_patterns(self, token_specs: Sequence[TokenSpec]) -> Sequence[AttentionPattern]:
+        """Returns who attends to whom; `token_specs` have been checked."""
+        raise NotImplementedError
+
+    def _anchors(self, branch: str) -> str:
+        return branch + self.anchor_suffix
+
+    def _groups(self, branch: str, token_specs: Sequence[TokenSpec]) -> tuple[str, ...]:
+        return tuple(spec.name for spec in specs_of_branch(token_specs, branch, self.branches))
 
 
 class SelfAnchorAttention(MultiBranchAnchorAttention):

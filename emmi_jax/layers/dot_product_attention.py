@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AttentionConfig
-from emmi_jax.layers.linear import Linear
-from emmi_jax.layers.mixed_attention import check_rope
-from emmi_jax.ops.attention import dot_product_attention
+from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
+from emmi_jax.layers.linear import input_projection, output_projection
+from emmi_jax.ops.attention import check_mask, dot_product_attention
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 
 
@@ -36,7 +36,8 @@ class DotProductAttention(nn.Module):
         Args:
             x: Tokens [B, T, C].
             freqs: Rotations [B, T, H/2]; given if and only if the configuration says `use_rope`.
-            mask: Boolean, True = attend, each axis that of [B, N, T, T] or 1.
+            mask: Boolean, True = attend; each axis is that of [B, N, T, T] or 1. A token that no query attends to may
+                be NaN.
             deterministic: Whether dropout is off; if not, an rng named ``dropout`` is needed.
 
         Returns:
@@ -46,10 +47,12 @@ class DotProductAttention(nn.Module):
             ValueError: x has the wrong shape, or rotations are missing or superfluous.
         """
         config = self.config
-        if x.ndim != 3 or x.shape[2] != config.dim:
-            raise ValueError(f"x must have the shape [batch, tokens, {config.dim}], got {list(x.shape)}")
-        check_rope(config, freqs=freqs)
-        qkv = Linear(3 * config.dim, config, config.bias, name="qkv")(x)
+        check_tokens("x", x, config.dim)
+        freqs = check_rope(config, "freqs", freqs, x)
+        if mask is not None:
+            check_mask(mask, x.shape[0], config.num_heads, x.shape[1], x.shape[1])
+            x, freqs = silence_padding(mask.any(axis=(1, 2)), x, freqs)
+        qkv = input_projection(config, 3, "qkv")(x)
         q, k, v = jnp.unstack(qkv.reshape(*x.shape[:2], 3, config.num_heads, config.head_dim), axis=2)
         if freqs is not None:
             q, k = apply_rope(q, freqs), apply_rope(k, freqs)
@@ -64,6 +67,5 @@ class DotProductAttention(nn.Module):
             implementation=config.implementation,
             precision=config.precision,
         )
-        proj = Linear(config.dim, config, config.bias, config.init_weights == "truncnormal002-identity", name="proj")
-        y = proj(y.reshape(*y.shape[:2], config.dim))
+        y = output_projection(config, "proj")(y.reshape(*y.shape[:2], config.dim))
         return nn.Dropout(config.dropout)(y, deterministic=deterministic)

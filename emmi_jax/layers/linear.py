@@ -1,9 +1,9 @@
-"""The linear layer of all modules: the reference's initialisations, and products with a part of the output channels."""
+"""The linear layer of all modules, with the reference's initialisations; and parameters with named axes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,27 +12,30 @@ from flax.linen.dtypes import promote_dtype
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from emmi_jax.config import AttentionConfig, NumericsConfig
 from emmi_jax.ops.attention import platform
 
+named_axes = jax.make_user_context(False)
+"""Whether `init` boxes parameters as `nn.LogicallyPartitioned`, with a name for each axis.
 
-class NumericsConfig(Protocol):
-    """What a linear layer takes from the configuration around it: see `AttentionConfig`."""
+By default parameters are plain arrays. For partition specs by name::
 
-    @property
-    def init_weights(self) -> str:
-        """Name of the initialisation."""
+    with named_axes(True):
+        specs = nn.get_partition_spec(jax.eval_shape(model.init, key, ...))
+"""
 
-    @property
-    def dtype(self) -> DTypeLike | None:
-        """Dtype of the computation."""
 
-    @property
-    def param_dtype(self) -> DTypeLike:
-        """Dtype of the parameters."""
-
-    @property
-    def precision(self) -> str | None:
-        """Precision of the products."""
+def param(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., jax.Array],
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    axes: tuple[str, ...],
+) -> jax.Array:
+    """Declares a parameter whose axes have names: see `named_axes`."""
+    boxed: Callable[..., Any] = nn.with_logical_partitioning(init, axes) if named_axes.value else init
+    return module.param(name, boxed, shape, dtype)
 
 
 class Linear(nn.Module):
@@ -40,31 +43,34 @@ class Linear(nn.Module):
 
     Args:
         features: Number of output channels.
-        config: Where initialisation, dtypes and precision come from.
+        config: Source of initialisation, dtypes and precision.
         use_bias: Whether there is a bias.
         zero_init: Whether kernel and bias start at zero, whatever the configuration says.
+        axes: Names of the kernel's axes; the second is that of the bias.
     """
 
     features: int
     config: NumericsConfig
     use_bias: bool = True
     zero_init: bool = False
+    axes: tuple[str, str] = ("inputs", "embed")
 
     @nn.compact
     def weights(self, in_features: int) -> tuple[jax.Array, jax.Array | None]:
         """Returns kernel [in_features, features] and bias [features] (or None), for products with parts of them."""
-        config = self.config
-        kernel_init, bias_init = _initializers("zeros" if self.zero_init else config.init_weights, in_features)
-        kernel = self.param("kernel", kernel_init, (in_features, self.features), config.param_dtype)
-        bias = self.param("bias", bias_init, (self.features,), config.param_dtype) if self.use_bias else None
-        return kernel, bias
+        dtype = self.config.param_dtype
+        kernel_init, bias_init = _initializers("zeros" if self.zero_init else self.config.init_weights, in_features)
+        kernel = param(self, "kernel", kernel_init, (in_features, self.features), dtype, self.axes)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, param(self, "bias", bias_init, (self.features,), dtype, self.axes[1:])
 
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
         """Applies the layer.
 
         Args:
             x: Array [..., in_features].
-            columns: The output channels to compute, all of them by default.
+            columns: Output channels to compute; all by default.
 
         Returns:
             Array [..., number of columns].
@@ -74,10 +80,21 @@ class Linear(nn.Module):
         return (y if bias is None else y + bias[columns]).reshape(*x.shape[:-1], y.shape[-1])
 
 
-def as_matrix(x: jax.Array) -> jax.Array:
-    """Returns x [..., C] as [rows, C] on CPU, where products and sums behind a batch axis take up to twice the time.
+def input_projection(config: AttentionConfig, number: int, name: str | None = None) -> Linear:
+    """Returns the projection of tokens to `number` sets of heads: queries, keys or values."""
+    return Linear(number * config.dim, config, config.bias, axes=("embed", "heads"), name=name)
 
-    Elsewhere as it is: nothing would be gained, and axes that are sharded apart stay apart.
+
+def output_projection(config: AttentionConfig, name: str | None = None) -> Linear:
+    """Returns the projection of heads to tokens."""
+    zero_init = config.init_weights == "truncnormal002-identity"
+    return Linear(config.dim, config, config.bias, zero_init, axes=("heads", "embed"), name=name)
+
+
+def as_matrix(x: jax.Array) -> jax.Array:
+    """Returns x [..., C] as [rows, C] on CPU, where products and sums with batch axes take up to twice the time.
+
+    Elsewhere x stays as it is: nothing would be gained, and axes sharded separately stay separate.
     """
     return x.reshape(-1, x.shape[-1]) if platform() == "cpu" else x
 
@@ -87,10 +104,16 @@ def _initializers(init_weights: str, fan_in: int) -> tuple[Callable[..., jax.Arr
         return initializers.zeros, initializers.zeros
     if init_weights == "torch":
         bound = max(fan_in, 1) ** -0.5
-
-        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+        uniform = _sampled(lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound))
         return uniform, uniform
-    # The cut lies at ±2 absolute, 100 standard deviations away.
-    return initializers.truncated_normal(0.02, lower=-100.0, upper=100.0), initializers.zeros
+    normal = _sampled(lambda key, shape: jnp.clip(0.02 * jax.random.normal(key, shape, jnp.float32), -2, 2))
+    return normal, initializers.zeros
+
+
+def _sampled(sample: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> Callable[..., jax.Array]:
+    """Returns an initialiser that samples in float32 and casts: in half precision the tails come out far too heavy."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return sample(key, shape).astype(dtype)
+
+    return init

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.layers.linear import Linear, NumericsConfig
+from emmi_jax.config import NumericsConfig
+from emmi_jax.layers.linear import Linear
 
 
 class Mlp(nn.Module):
@@ -15,7 +16,7 @@ class Mlp(nn.Module):
     Args:
         hidden_dim: Channels between the two layers.
         out_dim: Channels of the output.
-        config: Where initialisation, dtypes and precision come from.
+        config: Source of initialisation, dtypes and precision.
         names: Names of the two layers.
     """
 
@@ -27,11 +28,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in_dim] to [..., out_dim]."""
-        x = Linear(self.hidden_dim, self.config, name=self.names[0])(x)
-        return Linear(self.out_dim, self.config, name=self.names[1])(gelu(x))
+        x = Linear(self.hidden_dim, self.config, axes=("embed", "mlp"), name=self.names[0])(x)
+        return Linear(self.out_dim, self.config, axes=("mlp", "embed"), name=self.names[1])(gelu(x))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU by erf, in float32; `jax.nn.gelu` goes by erfc, which takes four times as long on CPU."""
+    """Exact GELU by erf, in float32; `jax.nn.gelu` uses erfc, which takes four times as long on CPU."""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)

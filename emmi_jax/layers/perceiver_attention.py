@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AttentionConfig
-from emmi_jax.layers.linear import Linear
-from emmi_jax.layers.mixed_attention import KeyValues, check_entry, check_rope
-from emmi_jax.ops.attention import dot_product_attention
+from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
+from emmi_jax.layers.key_values import KeyValues
+from emmi_jax.layers.linear import input_projection, output_projection
+from emmi_jax.ops.attention import check_mask, dot_product_attention
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 
 
@@ -39,15 +40,16 @@ class PerceiverAttention(nn.Module):
     ) -> jax.Array:
         """Attends from q to kv.
 
-        With ``mutable=["cache"]`` the rotated keys and the values are stored in the ``cache`` collection; a later call
-        with kv=None reads them.
+        With ``mutable=["cache"]`` the rotated keys, the values and a mask of keys are stored in the ``cache``
+        collection; a later call with kv=None reads them.
 
         Args:
             q: Queries [B, T, C].
             kv: Tokens to attend to [B, S, kv_dim], or None for the cached ones.
             q_freqs: Rotations of the queries [B, T, H/2]; given if and only if the configuration says `use_rope`.
             k_freqs: Rotations of the other tokens [B, S, H/2], likewise; None for cached tokens.
-            mask: Boolean, True = attend, each axis that of [B, N, T, S] or 1.
+            mask: Boolean, True = attend; each axis is that of [B, N, T, S] or 1. Only a mask of keys, [B, 1, 1, S], is
+                stored. A token that no query attends to may be NaN.
             deterministic: Whether dropout is off; if not, an rng named ``dropout`` is needed.
 
         Returns:
@@ -57,16 +59,15 @@ class PerceiverAttention(nn.Module):
             ValueError: A shape is wrong, rotations are missing or superfluous, or the cache does not fit.
         """
         config = self.config
-        kv_dim = config.dim if self.kv_dim is None else self.kv_dim
-        for name, array, channels in (("q", q, config.dim), ("kv", kv, kv_dim)):
-            if array is not None and (array.ndim != 3 or array.shape[2] != channels):
-                raise ValueError(f"{name} must have the shape [batch, tokens, {channels}], got {list(array.shape)}")
-        check_rope(config, q_freqs=q_freqs)
-        queries = Linear(config.dim, config, config.bias, name="q")(q)
-        queries = queries.reshape(*q.shape[:2], config.num_heads, config.head_dim)
+        check_tokens("q", q, config.dim)
+        q_freqs = check_rope(config, "q_freqs", q_freqs, q)
+        queries = input_projection(config, 1, "q")(q).reshape(*q.shape[:2], config.num_heads, config.head_dim)
         if q_freqs is not None:
             queries = apply_rope(queries, q_freqs)
-        keys = self._cached(queries, k_freqs) if kv is None else self._project(kv, k_freqs)
+        keys = self._cached(queries, k_freqs) if kv is None else self._project(queries, kv, k_freqs, mask)
+        if keys.mask is not None:
+            key_mask = keys.mask[:, None, None, :]
+            mask = key_mask if mask is None else mask & key_mask
         use_dropout = config.dropout > 0 and not deterministic
         y = dot_product_attention(
             queries,
@@ -78,24 +79,37 @@ class PerceiverAttention(nn.Module):
             implementation=config.implementation,
             precision=config.precision,
         )
-        proj = Linear(config.dim, config, config.bias, config.init_weights == "truncnormal002-identity", name="proj")
-        y = proj(y.reshape(*y.shape[:2], config.dim))
+        y = output_projection(config, "proj")(y.reshape(*y.shape[:2], config.dim))
         return nn.Dropout(config.dropout)(y, deterministic=deterministic)
 
-    def _project(self, kv: jax.Array, k_freqs: RopeFrequencies | jax.Array | None) -> KeyValues:
+    def _project(
+        self,
+        queries: jax.Array,
+        kv: jax.Array,
+        k_freqs: RopeFrequencies | jax.Array | None,
+        mask: jax.Array | None,
+    ) -> KeyValues:
+        """Returns the keys and values of kv, with their mask if it is a mask of keys, and stores them."""
         config = self.config
-        check_rope(config, k_freqs=k_freqs)
-        k, v = jnp.split(Linear(2 * config.dim, config, config.bias, name="kv")(kv), 2, axis=-1)
+        check_tokens("kv", kv, config.dim if self.kv_dim is None else self.kv_dim)
+        k_freqs, key_mask = check_rope(config, "k_freqs", k_freqs, kv), None
+        if mask is not None:
+            check_mask(mask, kv.shape[0], config.num_heads, queries.shape[1], kv.shape[1])
+            kv, k_freqs = silence_padding(mask.any(axis=(1, 2)), kv, k_freqs)
+            if mask.shape[1:3] == (1, 1):
+                key_mask = jnp.broadcast_to(mask[:, 0, 0], kv.shape[:2])
+        k, v = jnp.split(input_projection(config, 2, "kv")(kv), 2, axis=-1)
         k, v = (a.reshape(*kv.shape[:2], config.num_heads, config.head_dim) for a in (k, v))
         if k_freqs is not None:
             k = apply_rope(k, k_freqs)
+        keys = KeyValues(k, v, key_mask)
         if self.is_mutable_collection("cache") and not self.is_initializing():
-            self.put_variable("cache", "kv", {"key": k, "value": v})
-        return KeyValues(k, v, None)
+            self.put_variable("cache", "kv", keys.to_entry())
+        return keys
 
     def _cached(self, queries: jax.Array, k_freqs: RopeFrequencies | jax.Array | None) -> KeyValues:
         if k_freqs is not None:
             raise ValueError("k_freqs are given but kv is None: cached keys are already rotated")
         if not self.has_variable("cache", "kv"):
             raise ValueError("kv is None but the cache has no entry 'kv'")
-        return check_entry("kv", self.get_variable("cache", "kv"), queries)
+        return KeyValues.from_entry("kv", self.get_variable("cache", "kv"), queries)

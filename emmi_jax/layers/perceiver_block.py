@@ -1,16 +1,20 @@
-"""The perceiver block."""
+"""Perceiver blocks, with weights shared by all branches or one set per branch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.perceiver_attention import PerceiverAttention
 from emmi_jax.layers.residual import LayerNorm, ResidualBlock, modulate
+from emmi_jax.ops.attention import check_mask
 from emmi_jax.ops.rope import RopeFrequencies
+from emmi_jax.ops.rows import cut, join, take
+from emmi_jax.tokens import TokenSpec, owning_branch, token_slices
 
 
 class PerceiverBlock(ResidualBlock):
@@ -50,7 +54,8 @@ class PerceiverBlock(ResidualBlock):
             q_freqs: Rotations of the queries [B, T, H/2]; given if and only if the configuration says `use_rope`.
             k_freqs: Rotations of the other tokens [B, S, H/2], likewise; None for cached tokens.
             condition: Array [B, condition_dim], in a conditioned block.
-            mask: Boolean, True = attend, each axis that of [B, N, T, S] or 1.
+            mask: Boolean, True = attend; each axis is that of [B, N, T, S] or 1. A token that no query attends to may
+                be NaN.
             deterministic: Whether dropout and drop path are off; if not, an rng named ``dropout`` is needed.
 
         Returns:
@@ -59,10 +64,14 @@ class PerceiverBlock(ResidualBlock):
         Raises:
             ValueError: The arguments do not fit the configuration or each other.
         """
+        check_tokens("q", q, self.config.dim)
         q_scale, q_shift, kv_scale, kv_shift, *rest = self.modulations(condition)
         if kv is not None:
             if self.condition_dim is not None and self.kv_dim not in (None, self.config.dim):
                 raise ValueError(f"a conditioned block needs kv_dim to be dim={self.config.dim}, got {self.kv_dim}")
+            if mask is not None:
+                check_mask(mask, kv.shape[0], self.config.num_heads, q.shape[1], kv.shape[1])
+                kv, _ = silence_padding(mask.any(axis=(1, 2)), kv)
             kv = modulate(self.norm1kv(kv), kv_scale, kv_shift)
         y = self.attn(
             modulate(self.norm1q(q), q_scale, q_shift), kv, q_freqs, k_freqs, mask=mask, deterministic=deterministic
@@ -71,31 +80,59 @@ class PerceiverBlock(ResidualBlock):
 
 
 class UntiedPerceiverBlock(nn.Module):
-    """A `PerceiverBlock` for each branch, all to the same tokens.
+    """One `PerceiverBlock` per branch, all attending to the same tokens.
 
-    The parameters of branch ``b`` lie under ``b``, in a `PerceiverBlock`'s tree.
+    The parameters of branch ``b`` lie under ``b``, in the tree of a `PerceiverBlock`.
 
     Args:
         template_block: The block that each branch gets a copy of.
-        branch_rows: For each branch, which queries are its own.
+        branches: Names of all branches.
     """
 
     template_block: PerceiverBlock
-    branch_rows: tuple[tuple[str, slice], ...]
+    branches: tuple[str, ...]
 
     @nn.compact
     def __call__(
         self,
         q: jax.Array,
         kv: jax.Array | None,
-        q_freqs: RopeFrequencies | None = None,
-        k_freqs: RopeFrequencies | None = None,
+        q_freqs: RopeFrequencies | jax.Array | None = None,
+        k_freqs: RopeFrequencies | jax.Array | None = None,
+        *,
+        token_specs: Sequence[TokenSpec],
+        mask: jax.Array | None = None,
         **options: Any,
     ) -> jax.Array:
-        """Applies the block as `PerceiverBlock` does."""
-        outputs = []
-        for branch, rows in self.branch_rows:
-            freqs = None if q_freqs is None else RopeFrequencies(*(f[:, rows] for f in q_freqs))
+        """Applies the block as `PerceiverBlock` does.
+
+        Args:
+            q: Queries [B, T, C], the groups one after the other.
+            kv: Tokens to attend to [B, S, kv_dim], or None for cached ones.
+            q_freqs: Rotations of the queries.
+            k_freqs: Rotations of the other tokens.
+            token_specs: Names and sizes of the groups in q, in any order.
+            mask: Boolean mask of the keys [B, 1, 1, S], True = attend.
+            **options: As in `PerceiverBlock`.
+
+        Returns:
+            Array [B, T, C].
+
+        Raises:
+            ValueError: A group belongs to no branch, the sizes do not sum to T, or `PerceiverBlock` refuses.
+        """
+        slices = token_slices(token_specs)
+        sizes = {name: rows.stop - rows.start for name, rows in slices.items()}
+        if sum(sizes.values()) != q.shape[1]:
+            raise ValueError(f"token_specs sum to {sum(sizes.values())} tokens but q has {q.shape[1]}: {sizes!r}")
+        freqs = check_rope(self.template_block.config, "q_freqs", q_freqs, q)
+        outputs: dict[str, jax.Array] = {}
+        for branch in self.branches:
+            own = {name: size for name, size in sizes.items() if owning_branch(name, self.branches) == branch}
+            rows = [slices[name] for name in own]
             block = self.template_block.clone(name=branch, parent=self)
-            outputs.append(block(q[:, rows], kv, freqs, k_freqs, **options))
-        return jnp.concatenate(outputs, axis=1)
+            own_freqs = None if freqs is None else RopeFrequencies(*(take(f, rows) for f in freqs))
+            outputs |= cut(block(take(q, rows), kv, own_freqs, k_freqs, mask=mask, **options), own)
+        if foreign := sorted(set(slices) - set(outputs)):
+            raise ValueError(f"token groups {foreign!r} belong to none of the branches {list(self.branches)!r}")
+        return join(outputs[name] for name in slices)

@@ -1,4 +1,4 @@
-"""What every block has: norms, modulation by a condition, layer scale, drop path and the MLP."""
+"""The common part of all blocks: norms, modulation by a condition, layer scale, drop path and the MLP."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from emmi_jax.config import AttentionConfig
-from emmi_jax.layers.linear import Linear, NumericsConfig, as_matrix
+from emmi_jax.config import AttentionConfig, NumericsConfig
+from emmi_jax.layers.linear import Linear, as_matrix, param
 from emmi_jax.layers.mlp import Mlp
 
 NORM_EPSILON = 1e-6
@@ -20,8 +20,8 @@ class LayerNorm(nn.Module):
     """Normalises channels to mean 0 and variance 1, in float32.
 
     Args:
-        config: Where dtypes come from.
-        learned: Whether there are a scale and a bias.
+        config: Source of the dtypes.
+        learned: Whether the norm has a scale and a bias.
 
     Source: Ba et al. 2016, "Layer normalization" (arXiv 1607.06450).
     """
@@ -36,14 +36,15 @@ class LayerNorm(nn.Module):
         y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + NORM_EPSILON)
         if self.learned:
-            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.config.param_dtype)
-            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.config.param_dtype)
+            shape, dtype = (x.shape[-1],), self.config.param_dtype
+            scale = param(self, "scale", nn.initializers.ones, shape, dtype, ("embed",))
+            bias = param(self, "bias", nn.initializers.zeros, shape, dtype, ("embed",))
             y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
         return y.reshape(x.shape).astype(self.config.dtype or x.dtype)
 
 
 def modulate(h: jax.Array, scale: jax.Array | None, shift: jax.Array | None) -> jax.Array:
-    """Returns h·(1 + scale) + shift, or h where there is no condition."""
+    """Returns h·(1 + scale) + shift, or h without a condition."""
     return h if scale is None or shift is None else h * (1 + scale) + shift
 
 
@@ -51,7 +52,7 @@ class LayerScale(nn.Module):
     """Multiplies by a learned gamma [C].
 
     Args:
-        initial: Value of gamma at first.
+        initial: Initial value of gamma.
         param_dtype: Dtype of gamma.
 
     Source: Touvron et al. 2021, "Going deeper with image transformers" (arXiv 2103.17239).
@@ -63,20 +64,21 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., C] to [..., C]."""
-        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],), self.param_dtype)
+        initial = nn.initializers.constant(self.initial)
+        gamma = param(self, "gamma", initial, (x.shape[-1],), self.param_dtype, ("embed",))
         return x * gamma.astype(x.dtype)
 
 
 class ResidualBlock(nn.Module):
-    """Base of the blocks: a residual attention branch, which the subclass computes, and a residual MLP branch.
+    """Base class of the blocks: a residual attention branch, computed by the subclass, and a residual MLP branch.
 
     Args:
         config: Configuration of the attention.
-        mlp_ratio: Hidden channels of the MLP over C.
+        mlp_ratio: Hidden channels of the MLP as a multiple of C.
         condition_dim: Channels of the condition; None means unconditioned. In a conditioned block the norms have no
             learned parameters, and a zero-initialised projection of the condition scales, shifts and gates.
-        layer_scale: Initial layer scale; None means there is none.
-        drop_path_rate: Rate at which a sample of the batch skips a residual branch, in training.
+        layer_scale: Initial layer scale; None means no layer scale.
+        drop_path_rate: Rate at which samples skip a residual branch during training.
 
     Source: Peebles & Xie 2022, "DiT" (arXiv 2212.09748) for the modulation; Huang et al. 2016 for drop path.
     """
@@ -97,15 +99,16 @@ class ResidualBlock(nn.Module):
             self.ls1 = LayerScale(self.layer_scale, config.param_dtype)
             self.ls2 = LayerScale(self.layer_scale, config.param_dtype)
         if self.condition_dim is not None:
-            self.modulation = Linear(self.num_modulations * config.dim, config, zero_init=True)
+            self.modulation = Linear(
+                self.num_modulations * config.dim, config, zero_init=True, axes=("condition", "embed")
+            )
         self.drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2))
 
     def modulations(self, condition: jax.Array | None) -> list[jax.Array | None]:
         """Returns scales, shifts and gates [B, 1, C]; None in an unconditioned block.
 
         Raises:
-            ValueError: A condition is given to an unconditioned block, none to a conditioned one, or it has the wrong
-                shape.
+            ValueError: The condition is superfluous, missing or of the wrong shape.
         """
         if self.condition_dim is None:
             if condition is not None:

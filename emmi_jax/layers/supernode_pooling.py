@@ -2,16 +2,96 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from emmi_jax.config import SupernodePoolingConfig
-from emmi_jax.layers.linear import Linear, NumericsConfig
+from emmi_jax.config import NumericsConfig, SupernodePoolingConfig
+from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import gelu
+from emmi_jax.ops.arrays import AnyArray, check_array, is_concrete
 from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
 from emmi_jax.ops.sincos import sincos_embedding
+
+
+class Geometry(NamedTuple):
+    """A batch of point clouds and the supernodes among their points; a pytree.
+
+    Clouds of different sizes share a batch: pad the points with NaN, and the supernodes with False in `mask`.
+
+    Attributes:
+        position: Coordinates [B, P, n] in the unit of the pooling radius. A point with a coordinate that is not finite
+            is absent.
+        supernode_idx: Indices [B, M] of the supernodes among the points.
+        neighbors: Points around each supernode, idx and mask [B, M, K]; searched for on the device if None.
+        features: Point features [B, P, F], if the pooling has `input_features_dim`.
+        mask: Booleans [B, M], True = real supernode; None means that all are.
+    """
+
+    position: AnyArray
+    supernode_idx: AnyArray
+    neighbors: Neighbors | None = None
+    features: AnyArray | None = None
+    mask: AnyArray | None = None
+
+
+def check_geometry(geometry: Geometry, num_position_axes: int | str = "n", features_dim: int | None = None) -> None:
+    """Checks dtypes and shapes, and those indices whose values are known.
+
+    Args:
+        geometry: The geometry.
+        num_position_axes: Number of position axes; a string stands for any.
+        features_dim: Channels of the point features; None means that there must be none.
+
+    Raises:
+        ValueError: An array has the wrong dtype or shape, features are missing or superfluous, or the index of a real
+            supernode or neighbour is not that of a point.
+    """
+    position, idx, neighbors, features, mask = geometry
+    check_array("geometry.position", position, "float32", ("batch", "points", num_position_axes))
+    batch, num_points = position.shape[:2]
+    check_array("geometry.supernode_idx", idx, "integer", (batch, "supernodes"))
+    if mask is not None:
+        check_array("geometry.mask", mask, "bool", idx.shape)
+    _check_indices("geometry.supernode_idx", idx, mask, num_points)
+    if neighbors is not None:
+        check_array("geometry.neighbors.idx", neighbors.idx, "integer", (*idx.shape, "K"))
+        check_array("geometry.neighbors.mask", neighbors.mask, "bool", neighbors.idx.shape)
+        _check_indices("geometry.neighbors.idx", neighbors.idx, neighbors.mask, num_points)
+    if (features is None) != (features_dim is None):
+        state = "missing" if features is None else "given"
+        raise ValueError(f"the configuration has input_features_dim={features_dim} but geometry.features are {state}")
+    if features is not None and features_dim is not None:
+        check_array("geometry.features", features, "floating point", (batch, num_points, features_dim))
+
+
+def _check_indices(name: str, idx: AnyArray, mask: AnyArray | None, num_points: int) -> None:
+    if not is_concrete(idx) or not is_concrete(mask):
+        return
+    outside = (np.asarray(idx) < 0) | (np.asarray(idx) >= num_points)
+    if mask is not None:
+        outside &= np.asarray(mask)
+    if outside.any():
+        wrong = np.asarray(idx)[outside][0]
+        raise ValueError(f"{name} must lie in [0, {num_points}) where it is not masked, got {wrong}")
+
+
+def supernodes(geometry: Geometry) -> tuple[jax.Array, jax.Array]:
+    """Returns the positions of the supernodes [B, M, n], and which of them are real [B, M].
+
+    A supernode is not real if it is masked, if its index is not that of a point, or if its point is absent; then its
+    position is 0.
+    """
+    idx = jnp.asarray(geometry.supernode_idx)
+    position = _gather(jnp.asarray(geometry.position), idx)
+    is_real = _is_inside(idx, geometry) & _is_present(position)
+    if geometry.mask is not None:
+        is_real &= geometry.mask
+    return jnp.where(is_real[..., None], position, 0), is_real
 
 
 class SupernodePooling(nn.Module):
@@ -20,7 +100,7 @@ class SupernodePooling(nn.Module):
     Args:
         dim: Number of channels C.
         pooling: Neighbourhood and messages.
-        config: Where initialisation, dtypes and precision come from.
+        config: Source of initialisation, dtypes and precision.
         max_wavelength: Largest wavelength over 2 pi of the position embeddings.
 
     Source: Alkin et al. 2024, "Universal physics transformers" (arXiv 2402.12365).
@@ -32,68 +112,62 @@ class SupernodePooling(nn.Module):
     max_wavelength: float = 10_000
 
     @nn.compact
-    def __call__(
-        self,
-        position: jax.Array,
-        supernode_idx: jax.Array,
-        *,
-        features: jax.Array | None = None,
-        neighbors: Neighbors | None = None,
-    ) -> jax.Array:
-        """Pools points into supernodes; one without neighbours pools to zero.
+    def __call__(self, geometry: Geometry) -> jax.Array:
+        """Pools points into supernodes; one that has no neighbours, or is not real, pools to zero.
 
         Args:
-            position: Coordinates of the points [B, P, n].
-            supernode_idx: Which points are supernodes [B, M].
-            features: Point features [B, P, F], given if and only if the configuration says `input_features_dim`.
-            neighbors: Points around each supernode [B, M, K], searched for if not given.
+            geometry: The points and which of them are supernodes.
 
         Returns:
             Array [B, M, C].
 
         Raises:
-            ValueError: Features are missing or superfluous, or a shape is wrong.
+            ValueError: The geometry does not fit the configuration; see `check_geometry`.
         """
-        pooling = self.pooling
-        self._check_features(features, position)
-        if neighbors is None:
-            neighbors = _find_neighbors(pooling, position, supernode_idx)
-        idx, mask = jnp.asarray(neighbors.idx), jnp.asarray(neighbors.mask)
-        supernodes = _gather(position, supernode_idx)
-        hidden = gelu(self._messages(position, supernodes, supernode_idx, idx, features))
-        hidden = jnp.where(mask[..., None], hidden, 0).sum(axis=2)
-        degree = mask.sum(axis=2, keepdims=True).astype(hidden.dtype)
-        # The second layer is linear, so it acts once a supernode instead of once an edge.
-        kernel, bias = _weights(Linear(self.dim, self.config, name="message_2"), self.dim, hidden)
-        weight = degree if pooling.aggregation == "sum" else jnp.minimum(degree, 1)
-        if pooling.aggregation == "mean":
-            hidden = hidden / jnp.maximum(degree, 1)
-        pooled = jnp.dot(hidden, kernel, precision=self.config.precision) + weight * bias
-        if not pooling.readd_supernode_pos:
+        check_geometry(geometry, features_dim=self.pooling.input_features_dim)
+        centers, is_real = supernodes(geometry)
+        neighbors = self._neighbors(geometry, is_real)
+        # A gradient through NaN stays NaN, even behind a mask.
+        is_present = _is_present(geometry.position)[..., None]
+        position = jnp.where(is_present, geometry.position, 0)
+        features = None if geometry.features is None else jnp.where(is_present, geometry.features, 0)
+        messages = self._messages(position, features, centers, geometry.supernode_idx, neighbors.idx)
+        pooled = self._aggregate(gelu(messages), neighbors.mask)
+        if not self.pooling.readd_supernode_pos:
             return pooled
         return Linear(self.dim, self.config, name="proj")(
-            jnp.concatenate([pooled, self._embed(supernodes, pooled.dtype)], axis=-1)
+            jnp.concatenate([pooled, self._embed(centers, pooled.dtype)], axis=-1)
         )
+
+    def _neighbors(self, geometry: Geometry, is_real: jax.Array) -> Neighbors:
+        """Returns the neighbours of the real supernodes."""
+        pooling, position, given = self.pooling, geometry.position, geometry.neighbors
+        if given is not None:
+            is_point = _is_inside(given.idx, geometry) & _gather(_is_present(position)[..., None], given.idx)[..., 0]
+            return Neighbors(jnp.asarray(given.idx), given.mask & is_point & is_real[..., None])
+        idx = jnp.where(is_real, geometry.supernode_idx, -1)
+        if pooling.k is not None:
+            return nearest_neighbors(position, idx, k=pooling.k)
+        return radius_neighbors(position, idx, radius=pooling.radius or 0.0, max_degree=pooling.max_degree)
 
     def _messages(
         self,
         position: jax.Array,
-        supernodes: jax.Array,
-        supernode_idx: jax.Array,
-        neighbor_idx: jax.Array,
         features: jax.Array | None,
+        centers: jax.Array,
+        supernode_idx: AnyArray,
+        neighbor_idx: jax.Array,
     ) -> jax.Array:
-        """Returns the first layer's output of each edge [B, M, K, C].
+        """Returns the output of the first layer for each edge [B, M, K, C].
 
-        A product with a concatenation is a sum of products: what depends on a point alone is multiplied once a point.
+        A product with a concatenation is a sum of products: what depends on a point alone is multiplied once per point.
         """
         mode, dim = self.pooling.mode, self.dim
         dtype = self.config.dtype or jnp.float32
         relative = None
         if mode != "abspos":
-            relative = self._embed(
-                _offset_and_distance(supernodes[:, :, None] - _gather(position, neighbor_idx)), dtype
-            )
+            offset = centers[:, :, None] - _gather(position, neighbor_idx)
+            relative = self._embed(_with_distance(offset), dtype)
             if mode == "relpos" and features is None:
                 return Linear(dim, self.config, name="message_0")(relative)
         point = self._embed(position, dtype)
@@ -112,12 +186,12 @@ class SupernodePooling(nn.Module):
         linear: Linear,
         relative: jax.Array | None,
         point: jax.Array,
-        supernode_idx: jax.Array,
+        supernode_idx: AnyArray,
         neighbor_idx: jax.Array,
         *,
         relative_first: bool = True,
     ) -> jax.Array:
-        """Applies a layer to [point(p), point(s)] with the edge's embedding before or behind, or without one."""
+        """Applies a layer to [point(p), point(s)], with the embedding of the edge before or after it, or without."""
         num_parts = 2 if relative is None else 3
         kernel, bias = _weights(linear, num_parts * self.dim, point)
         parts = jnp.split(kernel, num_parts)
@@ -128,41 +202,45 @@ class SupernodePooling(nn.Module):
             y = y + jnp.dot(relative, edge_kernel, precision=self.config.precision)
         return y + bias
 
+    def _aggregate(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+        """Applies the second layer to [B, M, K, C] and takes the sum or mean over the neighbours [B, M, C]."""
+        hidden = jnp.where(mask[..., None], hidden, 0).sum(axis=2)
+        degree = mask.sum(axis=2, keepdims=True).astype(hidden.dtype)
+        # The second layer is linear, so it acts once per supernode instead of once per edge.
+        kernel, bias = _weights(Linear(self.dim, self.config, name="message_2"), self.dim, hidden)
+        weight = degree if self.pooling.aggregation == "sum" else jnp.minimum(degree, 1)
+        if self.pooling.aggregation == "mean":
+            hidden = hidden / jnp.maximum(degree, 1)
+        return jnp.dot(hidden, kernel, precision=self.config.precision) + weight * bias
+
     def _embed(self, position: jax.Array, dtype: DTypeLike) -> jax.Array:
         return sincos_embedding(position, self.dim, self.max_wavelength).astype(dtype)
 
-    def _check_features(self, features: jax.Array | None, position: jax.Array) -> None:
-        expected = self.pooling.input_features_dim
-        if (features is None) != (expected is None):
-            state = "missing" if features is None else "given"
-            raise ValueError(f"the configuration has input_features_dim={expected} but features are {state}")
-        if features is not None and features.shape != (*position.shape[:2], expected):
-            raise ValueError(
-                f"features must have the shape {[*position.shape[:2], expected]}, got {list(features.shape)}"
-            )
-
-
-def _find_neighbors(pooling: SupernodePoolingConfig, position: jax.Array, supernode_idx: jax.Array) -> Neighbors:
-    if pooling.k is not None:
-        return nearest_neighbors(position, supernode_idx, k=pooling.k)
-    return radius_neighbors(position, supernode_idx, radius=pooling.radius or 0.0, max_degree=pooling.max_degree)
-
 
 def _weights(linear: Linear, in_features: int, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns kernel and bias in the dtype of the array that they meet."""
+    """Returns kernel and bias in the dtype of the array that they are applied to."""
     kernel, bias = linear.weights(in_features)
     return kernel.astype(like.dtype), jnp.zeros((), like.dtype) if bias is None else bias.astype(like.dtype)
 
 
-def _offset_and_distance(offset: jax.Array) -> jax.Array:
+def _with_distance(offset: jax.Array) -> jax.Array:
     """Returns [offset, |offset|] along the last axis."""
     squared = (offset**2).sum(axis=-1, keepdims=True)
-    # sqrt has no derivative at 0, where a supernode meets itself.
+    # sqrt has no derivative at 0, the distance of a supernode to itself.
     distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return jnp.concatenate([offset, distance], axis=-1)
 
 
-def _gather(points: jax.Array, idx: jax.Array) -> jax.Array:
-    """Returns rows of points [B, P, C] at idx [B, ...] as [B, ..., C]."""
+def _is_inside(idx: AnyArray, geometry: Geometry) -> jax.Array:
+    idx = jnp.asarray(idx)
+    return (idx >= 0) & (idx < geometry.position.shape[1])
+
+
+def _is_present(position: AnyArray) -> jax.Array:
+    return jnp.isfinite(position).all(axis=-1)
+
+
+def _gather(points: AnyArray, idx: AnyArray) -> jax.Array:
+    """Returns rows of points [B, P, C] at idx [B, ...] as [B, ..., C]; an index outside gets some row."""
     flat = jnp.take_along_axis(points, idx.reshape(idx.shape[0], -1, 1), axis=1, mode="clip")
     return flat.reshape(*idx.shape, points.shape[-1])

@@ -1,4 +1,4 @@
-"""Transformer blocks with full or anchor attention, with weights shared by the branches or one set a branch."""
+"""Transformer blocks with full or anchor attention, with weights shared by all branches or one set per branch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from emmi_jax.config import AnchorAttentionConfig
 from emmi_jax.layers.anchor_attention import MultiBranchAnchorAttention
 from emmi_jax.layers.dot_product_attention import DotProductAttention
-from emmi_jax.layers.mixed_attention import KeyValues, attend
+from emmi_jax.layers.inputs import check_padding_mask, check_rope, check_tokens, silence_padding
+from emmi_jax.layers.key_values import KeyValues
+from emmi_jax.layers.patterns import attend_by_patterns
 from emmi_jax.layers.residual import LayerNorm, ResidualBlock, modulate
-from emmi_jax.ops.rope import RopeFrequencies, as_rope_frequencies
-from emmi_jax.tokens import TokenSpec, attended_groups, owning_branch, resolve_patterns, token_slices
+from emmi_jax.ops.rope import RopeFrequencies
+from emmi_jax.ops.rows import cut, join, take
+from emmi_jax.tokens import TokenSpec, attended_groups, resolve_patterns, specs_of_branch, token_slices
 
 
 class TransformerBlock(ResidualBlock):
@@ -49,10 +50,10 @@ class TransformerBlock(ResidualBlock):
 
         Args:
             x: Tokens [B, T, C].
-            token_specs: Names and sizes of the groups, for anchor attention alone.
+            token_specs: Names and sizes of the groups, for anchor attention only.
             freqs: Rotations [B, T, H/2]; given if and only if the configuration says `use_rope`.
             condition: Array [B, condition_dim], in a conditioned block.
-            key_padding_mask: Booleans [B, T], True = real token; others are never attended to.
+            key_padding_mask: Booleans [B, T], True = real token. Padded tokens are never attended to and may be NaN.
             deterministic: Whether dropout and drop path are off; if not, an rng named ``dropout`` is needed.
 
         Returns:
@@ -61,6 +62,10 @@ class TransformerBlock(ResidualBlock):
         Raises:
             ValueError: The arguments do not fit the configuration or each other.
         """
+        check_tokens("x", x, self.config.dim)
+        check_padding_mask(key_padding_mask, x)
+        if key_padding_mask is not None:
+            x, _ = silence_padding(key_padding_mask, x)
         scale, shift, *rest = self.modulations(condition)
         h = modulate(self.norm1(x), scale, shift)
         if issubclass(self.attention, MultiBranchAnchorAttention):
@@ -76,9 +81,9 @@ class TransformerBlock(ResidualBlock):
 
 
 class UntiedTransformerBlock(nn.Module):
-    """Anchor attention between branches that have a `TransformerBlock`'s weights each.
+    """Anchor attention between branches, each with its own `TransformerBlock` weights.
 
-    The parameters of branch ``b`` lie under ``b``, in a `TransformerBlock`'s tree.
+    The parameters of branch ``b`` lie under ``b``, in the tree of a `TransformerBlock`.
 
     Args:
         template_block: The block that each branch gets a copy of; its `attention` is an anchor attention.
@@ -97,37 +102,45 @@ class UntiedTransformerBlock(nn.Module):
         key_padding_mask: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Applies the block as `TransformerBlock` does; a branch's groups must follow each other in the sequence."""
-        config = self.template_block.config
-        template = self.template_block.attention(config, parent=None)
-        if not isinstance(config, AnchorAttentionConfig) or not isinstance(template, MultiBranchAnchorAttention):
+        """Applies the block as `TransformerBlock` does, with the groups in any order."""
+        config: Any = self.template_block.config
+        attention = self.template_block.attention(config, parent=None)
+        if not isinstance(attention, MultiBranchAnchorAttention):
             raise ValueError(f"an untied block needs an anchor attention, got {self.template_block.attention.__name__}")
-        template._check_token_specs(token_specs)
-        patterns = resolve_patterns(token_specs, template._create_attention_patterns(token_specs))
+        patterns = resolve_patterns(token_specs, attention.attention_patterns(token_specs))
         attended, slices = attended_groups(token_specs, patterns), token_slices(token_specs)
-        freqs = None if freqs is None else as_rope_frequencies(freqs)
+        check_tokens("x", x, config.dim)
+        freqs = check_rope(config, "freqs", freqs, x)
+        check_padding_mask(key_padding_mask, x)
+        if key_padding_mask is not None:
+            x, _ = silence_padding(key_padding_mask, x)
+        queries: dict[str, jax.Array] = {}
         groups: dict[str, KeyValues] = {}
-        queries, finish = [], []
+        finish = []
         for branch in config.branches:
-            specs = [spec for spec in token_specs if owning_branch(spec.name, config.branches) == branch]
+            specs = specs_of_branch(token_specs, branch, config.branches)
+            sizes = {spec.name: spec.size for spec in specs if spec.size is not None}
+            rows = [slices[name] for name in sizes]
             block = self.template_block.clone(name=branch, parent=self)
             scale, shift, *rest = block.modulations(condition)
-            rows = [slices[spec.name] for spec in specs if spec.name in slices]
-            here = slice(rows[0].start, rows[-1].stop) if rows else slice(0, 0)
-            q, own = block.attention_block.mixed_attention.project(
-                modulate(block.norm1(x[:, here]), scale, shift),
+            own = take(x, rows)
+            own_queries, own_groups = block.attention_block.mixed_attention.project(
+                modulate(block.norm1(own), scale, shift),
                 specs,
-                [name for name in attended if owning_branch(name, config.branches) == branch],
-                None if freqs is None else RopeFrequencies(freqs.cos[:, here], freqs.sin[:, here]),
-                key_padding_mask=None if key_padding_mask is None else key_padding_mask[:, here],
+                [spec.name for spec in specs if spec.name in attended],
+                None if freqs is None else RopeFrequencies(*(take(f, rows) for f in freqs)),
+                key_padding_mask=None if key_padding_mask is None else take(key_padding_mask, rows),
             )
-            queries.append(q)
-            groups |= own
-            finish.append((block, here, rest))
+            queries |= own_queries
+            groups |= own_groups
+            finish.append((block, own, sizes, rest))
+        if not queries:
+            return x
         rng = self.make_rng("dropout") if config.dropout and not deterministic else None
-        y = attend(config, jnp.concatenate(queries, axis=1), groups, token_specs, patterns, dropout_rng=rng)
-        outputs = [
-            block.finish(x[:, here], block.attention_block.mixed_attention.output(y[:, here]), rest, deterministic)
-            for block, here, rest in finish
-        ]
-        return jnp.concatenate(outputs, axis=1)
+        y = attend_by_patterns(config, queries, groups, patterns, dropout_rng=rng)
+        outputs: dict[str, jax.Array] = {}
+        for block, own, sizes, rest in finish:
+            if sizes:
+                attended_to = block.attention_block.mixed_attention.output(y[name] for name in sizes)
+                outputs |= cut(block.finish(own, attended_to, rest, deterministic), sizes)
+        return join(outputs[name] for name in slices)

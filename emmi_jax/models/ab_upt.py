@@ -1,4 +1,4 @@
-"""AB-UPT: a transformer over anchors and queries of several branches, with a geometry branch beside them."""
+"""AB-UPT: a transformer over anchors and queries of several branches, beside a geometry branch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from emmi_jax.layers.anchor_attention import CrossAnchorAttention, JointAnchorAt
 from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import Mlp
 from emmi_jax.layers.perceiver_block import PerceiverBlock, UntiedPerceiverBlock
-from emmi_jax.layers.supernode_pooling import SupernodePooling
+from emmi_jax.layers.supernode_pooling import Geometry, SupernodePooling, supernodes
 from emmi_jax.layers.transformer_block import TransformerBlock, UntiedTransformerBlock
+from emmi_jax.models.inputs import ANCHORS, Arrays, Sequence, check_inputs, lay_out
 from emmi_jax.models.vector_potentials import predict_with_curls
-from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.rope import RopeFrequencies, rope_frequencies
 from emmi_jax.ops.sincos import sincos_embedding
-from emmi_jax.tokens import TokenSpec, owning_branch, token_slices
+from emmi_jax.tokens import owning_branch, token_slices
 
 ATTENTION = {"self": SelfAnchorAttention, "cross": CrossAnchorAttention, "joint": JointAnchorAttention}
-# A colon, which no branch name holds, keeps the groups of a branch apart from a branch called "surface_anchors".
-ANCHORS, QUERIES = ":anchors", ":queries"
 
 
 class AnchoredBranchedUPT(nn.Module):
@@ -47,11 +45,7 @@ class AnchoredBranchedUPT(nn.Module):
         *,
         anchors: Mapping[str, jax.Array] | None = None,
         queries: Mapping[str, jax.Array] | None = None,
-        geometry_position: jax.Array | None = None,
-        supernode_idx: jax.Array | None = None,
-        neighbor_idx: jax.Array | None = None,
-        neighbor_mask: jax.Array | None = None,
-        geometry_features: jax.Array | None = None,
+        geometry: Geometry | None = None,
         condition: jax.Array | None = None,
         anchor_masks: Mapping[str, jax.Array] | None = None,
         deterministic: bool = True,
@@ -59,66 +53,88 @@ class AnchoredBranchedUPT(nn.Module):
         """Predicts the fields at anchors and queries.
 
         With ``mutable=["cache"]`` the keys and values of anchors and geometry are stored in the ``cache`` collection;
-        a later call without anchors and geometry reads them, for any subset of branches. Positions are scaled to about
-        0 … 1000.
+        a later call without anchors and geometry reads them, for any subset of branches. Positions are float32 and
+        scaled to about 0 … 1000.
 
         Args:
             anchors: Positions [B, T, n] of each branch; None reads them from the cache.
             queries: Positions [B, T, n] of any of the branches.
-            geometry_position: Points of the geometry [B, P, n], in the units of the pooling radius.
-            supernode_idx: Which of the points are supernodes [B, M].
-            neighbor_idx: Points around each supernode [B, M, K]; searched for on the device if None.
-            neighbor_mask: Booleans [B, M, K], True = a neighbour; None with `neighbor_idx` means that all are.
-            geometry_features: Point features [B, P, F], if the pooling has `input_features_dim`.
+            geometry: Points and supernodes, if a physics block is a perceiver; None reads them from the cache.
             condition: Array [B, condition_dim], if the configuration has one.
-            anchor_masks: Booleans [B, T] of any of the branches, True = real anchor; others are never attended to.
+            anchor_masks: Booleans [B, T] of any of the branches, True = real anchor. No token attends to the other
+                anchors, and their positions do not matter.
             deterministic: Whether drop path is off; if not, an rng named ``dropout`` is needed.
 
         Returns:
             ``{branch}_{field}`` at anchors and ``query_{branch}_{field}`` at queries, each [B, T, channels].
 
         Raises:
-            ValueError: Inputs do not fit the configuration or each other; the message names the branch or value.
+            ValueError: Inputs do not fit the configuration or each other; the message names the argument.
         """
+        config, queries, anchor_masks = self.config, queries or {}, anchor_masks or {}
+        check_inputs(config, anchors, queries, geometry, condition, anchor_masks)
+        # A gradient through NaN stays NaN, even behind a mask.
+        real = {branch: jnp.where(mask[..., None], (anchors or {})[branch], 0) for branch, mask in anchor_masks.items()}
+        anchors = None if anchors is None else {**anchors, **real}
+        network = _Network(dataclasses.replace(config, vector_potentials={}))
+        encoded: dict[str, Any] = {"anchors": anchors, "geometry": geometry, "anchor_masks": anchor_masks}
+        options: dict[str, Any] = {"condition": condition, "deterministic": deterministic}
+        if not config.vector_potentials or self.is_initializing():
+            nn.share_scope(self, network)
+            return network(**encoded, queries=queries, **options)
+        if self.has_rng("dropout"):
+            options["rngs"] = {"dropout": self.make_rng("dropout")}
+        predictions, cache = predict_with_curls(
+            network.clone(parent=None), self.variables, config, encoded=encoded, queries=queries, options=options
+        )
+        if self.is_mutable_collection("cache"):
+            for name, entry in cache.items():
+                self.put_variable("cache", name, entry)
+        return predictions
+
+
+class _GeometryTokens(NamedTuple):
+    """What a perceiver attends to; all None where it is cached.
+
+    Attributes:
+        tokens: Array [B, M, C].
+        freqs: Their rotations.
+        mask: Booleans [B, 1, 1, M], True = real supernode.
+    """
+
+    tokens: jax.Array | None = None
+    freqs: RopeFrequencies | None = None
+    mask: jax.Array | None = None
+
+
+class _Network(nn.Module):
+    """The network, whose fields are its channels; its inputs are checked."""
+
+    config: AbUptConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        *,
+        anchors: Arrays | None = None,
+        queries: Arrays,
+        geometry: Geometry | None = None,
+        anchor_masks: Arrays | None = None,
+        condition: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> dict[str, jax.Array]:
+        """Predicts as `AnchoredBranchedUPT` does."""
         config = self.config
-        if config.vector_potentials and not self.is_initializing():
-            encoded = {
-                "geometry_position": geometry_position,
-                "supernode_idx": supernode_idx,
-                "neighbor_idx": neighbor_idx,
-                "neighbor_mask": neighbor_mask,
-                "geometry_features": geometry_features,
-                "anchor_masks": anchor_masks,
-            }
-            options = {"condition": condition, "deterministic": deterministic}
-            return predict_with_curls(
-                self, config, anchors=anchors, queries=queries or {}, encoded=encoded, options=options
-            )
-        self._check_inputs(anchors, geometry_position, supernode_idx)
-        _check_neighbors(supernode_idx, neighbor_idx, neighbor_mask, geometry_features)
-        sequence = _lay_out(config, anchors, queries or {}, anchor_masks or {})
-        embedded = sincos_embedding(sequence.positions, config.dim, config.max_wavelength)
-        embedded = embedded.astype(config.dtype or embedded.dtype)
-        tokens = [
-            Mlp(config.dim, config.dim, config, names=("mlp_0", "mlp_2"), name=f"{branch}_bias")(embedded[:, rows])
-            for branch, rows in sequence.rows.items()
-        ]
-        x = jnp.concatenate(tokens, axis=1)
         step = functools.partial(self._run, condition=condition, deterministic=deterministic)
-        geometry, geometry_freqs = None, None
-        if geometry_position is not None and supernode_idx is not None:
-            neighbors = None
-            if neighbor_idx is not None:
-                mask = jnp.ones(neighbor_idx.shape, bool) if neighbor_mask is None else neighbor_mask
-                neighbors = Neighbors(neighbor_idx, mask)
-            geometry, geometry_freqs = self._encode_geometry(
-                step, geometry_position, supernode_idx, geometry_features, neighbors
-            )
+        sequence = lay_out(config, anchors, queries, anchor_masks or {})
+        x = self._embed(sequence)
+        encoded = _GeometryTokens() if geometry is None else self._encode_geometry(step, geometry)
         for i, kind in enumerate(config.physics_blocks):
             name = f"physics_blocks_{i}"
             if kind.startswith("perceiver"):
-                block = self._perceiver_block(kind, sequence.rows, name)
-                x = step(block, x, geometry, sequence.freqs, geometry_freqs)
+                block = self._perceiver_block(kind, name)
+                specs = sequence.specs if kind.endswith("_untied") else None
+                x = step(block, x, encoded.tokens, sequence.freqs, encoded.freqs, mask=encoded.mask, token_specs=specs)
             else:
                 block = self._transformer_block(kind, config.branches, name)
                 x = step(block, x, freqs=sequence.freqs, token_specs=sequence.specs, key_padding_mask=sequence.mask)
@@ -127,27 +143,30 @@ class AnchoredBranchedUPT(nn.Module):
             predictions |= self._decode(step, branch, x, sequence)
         return predictions
 
-    def _encode_geometry(
-        self,
-        step: Callable[..., jax.Array],
-        position: jax.Array,
-        supernode_idx: jax.Array,
-        features: jax.Array | None,
-        neighbors: Neighbors | None,
-    ) -> tuple[jax.Array, RopeFrequencies]:
-        """Returns the geometry tokens [B, M, C] and their rotations."""
+    def _embed(self, sequence: Sequence) -> jax.Array:
+        """Returns the tokens [B, T, C]: position embeddings, through an MLP per branch."""
+        config = self.config
+        embedded = sincos_embedding(sequence.positions, config.dim, config.max_wavelength)
+        embedded = embedded.astype(config.dtype or embedded.dtype)
+        tokens = [
+            Mlp(config.dim, config.dim, config, names=("mlp_0", "mlp_2"), name=f"{branch}_bias")(embedded[:, rows])
+            for branch, rows in sequence.rows.items()
+        ]
+        return jnp.concatenate(tokens, axis=1)
+
+    def _encode_geometry(self, step: Callable[..., jax.Array], geometry: Geometry) -> _GeometryTokens:
         config = self.config
         pooling = SupernodePooling(config.dim, config.supernode_pooling, config, config.max_wavelength, name="encoder")
-        tokens = pooling(position, supernode_idx, features=features, neighbors=neighbors)
-        supernodes = jnp.take_along_axis(position, supernode_idx[..., None], axis=1)
-        freqs = rope_frequencies(supernodes, config.head_dim, config.max_wavelength)
+        tokens = pooling(geometry)
+        position, is_real = supernodes(geometry)
+        freqs = rope_frequencies(position, config.head_dim, config.max_wavelength)
         for i in range(config.geometry_depth):
             block = TransformerBlock(config.attention, **self._block_options, name=f"geometry_blocks_{i}")
-            tokens = step(block, tokens, freqs=freqs)
-        return tokens, freqs
+            tokens = step(block, tokens, freqs=freqs, key_padding_mask=is_real)
+        return _GeometryTokens(tokens, freqs, is_real[:, None, None, :])
 
     def _decode(
-        self, step: Callable[..., jax.Array], branch: str, x: jax.Array, sequence: _Sequence
+        self, step: Callable[..., jax.Array], branch: str, x: jax.Array, sequence: Sequence
     ) -> dict[str, jax.Array]:
         """Returns the fields of one branch; none if only its cached anchors take part."""
         config, rows = self.config, sequence.rows[branch]
@@ -161,7 +180,7 @@ class AnchoredBranchedUPT(nn.Module):
             block = self._transformer_block("self", (branch,), f"{branch}_decoder_blocks_{i}")
             x = step(block, x, freqs=freqs, token_specs=specs, key_padding_mask=mask)
         fields = config.fields[branch]
-        y = Linear(sum(fields.values()), config, name=f"{branch}_decoder")(x)
+        y = Linear(sum(fields.values()), config, axes=("embed", "fields"), name=f"{branch}_decoder")(x)
         predictions = {}
         for spec_name, tokens in token_slices(specs).items():
             prefix = branch if spec_name == f"{branch}{ANCHORS}" else f"query_{branch}"
@@ -188,10 +207,10 @@ class AnchoredBranchedUPT(nn.Module):
             return UntiedTransformerBlock(TransformerBlock(attention_config, **options, parent=None), name=name)
         return TransformerBlock(attention_config, **options, name=name)
 
-    def _perceiver_block(self, kind: str, rows: Mapping[str, slice], name: str) -> nn.Module:
+    def _perceiver_block(self, kind: str, name: str) -> nn.Module:
         if kind.endswith("_untied"):
             block = PerceiverBlock(self.config.attention, **self._block_options, parent=None)
-            return UntiedPerceiverBlock(block, tuple(rows.items()), name=name)
+            return UntiedPerceiverBlock(block, self.config.branches, name=name)
         return PerceiverBlock(self.config.attention, **self._block_options, name=name)
 
     def _run(self, block: nn.Module, *args: Any, token_specs: Any = None, deterministic: bool, **kwargs: Any) -> Any:
@@ -202,106 +221,3 @@ class AnchoredBranchedUPT(nn.Module):
             return block(*args, **kwargs, **static)
 
         return (nn.remat(call) if self.config.remat else call)(block, *args, **kwargs)
-
-    def _check_inputs(
-        self,
-        anchors: Mapping[str, jax.Array] | None,
-        geometry_position: jax.Array | None,
-        supernode_idx: jax.Array | None,
-    ) -> None:
-        config = self.config
-        if (geometry_position is None) != (supernode_idx is None):
-            missing = "geometry_position" if geometry_position is None else "supernode_idx"
-            raise ValueError(f"geometry_position and supernode_idx belong together, but {missing} is missing")
-        axes = config.num_position_axes
-        if geometry_position is not None and (geometry_position.ndim != 3 or geometry_position.shape[2] != axes):
-            shape = list(geometry_position.shape)
-            raise ValueError(f"geometry_position must have the shape [batch, points, {axes}], got {shape}")
-        wants_geometry = config.has_geometry and anchors is not None
-        if wants_geometry != (geometry_position is not None):
-            reason = (
-                f"the physics blocks {list(config.physics_blocks)!r} read a geometry"
-                if wants_geometry
-                else "no physics block is a perceiver"
-                if not config.has_geometry
-                else "anchors are read from the cache, and the geometry with them"
-            )
-            state = "given" if geometry_position is not None else "missing"
-            raise ValueError(f"{reason}, but geometry_position is {state}")
-
-
-def _check_neighbors(
-    supernode_idx: jax.Array | None,
-    neighbor_idx: jax.Array | None,
-    neighbor_mask: jax.Array | None,
-    geometry_features: jax.Array | None,
-) -> None:
-    given = {"neighbor_idx": neighbor_idx, "neighbor_mask": neighbor_mask, "geometry_features": geometry_features}
-    if supernode_idx is None:
-        if superfluous := [name for name, array in given.items() if array is not None]:
-            raise ValueError(f"{', '.join(superfluous)} given without a geometry_position")
-        return
-    if neighbor_idx is None and neighbor_mask is not None:
-        raise ValueError(f"neighbor_mask of shape {list(neighbor_mask.shape)} is given without neighbor_idx")
-    if neighbor_idx is not None and neighbor_idx.shape[:2] != supernode_idx.shape:
-        expected = [*supernode_idx.shape, "K"]
-        raise ValueError(f"neighbor_idx must have the shape {expected}, got {list(neighbor_idx.shape)}")
-
-
-class _Sequence(NamedTuple):
-    """All tokens, branch after branch, in each its anchors and then its queries."""
-
-    specs: tuple[TokenSpec, ...]
-    rows: dict[str, slice]
-    positions: jax.Array
-    freqs: RopeFrequencies
-    mask: jax.Array | None
-
-
-def _lay_out(
-    config: AbUptConfig,
-    anchors: Mapping[str, jax.Array] | None,
-    queries: Mapping[str, jax.Array],
-    anchor_masks: Mapping[str, jax.Array],
-) -> _Sequence:
-    branches = config.branches
-    if anchors is not None and set(anchors) != set(branches):
-        raise ValueError(f"anchors must name the branches {list(branches)!r}, got {sorted(anchors)!r}")
-    if anchors is None and anchor_masks:
-        raise ValueError(f"anchor_masks {sorted(anchor_masks)!r} are given but the anchors are read from the cache")
-    for what, names in (("queries", queries), ("anchor_masks", anchor_masks)):
-        if unknown := sorted(set(names) - set(branches)):
-            raise ValueError(f"{what} name the unknown branches {unknown!r}; the branches are {list(branches)!r}")
-    groups = {
-        f"{branch}{suffix}": given.get(branch)
-        for branch in branches
-        for suffix, given in ((ANCHORS, anchors or {}), (QUERIES, queries))
-        if suffix == ANCHORS or branch in queries
-    }
-    arrays = {name: array for name, array in groups.items() if array is not None}
-    if not arrays:
-        raise ValueError("there is nothing to compute: neither anchors nor queries are given")
-    batch = next(iter(arrays.values())).shape[0]
-    for name, array in arrays.items():
-        if array.ndim != 3 or array.shape[0] != batch or array.shape[2] != config.num_position_axes:
-            expected = f"[{batch}, tokens, {config.num_position_axes}]"
-            raise ValueError(f"the positions of {name!r} must have the shape {expected}, got {list(array.shape)}")
-    specs = tuple(TokenSpec(name, None if array is None else array.shape[1]) for name, array in groups.items())
-    slices, rows, start = token_slices(specs), {}, 0
-    for branch in branches:
-        stop = max([s.stop for name, s in slices.items() if owning_branch(name, branches) == branch], default=start)
-        rows[branch] = slice(start, stop)
-        start = stop
-    positions = jnp.concatenate(list(arrays.values()), axis=1)
-    mask = None
-    if anchor_masks:
-        mask = jnp.ones(positions.shape[:2], bool)
-        for branch, anchor_mask in anchor_masks.items():
-            here = slices[f"{branch}{ANCHORS}"]
-            if anchor_mask.dtype != bool or anchor_mask.shape != (batch, here.stop - here.start):
-                raise ValueError(
-                    f"the anchor mask of {branch!r} must be bool of shape {[batch, here.stop - here.start]}, "
-                    f"got {anchor_mask.dtype} of shape {list(anchor_mask.shape)}"
-                )
-            mask = mask.at[:, here].set(anchor_mask)
-    return _Sequence(specs, rows, positions, rope_frequencies(positions, config.head_dim, config.max_wavelength), mask)

@@ -1,8 +1,7 @@
-"""Fields without divergence: curls of what the network predicts."""
+"""Divergence-free fields: curls of what the network predicts."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,66 +10,52 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AbUptConfig
+from emmi_jax.models.inputs import Arrays
+from emmi_jax.ops.attention import forward_mode
 from emmi_jax.ops.curl import curl_by_token
-
-FORWARD_MODE = ("masked", "xla")
-"""Implementations of attention with a forward-mode derivative; they hold every logit."""
-
-Positions = Mapping[str, jax.Array]
 
 
 def predict_with_curls(
-    model: nn.Module,
+    network: nn.Module,
+    variables: Mapping[str, Any],
     config: AbUptConfig,
     *,
-    anchors: Positions | None,
-    queries: Positions,
     encoded: Mapping[str, Any],
-    options: dict[str, Any],
-) -> dict[str, jax.Array]:
-    """Predicts as the model without potentials does, with curls in place of the vector potentials.
+    queries: Arrays,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
+    """Predicts as the network does, but replaces vector potentials by their curls.
 
-    The anchors are encoded first. Then each token of a branch with potentials sees their keys and values and depends on
-    no position but its own, so that the curl follows from three derivatives in forward mode. The curl at an anchor is
-    that at a query in its place: as if only its own token moved.
+    The anchors are encoded first. After that, each token of a branch with potentials reads their keys and values and
+    depends on no position but its own, so three forward-mode derivatives give the curl. The curl at an anchor is that
+    of a query in the same place: only its own token moves.
 
     Args:
-        model: An `AnchoredBranchedUPT`, bound to its variables.
-        config: Its configuration.
-        anchors: Positions [B, T, 3] of each branch; None reads them from the cache.
+        network: The network, not bound to variables; it takes the arguments of `AnchoredBranchedUPT`.
+        variables: Its variables.
+        config: The configuration that names the potentials.
+        encoded: The arguments that describe anchors and geometry.
         queries: Positions [B, T, 3] of any of the branches.
-        encoded: The other arguments of its call that describe anchors and geometry.
-        options: The other arguments that every part of the network sees.
+        options: The arguments that every part of the network takes, and its rngs.
 
     Returns:
-        What the call returns.
+        What the model returns; and the keys and values of anchors and geometry, empty if these are cached.
     """
-    plain = dataclasses.replace(config, vector_potentials={})
-    variables = dict(model.variables)
-    if model.has_rng("dropout"):
-        options = options | {"rngs": {"dropout": model.make_rng("dropout")}}
-    moved, others = _split(config, anchors, queries)
+    anchors: Arrays | None = encoded["anchors"]
+    moved = _moved_tokens(config, anchors, queries)
+    others = {branch: position for branch, position in queries.items() if branch not in moved}
     predictions: dict[str, jax.Array] = {}
-    if anchors is not None or others or not moved:
-        network = model.clone(config=plain, parent=None)
-        mutable = ["cache"] if anchors is not None else []
-        predictions, updated = network.apply(
-            variables, anchors=anchors, queries=others, mutable=mutable, **encoded, **options
-        )
-        variables |= updated
-        if model.is_mutable_collection("cache"):
-            for name, entry in updated.get("cache", {}).items():
-                model.put_variable("cache", name, entry)
+    cache: Mapping[str, Any] = {}
+    if anchors is not None:
+        predictions, updated = network.apply(variables, queries=others, mutable=["cache"], **encoded, **options)
+        cache = updated.get("cache", {})
+        variables = {**variables, **updated}
+    elif others:
+        outputs: Any = network.apply(variables, queries=others, **options)
+        predictions = outputs
     if moved:
-        implementation = config.implementation if config.implementation in FORWARD_MODE else "xla"
-        network = model.clone(config=dataclasses.replace(plain, implementation=implementation), parent=None)
-        potentials = {f"query_{b}_{name}" for b in moved for name in config.vector_potentials[b]}
-
-        def potential(positions: Positions) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-            outputs: Any = network.apply(variables, queries=positions, **options)
-            return {name: outputs.pop(name) for name in potentials}, outputs
-
-        curls, rest = curl_by_token(potential, moved)
+        with forward_mode(True):
+            curls, rest = _curls(network, variables, config, moved, options)
         for branch in moved:
             num_anchors = 0 if anchors is None else anchors[branch].shape[1]
             for name in config.fields[branch]:
@@ -79,20 +64,31 @@ def predict_with_curls(
                     predictions[f"{branch}_{name}"] = curls[key][:, :num_anchors]
                 if branch in queries:
                     predictions[key] = (curls | rest)[key][:, num_anchors:]
-    return predictions
+    return predictions, cache
 
 
-def _split(
-    config: AbUptConfig, anchors: Positions | None, queries: Positions
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the tokens of branches with potentials, anchors before queries, and the queries of the others."""
+def _moved_tokens(config: AbUptConfig, anchors: Arrays | None, queries: Arrays) -> dict[str, jax.Array]:
+    """Returns the positions of branches with potentials, anchors before queries."""
     moved = {}
     for branch in config.vector_potentials:
-        parts = [given[branch] for given in (anchors, queries) if given is not None and branch in given]
-        for part in parts:
-            if part.ndim != 3 or part.shape[2] != 3:
-                expected = "[batch, tokens, 3]"
-                raise ValueError(f"the positions of {branch!r} must have the shape {expected}, got {list(part.shape)}")
+        parts = [given[branch] for given in (anchors or {}, queries) if branch in given]
         if parts:
             moved[branch] = jnp.concatenate(parts, axis=1).astype(jnp.float32)
-    return moved, {branch: position for branch, position in queries.items() if branch not in moved}
+    return moved
+
+
+def _curls(
+    network: nn.Module,
+    variables: Mapping[str, Any],
+    config: AbUptConfig,
+    moved: dict[str, jax.Array],
+    options: Mapping[str, Any],
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns the curls of the potentials at queries that read their anchors from the cache, and the other fields."""
+    potentials = {f"query_{branch}_{name}" for branch in moved for name in config.vector_potentials[branch]}
+
+    def potential(positions: Arrays) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        outputs: Any = network.apply(variables, queries=positions, **options)
+        return {name: outputs.pop(name) for name in potentials}, outputs
+
+    return curl_by_token(potential, moved)

@@ -1,6 +1,6 @@
-"""Attention on TPU: JAX's Pallas kernel under a block-sparse mask that is never held whole.
+"""Attention on TPU: JAX's Pallas kernel under a block-sparse mask that is never built in full.
 
-Importing this module imports Pallas, so the package does it only where the kernel runs.
+Importing this module imports Pallas, so the package imports it only where the kernel runs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
+from emmi_jax.ops.rectangles import Rectangle, rectangle_mask
+
 MAX_BLOCK = 512
-"""Most queries and most keys of a tile: its float32 logits take 1 MiB of the 16 MiB of vector memory."""
+"""Largest side of a tile, whose float32 logits then take 1 MiB of the 16 MiB of vector memory."""
 
 LANES = 128
 """Width of a vector register: blocks and channels of the kernel are multiples of it."""
-
-Rectangle: TypeAlias = tuple[int, int, int, int]
-"""Queries start to stop attend to keys start to stop."""
 
 
 def splash_attention(
@@ -42,7 +41,7 @@ def splash_attention(
     precision: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes softmax(q kᵀ / sqrt(H)) v in tiles and skips those in which no query attends to a key.
+    """Computes softmax(q kᵀ / sqrt(H)) v in tiles and skips tiles in which no query attends to a key.
 
     Memory is linear in T and S, forward and backward. Differentiable once, in reverse mode.
 
@@ -50,10 +49,10 @@ def splash_attention(
         q: Queries [B, T, N, H], float32 or bfloat16.
         k: Keys [B, S, N, H].
         v: Values [B, S, N, H].
-        rectangles: Which part of the logits [T, S] counts, as (query start, query stop, key start, key stop) that may
-            overlap; static. None means all. A query with nothing to attend to gives zeros.
+        rectangles: Parts of the logits [T, S] that count, as (query start, query stop, key start, key stop); static;
+            they may overlap. None means all. A query with nothing to attend to gives zeros.
         key_mask: Booleans [B, S], True = attend to this key; None means all.
-        precision: Precision of the matrix products; the kernel takes ``high`` as ``highest``.
+        precision: Precision of the matrix products; the kernel treats ``high`` as ``highest``.
         interpret: Whether Pallas' interpreter runs the kernel, slowly and on any platform, instead of a TPU.
 
     Returns:
@@ -73,6 +72,8 @@ def splash_attention(
     q_heads = _pad_heads(q * jnp.asarray(head_dim**-0.5, q.dtype), padded_queries)
     key_ids = None
     if key_mask is not None:
+        # Zero weights do not silence NaN.
+        k, v = (jnp.where(key_mask[:, :, None, None], x, jnp.zeros_like(x)) for x in (k, v))
         key_ids = jnp.pad((~key_mask).astype(jnp.int32), ((0, 0), (0, padded_keys - num_keys)))
     y = _run(kernel, precision, q_heads, _pad_heads(k, padded_keys), _pad_heads(v, padded_keys), key_ids)
     y = jnp.swapaxes(y[:, :, :num_queries, :head_dim], 1, 2)
@@ -82,9 +83,9 @@ def splash_attention(
 
 @dataclass(frozen=True)
 class RectangleMask(Mask):
-    """A union of rectangles of an array `size` = [T, S], of which only the blocks that are asked for exist.
+    """A union of rectangles in an array of `size` = [T, S]; only the requested blocks are ever built.
 
-    Equal masks have equal hashes: the kernel's own cache of what it derives from a mask relies on it.
+    Equal masks have equal hashes, on which the kernel's cache of derived tables relies.
     """
 
     rectangles: tuple[Rectangle, ...]
@@ -125,7 +126,7 @@ def _constant(shape: tuple[int, int], value: bool) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _kernel(rectangles: tuple[Rectangle, ...], num_queries: int, num_keys: int, num_heads: int, interpret: bool) -> Any:
-    """Returns the kernel for padded arrays [N, T, H], its tables as NumPy arrays that any trace may use."""
+    """Returns the kernel for padded arrays [N, T, H], with its tables as NumPy arrays, which any trace may use."""
     (block_q, padded_queries), (block_k, padded_keys) = _blocks(num_queries), _blocks(num_keys)
     rectangles = _fill_rows(rectangles, num_queries, padded_queries, block_k)
     mask = RectangleMask(rectangles, (padded_queries, padded_keys))
@@ -147,7 +148,7 @@ def _kernel(rectangles: tuple[Rectangle, ...], num_queries: int, num_keys: int, 
 def _attend(
     kernel: Any, precision: str | None, q: jax.Array, k: jax.Array, v: jax.Array, key_ids: jax.Array | None
 ) -> jax.Array:
-    """Runs the kernel on each sample of q, k, v [B, N, T or S, H]; queries attend to keys whose id [B, S] is 0."""
+    """Runs the kernel on each sample of q, k, v [B, N, T or S, H]; queries attend to keys whose id in [B, S] is 0."""
 
     def sample(q: jax.Array, k: jax.Array, v: jax.Array, key_ids: jax.Array | None) -> jax.Array:
         ids = None if key_ids is None else SegmentIds(jnp.zeros(q.shape[1], key_ids.dtype), key_ids)
@@ -180,7 +181,7 @@ def _precision(precision: str | None) -> contextlib.AbstractContextManager[None]
 
 
 def _blocks(size: int) -> tuple[int, int]:
-    """Returns a block size and the size padded to its multiple, which wastes less than a register a block."""
+    """Returns a block size and `size` padded to a multiple of it, with less than one register of padding per block."""
     num_blocks = -(-size // MAX_BLOCK)
     block = -(-size // (num_blocks * LANES)) * LANES
     return block, num_blocks * block
@@ -200,9 +201,9 @@ def _is_filled(rectangle: Rectangle) -> bool:
 def _fill_rows(
     rectangles: tuple[Rectangle, ...], num_queries: int, padded_queries: int, block_k: int
 ) -> tuple[Rectangle, ...]:
-    """Gives every row something to attend to: the kernel divides by the sum of its weights, and takes no empty mask.
+    """Gives every row something to attend to: the kernel divides by the sum of weights and refuses an empty mask.
 
-    Padded rows do as the last real one, which keeps the blocks simple; rows without keys take the first block.
+    Padded rows copy the last real row, which keeps the blocks simple; rows without keys attend to the first block.
     """
     rectangles = tuple((a, padded_queries if b == num_queries else b, c, d) for a, b, c, d in rectangles)
     empty = ~_rows(rectangles, padded_queries)
@@ -211,11 +212,8 @@ def _fill_rows(
 
 
 def _rows(rectangles: Sequence[Rectangle], num_queries: int) -> np.ndarray:
-    """Returns which rows [T] have a rectangle."""
-    rows = np.zeros(num_queries, bool)
-    for start_q, stop_q, _, _ in rectangles:
-        rows[start_q:stop_q] = True
-    return rows
+    """Returns which queries [T] have a rectangle."""
+    return rectangle_mask([(start, stop, 0, 1) for start, stop, _, _ in rectangles], num_queries, 1)[:, 0]
 
 
 def _attends(

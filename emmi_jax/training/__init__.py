@@ -1,1 +1,1 @@
-"""Loss, train step, checkpoints and the training loop."""
+"""Settings, loss, train step, training loop and evaluation."""

@@ -1,4 +1,4 @@
-"""The training loop: batches in, metrics and checkpoints out, stoppable at any step."""
+"""The training loop: batches in, losses and checkpoints out; a signal can stop it at any step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.cfd.cases import Sample
-from emmi_jax.training.checkpoints import Checkpoints
+from emmi_jax.data.samples import Sample
+from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.training.prefetch import prefetch
-from emmi_jax.training.run_directory import RunDirectory
 from emmi_jax.training.step import Metrics, TrainState, TrainStep
 
 Row = dict[str, Any]
 
 
 class Stop:
-    """Whether a signal has asked the loop to stop, and which."""
+    """The signal that has asked the loop to stop, if any."""
 
     signal_number: int | None = None
 
 
 class LoopEnd(NamedTuple):
-    """Where the loop ended: the state, the steps done, seconds of training, and the signal that stopped it early."""
+    """How the loop ended: the state, the steps done, the seconds of training, and the signal that stopped it early."""
 
     state: TrainState
     step: int
@@ -52,12 +52,12 @@ def fit(
     checkpoints: Checkpoints,
     show: Callable[[Row], None],
 ) -> LoopEnd:
-    """Trains from step `start` to `steps`, and saves a checkpoint now and then, at a signal, and at the end.
+    """Trains from step `start` to `steps`, and saves checkpoints: periodically, at a signal, and at the end.
 
-    Batches depend on the step alone, so a loop that goes on from a checkpoint gives what an uninterrupted one gives.
+    A batch depends only on its step, so a loop resumed from a checkpoint gives the same result as an uninterrupted one.
 
     Raises:
-        ValueError: Loss or gradient is not finite; the last checkpoint is from before.
+        ValueError: The loss or the gradient is not finite; the last checkpoint precedes this.
     """
     rows = run.truncate_metrics(start)
     seconds_before = rows[-1]["seconds"] if rows else 0.0
@@ -78,14 +78,14 @@ def fit(
         pending: tuple[int, Metrics] | None = None
         for step, batch in enumerate(batches, start + 1):
             state, metrics = train_step(state, batch)
-            if pending is not None:  # a step late, so that the device is never waited for
+            if pending is not None:  # one step late, to avoid waiting for the device
                 record(*pending)
             pending = step, metrics
             if step % checkpoint_every == 0 or step == steps or stop.signal_number is not None:
                 record(*pending)
                 pending = None
                 log.flush()
-                checkpoints.save(step, state)
+                checkpoints.save(step, state._asdict())
             if stop.signal_number is not None:
                 break
         return LoopEnd(state, step, seconds(), stop.signal_number if step < steps else None)

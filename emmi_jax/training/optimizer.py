@@ -12,7 +12,7 @@ from emmi_jax.training.settings import TrainSettings
 
 
 def learning_rate_schedule(settings: TrainSettings) -> optax.Schedule:
-    """Linear warm-up to the peak, then half a cosine down to (almost) zero at the last step."""
+    """Returns a linear warm-up to the peak, then half a cosine down to almost zero at the last step."""
     num_warmup = max(1, round(settings.warmup_fraction * settings.steps))
     return optax.warmup_cosine_decay_schedule(
         init_value=settings.learning_rate / num_warmup,
@@ -24,13 +24,13 @@ def learning_rate_schedule(settings: TrainSettings) -> optax.Schedule:
 
 
 def learning_rates(settings: TrainSettings) -> NDArray[np.float32]:
-    """The learning rate of every step, [steps]."""
+    """Returns the learning rate of every step, [steps]."""
     with jax.numpy_dtype_promotion("standard"):  # optax compares integer steps with floats
         return np.asarray(jax.vmap(learning_rate_schedule(settings))(jnp.arange(settings.steps)))
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    """Builds AdamW with clipping by the global norm; only matrices decay."""
+    """Returns AdamW with clipping by the global norm; only matrices decay."""
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(

@@ -11,16 +11,15 @@ _T = TypeVar("_T")
 
 
 def prefetch(make: Callable[[int], _T], start: int, stop: int, *, depth: int = 2) -> Generator[_T]:
-    """Yields `make(start) … make(stop - 1)`, up to `depth` of them made ahead in a thread.
+    """Yields `make(start) … make(stop - 1)`, made up to `depth` items ahead in a thread.
 
-    The thread ends with the iterator, also when that is closed early. An error in `make` is raised where its item would
-    have come.
+    The thread ends with the iterator, even if that is closed early. An error in `make` is raised in place of its item.
 
     Args:
-        make: From a number to an item; runs in the thread.
+        make: Makes the item of a number; runs in the thread.
         start: First number.
         stop: One past the last number.
-        depth: Items that wait at most.
+        depth: Most items that wait.
     """
     items: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(maxsize=depth)
     closed = threading.Event()

@@ -1,16 +1,13 @@
-"""Everything that decides a training run, and the model it trains."""
+"""The settings of a training run, and the model that they describe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-from emmi_jax.cfd.case_collection import case_folders
-from emmi_jax.cfd.case_folder import case_branches
-from emmi_jax.cfd.cases import SampleSizes
-from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig
+from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig, check_count
+from emmi_jax.data.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,35 +15,35 @@ class TrainSettings(Config):
     """Settings of a run; equal settings on the same machine give equal runs.
 
     Args:
-        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
+        data: Path of an `.npz` case, of a folder with a case, or of a folder with several such folders; None for the
             built-in ellipsoids.
-        split: Path of a file that says which of several cases are trained on; None for `split.json` beside them, or
-            else for a random fifth to test on.
-        statistics: Scales to use instead of measured ones, as `read_statistics` takes them.
+        split: Path of a file that assigns cases to splits; None for `split.json` beside the cases, or else for a random
+            fifth to test on.
+        statistics: Statistics to use instead of measured ones; see `read_statistics`.
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
-        batch_size: Cases a step.
-        num_anchors: Anchors a branch in training.
-        num_queries: Queries a branch in training.
-        num_test_anchors: Anchors a branch after training; more of them show the model more of the case.
+        batch_size: Cases per step.
+        num_anchors: Anchors per branch in training.
+        num_queries: Queries per branch in training.
+        num_test_anchors: Anchors per branch after training; more of them show the model more of the case.
         num_geometry_points: Points of the geometry branch; 0 for a model without one.
         num_supernodes: Supernodes among them in training.
         num_test_supernodes: Supernodes among them after training.
-        supernode_degree: Neighbours of a supernode.
-        sampling: How anchors and queries are drawn: `uniform`, or `weighted` by the sizes of cells.
+        supernode_degree: Neighbours per supernode.
+        sampling: How anchors and queries are drawn: `uniform`, or `weighted` by cell size.
         supernode_sampling: How supernodes are drawn: `uniform` or `farthest`.
         dim: Channels of the model.
         num_heads: Attention heads.
         physics_blocks: Kinds of the physics blocks.
-        decoder_depth: Decoder blocks a branch.
+        decoder_depth: Decoder blocks per branch.
         mlp_ratio: Hidden channels of an MLP over `dim`.
-        divergence_free: Fields of three channels that get no divergence, as curls of what the network predicts.
-        position_range: Longest side of the data's box in model units, where `statistics` do not say it.
+        divergence_free: Fields of three channels that are the curl of what the network predicts.
+        position_range: Longest side of the data's box in model units, unless `statistics` are given.
         max_wavelength: Largest wavelength over 2 pi of the position embeddings, in model units.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay of the matrices.
         adam_b2: Decay of AdamW's second moment.
-        warmup_fraction: Part of the steps in which the learning rate rises.
+        warmup_fraction: Fraction of the steps in which the learning rate rises.
         clip_norm: Largest global norm of a gradient.
         checkpoint_every: Steps between checkpoints.
 
@@ -85,11 +82,10 @@ class TrainSettings(Config):
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set(physics_blocks=tuple(self.physics_blocks), divergence_free=tuple(self.divergence_free))
         for name, minimum in _MINIMA.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+            check_count(name, getattr(self, name), minimum)
         for name in ("position_range", "max_wavelength", "learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
@@ -98,26 +94,21 @@ class TrainSettings(Config):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("split", "statistics"):
             if self.data is None and getattr(self, name) is not None:
-                raise ValueError(f"{name} goes with data of your own, got {getattr(self, name)!r} without --data")
-        if max(self.num_supernodes, self.num_test_supernodes) > self.num_geometry_points:
-            raise ValueError(
-                f"supernodes are geometry points: expected at most {self.num_geometry_points}, "
-                f"got {self.num_supernodes} in training and {self.num_test_supernodes} after"
-            )
+                raise ValueError(f"{name} needs data of your own, got {getattr(self, name)!r} without --data")
+        _ = self.sampling_config  # checks its values
 
     @property
-    def sizes(self) -> SampleSizes:
-        """Sizes of a batch."""
-        return SampleSizes(
-            batch_size=self.batch_size,
+    def sampling_config(self) -> Sampling:
+        """How many points of a case the model sees, and how they are drawn."""
+        return Sampling(
             num_anchors=self.num_anchors,
             num_queries=self.num_queries,
             num_test_anchors=self.num_test_anchors,
             num_geometry_points=self.num_geometry_points,
             num_supernodes=self.num_supernodes,
             num_test_supernodes=self.num_test_supernodes,
-            sampling=self.sampling,
-            supernode_sampling=self.supernode_sampling,
+            method=self.sampling,
+            supernode_method=self.supernode_sampling,
         )
 
 
@@ -125,12 +116,6 @@ _MINIMA = {
     "seed": 0,
     "steps": 1,
     "batch_size": 1,
-    "num_anchors": 1,
-    "num_queries": 0,
-    "num_test_anchors": 1,
-    "num_geometry_points": 0,
-    "num_supernodes": 0,
-    "num_test_supernodes": 0,
     "supernode_degree": 1,
     "dim": 1,
     "num_heads": 1,
@@ -140,58 +125,11 @@ _MINIMA = {
 }
 
 
-def default_settings(data: str | None, *, geometry: bool = True) -> TrainSettings:
-    """Returns the defaults, a run of a few minutes on two processor cores.
-
-    Args:
-        data: Path of an `.npz` case, of a folder with a case or of one with several such folders; None for the
-            built-in ellipsoids.
-        geometry: Whether the model has a geometry branch; that of a case without a surface has none in any way.
-    """
-    if data is not None:
-        return _settings_of_a_case(data, geometry=geometry)
-    if not geometry:
-        return TrainSettings()
-    return TrainSettings(
-        physics_blocks=("joint", "perceiver", "joint", "joint", "joint"),
-        num_geometry_points=512,
-        num_supernodes=64,
-        num_test_supernodes=256,
-    )
-
-
-def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
-    settings = TrainSettings(
-        data=data,
-        batch_size=1,
-        num_anchors=128,
-        num_queries=384,
-        physics_blocks=("self",) * 4,
-        # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
-        position_range=5000.0,
-        max_wavelength=10_000.0,
-    )
-    path = Path(data)
-    branches = case_branches(path) or next(map(case_branches, case_folders(path)), ())
-    if len(branches) > 1:
-        settings = replace(settings, physics_blocks=("self", "cross") * 2)
-    # The surface, where there is one, is also what the geometry branch sees.
-    if not geometry or "surface" not in branches:
-        return settings
-    return replace(
-        settings,
-        physics_blocks=("perceiver", *settings.physics_blocks),
-        num_geometry_points=1024,
-        num_supernodes=128,
-        num_test_supernodes=256,
-    )
-
-
 def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
-    """Returns the configuration of the model that these settings train on these fields.
+    """Returns the configuration of the model to train on these fields.
 
     Raises:
-        ValueError: A field that is to have no divergence does not exist, or has not three channels.
+        ValueError: A divergence-free field does not exist, or does not have three channels.
     """
     free = settings.divergence_free
     if unknown := sorted(set(free) - {name for names in fields.values() for name in names}):

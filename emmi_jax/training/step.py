@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
-from emmi_jax.cfd.cases import Sample
+from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import Params
 
-Params: TypeAlias = Any
 Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
-    """What a step changes; the number of steps done is the checkpoint's name."""
+    """What a step changes; checkpoints are named by the number of steps done."""
 
     params: Params
     opt_state: optax.OptState
 
 
-def init_params(model: AnchoredBranchedUPT, *, seed: int) -> Params:
-    """Initialises the parameters of a model."""
-    config = model.config
-    position = jnp.zeros((1, 1, config.num_position_axes))
-    inputs: dict[str, Any] = {"anchors": dict.fromkeys(config.fields, position)}
-    if config.has_geometry:
-        inputs |= {"geometry_position": position, "supernode_idx": jnp.zeros((1, 1), jnp.int32)}
-    return jax.jit(lambda key: model.init(key, **inputs)["params"])(jax.random.key(seed))
-
-
 def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:
-    """Mean squared error of every field, over anchors and queries.
+    """Returns the mean squared error of every field, over anchors and queries.
 
     Args:
         model: The model.
@@ -58,7 +48,7 @@ def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> M
 
 
 def make_train_step(model: AnchoredBranchedUPT, optimizer: optax.GradientTransformation) -> TrainStep:
-    """Compiles one step: the state that goes in is given up, a new one comes out, beside the losses before the step."""
+    """Returns a compiled step; it donates the old state and returns the new one with the losses before the step."""
 
     def loss(params: Params, batch: Sample) -> tuple[jax.Array, Metrics]:
         losses = field_losses(model, params, batch)

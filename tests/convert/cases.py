@@ -6,11 +6,11 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax.models.init import init_params
 from tests.golden_files import CONSTANTS, FOLDER, load_golden
 
 
@@ -43,18 +43,9 @@ def golden_ab_upt_config(name: str) -> AbUptConfig:
 
 
 @functools.lru_cache
-def model_shapes(config: AbUptConfig, num_points: int = 6) -> Any:
-    """The tree of parameter shapes of the model, from a batch of ordinary size."""
-    positions = jnp.zeros((2, num_points, config.num_position_axes))
-    inputs: dict[str, Any] = {"anchors": dict.fromkeys(config.branches, positions)}
-    if config.has_geometry:
-        inputs |= {"geometry_position": positions, "supernode_idx": jnp.zeros((2, 3), jnp.int32)}
-        if config.supernode_pooling.input_features_dim is not None:
-            inputs["geometry_features"] = jnp.zeros((2, num_points, config.supernode_pooling.input_features_dim))
-    if config.condition_dim is not None:
-        inputs["condition"] = jnp.zeros((2, config.condition_dim))
-    variables = jax.eval_shape(AnchoredBranchedUPT(config).init, jax.random.key(0), **inputs)
-    return jax.tree.map(np.shape, variables["params"])
+def model_shapes(config: AbUptConfig) -> Any:
+    """The tree of parameter shapes of the model."""
+    return jax.tree.map(np.shape, jax.eval_shape(functools.partial(init_params, AnchoredBranchedUPT(config))))
 
 
 def random_params(shapes: Any, seed: int = 0) -> Any:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig
-from emmi_jax.cfd.normalization import Normalizer
 from emmi_jax.convert import PRESETS
+from emmi_jax.data.normalization import Normalizer
 from tests.convert.cases import golden_ab_upt_config, model_shapes
 
 

@@ -24,8 +24,9 @@ import json
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
 from emmi_jax.inference import streaming
+from emmi_jax.layers.supernode_pooling import Geometry
 from tests.cases import random_params
 
 fields = {"surface": {"pressure": 1}, "volume": {"velocity": 3}}
@@ -36,9 +37,10 @@ model = AnchoredBranchedUPT(AbUptConfig(
 rng = np.random.default_rng(0)
 positions = lambda num: rng.uniform(0, 100, (num, 3)).astype(np.float32)
 anchors = {branch: positions(16) for branch in fields}
-geometry = {"geometry_position": positions(8), "supernode_idx": np.arange(4, dtype=np.int32)}
+geometry = {"geometry": Geometry(positions(8), np.arange(4, dtype=np.int32))}
 condition = np.array([0.5, -1.0], np.float32)
-inputs = jax.tree.map(lambda a: a[None], {"anchors": anchors, **geometry, "condition": condition})
+cases = {"anchors": anchors, **geometry, "condition": condition}
+inputs = jax.tree.map(lambda a: a[None], cases)
 variables = random_params(model, **inputs)
 cache = streaming.encode(model, variables, anchors=anchors, **geometry, condition=condition)
 queries = {"volume": positions(150)}
@@ -46,19 +48,25 @@ queries = {"volume": positions(150)}
 devices = jax.local_devices()
 results, flops, shards = [], [], []
 for some in (devices[:1], None):
-    fields = streaming.stream(
+    fields = streaming.predict(
         model, variables, cache, queries, chunk_size=61, condition=condition, devices=some
     )
     results.append(fields["volume_velocity"])
     mesh = Mesh(np.array(some or devices), ("queries",))
     chunk = streaming.Chunk("volume", 0, 64, np.zeros((64, 3), np.float32))
-    constants = jax.device_put((variables | {"cache": cache}, condition[None]), jax.NamedSharding(mesh, jax.P()))
+    constants = variables | {"cache": cache.entries}, condition[None]
+    constants = jax.device_put(constants, jax.NamedSharding(mesh, jax.P()))
     out = streaming._start(model, mesh, chunk, constants)["velocity"]
     shards.append(sorted((shard.device.id, shard.data.shape[0]) for shard in out.addressable_shards))
     lowered = streaming._query.lower(model, "volume", mesh, *constants, jax.device_put(
         chunk.position, jax.NamedSharding(mesh, jax.P("queries"))))
     flops.append(lowered.compile().cost_analysis()["flops"])
+with jax.set_mesh(jax.make_mesh((4, 2), ("data", "tokens"))):
+    again = streaming.encode(model, variables, anchors=anchors, **geometry, condition=condition)
+    fields = streaming.predict(model, variables, again, queries, chunk_size=61, condition=condition)
+results.append(fields["volume_velocity"])
 print(json.dumps({
+    "in_a_mesh": float(np.abs(results[0] - results[2]).max() / np.abs(results[0]).max()),
     "difference": float(np.abs(results[0] - results[1]).max() / np.abs(results[0]).max()),
     "flops": flops,
     "shards": shards,
@@ -88,7 +96,7 @@ def test_a_chunk_lowers_to_the_kernel_of_the_platform(platform, kernel, monkeypa
     assert kernel in module
 
 
-def test_eight_devices_give_the_fields_of_one_at_an_eighth_of_the_work():
+def test_eight_devices_give_the_fields_of_one_at_an_eighth_of_the_work_whatever_mesh_is_set():
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
@@ -100,6 +108,7 @@ def test_eight_devices_give_the_fields_of_one_at_an_eighth_of_the_work():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["difference"] <= 1e-5
+    assert found["in_a_mesh"] <= 1e-5
     assert found["shards"] == [[[0, 64]], [[i, 8] for i in range(8)]]
     one, eighth = found["flops"]
     assert 0.75 <= 8 * eighth / one <= 1.25, found["flops"]

@@ -25,13 +25,14 @@ from emmi_jax import (
     MultiBranchAnchorAttention,
     SelfAnchorAttention,
     TokenSpec,
+    TransformerBlock,
     UnexpectedTokenError,
 )
-from emmi_jax.ops.attention import IMPLEMENTATIONS
 from tests.cases import (
     ALL_IMPLEMENTATIONS,
     ANCHOR_ATTENTIONS,
     ANCHOR_LAYOUTS,
+    PORTABLE,
     SMALL_LAYOUTS,
     anchor_example,
     apply_compiled,
@@ -45,7 +46,7 @@ from tests.tolerances import TOLERANCES, assert_close
 FORWARD = TOLERANCES["float32"].forward
 KIND_AND_LAYOUT = [(kind, name) for name in SMALL_LAYOUTS for kind in ANCHOR_LAYOUTS[name].kinds]
 MIXED = MixedAttention(AttentionConfig(dim=24, num_heads=2, use_rope=True, implementation="masked"))
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+every_implementation = pytest.mark.parametrize("implementation", PORTABLE)
 every_kind = pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
 
 
@@ -194,6 +195,16 @@ def test_published_sizes_have_the_right_shapes(implementation: str, kind: str) -
 def test_the_base_class_cannot_be_used_itself() -> None:
     with pytest.raises(TypeError, match="MultiBranchAnchorAttention is a base class"):
         MultiBranchAnchorAttention(config("a"))
+
+
+@every_kind
+def test_a_configuration_without_branches_is_refused(kind: str) -> None:
+    message = rf"{ANCHOR_ATTENTIONS[kind].__name__} needs an AnchorAttentionConfig, got AttentionConfig\(dim=24"
+    plain = AttentionConfig(dim=24, num_heads=2)
+    with pytest.raises(ValueError, match=message):
+        ANCHOR_ATTENTIONS[kind](plain)
+    with pytest.raises(ValueError, match=message):
+        TransformerBlock(plain, attention=ANCHOR_ATTENTIONS[kind]).init(jax.random.key(0), jnp.zeros((1, 2, 24)))
 
 
 @pytest.mark.parametrize("cls", [CrossAnchorAttention, JointAnchorAttention])

@@ -22,10 +22,10 @@ from emmi_jax import (
     SelfAnchorAttention,
     TokenSpec,
 )
-from emmi_jax.ops.attention import IMPLEMENTATIONS
 from tests.cases import (
     ANCHOR_ATTENTIONS,
     ANCHOR_LAYOUTS,
+    PORTABLE,
     Example,
     anchor_example,
     random_array,
@@ -42,7 +42,7 @@ ANCHOR_ROWS, QUERY_ROWS = LAYOUT.rows(LAYOUT.anchors), LAYOUT.rows(LAYOUT.querie
 MASK = jnp.asarray(np.random.default_rng(3).random((2, LAYOUT.num_tokens)) < 0.6).at[:, ANCHOR_ROWS[0]].set(True)
 
 every_kind = pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+every_implementation = pytest.mark.parametrize("implementation", PORTABLE)
 
 
 def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
@@ -116,6 +116,34 @@ def test_padding_equals_truncation(kind: str, implementation: str, is_masked_ins
     padded, truncated = padded_and_truncated(implementation)[kind, is_masked_inside]
     assert_close(padded[:, REAL], truncated, FORWARD)
     assert np.isfinite(padded).all()
+
+
+@every_kind
+@every_implementation
+def test_nan_in_padding_reaches_nothing_real(kind: str, implementation: str) -> None:
+    example = anchor_example(kind, "any_order", implementation=implementation)
+    mask, x = MASK.at[:, PADDING].set(False), example.x.at[:, PADDING].set(jnp.nan)
+    freqs = RopeFrequencies(*(f.at[:, PADDING].set(jnp.nan) for f in example.freqs))
+
+    @jax.jit
+    def output_and_gradients(x: jax.Array, freqs: RopeFrequencies) -> Any:
+        def real_output(variables: Any, x: jax.Array) -> jax.Array:
+            return example.uncompiled(variables, x, freqs)(key_padding_mask=mask)[:, REAL]
+
+        y, pullback = jax.vjp(real_output, example.variables, x)
+        return y, pullback(y)
+
+    y, (params, dx) = output_and_gradients(x, freqs)
+    assert_trees_close((y, (params, dx)), output_and_gradients(example.x, example.freqs), GRADIENT)
+    assert not dx[:, PADDING].any()
+
+
+@every_implementation
+def test_nan_in_a_query_stays_in_its_row_and_in_anchors_in_its_pattern(implementation: str) -> None:
+    example = anchor_example("self", "any_order", implementation=implementation)
+    for name, reached in (("wake_queries", ["wake_queries"]), ("wing_anchors", ["wing_anchors", "wing_queries"])):
+        y = example(example.x.at[:, LAYOUT.rows([name])].set(jnp.nan))
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(y).any(axis=(0, 2))), LAYOUT.rows(reached))
 
 
 @every_implementation
@@ -311,7 +339,7 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, freqs: RopeFrequencies) -> tuple[jax.Array, None]:
-        cls = nn.remat(CrossAnchorAttention, static_argnums=(2,)) if self.remat else CrossAnchorAttention
+        cls = nn.remat(CrossAnchorAttention) if self.remat else CrossAnchorAttention
         return x + cls(self.config, name="attention")(x, self.token_specs, freqs), None
 
 
@@ -411,9 +439,25 @@ def test_vmap_over_inputs_and_over_parameters_equals_a_loop(implementation: str)
 
 def test_compiled_equals_uncompiled() -> None:
     example = anchor_example("cross", "two_branches")
-    compiled = jax.jit(example.module.apply, static_argnums=2)
-    y = compiled(example.variables, example.x, example.token_specs, example.freqs)
+    y = jax.jit(example.module.apply)(example.variables, example.x, example.token_specs, example.freqs)
     assert_close(y, example.uncompiled(*example.arrays)(), FORWARD)
+
+
+def test_specs_and_patterns_are_arguments_like_any_other() -> None:
+    module = MixedAttention(AttentionConfig(dim=24, num_heads=2))
+    arguments = (jnp.ones((2, 9, 24)), specs(a=3, b=4, c=2), [AttentionPattern(("a", "b", "c"), ("b", "a"))])
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
+    assert jax.eval_shape(module.apply, shapes, *arguments).shape == (2, 9, 24)
+
+
+@pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
+def test_a_symbolic_batch_exports_by_default(kind: str) -> None:
+    example = anchor_example(kind, "equal_sizes")
+    (batch,) = jax.export.symbolic_shape("batch")
+    variables, *arrays = jax.tree.map(jax.typeof, example.arrays)
+    symbolic = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), arrays)
+    exported = jax.export.export(jax.jit(lambda *arrays: example.uncompiled(*arrays)()))(variables, *symbolic)
+    assert_close(exported.call(*example.arrays), example(), FORWARD)
 
 
 # Traces ----------------------------------------------------------------------------------------------------------
@@ -430,7 +474,7 @@ def test_the_same_specs_never_trace_twice() -> None:
     config = AnchorAttentionConfig(dim=24, num_heads=2, branches=("a",))
     module, x = Counting(config), jnp.ones((1, 5, 24))
     variables = random_params(module, x, specs(a_anchors=3, a_queries=2))
-    apply = jax.jit(module.apply, static_argnums=2)
+    apply = jax.jit(module.apply)
     traced.clear()
     for _ in range(3):
         apply(variables, x, specs(a_anchors=3, a_queries=2))

@@ -23,6 +23,7 @@ from emmi_jax import (
     TransformerBlock,
 )
 from emmi_jax.layers.mlp import Mlp
+from emmi_jax.layers.perceiver_block import UntiedPerceiverBlock
 from emmi_jax.layers.transformer_block import UntiedTransformerBlock
 from tests.cases import ANCHOR_ATTENTIONS, random_array, random_params, specs
 from tests.tolerances import TOLERANCES, assert_close
@@ -219,6 +220,43 @@ def test_padding_a_full_attention_block_equals_truncating_it():
     assert_close(padded[:, keep], run(block, variables, x[:, keep]), FORWARD)
 
 
+def padded_blocks():
+    """Every block with its tokens, what else it takes, and the rows that a mask pads."""
+    mask = jnp.ones((2, 12), bool).at[:, 3].set(False).at[0, 8].set(False)
+    x, padding = UNTIED_INPUTS["x"], ~np.asarray(mask)
+    kwargs = {"key_padding_mask": mask}
+    blocks = {
+        "full": (make("transformer"), (x,), kwargs, padding),
+        "untied": (untied("cross"), (x,), kwargs | {"token_specs": TOKEN_SPECS}, padding),
+    }
+    blocks |= {
+        kind: (anchor_block(kind), (x,), kwargs | {"token_specs": TOKEN_SPECS}, padding) for kind in ("self", "joint")
+    }
+    blocks["perceiver"] = (make("perceiver"), tokens("perceiver"), {"mask": mask[:, None, None, :6]}, padding[:, :6])
+    return blocks
+
+
+@pytest.mark.parametrize("name", ["full", "self", "joint", "untied", "perceiver"])
+def test_nan_in_a_padded_token_changes_no_output_and_no_gradient(name):
+    block, args, kwargs, padding = padded_blocks()[name]
+    variables = random_params(block, *args, **kwargs)
+    *first, padded = args
+    real = jnp.asarray(~padding)[..., None] if len(args) == 1 else jnp.ones((1, 1, 1), bool)
+
+    @jax.jit
+    def output_and_gradients(padded):
+        def loss(variables, padded):
+            y = jnp.where(real, block.apply(variables, *first, padded, **kwargs), 0)
+            return jnp.square(y).sum(), y
+
+        return jax.grad(loss, (0, 1), has_aux=True)(variables, padded)
+
+    expected = output_and_gradients(padded)
+    actual = output_and_gradients(jnp.where(padding[..., None], jnp.nan, padded))
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), actual, expected)
+    assert not np.asarray(actual[0][1])[padding].any()
+
+
 def test_specs_for_full_attention_and_none_for_anchor_attention_are_refused():
     (x,) = tokens("transformer")
     with pytest.raises(ValueError, match="token_specs are given to a block of DotProductAttention"):
@@ -233,6 +271,15 @@ def test_perceiver_block_reads_the_keys_and_values_that_it_cached():
     variables = random_params(block, q, kv, condition=condition())
     y, cache = run(block, variables, q, kv, condition=condition(), mutable=("cache",))
     assert_close(run(block, variables | cache, q[:, 1:3], None, condition=condition()), y[:, 1:3], FORWARD)
+
+
+def test_perceiver_block_caches_the_mask_of_its_keys():
+    q, kv = tokens("perceiver")
+    block, mask = make("perceiver"), jnp.arange(6)[None] < jnp.array([[4], [6]])
+    variables = random_params(block, q, kv)
+    y, cache = run(block, variables, q, kv, mask=mask[:, None, None], mutable=("cache",))
+    assert_close(run(block, variables | cache, q, None), y, FORWARD)
+    assert not np.allclose(run(block, variables, q, kv), y)
 
 
 def test_perceiver_block_without_cached_keys_and_values_is_refused():
@@ -281,6 +328,43 @@ def test_untied_block_with_equal_weights_is_the_tied_block(kind):
         anchor_block(kind, condition_dim=CONDITION_DIM), {"params": params}, **UNTIED_INPUTS, token_specs=TOKEN_SPECS
     )
     assert_close(run_untied(kind, dict.fromkeys(BRANCHES, params)), tied, FORWARD)
+
+
+MIXED_SPECS = specs(volume_queries=3, surface_anchors=4, volume_anchors=3, surface_queries=2)
+MIXED_ROWS = np.array([9, 10, 11, 0, 1, 2, 3, 6, 7, 8, 4, 5])
+"""Where the tokens of `MIXED_SPECS` lie under `TOKEN_SPECS`."""
+
+
+@pytest.mark.parametrize("kind", ANCHOR_ATTENTIONS)
+def test_untied_block_takes_groups_in_any_order(kind):
+    params, x = untied_params(kind), UNTIED_INPUTS["x"]
+    mask = jnp.ones((2, 12), bool).at[:, np.array([2, 7])].set(False)
+    y = run_untied(kind, params, key_padding_mask=mask)
+    mixed = run_untied(kind, params, MIXED_SPECS, x[:, MIXED_ROWS], key_padding_mask=mask[:, MIXED_ROWS])
+    assert_close(mixed, y[:, MIXED_ROWS], FORWARD)
+
+
+def test_untied_perceiver_block_takes_groups_in_any_order_and_gives_each_its_branch():
+    q, kv = random_array(np.random.default_rng(2), (2, 12, 12)), tokens("perceiver")[1]
+    block = UntiedPerceiverBlock(make("perceiver", parent=None), BRANCHES)
+    variables = random_params(block, q, kv, token_specs=MIXED_SPECS)
+    y = run(block, variables, q, kv, token_specs=MIXED_SPECS)
+    for branch, rows in (("surface", [3, 4, 5, 6, 10, 11]), ("volume", [0, 1, 2, 7, 8, 9])):
+        alone = run(make("perceiver"), {"params": variables["params"][branch]}, q[:, np.array(rows)], kv)
+        assert_close(y[:, np.array(rows)], alone, FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("token_specs", "message"),
+    [
+        (specs(surface_anchors=4, volume_anchors=7), "token_specs sum to 11 tokens but q has 12"),
+        (specs(surface_anchors=4, wake=8), r"token groups \['wake'\] belong to none of the branches"),
+    ],
+)
+def test_untied_perceiver_block_refuses_specs_that_do_not_fit(token_specs, message):
+    block = UntiedPerceiverBlock(make("perceiver", parent=None), BRANCHES)
+    with pytest.raises(ValueError, match=message):
+        block.init(jax.random.key(0), jnp.zeros((1, 12, 12)), jnp.zeros((1, 3, 12)), token_specs=token_specs)
 
 
 def test_untied_self_attention_of_a_branch_is_its_own_block_on_its_own_tokens():

@@ -13,7 +13,6 @@ from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict
 
 from emmi_jax import AttentionConfig, PerceiverAttention, RopeFrequencies, rope_frequencies
-from emmi_jax.ops.attention import IMPLEMENTATIONS
 from tests.cases import random_array, random_params, random_positions, take_freqs
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -63,7 +62,7 @@ def formula(variables: Any, mask: np.ndarray | None = None) -> np.ndarray:
     return y @ linear["proj"] + bias["proj"]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["xla", "blockwise"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_output_follows_the_formula(implementation, bias):
     module = attention(implementation=implementation, bias=bias)
@@ -71,7 +70,7 @@ def test_output_follows_the_formula(implementation, bias):
     assert_close(run(module, variables, *inputs()), formula(variables), FORWARD)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["xla", "blockwise"])
 @pytest.mark.parametrize("shape", [(BATCH, 1, 1, NUM_KEYS), (1, NUM_HEADS, NUM_QUERIES, NUM_KEYS)])
 def test_masked_keys_are_never_attended_to_and_a_query_without_keys_gets_the_bias(implementation, shape):
     module = attention(implementation=implementation)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from emmi_jax import AttentionConfig, SupernodePooling, SupernodePoolingConfig
+from emmi_jax import AttentionConfig, Geometry, SupernodePooling, SupernodePoolingConfig
+from emmi_jax.layers.supernode_pooling import check_geometry
 from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.sincos import sincos_embedding
 from tests.cases import random_array, random_params
@@ -21,6 +22,17 @@ FORWARD = TOLERANCES["float32"].forward
 DIM, BATCH, NUM_POINTS, FEATURES_DIM = 20, 2, 12, 3
 MODES = ("abspos", "relpos", "absrelpos")
 SUPERNODES = jnp.array([[3, 0, 11, 7], [1, 2, 5, 9]])
+
+
+TREES = {
+    ("abspos", None): {"message_0": 2 * DIM, "message_2": DIM},
+    ("relpos", None): {"message_0": DIM, "message_2": DIM},
+    ("absrelpos", None): {"message_0": 3 * DIM, "message_2": DIM},
+    ("abspos", 3): {
+        "message_0": 2 * DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 2 * DIM
+    },
+    ("relpos", 3): {"message_0": DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 3 * DIM},
+}  # fmt: skip
 
 
 def pooling(*, dtype: Any = None, dim: int = DIM, max_wavelength: float = 10_000, **options: Any) -> SupernodePooling:
@@ -42,18 +54,19 @@ def features() -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("module",))
-def run(module: SupernodePooling, variables: Any, *args: Any, **kwargs: Any) -> jax.Array:
-    return module.apply(variables, *args, **kwargs)
+def run(module: SupernodePooling, variables: Any, geometry: Geometry) -> jax.Array:
+    return module.apply(variables, geometry)
 
 
 @functools.cache
 def variables_of(module: SupernodePooling) -> Any:
-    kwargs = {"features": features()} if module.pooling.input_features_dim else {}
-    return random_params(module, points(), SUPERNODES, **kwargs)
+    given = features() if module.pooling.input_features_dim else None
+    return random_params(module, Geometry(points(), SUPERNODES, features=given))
 
 
 def pooled(module: SupernodePooling, position: Any = None, supernode_idx: Any = SUPERNODES, **kwargs: Any) -> jax.Array:
-    return run(module, variables_of(module), points() if position is None else position, supernode_idx, **kwargs)
+    position = points() if position is None else position
+    return run(module, variables_of(module), Geometry(position, supernode_idx, **kwargs))
 
 
 def neighborhood(*lists: list[int]) -> Neighbors:
@@ -82,7 +95,7 @@ def test_supernode_without_neighbors_keeps_its_position_and_has_finite_gradients
     variables = variables_of(module)
 
     def total(variables: Any, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = module.apply(variables, position, SUPERNODES, neighbors=alone)
+        y = module.apply(variables, Geometry(position, SUPERNODES, alone))
         return y.sum(), y
 
     grad = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
@@ -99,6 +112,57 @@ def test_supernode_whose_index_lies_outside_serves_as_padding():
     y = pooled(module, supernode_idx=outside)
     np.testing.assert_array_equal(y[:, [1, 2]], 0)
     assert_close(y[:, [0, 3]], pooled(module)[:, [0, 3]], FORWARD)
+
+
+def test_masked_supernode_serves_as_padding():
+    module = pooling(radius=1.0)
+    mask = jnp.array([[True, True, False, True], [True, False, False, True]])
+    np.testing.assert_array_equal(pooled(module, mask=mask), jnp.where(mask[..., None], pooled(module), 0))
+
+
+def test_neighbor_whose_index_lies_outside_counts_as_masked():
+    module = pooling(aggregation="mean")
+    outside = neighborhood([1, NUM_POINTS], [4], [-1, 6], [-1, NUM_POINTS])
+    expected = pooled(module, neighbors=neighborhood([1], [4], [6], []))
+    assert_close(pooled(module, neighbors=outside), expected, FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("mode", "features_dim", "given"),
+    [*((*case, True) for case in TREES), ("absrelpos", None, False)],
+)
+def test_absent_points_change_neither_the_output_nor_any_gradient(mode, features_dim, given):
+    options = {"aggregation": "mean", "readd_supernode_pos": True, "input_features_dim": features_dim}
+    module = pooling(mode=mode, radius=1.5, **options)
+    neighbors = neighborhood([1, 2], [3], [4, 5], []) if given else None
+    variables = variables_of(module)
+    whole = Geometry(points(), SUPERNODES, neighbors, features() if features_dim else None)
+    # The first point is what masked neighbours point to; the last supernode is absent as well.
+    position, given_features = (
+        None if a is None else jnp.pad(a, ((0, 0), (1, 1), (0, 0)), constant_values=np.nan)
+        for a in (whole.position, whole.features)
+    )
+    shifted = None if neighbors is None else Neighbors(jnp.where(neighbors.mask, neighbors.idx + 1, 0), neighbors.mask)
+    if shifted is not None:
+        idx, mask = (jnp.pad(a, ((0, 0), (0, 1), (0, 0))) for a in shifted)
+        shifted = Neighbors(idx, mask.at[:, -1].set(True))
+    supernode_idx = jnp.pad(SUPERNODES + 1, ((0, 0), (0, 1)), constant_values=NUM_POINTS + 1)
+    padded = Geometry(position, supernode_idx, shifted, given_features)
+
+    @jax.jit
+    def gradients(geometry: Geometry) -> Any:
+        def loss(params: Any, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = module.apply({"params": params}, geometry._replace(position=position))[:, :4]
+            return (y**2).sum(), y
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], geometry.position)
+
+    (params, position), y = gradients(padded)
+    (expected_params, expected_position), expected = gradients(whole)
+    assert_close(y, expected, FORWARD)
+    jax.tree.map(functools.partial(assert_close, tolerance=TOLERANCES["float32"].gradient), params, expected_params)
+    np.testing.assert_array_equal(position[:, [0, -1]], 0)
+    assert_close(position[:, 1:-1], expected_position, TOLERANCES["float32"].gradient)
 
 
 def test_with_fewer_points_than_k_all_of_them_are_neighbors():
@@ -176,7 +240,7 @@ def test_relative_messages_do_not_notice_a_translation_but_absolute_ones_do():
 def test_gradients_by_positions_are_finite_where_distances_are_zero(mode):
     module = pooling(mode=mode, radius=2.0)
     position = points().at[:, 4].set(points()[:, 3])
-    grad = jax.jit(jax.grad(lambda x: module.apply(variables_of(module), x, SUPERNODES).sum()))(position)
+    grad = jax.jit(jax.grad(lambda x: module.apply(variables_of(module), Geometry(x, SUPERNODES)).sum()))(position)
     assert np.isfinite(grad).all()
     assert np.abs(grad).max() > 0
 
@@ -193,17 +257,6 @@ def test_features_change_only_where_they_are_seen(mode):
     changes = np.abs(after - before).max(axis=(0, 2)) > 1e-3
     # Point 1 is a neighbour of the first and the third supernode, and the fourth supernode itself.
     np.testing.assert_array_equal(changes, [True, False, True, True])
-
-
-TREES = {
-    ("abspos", None): {"message_0": 2 * DIM, "message_2": DIM},
-    ("relpos", None): {"message_0": DIM, "message_2": DIM},
-    ("absrelpos", None): {"message_0": 3 * DIM, "message_2": DIM},
-    ("abspos", 3): {
-        "message_0": 2 * DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 2 * DIM
-    },
-    ("relpos", 3): {"message_0": DIM, "message_2": DIM, "feature_projection": 3, "feature_down_projection": 3 * DIM},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("readd_supernode_pos", [False, True])
@@ -246,23 +299,72 @@ def test_bfloat16_stays_close_to_float32_with_float32_parameters(mode):
 @pytest.mark.parametrize(
     ("features_dim", "given", "message"),
     [
-        (3, None, "input_features_dim=3 but features are missing"),
-        (None, features(), "input_features_dim=None but features are given"),
-        (3, features()[..., :2], r"features must have the shape \[2, 12, 3\], got \[2, 12, 2\]"),
-        (3, features()[:, :5], r"features must have the shape \[2, 12, 3\], got \[2, 5, 3\]"),
-        (3, features()[0], r"features must have the shape \[2, 12, 3\], got \[12, 3\]"),
+        (3, None, "input_features_dim=3 but geometry.features are missing"),
+        (None, features(), "input_features_dim=None but geometry.features are given"),
+        (
+            3,
+            features()[..., :2],
+            r"features must be floating point of shape \[2, 12, 3\], got float32 of shape \[2, 12, 2\]",
+        ),
+        (
+            3,
+            features()[:, :5],
+            r"features must be floating point of shape \[2, 12, 3\], got float32 of shape \[2, 5, 3\]",
+        ),
+        (3, features()[0], r"features must be floating point of shape \[2, 12, 3\], got float32 of shape \[12, 3\]"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(features_dim, given, message):
     module = pooling(input_features_dim=features_dim)
     with pytest.raises(ValueError, match=message):
-        module.init(jax.random.key(0), points(), SUPERNODES, features=given)
+        module.init(jax.random.key(0), Geometry(points(), SUPERNODES, features=given))
 
 
 @pytest.mark.parametrize(("mode", "needed"), [("abspos", 6), ("relpos", 8), ("absrelpos", 8)])
 def test_too_few_channels_for_the_embedding_are_refused(mode, needed):
-    args = (jax.random.key(0), points(), SUPERNODES)
+    args = (jax.random.key(0), Geometry(points(), SUPERNODES))
     with pytest.raises(ValueError, match=f"{needed - 1} channels are too few for . position axes; needed: {needed}"):
         jax.eval_shape(pooling(mode=mode, dim=needed - 1).init, *args)
     y, _ = jax.eval_shape(pooling(mode=mode, dim=needed).init_with_output, *args)
     assert y.shape == (BATCH, 4, needed)
+
+
+NEAR = neighborhood([1, 2], [3], [4, 5], [6])
+REFUSED = {
+    "mask that would broadcast": (
+        {"neighbors": NEAR._replace(mask=NEAR.mask[..., :1])},
+        r"neighbors.mask must be bool of shape \[2, 4, 2\], got bool of shape \[2, 4, 1\]",
+    ),
+    "mask of numbers": ({"neighbors": NEAR._replace(mask=NEAR.idx)}, "neighbors.mask must be bool .*, got int32"),
+    "neighbor outside": (
+        {"neighbors": NEAR._replace(idx=NEAR.idx.at[1, 2, 1].set(NUM_POINTS))},
+        r"neighbors.idx must lie in \[0, 12\) where it is not masked, got 12",
+    ),
+    "negative neighbor": ({"neighbors": NEAR._replace(idx=NEAR.idx.at[0, 0, 0].set(-1))}, "neighbors.idx .* got -1"),
+    "supernode outside": ({"supernode_idx": SUPERNODES.at[0, 0].set(12)}, r"supernode_idx .* in \[0, 12\) .* got 12"),
+    "negative supernode": ({"supernode_idx": SUPERNODES.at[1, 3].set(-1)}, "supernode_idx .* got -1"),
+    "supernodes of numbers": (
+        {"supernode_idx": SUPERNODES.astype(float)},
+        "supernode_idx must be integer .*, got float32",
+    ),
+    "supernodes of another batch": ({"supernode_idx": SUPERNODES[:1]}, r"shape \[2, supernodes\], got .* \[1, 4\]"),
+    "supernode mask of another shape": (
+        {"mask": jnp.ones((BATCH, 1), bool)},
+        r"geometry.mask must be bool of shape \[2, 4\], got bool of shape \[2, 1\]",
+    ),
+    "bfloat16": ({"position": points().astype(jnp.bfloat16)}, "position must be float32 .*, got bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_geometry_that_does_not_fit_is_refused(name):
+    changes, message = REFUSED[name]
+    geometry = Geometry(points(), SUPERNODES)._replace(**changes)
+    with pytest.raises(ValueError, match=message):
+        pooling().apply(variables_of(pooling()), geometry)
+
+
+def test_index_of_a_masked_supernode_or_neighbor_may_be_anything():
+    outside = NEAR._replace(idx=jnp.where(NEAR.mask, NEAR.idx, -1))
+    mask = jnp.ones((BATCH, 4), bool).at[0, 1].set(False)
+    check_geometry(Geometry(points(), SUPERNODES.at[0, 1].set(-1), outside, mask=mask))

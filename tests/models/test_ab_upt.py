@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax import export
 
 from emmi_jax import (
     AbUptConfig,
     AnchoredBranchedUPT,
+    Geometry,
     PerceiverBlock,
     RopeFrequencies,
     SelfAnchorAttention,
@@ -83,11 +85,11 @@ def make_inputs(
         "queries": {b: random_positions(rng, BATCH, num_queries[b], axes) for b in config.branches if b in num_queries},
     }
     if config.has_geometry:
-        inputs["geometry_position"] = random_positions(rng, BATCH, NUM_POINTS, axes)
-        inputs["supernode_idx"] = jnp.asarray(rng.integers(0, NUM_POINTS, (BATCH, NUM_SUPERNODES), np.int32))
+        position = random_positions(rng, BATCH, NUM_POINTS, axes)
+        idx = jnp.asarray(rng.integers(0, NUM_POINTS, (BATCH, NUM_SUPERNODES), np.int32))
         size = (BATCH, NUM_SUPERNODES, 3)
-        inputs["neighbor_idx"] = jnp.asarray(rng.integers(0, NUM_POINTS, size, np.int32))
-        inputs["neighbor_mask"] = jnp.asarray(rng.random(size) < 0.8)
+        neighbor_idx = jnp.asarray(rng.integers(0, NUM_POINTS, size, np.int32))
+        inputs["geometry"] = Geometry(position, idx, Neighbors(neighbor_idx, jnp.asarray(rng.random(size) < 0.8)))
     if config.condition_dim is not None:
         inputs["condition"] = random_array(rng, (BATCH, config.condition_dim))
     return inputs
@@ -241,10 +243,9 @@ def test_the_model_is_its_parts_one_after_the_other():
         def rotations(positions: jax.Array) -> RopeFrequencies:
             return rope_frequencies(positions, config.head_dim, 300.0)
 
-        points, idx = inputs["geometry_position"], inputs["supernode_idx"]
-        neighbors = Neighbors(inputs["neighbor_idx"], inputs["neighbor_mask"])
+        points, idx, *_ = inputs["geometry"]
         pooling = SupernodePooling(config.dim, config.supernode_pooling, attention, 300.0)
-        geometry = apply("encoder", pooling, points, idx, neighbors=neighbors)
+        geometry = apply("encoder", pooling, inputs["geometry"])
         at = rotations(jnp.take_along_axis(points, idx[..., None], axis=1))
         block = TransformerBlock(attention, mlp_ratio=2)
         geometry = apply("geometry_blocks_0", block, geometry, freqs=at)
@@ -336,16 +337,12 @@ def test_number_of_tokens_in_a_branch_matters_to_another_only_through_its_anchor
 
 def test_the_condition_and_the_geometry_reach_every_field():
     inputs = make_inputs()
-    for name in ("condition", "geometry_position"):
-        changed = predict(**inputs | {name: inputs[name] + 1.0})
+    geometry = inputs["geometry"]
+    moved = geometry._replace(position=geometry.position + 1.0)
+    for change in ({"condition": inputs["condition"] + 1.0}, {"geometry": moved}):
+        changed = predict(**inputs | change)
         for field, before in predictions().items():
             assert np.abs(changed[field] - before).max() > 1e-3
-
-
-def test_neighbors_without_a_mask_are_all_neighbors():
-    inputs = make_inputs(SMALL)
-    expected = predict(SMALL, **inputs | {"neighbor_mask": jnp.ones_like(inputs["neighbor_mask"])})
-    assert_same(predict(SMALL, **inputs | {"neighbor_mask": None}), expected)
 
 
 # Caches and padding ----------------------------------------------------------------------------------------------
@@ -413,9 +410,10 @@ def test_padded_anchors_equal_truncated_ones():
         assert_close(field, truncated[name], FORWARD)
 
 
-def test_positions_of_padded_anchors_do_not_matter():
+@pytest.mark.parametrize("moved_to", [0.0, np.nan])
+def test_positions_of_padded_anchors_do_not_matter(moved_to):
     inputs = make_inputs()
-    moved = {b: jnp.where(MASKS[b][..., None], x, 1000 - x) for b, x in inputs["anchors"].items()}
+    moved = {b: jnp.where(MASKS[b][..., None], x, moved_to) for b, x in inputs["anchors"].items()}
     before, after = predict(**inputs, anchor_masks=MASKS), predict(**inputs | {"anchors": moved}, anchor_masks=MASKS)
     for name, field in after.items():
         real = ... if name.startswith("query_") else MASKS[name.rpartition("_")[0]]
@@ -434,6 +432,75 @@ def test_branch_without_a_mask_is_all_real():
     assert_same(predict(**make_inputs(), anchor_masks={"volume": MASKS["volume"]}), expected)
     both = {"surface": everything, "volume": jnp.ones((BATCH, NUM_ANCHORS["volume"]), bool)}
     assert_same(predict(**make_inputs(), anchor_masks=both), predictions())
+
+
+@jax.jit
+def fields_and_gradient(params: Any, inputs: dict[str, Any]) -> tuple[dict[str, jax.Array], Any]:
+    def loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        fields = AnchoredBranchedUPT(GEOMETRIC).apply({"params": params}, **inputs)
+        return sum((field**2).sum() for field in fields.values()), fields
+
+    gradient, fields = jax.grad(loss, has_aux=True)(params)
+    return fields, gradient
+
+
+GEOMETRIC = dataclasses.replace(
+    SMALL, fields={"volume": FIELDS["volume"]}, physics_blocks=("perceiver_untied",), geometry_depth=1
+)
+
+
+def padded_geometry(padding: str) -> dict[str, Any]:
+    """Inputs of two and three real supernodes out of four, whose first point is absent."""
+    inputs = make_inputs(GEOMETRIC)
+    position, idx, neighbors, *_ = inputs["geometry"]
+    position, real = position.at[:, 0].set(np.nan), jnp.array([[True, False, True, False], [False, True, True, True]])
+    idx = jnp.maximum(idx, 1)
+    neighbors = Neighbors(jnp.maximum(neighbors.idx, 1), neighbors.mask)
+    if padding == "mask":
+        return inputs | {"geometry": Geometry(position, idx, neighbors, mask=real)}
+    outside = {"negative": -1, "too large": NUM_POINTS, "absent point": 0}[padding]
+    return inputs | {"geometry": Geometry(position, jnp.where(real, idx, outside), neighbors)}
+
+
+@functools.cache
+def truncated_geometries() -> tuple[dict[str, jax.Array], Any]:
+    """Fields and gradient without padding, sample by sample."""
+    params, inputs = variables_of(GEOMETRIC)["params"], padded_geometry("mask")
+    results = []
+    for i in range(BATCH):
+        sample = jax.tree.map(lambda a, i=i: a[i : i + 1], inputs)
+        position, idx, neighbors, _, mask = sample["geometry"]
+        kept = np.flatnonzero(mask[0])
+        near = Neighbors(neighbors.idx[:, kept] - 1, neighbors.mask[:, kept])
+        results.append(
+            fields_and_gradient(params, sample | {"geometry": Geometry(position[:, 1:], idx[:, kept] - 1, near)})
+        )
+    fields, gradients = zip(*results, strict=True)
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *fields), jax.tree.map(lambda a, b: a + b, *gradients)
+
+
+@pytest.mark.parametrize("padding", ["mask", "negative", "too large", "absent point"])
+def test_padded_geometries_of_different_sizes_equal_truncated_ones(padding):
+    fields, gradient = fields_and_gradient(variables_of(GEOMETRIC)["params"], padded_geometry(padding))
+    expected_fields, expected_gradient = truncated_geometries()
+    assert_same(fields, expected_fields)
+    jax.tree.map(functools.partial(assert_close, tolerance=TOLERANCES["float32"].gradient), gradient, expected_gradient)
+
+
+def test_queries_from_the_cache_of_a_padded_geometry_equal_those_beside_it():
+    inputs, variables = padded_geometry("mask"), variables_of(GEOMETRIC)
+    _, cache = run(GEOMETRIC, variables, mutable=("cache",), **inputs | {"queries": None})
+    predicted = run(GEOMETRIC, variables | cache, queries=inputs["queries"])
+    expected, _ = truncated_geometries()
+    assert_same(predicted, expected)
+
+
+def test_geometry_without_a_real_supernode_gives_finite_fields_and_gradients():
+    inputs = padded_geometry("mask")
+    nothing = inputs["geometry"]._replace(mask=jnp.zeros((BATCH, NUM_SUPERNODES), bool))
+    params = variables_of(GEOMETRIC)["params"]
+    for leaf in jax.tree.leaves(fields_and_gradient(params, inputs | {"geometry": nothing})):
+        assert np.isfinite(leaf).all()
 
 
 # Compiling and numbers -------------------------------------------------------------------------------------------
@@ -508,6 +575,17 @@ def test_vmap_equals_a_loop():
         assert_same({name: field[i] for name, field in together.items()}, predict(SMALL, **case))
 
 
+def test_model_exports_with_a_symbolic_batch_size():
+    config = dataclasses.replace(SMALL, implementation="masked", vector_potentials={"volume": ("velocity",)})
+    inputs = make_inputs(config) | {"anchor_masks": MASKS}
+    (batch,) = export.symbolic_shape("b")
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), inputs)
+    apply = jax.jit(functools.partial(AnchoredBranchedUPT(config).apply, variables_of(SMALL)))
+    exported = export.export(apply)(**shapes)
+    fields = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    assert fields["query_volume_velocity"].shape == (batch, NUM_QUERIES["volume"], 3)
+
+
 PUBLISHED = AbUptConfig(
     dim=192,
     num_heads=3,
@@ -524,8 +602,9 @@ def test_published_size_has_8_751_179_parameters_and_takes_its_published_inputs(
         PUBLISHED,
         anchors=dict.fromkeys(PUBLISHED.branches, positions),
         queries=dict.fromkeys(PUBLISHED.branches, positions),
-        geometry_position=jax.ShapeDtypeStruct((1, 65_536, 3), jnp.float32),
-        supernode_idx=jax.ShapeDtypeStruct((1, 16_384), jnp.int32),
+        geometry=Geometry(
+            jax.ShapeDtypeStruct((1, 65_536, 3), jnp.float32), jax.ShapeDtypeStruct((1, 16_384), jnp.int32)
+        ),
     )
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 8_751_179
     assert predicted == {
@@ -537,13 +616,25 @@ def test_published_size_has_8_751_179_parameters_and_takes_its_published_inputs(
 
 # Errors ----------------------------------------------------------------------------------------------------------
 
-NO_GEOMETRY = dict.fromkeys(("geometry_position", "supernode_idx", "neighbor_idx", "neighbor_mask"))
 GIVEN = make_inputs()
 SURFACE, VOLUME = GIVEN["anchors"]["surface"], GIVEN["anchors"]["volume"]
+GEOMETRY = GIVEN["geometry"]
 NO_PERCEIVER = dataclasses.replace(CONFIG, physics_blocks=("self",))
 UNCONDITIONED = dataclasses.replace(CONFIG, condition_dim=None)
 WITH_FEATURES = dataclasses.replace(CONFIG, supernode_pooling=SupernodePoolingConfig(input_features_dim=3))
 FEATURES = jnp.zeros((BATCH, NUM_POINTS, 3))
+
+
+class Tensor:
+    """An array of another library."""
+
+    shape, ndim, dtype = (2, 4, 3), 3, "torch.float32"
+
+
+def with_geometry(**changes: Any) -> dict[str, Any]:
+    return {"geometry": GEOMETRY._replace(**changes)}
+
+
 ERRORS = {
     "anchors of a branch missing": (
         CONFIG,
@@ -564,79 +655,88 @@ ERRORS = {
     "mask of numbers": (
         CONFIG,
         {"anchor_masks": {"surface": jnp.ones((BATCH, 5))}},
-        r"anchor mask of 'surface' must be bool of shape \[2, 5\], got float32 of shape \[2, 5\]",
+        r"anchor_masks\['surface'\] must be bool of shape \[2, 5\], got float32 of shape \[2, 5\]",
     ),
     "mask of another shape": (
         CONFIG,
         {"anchor_masks": {"volume": jnp.ones((BATCH, 5), bool)}},
-        r"anchor mask of 'volume' must be bool of shape \[2, 4\], got bool of shape \[2, 5\]",
+        r"anchor_masks\['volume'\] must be bool of shape \[2, 4\], got bool of shape \[2, 5\]",
     ),
     "anchors with two axes": (
         CONFIG,
         {"anchors": {"surface": SURFACE, "volume": VOLUME[..., :2]}},
-        r"positions of 'volume:anchors' must have the shape \[2, tokens, 3\], got \[2, 4, 2\]",
+        r"anchors\['volume'\] must be float32 of shape \[batch, tokens, 3\], got float32 of shape \[2, 4, 2\]",
     ),
     "queries without a batch axis": (
         CONFIG,
         {"queries": {"surface": SURFACE[0]}},
-        r"positions of 'surface:queries' must have the shape \[2, tokens, 3\], got \[5, 3\]",
+        r"queries\['surface'\] must be .* \[batch, tokens, 3\], got float32 of shape \[5, 3\]",
     ),
-    "queries of another batch": (
+    "no geometry": (
         CONFIG,
-        {"queries": {"surface": SURFACE[:1]}},
-        r"positions of 'surface:queries' must have the shape \[2, tokens, 3\], got \[1, 5, 3\]",
+        {"geometry": None},
+        r"the physics blocks \['perceiver', .*\] read a geometry, but geometry is missing",
     ),
-    "no geometry": (CONFIG, NO_GEOMETRY, r"the physics blocks \['perceiver', .*\] read a geometry, but .* is missing"),
     "geometry with two axes": (
         CONFIG,
-        {"geometry_position": GIVEN["geometry_position"][..., :2]},
-        r"geometry_position.*\[2, 9, 2\]",
+        with_geometry(position=GEOMETRY.position[..., :2]),
+        r"geometry.position must be float32 of shape \[batch, points, 3\], got float32 of shape \[2, 9, 2\]",
     ),
-    "no supernodes": (CONFIG, {"supernode_idx": None}, "belong together, but supernode_idx is missing"),
-    "no geometry positions": (CONFIG, {"geometry_position": None}, "belong together, but geometry_position is missing"),
-    "superfluous geometry": (NO_PERCEIVER, {}, "no physics block is a perceiver, but geometry_position is given"),
-    "no condition": (CONFIG, {"condition": None}, "a block with condition_dim=5 needs a condition"),
-    "superfluous condition": (UNCONDITIONED, {}, r"a condition of shape \[2, 5\] is given to an unconditioned block"),
+    "superfluous geometry": (NO_PERCEIVER, {}, "no physics block is a perceiver, but geometry is given"),
+    "no condition": (CONFIG, {"condition": None}, "condition_dim=5 but condition is missing"),
+    "superfluous condition": (UNCONDITIONED, {}, "condition_dim=None but condition is given"),
     "condition of another shape": (
         CONFIG,
         {"condition": jnp.zeros((BATCH, 4))},
-        r"condition must have the shape \[batch, 5\], got \[2, 4\]",
+        r"condition must be floating point of shape \[batch, 5\], got float32 of shape \[2, 4\]",
     ),
-    "no features": (WITH_FEATURES, {}, "input_features_dim=3 but features are missing"),
+    "no features": (WITH_FEATURES, {}, "input_features_dim=3 but geometry.features are missing"),
     "superfluous features": (
         CONFIG,
-        {"geometry_features": FEATURES},
-        "input_features_dim=None but features are given",
+        with_geometry(features=FEATURES),
+        "input_features_dim=None but geometry.features are given",
     ),
-    "superfluous features without a geometry": (
-        NO_PERCEIVER,
-        NO_GEOMETRY | {"geometry_features": FEATURES},
-        "geometry_features",
+    "neighbors of other supernodes": (
+        CONFIG,
+        with_geometry(neighbors=Neighbors(*(a[:, 1:] for a in GEOMETRY.neighbors))),
+        r"geometry.neighbors.idx must be integer of shape \[2, 4, K\], got int32 of shape \[2, 3, 3\]",
     ),
-    "neighbors without a geometry": (
-        NO_PERCEIVER,
-        NO_GEOMETRY | {"neighbor_idx": GIVEN["neighbor_idx"]},
-        "neighbor_idx",
-    ),
-    "neighbor mask alone": (CONFIG, {"neighbor_idx": None}, "neighbor_mask"),
-    "neighbors of other supernodes": (CONFIG, {"neighbor_idx": GIVEN["neighbor_idx"][:, 1:]}, "neighbor_idx"),
-    "nothing": (CONFIG, {"anchors": None, "queries": {}} | NO_GEOMETRY, "neither anchors nor queries are given"),
-    "no cache": (CONFIG, {"anchors": None} | NO_GEOMETRY, "kv is None but the cache has no entry 'kv'"),
+    "nothing": (CONFIG, {"anchors": None, "queries": {}, "geometry": None}, "neither anchors nor queries are given"),
+    "no cache": (CONFIG, {"anchors": None, "geometry": None}, "kv is None but the cache has no entry 'kv'"),
     "no cache without a perceiver": (
         NO_PERCEIVER,
-        {"anchors": None} | NO_GEOMETRY,
+        {"anchors": None, "geometry": None},
         "token group 'surface:anchors' has size None but no cache entry",
     ),
     "geometry beside the cache": (
         CONFIG,
         {"anchors": None},
-        "anchors are read from the cache, and the geometry with them, but geometry_position is given",
+        "anchors are read from the cache, and the geometry with them, but geometry is given",
     ),
     "mask beside the cache": (
         CONFIG,
-        {"anchors": None, "anchor_masks": {"surface": None}} | NO_GEOMETRY,
+        {"anchors": None, "anchor_masks": {"surface": None}, "geometry": None},
         r"anchor_masks \['surface'\] are given but the anchors are read from the cache",
     ),
+    "anchors in bfloat16": (
+        CONFIG,
+        {"anchors": GIVEN["anchors"] | {"volume": VOLUME.astype(jnp.bfloat16)}},
+        r"anchors\['volume'\] must be float32 .*, got bfloat16",
+    ),
+    "queries in float16": (CONFIG, {"queries": {"volume": VOLUME.astype(jnp.float16)}}, "must be float32 .*float16"),
+    "queries in integers": (CONFIG, {"queries": {"volume": VOLUME.astype(jnp.int32)}}, "must be float32 .*int32"),
+    "geometry in bfloat16": (
+        CONFIG,
+        with_geometry(position=GEOMETRY.position.astype(jnp.bfloat16)),
+        "geometry.position must be float32 .*, got bfloat16",
+    ),
+    "condition in integers": (CONFIG, {"condition": jnp.zeros((BATCH, 5), int)}, "condition must be floating point"),
+}
+BATCHES = {
+    "queries": {"queries": {"surface": SURFACE[:1]}},
+    "anchors": {"anchors": {"surface": SURFACE, "volume": VOLUME[:1]}},
+    "condition": {"condition": GIVEN["condition"][:1]},
+    "geometry": {"geometry": jax.tree.map(lambda a: a[:1], GEOMETRY)},
 }
 
 
@@ -645,6 +745,19 @@ def test_input_that_does_not_fit_is_refused(case):
     config, changes, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         shapes(config, **GIVEN | changes)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_inputs_of_different_batch_sizes_are_refused(name):
+    with pytest.raises(ValueError, match=rf"all inputs must have the same batch size, got .*{name}.*: 1"):
+        shapes(CONFIG, **GIVEN | BATCHES[name])
+
+
+@pytest.mark.parametrize("group", ["anchors", "queries"])
+def test_arrays_of_other_libraries_are_refused(group):
+    message = rf"{group}\['volume'\] must be a NumPy or JAX array, got .*Tensor"
+    with pytest.raises(ValueError, match=message):
+        AnchoredBranchedUPT(CONFIG).apply({}, **GIVEN | {group: {"surface": SURFACE, "volume": Tensor()}})
 
 
 def test_cache_of_another_batch_is_refused():

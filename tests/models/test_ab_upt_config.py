@@ -7,6 +7,7 @@ import json
 import pickle
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchorAttentionConfig, SupernodePoolingConfig
@@ -134,6 +135,20 @@ def test_a_config_does_not_follow_what_it_was_built_from():
         config.fields["wing"]["pressure"] = 2
 
 
+def test_numpy_numbers_become_python_numbers():
+    config = AbUptConfig(
+        dim=np.int64(24),
+        num_heads=np.int32(2),
+        fields={"wing": {"pressure": np.int64(1)}},
+        physics_blocks=("self",),
+        decoder_depths={"wing": np.int32(2)},
+        max_wavelength=np.float32(500),
+        supernode_pooling={"radius": np.float32(0.5), "max_degree": np.int8(4)},
+    )
+    assert AbUptConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert type(config.fields["wing"]["pressure"]) is type(config.decoder_depths["wing"]) is int
+
+
 def test_shared_is_another_word_for_self():
     config = AbUptConfig(**SIZES, physics_blocks=("perceiver", "shared", "cross"))
     assert config == AbUptConfig(**SIZES, physics_blocks=("perceiver", "self", "cross"))
@@ -179,8 +194,11 @@ def test_attention_layers_get_the_values_of_the_model():
         ({"fields": {"surface": 1, "volume": {"p": 1}}}, "branch 'surface' needs at least one field .*, got 1"),
         ({"fields": {"surface": {"p": 0}, "volume": {"p": 1}}}, "channels of surface/p must be an integer >= 1, got 0"),
         ({"fields": {"surface": {"p": 1.5}, "volume": {"p": 1}}}, r"surface/p must be an integer >= 1, got 1\.5"),
-        ({"fields": {"": {"p": 1}}, "physics_blocks": (), "decoder_depths": {}}, "non-empty string, got ''"),
-        ({"physics_blocks": ("self", "attention")}, "one of perceiver, self, cross, joint, .*_untied, got 'attention'"),
+        (
+            {"fields": {"": {"p": 1}}, "physics_blocks": (), "decoder_depths": {}},
+            "without '/' or ':', got ''",
+        ),
+        ({"physics_blocks": ("self", "attention")}, "self, cross, joint, .*'_untied', got 'attention'"),
         ({"physics_blocks": ("self_tied",)}, "a physics block must be one of .*, got 'self_tied'"),
         ({"fields": {"surface": {"p": 1}}, "decoder_depths": {}}, "'cross' needs at least two branches"),
         (
@@ -197,8 +215,28 @@ def test_attention_layers_get_the_values_of_the_model():
         ({"drop_path_rate": 1.0}, r"drop_path_rate must lie in \[0, 1\), got 1\.0"),
         ({"drop_path_rate": -0.1}, r"drop_path_rate must lie in \[0, 1\), got -0\.1"),
         ({"init_weights": "xavier"}, "init_weights must be one of truncnormal002, .*, got 'xavier'"),
-        ({"dtype": "int32"}, "dtype must be a floating-point dtype, got 'int32'"),
-        ({"param_dtype": "half-ish"}, "param_dtype must be a floating-point dtype, got 'half-ish'"),
+        ({"dtype": "int32"}, "dtype must be one of float32, bfloat16, float16, got 'int32'"),
+        ({"param_dtype": "half-ish"}, "param_dtype must be one of float32, .*, got 'half-ish'"),
+        ({"num_heads": 6}, r"rotary embedding of 3 position axes needs a head_dim of at least 6, got 4"),
+        ({"num_position_axes": 7}, r"7 position axes needs a head_dim of at least 14, got 12"),
+        ({"dim": 6, "num_heads": 1}, r"pooling of mode 'relpos' needs a dim of at least 8, got 6"),
+        ({"fields": {"a/b": {"p": 1}, "volume": {"p": 1}}}, "a branch name must .* without '/' or ':', got 'a/b'"),
+        ({"fields": {"a:b": {"p": 1}, "volume": {"p": 1}}}, "a branch name must .* without '/' or ':', got 'a:b'"),
+        ({"fields": {"a": {"p/q": 1}, "volume": {"p": 1}}}, "a field name of branch 'a' must .* '/', got 'p/q'"),
+        ({"fields": ["surface"]}, r"fields must be a mapping, got \['surface'\]"),
+        ({"decoder_depths": 3}, "decoder_depths must be a mapping, got 3"),
+        ({"physics_blocks": "self"}, "physics_blocks must be a sequence of names, got 'self'"),
+        ({"physics_blocks": (1,)}, "a physics block must be one of .*, got 1"),
+        ({"max_wavelength": 0}, "max_wavelength must be positive and finite, got 0"),
+        ({"max_wavelength": float("nan")}, "max_wavelength must be positive and finite, got nan"),
+        ({"max_wavelength": True}, "max_wavelength must be positive and finite, got True"),
+        ({"drop_path_rate": float("nan")}, r"drop_path_rate must lie in \[0, 1\), got nan"),
+        ({"layer_scale": float("nan")}, "layer_scale must be a finite number or None, got nan"),
+        ({"layer_scale": True}, "layer_scale must be a finite number or None, got True"),
+        ({"remat": 1}, "remat must be True or False, got 1"),
+        ({"bias": "no"}, "bias must be True or False, got 'no'"),
+        ({"implementation": "typo"}, "implementation must be one of auto, .*, got 'typo'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, got 'float64'"),
         ({"precision": "exact"}, "precision must be None or one of .*, got 'exact'"),
         ({"supernode_pooling": {"radius": 1.0, "k": 2}}, "exactly one of radius and k must be set"),
     ],
@@ -217,6 +255,9 @@ def test_a_wrong_value_is_quoted(values, message):
         ({"radius": -1.0}, r"radius must be positive and finite, got -1\.0"),
         ({"radius": float("nan")}, "radius must be positive and finite, got nan"),
         ({"radius": float("inf")}, "radius must be positive and finite, got inf"),
+        ({"radius": True}, "radius must be positive and finite, got True"),
+        ({"radius": "0.5"}, "radius must be positive and finite, got '0.5'"),
+        ({"readd_supernode_pos": "no"}, "readd_supernode_pos must be True or False, got 'no'"),
         ({"radius": None, "k": 0}, "k must be an integer >= 1, got 0"),
         ({"radius": None, "k": 1.5}, r"k must be an integer >= 1, got 1\.5"),
         ({"max_degree": 0}, "max_degree must be an integer >= 1, got 0"),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
 from emmi_jax.inference.streaming import encode, stream
 from emmi_jax.ops.curl import curl_by_token
 from tests.cases import random_params
@@ -43,8 +43,7 @@ def positions(num_points: int, seed: int) -> np.ndarray:
 
 INPUTS = {
     "anchors": {"surface": positions(4, 0), "volume": positions(5, 1)},
-    "geometry_position": positions(6, 2),
-    "supernode_idx": np.arange(3, dtype=np.int32)[None],
+    "geometry": Geometry(positions(6, 2), np.arange(3, dtype=np.int32)[None]),
 }
 QUERIES = {"surface": positions(3, 3), "volume": positions(7, 4)}
 
@@ -132,8 +131,8 @@ def test_the_field_is_streamed():
         MODEL,
         variables(),
         anchors={branch: position[0] for branch, position in INPUTS["anchors"].items()},
-        geometry_position=INPUTS["geometry_position"][0],
-        supernode_idx=INPUTS["supernode_idx"][0],
+        geometry_position=INPUTS["geometry"].position[0],
+        supernode_idx=INPUTS["geometry"].supernode_idx[0],
     )
     fields = stream(MODEL, variables(), encoded, {"volume": QUERIES["volume"][0]}, chunk_size=3)
     assert_close(fields["volume_vorticity"], predicted(CONFIG)["query_volume_vorticity"][0], FORWARD)
@@ -183,15 +182,26 @@ def test_a_masked_anchor_is_as_good_as_none():
     assert np.abs(first["query_volume_vorticity"] - predicted(CONFIG)["query_volume_vorticity"]).max() > 1e-3
 
 
+def test_a_masked_supernode_is_as_good_as_none():
+    apply, mask = jax.jit(functools.partial(MODEL.apply, variables())), np.array([[True, True, False]])
+    first, second = (
+        apply(**INPUTS | {"geometry": INPUTS["geometry"]._replace(supernode_idx=idx, mask=mask)}, queries=QUERIES)
+        for idx in (np.array([[0, 1, 2]]), np.array([[0, 1, -1]]))
+    )
+    for name in FIELDS:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert np.abs(first["query_volume_vorticity"] - predicted(CONFIG)["query_volume_vorticity"]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("queries", "message"),
     [
         ({"wing": positions(3, 0)}, "queries name the unknown branches ['wing']"),
         (
             {"volume": positions(3, 0)[0]},
-            "the positions of 'volume' must have the shape [batch, tokens, 3], got [3, 3]",
+            "queries['volume'] must be float32 of shape [batch, tokens, 3], got float32 of shape [3, 3]",
         ),
-        ({"volume": positions(3, 0)[..., :2]}, "must have the shape [batch, tokens, 3], got [1, 3, 2]"),
+        ({"volume": positions(3, 0)[..., :2]}, "of shape [batch, tokens, 3], got float32 of shape [1, 3, 2]"),
     ],
 )
 @pytest.mark.parametrize("is_cached", [False, True])
@@ -231,7 +241,7 @@ def test_the_configuration_goes_through_json():
     [
         ({"vector_potentials": {"volume": ("velocity",)}}, "names volume/velocity, which is not in fields"),
         ({"vector_potentials": {"wing": ("vorticity",)}}, "names wing/vorticity, which is not in fields"),
-        ({"vector_potentials": {"volume": "vorticity"}}, "must be a sequence of names, got the string 'vorticity'"),
+        ({"vector_potentials": {"volume": "vorticity"}}, "must be a sequence of names, got 'vorticity'"),
         ({"vector_potentials": {"volume": ("pressure",)}}, "volume/pressure has 1 channels and num_position_axes=3"),
         ({"num_position_axes": 2}, "volume/vorticity has 3 channels and num_position_axes=2"),
     ],

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
 from emmi_jax.convert import ab_upt_from_torch, load_torch_file
+from emmi_jax.ops.neighbors import Neighbors
 from tests.convert.cases import golden_ab_upt_config
 from tests.golden_files import FOLDER, golden_names, load_golden
 from tests.tolerances import TOLERANCES, assert_close
@@ -40,13 +41,13 @@ def arguments(name: str) -> tuple[AbUptConfig, Any, dict[str, Any]]:
     if geometry.ndim == 2:
         geometry, supernodes = geometry[None], supernodes[None]
     condition = inputs.get("condition", inputs.get("geometry_design_parameters"))
-    rest = {"geometry_position": geometry, "supernode_idx": supernodes, "condition": condition}
+    rest = {"geometry": Geometry(geometry, supernodes), "condition": condition}
     return config, {"params": ab_upt_from_torch(golden.params, config)}, positions | rest
 
 
-def all_points_as_neighbors(config: SupernodePoolingConfig, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+def with_all_points_as_neighbors(config: SupernodePoolingConfig, geometry: Geometry) -> Geometry:
     """Every point as a candidate, under a mask of those that are neighbours."""
-    points, supernodes = np.asarray(inputs["geometry_position"], np.float64), np.asarray(inputs["supernode_idx"])
+    points, supernodes = np.asarray(geometry.position, np.float64), np.asarray(geometry.supernode_idx)
     centers = np.take_along_axis(points, supernodes[..., None], axis=1)
     distance = np.linalg.norm(centers[:, :, None] - points[:, None], axis=-1)
     if config.k is None:
@@ -54,7 +55,7 @@ def all_points_as_neighbors(config: SupernodePoolingConfig, inputs: dict[str, An
         assert mask.sum(axis=-1).max() <= config.max_degree
     else:
         mask = distance.argsort(axis=-1, kind="stable").argsort(axis=-1) < config.k
-    return {"neighbor_idx": np.broadcast_to(np.arange(points.shape[1]), mask.shape), "neighbor_mask": mask}
+    return geometry._replace(neighbors=Neighbors(np.broadcast_to(np.arange(points.shape[1]), mask.shape), mask))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mutable"))
@@ -89,7 +90,8 @@ def test_fields_are_the_recorded_ones(name, implementation):
 def test_fields_from_given_neighbors_and_cached_anchors_are_the_recorded_ones(name):
     config, variables, inputs = arguments(name)
     config = dataclasses.replace(config, implementation="xla")
-    first = inputs | {"queries": None} | all_points_as_neighbors(config.supernode_pooling, inputs)
+    geometry = with_all_points_as_neighbors(config.supernode_pooling, inputs["geometry"])
+    first = inputs | {"queries": None, "geometry": geometry}
     anchors, cache = run(config, variables, mutable=("cache",), **first)
     assert_recorded(anchors, name, queries=False)
     if inputs["queries"]:

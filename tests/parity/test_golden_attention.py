@@ -24,7 +24,7 @@ from emmi_jax import (
     rope_frequencies,
 )
 from emmi_jax.convert import params_from_torch
-from emmi_jax.ops.attention import IMPLEMENTATIONS
+from tests.cases import PORTABLE
 from tests.golden_files import Golden, golden_names, load_golden
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -38,7 +38,7 @@ NAMES = golden_names("self_anchor", "cross_anchor", "joint_anchor", "mixed", "do
 NAMES_2026 = [name for name in NAMES if "_2026_" in name]
 NAMES_WITH_GRADIENTS = [name for name in NAMES if "_2026_" not in name]
 
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+every_implementation = pytest.mark.parametrize("implementation", PORTABLE)
 
 
 def build(meta: dict[str, Any], implementation: str) -> tuple[nn.Module, tuple[Any, ...]]:

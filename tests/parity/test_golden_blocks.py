@@ -13,6 +13,7 @@ import pytest
 
 from emmi_jax import (
     AttentionConfig,
+    Geometry,
     PerceiverAttention,
     PerceiverBlock,
     SupernodePooling,
@@ -108,7 +109,7 @@ def pooled(golden: Golden, **kwargs: Any) -> jax.Array:
     dim = golden.meta["dim"]
     module = SupernodePooling(dim, config, AttentionConfig(dim=dim, num_heads=1))
     variables = {"params": params_from_torch(golden.params)}
-    return jax.jit(module.apply)(variables, golden.inputs["pos"], supernode_idx(golden), **kwargs)
+    return jax.jit(module.apply)(variables, Geometry(golden.inputs["pos"], supernode_idx(golden), **kwargs))
 
 
 def supernode_idx(golden: Golden) -> np.ndarray:

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.parity import oracle  # noqa: E402
+from benchmarks import torch_model as oracle  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORWARD_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from benchmarks import torch_model as oracle  # noqa: E402
 from emmi_jax import (  # noqa: E402
     AbUptConfig,
     AnchorAttentionConfig,
     AnchoredBranchedUPT,
     AttentionConfig,
+    Geometry,
     PerceiverAttention,
     PerceiverBlock,
     SupernodePooling,
@@ -35,7 +37,6 @@ from emmi_jax import (  # noqa: E402
 from emmi_jax.convert import ab_upt_from_torch, params_from_torch  # noqa: E402
 from emmi_jax.layers.transformer_block import UntiedTransformerBlock  # noqa: E402
 from tests.cases import ANCHOR_ATTENTIONS  # noqa: E402
-from tests.parity import oracle  # noqa: E402
 from tests.tolerances import TOLERANCES, assert_close  # noqa: E402
 
 FORWARD, GRADIENT = TOLERANCES["float32"]
@@ -323,7 +324,9 @@ def test_supernode_pooling(case, num_axes, seed):
     ours = SupernodePooling(dim, SupernodePoolingConfig(**options), AttentionConfig(dim=dim, num_heads=1))
     module = oracle.SupernodePooling(dim, **options)
     assert_agrees(
-        lambda params, inputs: ours.apply({"params": params}, supernode_idx=supernode_idx.astype(np.int32), **inputs),
+        lambda params, inputs: ours.apply(
+            {"params": params}, Geometry(supernode_idx=supernode_idx.astype(np.int32), **inputs)
+        ),
         lambda inputs: module(inputs["position"], torch.tensor(supernode_idx), inputs.get("features")),
         module,
         inputs,
@@ -408,8 +411,10 @@ def test_whole_model(case):
             inputs["geometry_features"] = normal(rng, 2, 12, config.supernode_pooling.input_features_dim)
 
     def run(params: Any, inputs: dict[str, Any]) -> Any:
-        idx = None if supernode_idx is None else supernode_idx.astype(np.int32)
-        return AnchoredBranchedUPT(config).apply({"params": params}, **inputs, supernode_idx=idx)
+        position, features = inputs.pop("geometry_position", None), inputs.pop("geometry_features", None)
+        if position is not None:
+            inputs["geometry"] = Geometry(position, supernode_idx.astype(np.int32), features=features)
+        return AnchoredBranchedUPT(config).apply({"params": params}, **inputs)
 
     def run_oracle(inputs: dict[str, Any]) -> Any:
         features = inputs.pop("geometry_features", None)
@@ -420,4 +425,11 @@ def test_whole_model(case):
         return model(**inputs, geometry_supernode_idx=idx)
 
     convert = functools.partial(ab_upt_from_torch, config=config)
-    assert_agrees(run, lambda inputs: run_oracle(dict(inputs)), model, inputs, seed=case["seed"], convert=convert)
+    assert_agrees(
+        lambda params, inputs: run(params, dict(inputs)),
+        lambda inputs: run_oracle(dict(inputs)),
+        model,
+        inputs,
+        seed=case["seed"],
+        convert=convert,
+    )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from benchmarks import torch_model as oracle  # noqa: E402
 from emmi_jax import (  # noqa: E402
     AnchorAttentionConfig,
     AttentionConfig,
@@ -27,9 +28,7 @@ from emmi_jax import (  # noqa: E402
     rope_frequencies,
 )
 from emmi_jax.convert import params_from_torch  # noqa: E402
-from emmi_jax.ops.attention import IMPLEMENTATIONS  # noqa: E402
-from tests.cases import ANCHOR_ATTENTIONS, random_array, random_positions, take_freqs  # noqa: E402
-from tests.parity import oracle  # noqa: E402
+from tests.cases import ANCHOR_ATTENTIONS, PORTABLE, random_array, random_positions, take_freqs  # noqa: E402
 from tests.tolerances import TOLERANCES, assert_close  # noqa: E402
 
 BATCH = 2
@@ -223,7 +222,7 @@ def check(case: Case) -> None:
     @jax.jit
     def run(params: Any, x: Any, cotangent: Any, *arrays: Any) -> dict[str, Any]:
         results = {}
-        for implementation in IMPLEMENTATIONS:
+        for implementation in PORTABLE:
             call = flax_call(case, implementation)
             y, pullback = jax.vjp(lambda params, x, call=call: call({"params": params}, x, *arrays), params, x)
             results[implementation] = (y, *pullback(cotangent.astype(y.dtype)))

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from emmi_jax.training.settings import TrainSettings, default_settings, model_config
+from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.training.settings import TrainSettings, model_config
 
 DEFAULTS = {
     "ellipsoids": default_settings(None),

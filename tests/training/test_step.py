@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
-from emmi_jax.cfd.cases import PointSet, Sample
+from emmi_jax.data.samples import Sample
+from emmi_jax.models.init import init_params
+from emmi_jax.points import PointSet
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.settings import TrainSettings
-from emmi_jax.training.step import TrainState, field_losses, init_params, make_train_step
+from emmi_jax.training.step import TrainState, field_losses, make_train_step
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}}
 

@@ -1,1 +1,0 @@
-"""Data sets, sampling, normalisation and figures of flow fields."""

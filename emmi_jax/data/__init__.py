@@ -1,0 +1,1 @@
+"""Samples, draws, normalization, statistics, data sets and their splits."""

@@ -1,0 +1,120 @@
+"""The built-in data set: exact potential flow past random ellipsoids, sampled afresh at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from emmi_jax.data.draws import add_supernodes
+from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, SHELL_SCALE, Ellipsoid, random_ellipsoids
+from emmi_jax.data.samples import Context, Sample, stack_samples
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.points import Array, PointSet, split_points
+
+NUM_TRAIN_CASES = 400
+NUM_TEST_CASES = 40
+TRAIN_GEOMETRY_SEED = 0
+TEST_GEOMETRY_SEED = 1
+NUM_TEST_QUERIES = 1024
+_POINTS_FOR_STATISTICS = 128
+_STATISTICS_STREAM, _TRAIN_STREAM, _TEST_STREAM = range(3)
+
+
+class EllipsoidDataset:
+    """Flow past ellipsoids in the stream (1, 0, 0): 400 to train on and 40 others to test on.
+
+    The branch `surface` has the field `pressure_coefficient`. The branch `volume`, a shell of up to four semi-axes, has
+    `velocity` and `pressure_coefficient`. Points are drawn anew at every step and their fields are computed exactly.
+
+    Args:
+        sampling: How many points to draw, and how.
+        batch_size: Cases per batch.
+        num_train_cases: Ellipsoids to train on.
+        num_test_cases: Ellipsoids to test on.
+    """
+
+    fields: ClassVar[dict[str, dict[str, int]]] = {
+        "surface": {"pressure_coefficient": 1},
+        "volume": {"velocity": 3, "pressure_coefficient": 1},
+    }
+    context: Context | None = None
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        batch_size: int,
+        num_train_cases: int = NUM_TRAIN_CASES,
+        num_test_cases: int = NUM_TEST_CASES,
+    ) -> None:
+        self.sampling, self.batch_size = sampling, batch_size
+        self.train_bodies = random_ellipsoids(num_train_cases, seed=TRAIN_GEOMETRY_SEED)
+        self.test_bodies = random_ellipsoids(num_test_cases, seed=TEST_GEOMETRY_SEED)
+
+    @property
+    def summary(self) -> str:
+        """Describes the data in one line."""
+        return (
+            f"potential flow past ellipsoids: {len(self.train_bodies)} geometries to train on, "
+            f"{len(self.test_bodies)} to test on"
+        )
+
+    def train_chunks(self) -> Iterator[tuple[str, PointSet]]:
+        """Yields 128 points of each training ellipsoid, then the corners of the box that holds every shell."""
+        rng = np.random.default_rng([_STATISTICS_STREAM])
+        parts = [sample_body(body, rng, _POINTS_FOR_STATISTICS) for body in self.train_bodies]
+        for branch, names in self.fields.items():
+            position = np.concatenate([part[branch].position for part in parts])
+            fields = {name: np.concatenate([part[branch].fields[name] for part in parts]) for name in names}
+            yield branch, PointSet(position, fields)
+        reach = SHELL_SCALE * SEMI_AXIS_RANGE[1]
+        yield "volume", PointSet(np.array([[-reach] * 3, [reach] * 3]), {})
+
+    def train_batch(self, seed: int, step: int) -> Sample:
+        """Returns a batch of training ellipsoids, drawn with replacement, in physical units."""
+        rng, sampling = np.random.default_rng([_TRAIN_STREAM, seed, step]), self.sampling
+        bodies = [self.train_bodies[idx] for idx in rng.integers(len(self.train_bodies), size=self.batch_size)]
+        sizes = sampling.num_anchors, sampling.num_queries, sampling.num_supernodes
+        return stack_samples([self._draw(rng, body, *sizes) for body in bodies])
+
+    def test_samples(self) -> Iterator[Sample]:
+        """Yields the test ellipsoids."""
+        sizes = self.sampling.num_test_anchors, NUM_TEST_QUERIES, self.sampling.num_test_supernodes
+        for number, body in enumerate(self.test_bodies):
+            yield self._draw(np.random.default_rng([_TEST_STREAM, number]), body, *sizes)
+
+    def _draw(
+        self, rng: np.random.Generator, body: Ellipsoid, num_anchors: int, num_queries: int, num_supernodes: int
+    ) -> Sample:
+        """Draws anchors, queries and geometry of one ellipsoid, all of them different points."""
+        sample = Sample({}, {})
+        for branch, points in sample_body(body, rng, num_anchors + num_queries).items():
+            sample.anchors[branch], queries = split_points(points, num_anchors)
+            if num_queries:
+                sample.queries[branch] = queries
+        if not self.sampling.num_geometry_points:
+            return sample
+        position = body.sample_surface(rng, self.sampling.num_geometry_points)
+        return sample._replace(geometry=add_supernodes(rng, position, self.sampling, num_supernodes=num_supernodes))
+
+
+def sample_body(body: Ellipsoid, rng: np.random.Generator, num_points: int) -> dict[str, PointSet]:
+    """Draws `num_points` points with exact fields on the surface, and as many in the shell around it, by branch."""
+    return exact_points(
+        body, {"surface": body.sample_surface(rng, num_points), "volume": body.sample_volume(rng, num_points)}
+    )
+
+
+def exact_points(body: Ellipsoid, positions: Mapping[str, Array]) -> dict[str, PointSet]:
+    """Computes the fields of the branches `surface` and `volume` at positions [N, 3]."""
+    velocity = body.velocity(np.concatenate(list(positions.values())))
+    pressure = 1.0 - np.square(velocity).sum(axis=1, keepdims=True) / np.square(body.free_stream).sum()
+    points, start = {}, 0
+    for branch, position in positions.items():
+        here = slice(start, start + len(position))
+        fields = {"velocity": velocity[here], "pressure_coefficient": pressure[here]}
+        points[branch] = PointSet(position, {name: fields[name] for name in EllipsoidDataset.fields[branch]})
+        start = here.stop
+    return points

@@ -1,0 +1,93 @@
+"""Count, extremes, mean and standard deviation of data that need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Moments:
+    """Statistics of each of F channels, in float64.
+
+    Args:
+        count: Number of finite rows, those that the other statistics are of.
+        num_not_finite: Number of rows with a NaN or infinite value.
+        minimum: Smallest values [F].
+        maximum: Largest values [F].
+        mean: Means [F].
+        squares: Sums [F] of squared deviations from the mean.
+    """
+
+    count: int
+    num_not_finite: int
+    minimum: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> Moments:
+        """Measures values [N] or [N, F]."""
+        x = np.asarray(values, dtype=np.float64)
+        x = x.reshape(len(x), -1) if x.size else x.reshape(0, *x.shape[1:] or (1,))
+        finite = np.isfinite(x).all(axis=1)
+        num_all = len(x)
+        x = x if finite.all() else x[finite]
+        if not len(x):
+            zero, infinite = np.zeros(x.shape[1]), np.full(x.shape[1], np.inf)
+            return cls(
+                count=0, num_not_finite=num_all, minimum=infinite, maximum=-infinite, mean=zero, squares=zero.copy()
+            )
+        mean = x.mean(axis=0)
+        return cls(
+            count=len(x),
+            num_not_finite=num_all - len(x),
+            minimum=x.min(axis=0),
+            maximum=x.max(axis=0),
+            mean=mean,
+            squares=np.square(x - mean).sum(axis=0),
+        )
+
+    @classmethod
+    def of_chunks(cls, chunks: Iterable[ArrayLike]) -> Moments:
+        """Measures data that arrive in chunks, [n_i] or [n_i, F], in one pass.
+
+        Raises:
+            ValueError: There is no chunk, or the numbers of channels differ.
+        """
+        parts = (cls.of(chunk) for chunk in chunks)
+        first = next(parts, None)
+        if first is None:
+            raise ValueError("cannot measure statistics: there are no chunks")
+        return reduce(cls.merge, parts, first)
+
+    def merge(self, other: Moments) -> Moments:
+        """Returns the statistics of both sets of data together.
+
+        Source: T. F. Chan, G. H. Golub, R. J. LeVeque, Am. Stat. 37 (1983).
+        """
+        if len(self.mean) != len(other.mean):
+            raise ValueError(f"cannot merge data of {len(self.mean)} and of {len(other.mean)} channels")
+        num_not_finite = self.num_not_finite + other.num_not_finite
+        if not (self.count and other.count):
+            return replace(self if self.count else other, num_not_finite=num_not_finite)
+        count, difference = self.count + other.count, other.mean - self.mean
+        return Moments(
+            count=count,
+            num_not_finite=num_not_finite,
+            minimum=np.minimum(self.minimum, other.minimum),
+            maximum=np.maximum(self.maximum, other.maximum),
+            mean=self.mean + difference * (other.count / count),
+            squares=self.squares + other.squares + np.square(difference) * (self.count * other.count / count),
+        )
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Standard deviations [F] with divisor N; exactly 0 for a constant channel, despite rounding."""
+        std: NDArray[np.float64] = np.sqrt(self.squares / max(self.count, 1))
+        return np.where(self.minimum == self.maximum, 0.0, std)

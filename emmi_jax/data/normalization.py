@@ -1,0 +1,232 @@
+"""Scales between physical units and what a model sees.
+
+NumPy arrays are computed on in float64 on the host. JAX arrays and tracers are computed on in float32, so derivatives
+pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emmi_jax.config import Config, FrozenMapping
+from emmi_jax.data.moments import Moments
+from emmi_jax.points import float_arrays
+
+LOG_SCALED_FIELDS = frozenset({"vorticity"})
+"""Fields whose magnitudes span decades; learned as sign(x) log(1 + |x|)."""
+
+_BOX_MARGIN = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldScale(Config):
+    """Mean and standard deviation of each channel of a field, of the logarithm where there is one.
+
+    Args:
+        mean: F numbers, in the unit of the field.
+        std: F positive numbers, in the unit of the field.
+        log_scale: Whether values are first mapped to sign(x) log(1 + |x|).
+        limit: Largest magnitude of each of the F channels that `denormalize` returns, in the unit of the field; None
+            for no limit.
+
+    Raises:
+        ValueError: The numbers of channels differ, or a value is out of range.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    log_scale: bool = False
+    limit: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(mean=tuple(map(float, self.mean)), std=tuple(map(float, self.std)))
+        if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
+            raise ValueError(f"expected as many positive deviations as means, got {self.mean} and {self.std}")
+        if self.limit is not None:
+            self._set(limit=tuple(map(float, self.limit)))
+            if len(self.limit) != len(self.mean) or not all(limit >= 0 for limit in self.limit):
+                raise ValueError(f"expected one limit >= 0 for each of {len(self.mean)} channels, got {self.limit}")
+
+    @classmethod
+    def of(cls, moments: Moments, compressed: Moments | None = None, *, common_std: bool = False) -> FieldScale:
+        """Returns the scale of values with these statistics; a constant channel gets the deviation 1.
+
+        Log-scaled values are limited to the largest measured magnitude: beyond it, a small error of the logarithm would
+        exceed the whole field.
+
+        Args:
+            moments: Statistics of the values.
+            compressed: Statistics of the values after `compress`, for a logarithmic scale.
+            common_std: Whether all channels get one deviation, the root mean square of theirs. A field is then free of
+                divergence in model units exactly if it is in physical units, provided there is no logarithm.
+
+        Raises:
+            ValueError: A value is not finite, or there is none.
+        """
+        if moments.num_not_finite or not moments.count:
+            raise ValueError(
+                f"expected finite values, got {moments.count} finite rows and {moments.num_not_finite} not"
+            )
+        scaled = moments if compressed is None else compressed
+        std = np.full_like(scaled.std, np.sqrt(np.square(scaled.std).mean())) if common_std else scaled.std
+        return cls(
+            mean=tuple(scaled.mean),
+            std=tuple(np.where(std > 0, std, 1.0)),
+            log_scale=compressed is not None,
+            limit=None if compressed is None else tuple(np.maximum(-moments.minimum, moments.maximum)),
+        )
+
+    def normalize(self, values: ArrayLike) -> Any:
+        """Maps values [..., F] to mean 0 and deviation 1."""
+        _, x, mean, std = float_arrays(compress(values) if self.log_scale else values, self.mean, self.std)
+        return (x - mean) / std
+
+    def denormalize(self, values: ArrayLike) -> Any:
+        """Inverts `normalize`, up to the limit."""
+        xp, x, mean, std = float_arrays(values, self.mean, self.std)
+        x = x * std + mean
+        if self.log_scale:
+            sign = _sign(xp, x)
+            x = sign * xp.expm1(sign * x)
+        if self.limit is None:
+            return x
+        limit = xp.asarray(self.limit, x.dtype)
+        return xp.clip(x, -limit, limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalizer(Config):
+    """Scales of positions and of every field.
+
+    Positions map to `(x - position_low) * position_scale`, with the same scale on every axis to preserve angles.
+
+    Args:
+        position_low: n numbers, the lowest corner of the box, in the unit of the positions.
+        position_scale: Model units per unit of position.
+        fields: `FieldScale` by branch and field.
+        position_high: The highest corner of the box; None if it is unknown.
+
+    Raises:
+        ValueError: The corners do not match, or a value is out of range.
+    """
+
+    position_low: tuple[float, ...]
+    position_scale: float
+    fields: Mapping[str, Mapping[str, FieldScale]]
+    position_high: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(
+            position_low=tuple(map(float, self.position_low)),
+            position_scale=float(self.position_scale),
+            fields=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.fields.items()}),
+        )
+        if self.position_high is not None:
+            self._set(position_high=tuple(map(float, self.position_high)))
+            if len(self.position_high) != len(self.position_low):
+                raise ValueError(f"the corners {self.position_low} and {self.position_high} have different dimensions")
+        if not self.position_scale > 0:
+            raise ValueError(f"position_scale must be positive, got {self.position_scale}")
+
+    @classmethod
+    def from_box(
+        cls,
+        low: ArrayLike,
+        high: ArrayLike,
+        *,
+        position_range: float,
+        fields: Mapping[str, Mapping[str, FieldScale]],
+    ) -> Normalizer:
+        """Returns the normalizer that maps the longest side of a box to 0 … `position_range`."""
+        low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        extent = float((high - low).max())
+        if not extent > 0:
+            raise ValueError(f"all positions coincide: the box is {low.tolist()} … {high.tolist()}")
+        return cls(
+            position_low=tuple(low), position_scale=position_range / extent, fields=fields, position_high=tuple(high)
+        )
+
+    @property
+    def means(self) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Mean [F] by branch and field, in the unit of the field; on a logarithmic scale, that of the logarithm."""
+        return {
+            branch: {name: scale.denormalize(np.zeros(len(scale.mean))) for name, scale in scales.items()}
+            for branch, scales in self.fields.items()
+        }
+
+    def for_fields(
+        self, fields: Mapping[str, Mapping[str, int]], *, divergence_free: Collection[str] = ()
+    ) -> Normalizer:
+        """Returns the scales of these fields alone.
+
+        Args:
+            fields: Number of channels by branch and field.
+            divergence_free: Fields whose scales must preserve zero divergence.
+
+        Raises:
+            ValueError: A field has no scale, or an unsuitable one.
+        """
+        for branch, names in fields.items():
+            for name, channels in names.items():
+                scale = self.fields.get(branch, {}).get(name)
+                if scale is None:
+                    known = [f"{b}/{n}" for b, scales in self.fields.items() for n in scales]
+                    raise ValueError(f"the statistics lack {branch}/{name}, they are those of {', '.join(known)}")
+                if len(scale.mean) != channels:
+                    raise ValueError(
+                        f"the statistics of {branch}/{name} have {len(scale.mean)} channels, the data have {channels}"
+                    )
+                if name in divergence_free and (scale.log_scale or len(set(scale.std)) > 1):
+                    kind = "a logarithmic scale" if scale.log_scale else f"the deviations {list(scale.std)}"
+                    raise ValueError(
+                        f"{branch}/{name} cannot be divergence-free under statistics with {kind}: expected one "
+                        "deviation for all channels"
+                    )
+        scales = {branch: {name: self.fields[branch][name] for name in names} for branch, names in fields.items()}
+        return replace(self, fields=scales)
+
+    def num_outside(self, position: ArrayLike) -> int:
+        """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is unknown."""
+        if self.position_high is None:
+            return 0
+        x, low, high = np.asarray(position), np.array(self.position_low), np.array(self.position_high)
+        margin = _BOX_MARGIN * (high - low).max()
+        return int(np.count_nonzero(((x < low - margin) | (x > high + margin)).any(axis=-1)))
+
+    def normalize_position(self, position: ArrayLike) -> Any:
+        """Converts positions [..., n] to model units, float32."""
+        _, x, low = float_arrays(position, self.position_low)
+        return ((x - low) * self.position_scale).astype(np.float32)
+
+    def normalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
+        """Converts a field [..., F] to model units, float32."""
+        return self.fields[branch][name].normalize(values).astype(np.float32)
+
+    def denormalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
+        """Converts a field [..., F] to physical units, float32."""
+        return self.fields[branch][name].denormalize(values).astype(np.float32)
+
+
+def compress(values: ArrayLike) -> Any:
+    """Maps values to sign(x) log(1 + |x|)."""
+    xp, x = float_arrays(values)
+    sign = _sign(xp, x)
+    return sign * xp.log1p(sign * x)
+
+
+def _sign(xp: Any, x: Any) -> Any:
+    """Returns -1 or 1; not 0 at 0, where the derivative of both logarithmic maps is 1."""
+    return xp.where(x < 0, xp.asarray(-1.0, x.dtype), xp.asarray(1.0, x.dtype))
+
+
+def _field_scales(scales: Mapping[str, Any]) -> dict[str, FieldScale]:
+    return {
+        name: scale if isinstance(scale, FieldScale) else FieldScale.from_dict(scale) for name, scale in scales.items()
+    }

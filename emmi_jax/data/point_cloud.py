@@ -1,0 +1,120 @@
+"""A data set of one measured or simulated case: some points to learn from, the rest to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import numpy as np
+
+from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
+from emmi_jax.data.samples import Context, Sample, stack_samples
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.data.statistics import point_chunks
+from emmi_jax.points import Array, PointSet, take_points
+
+TEST_FRACTION = 0.2
+MAX_EVALUATED_POINTS = 100_000
+"""Most test points per branch that metrics are computed at."""
+
+_SPLIT_STREAM, _TRAIN_STREAM, _ANCHOR_STREAM = range(3)
+
+
+class PointCloudDataset:
+    """One case, with the points of each branch split at random into a training part and a test part.
+
+    Test points are only ever queries, and only after training.
+
+    Args:
+        points: Positions [N, n] and fields [N, F] by branch.
+        sampling: How many points to draw, and how.
+        batch_size: Independent draws from the same points per batch.
+        geometry: Points [P, n] that the geometry branch, if there is one, draws from; by default the training points
+            of the branch `surface`.
+        name: What to call the case.
+
+    Raises:
+        ValueError: There are too few points to draw from.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, PointSet],
+        sampling: Sampling,
+        *,
+        batch_size: int,
+        geometry: Array | None = None,
+        name: str = "case",
+    ) -> None:
+        self.sampling, self.batch_size, self.name = sampling, batch_size, name
+        self.fields = {
+            branch: {field: values.shape[-1] for field, values in part.fields.items()}
+            for branch, part in points.items()
+        }
+        rng = np.random.default_rng([_SPLIT_STREAM])
+        self.test_points: dict[str, PointSet] = {}
+        self.train_points: dict[str, PointSet] = {}
+        for branch, part in points.items():
+            where = f"{name}: {branch}" if len(points) > 1 else name
+            num_test = _num_test_points(where, len(part.position), sampling)
+            order = rng.permutation(len(part.position))
+            self.test_points[branch] = take_points(part, order[:num_test])
+            self.train_points[branch] = take_points(part, order[num_test:])
+        self._geometry = geometry_points(self.train_points, geometry, sampling, name=name)
+
+    @property
+    def summary(self) -> str:
+        """Describes the data in one line."""
+        parts = []
+        for branch, train in self.train_points.items():
+            label = f"{branch} " if len(self.train_points) > 1 else ""
+            num_test = len(self.test_points[branch].position)
+            parts.append(f"{label}{len(train.position)} points to train on, {num_test} to test on")
+        return f"{self.name}: {'; '.join(parts)}"
+
+    @property
+    def context(self) -> Context:
+        """Anchors and geometry of all predictions: training points, drawn once."""
+        return self._anchored.context
+
+    def train_chunks(self) -> Iterator[tuple[str, PointSet]]:
+        """Yields the training points."""
+        return point_chunks(self.train_points)
+
+    def train_batch(self, seed: int, step: int) -> Sample:
+        """Returns independent draws of anchors and queries from the training points, in physical units."""
+        rng = np.random.default_rng([_TRAIN_STREAM, seed, step])
+        draws = [
+            draw_training_case(rng, self.train_points, self._geometry, self.sampling) for _ in range(self.batch_size)
+        ]
+        return stack_samples(draws)
+
+    def test_samples(self) -> Iterator[Sample]:
+        """Yields one sample, with the test points as queries."""
+        first = slice(MAX_EVALUATED_POINTS)
+        yield self._anchored._replace(
+            queries={branch: take_points(points, first) for branch, points in self.test_points.items()}
+        )
+
+    @cached_property
+    def _anchored(self) -> Sample:
+        rng, sample = np.random.default_rng([_ANCHOR_STREAM]), Sample({}, {})
+        for branch, points in self.train_points.items():
+            num_anchors = min(self.sampling.num_test_anchors, len(points.position))
+            sample.anchors[branch] = take_points(points, draw_points(rng, points, num_anchors, self.sampling))
+        if self._geometry is None:
+            return sample
+        num_supernodes = self.sampling.num_test_supernodes
+        return sample._replace(
+            geometry=draw_geometry(rng, self._geometry, self.sampling, num_supernodes=num_supernodes)
+        )
+
+
+def _num_test_points(name: str, num_points: int, sampling: Sampling) -> int:
+    num_test = round(TEST_FRACTION * num_points)
+    if num_test < 1 or num_points - num_test < sampling.num_anchors + sampling.num_queries:
+        raise ValueError(
+            f"{name}: {num_points} points are too few: {num_points - num_test} of them are to train on, and a step "
+            f"draws {sampling.num_anchors} anchors and {sampling.num_queries} queries"
+        )
+    return num_test

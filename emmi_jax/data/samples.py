@@ -1,0 +1,111 @@
+"""What a data set hands out: samples of points with fields, in physical units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.points import Array, PointSet
+
+
+class Context(NamedTuple):
+    """The anchors and the geometry that every prediction on one case shares, in physical units.
+
+    Attributes:
+        anchors: Positions [T, n] by branch.
+        geometry: Points of the geometry [P, n] and supernodes [M], for models with a geometry branch.
+    """
+
+    anchors: Mapping[str, Array]
+    geometry: Geometry | None = None
+
+
+class Sample(NamedTuple):
+    """Points of one case, or of a batch of cases with a leading axis B; a pytree.
+
+    Attributes:
+        anchors: Points by branch that every other point attends to.
+        queries: Points by branch that only attend; a branch may have none.
+        geometry: Points of the geometry [..., P, n] and supernodes [..., M], for models with a geometry branch.
+    """
+
+    anchors: dict[str, PointSet]
+    queries: dict[str, PointSet]
+    geometry: Geometry | None = None
+
+    @property
+    def context(self) -> Context:
+        """The part that predictions on this case share."""
+        return Context(_positions(self.anchors), self.geometry)
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Returns the keyword arguments of `AnchoredBranchedUPT.__call__`."""
+        return {
+            "anchors": _positions(self.anchors),
+            "queries": _positions(self.queries) or None,
+            "geometry": self.geometry,
+        }
+
+
+class Dataset(Protocol):
+    """Cases to train on and cases to test on, in physical units; a pure function of its seeds."""
+
+    @property
+    def fields(self) -> Mapping[str, Mapping[str, int]]:
+        """Number of channels by branch and field."""
+
+    @property
+    def summary(self) -> str:
+        """Describes the data in one line."""
+
+    @property
+    def context(self) -> Context | None:
+        """Anchors and geometry of all predictions, if the data are a single case."""
+
+    def train_chunks(self) -> Iterable[tuple[str, PointSet]]:
+        """Yields the points to measure statistics from, with their branch."""
+
+    def train_batch(self, seed: int, step: int) -> Sample:
+        """Returns the batch of a step; it does not depend on earlier batches."""
+
+    def test_samples(self) -> Iterator[Sample]:
+        """Yields the test cases, all with the same shapes; their queries carry the exact fields."""
+
+
+def stack_samples(samples: Sequence[Sample]) -> Sample:
+    """Stacks cases of equal shapes along a new leading axis; cell sizes are dropped."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(_without_cell_sizes, samples))
+
+
+def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
+    """Converts positions and fields of a case or a batch from physical to model units, in float32."""
+
+    def normalize(parts: dict[str, PointSet]) -> dict[str, PointSet]:
+        return {
+            branch: PointSet(
+                normalizer.normalize_position(points.position),
+                {name: normalizer.normalize_field(branch, name, values) for name, values in points.fields.items()},
+            )
+            for branch, points in parts.items()
+        }
+
+    geometry = sample.geometry
+    if geometry is not None:
+        geometry = geometry._replace(position=normalizer.normalize_position(geometry.position))
+    return Sample(normalize(sample.anchors), normalize(sample.queries), geometry)
+
+
+def _without_cell_sizes(sample: Sample) -> Sample:
+    def drop(parts: dict[str, PointSet]) -> dict[str, PointSet]:
+        return {branch: points._replace(cell_size=None) for branch, points in parts.items()}
+
+    return sample._replace(anchors=drop(sample.anchors), queries=drop(sample.queries))
+
+
+def _positions(parts: Mapping[str, PointSet]) -> dict[str, Array]:
+    return {branch: points.position for branch, points in parts.items()}

@@ -1,0 +1,160 @@
+"""Draws of points: without replacement from given points, or anywhere on a surface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emmi_jax.config import Config, check_count
+
+Method: TypeAlias = Literal["uniform", "weighted", "farthest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Config):
+    """How many points of a case the model sees, and how they are drawn.
+
+    Args:
+        num_anchors: Anchors per branch in training.
+        num_queries: Queries per branch in training, beside the anchors.
+        num_test_anchors: Anchors per branch after training.
+        num_geometry_points: Points P of the geometry; 0 for a model without a geometry branch.
+        num_supernodes: Supernodes M among them in training.
+        num_test_supernodes: Supernodes among them after training.
+        method: How anchors, and queries in training, are drawn from the points: `uniform`, or `weighted` by cell size,
+            which is uniform in area or volume.
+        supernode_method: How supernodes are drawn from the geometry points: `uniform`, or `farthest` from one another.
+
+    Raises:
+        ValueError: A value is out of range; the message quotes it.
+    """
+
+    num_anchors: int
+    num_queries: int
+    num_test_anchors: int
+    num_geometry_points: int = 0
+    num_supernodes: int = 0
+    num_test_supernodes: int = 0
+    method: Method = "uniform"
+    supernode_method: Method = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, minimum in (("num_anchors", 1), ("num_queries", 0), ("num_test_anchors", 1)):
+            check_count(name, getattr(self, name), minimum)
+        for name in ("num_geometry_points", "num_supernodes", "num_test_supernodes"):
+            check_count(name, getattr(self, name), 0)
+        for name, known in (("method", ("uniform", "weighted")), ("supernode_method", ("uniform", "farthest"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if max(self.num_supernodes, self.num_test_supernodes) > self.num_geometry_points:
+            raise ValueError(
+                f"supernodes are geometry points: expected at most {self.num_geometry_points}, "
+                f"got {self.num_supernodes} in training and {self.num_test_supernodes} after"
+            )
+
+
+def sample_points(
+    rng: np.random.Generator | int,
+    position: NDArray[np.floating[Any]],
+    num_points: int,
+    *,
+    method: Method = "uniform",
+    weights: ArrayLike | None = None,
+) -> NDArray[np.int64]:
+    """Draws points without replacement.
+
+    Args:
+        rng: Source of randomness, or a seed; the same state gives the same points.
+        position: Positions [N, n].
+        num_points: How many to draw, at most N.
+        method: `uniform`: all subsets are equally likely. `weighted`: one after another, each with a probability
+            proportional to its weight among those left; cell sizes as weights compensate for local mesh refinement.
+            `farthest`: the first at random, each next as far as possible from those drawn, in N·num_points steps.
+        weights: Weights [N], not negative, for `weighted` only.
+
+    Returns:
+        Indices [num_points] into the points, in the order of the draws.
+
+    Raises:
+        ValueError: There are too few points (with a weight), or the arguments do not match.
+
+    Sources: P. S. Efraimidis, P. G. Spirakis, Inf. Process. Lett. 97 (2006), for weighted draws; T. F. Gonzalez,
+    Theor. Comput. Sci. 38 (1985), for farthest points.
+    """
+    rng = np.random.default_rng(rng)
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if (weights is not None) != (method == "weighted"):
+        raise ValueError(f"the method 'weighted', and no other, takes weights; got {method!r}")
+    if not 0 <= num_points <= len(position):
+        raise ValueError(f"cannot draw {num_points} of {len(position)} points")
+    if method == "farthest":
+        return _farthest(rng, position, num_points)
+    if weights is None:
+        return rng.choice(len(position), num_points, replace=False)
+    return _weighted(rng, np.asarray(weights, dtype=np.float64), len(position), num_points)
+
+
+def sample_triangles(
+    rng: np.random.Generator | int, corners: NDArray[np.floating[Any]], num_points: int
+) -> NDArray[np.float64]:
+    """Draws independent points on triangles, uniform in area.
+
+    Args:
+        rng: Source of randomness, or a seed; the same state gives the same points.
+        corners: Corners of the triangles, [F, 3, 3].
+        num_points: How many points.
+
+    Returns:
+        Positions [num_points, 3].
+
+    Raises:
+        ValueError: The number is negative, or all triangles have no area.
+    """
+    rng = np.random.default_rng(rng)
+    if num_points < 0:
+        raise ValueError(f"num_points is {num_points}, expected 0 or more")
+    corners = np.asarray(corners, dtype=np.float64)
+    origin, first, second = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    area = np.linalg.norm(np.cross(first, second), axis=1)
+    if not area.sum() > 0:
+        raise ValueError(f"none of {len(corners)} triangles has an area")
+    face = rng.choice(len(corners), num_points, p=area / area.sum())
+    u, v = rng.random((2, num_points, 1))
+    # The other half of the parallelogram is folded back onto the triangle.
+    u, v = np.where(u + v > 1, (1 - u, 1 - v), (u, v))
+    points: NDArray[np.float64] = origin[face] + u * first[face] + v * second[face]
+    return points
+
+
+def _weighted(
+    rng: np.random.Generator, weights: NDArray[np.float64], num_all: int, num_points: int
+) -> NDArray[np.int64]:
+    if weights.shape != (num_all,) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
+        raise ValueError(f"expected {num_all} finite weights >= 0, got shape {weights.shape}: {_extremes(weights)}")
+    if np.count_nonzero(weights) < num_points:
+        raise ValueError(f"cannot draw {num_points} points: {np.count_nonzero(weights)} of {num_all} have a weight")
+    # The order of exponential waiting times with these rates is that of successive draws with these weights.
+    with np.errstate(divide="ignore"):
+        waiting = rng.standard_exponential(num_all) / weights
+    idx = np.argpartition(waiting, num_points)[:num_points] if num_points < num_all else np.arange(num_all)
+    return idx[np.argsort(waiting[idx])]
+
+
+def _extremes(values: NDArray[np.float64]) -> str:
+    return f"{values.min():g} … {values.max():g}" if values.size else "empty"
+
+
+def _farthest(rng: np.random.Generator, position: NDArray[np.floating[Any]], num_points: int) -> NDArray[np.int64]:
+    idx = np.empty(num_points, np.int64)
+    nearest = np.full(len(position), np.inf)
+    for i in range(num_points):
+        idx[i] = np.argmax(nearest) if i else rng.integers(len(position))
+        np.minimum(nearest, np.square(position - position[idx[i]]).sum(axis=1), out=nearest)
+        # Below every distance, so that no point is drawn twice where points coincide.
+        nearest[idx[i]] = -1.0
+    return idx

@@ -1,0 +1,79 @@
+"""Statistics of a data set, measured in one pass with one chunk in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from emmi_jax.data.moments import Moments
+from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, compress
+from emmi_jax.points import CHUNK_ROWS, PointSet, take_points
+
+
+class DataMoments(NamedTuple):
+    """Statistics of the positions and of each field, by branch and name; if log-scaled, of the logarithm too."""
+
+    position: Moments
+    fields: dict[str, dict[str, tuple[Moments, Moments | None]]]
+
+    def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
+        """Returns the normalizer of data with these statistics.
+
+        Args:
+            position_range: The longest side of the box of all points, in model units.
+            divergence_free: Fields whose scales must preserve zero divergence; they get no logarithm.
+
+        Raises:
+            ValueError: A value is not finite, or all positions coincide.
+        """
+        if self.position.num_not_finite:
+            raise ValueError(f"{self.position.num_not_finite} positions are not finite")
+        scales = {
+            branch: {
+                name: FieldScale.of(plain, common_std=True)
+                if name in divergence_free
+                else FieldScale.of(plain, compressed)
+                for name, (plain, compressed) in fields.items()
+            }
+            for branch, fields in self.fields.items()
+        }
+        return Normalizer.from_box(
+            self.position.minimum, self.position.maximum, position_range=position_range, fields=scales
+        )
+
+
+def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:
+    """Measures data that arrive in chunks.
+
+    Args:
+        chunks: The branch and the points of each chunk.
+
+    Raises:
+        ValueError: There is no chunk.
+    """
+    box: Moments | None = None
+    fields: dict[str, dict[str, tuple[Moments, Moments | None]]] = {}
+    for branch, points in chunks:
+        here = Moments.of(points.position)
+        box = here if box is None else box.merge(here)
+        known = fields.setdefault(branch, {})
+        for name, values in points.fields.items():
+            parts = Moments.of(values), Moments.of(compress(values)) if name in LOG_SCALED_FIELDS else None
+            known[name] = _merge(known[name], parts) if name in known else parts
+    if box is None:
+        raise ValueError("cannot measure statistics: there are no points")
+    return DataMoments(box, fields)
+
+
+def point_chunks(points: Mapping[str, PointSet]) -> Iterator[tuple[str, PointSet]]:
+    """Yields the points of each branch in chunks, for `measure`."""
+    for branch, part in points.items():
+        for start in range(0, len(part.position), CHUNK_ROWS):
+            yield branch, take_points(part, slice(start, start + CHUNK_ROWS))
+
+
+def _merge(
+    known: tuple[Moments, Moments | None], parts: tuple[Moments, Moments | None]
+) -> tuple[Moments, Moments | None]:
+    compressed = None if known[1] is None or parts[1] is None else known[1].merge(parts[1])
+    return known[0].merge(parts[0]), compressed

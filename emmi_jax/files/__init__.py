@@ -1,0 +1,1 @@
+"""Atomic writes, npy, npz and JSON; nothing about physics."""

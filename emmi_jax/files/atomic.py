@@ -1,0 +1,112 @@
+"""Files and folders: atomic writes, JSON, and checks before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+JsonDict = dict[str, Any]
+
+
+class UnwritableFileError(OSError):
+    """A file cannot be written, for instance because the disk is full; the message names the file."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, which becomes `path` at the end; an exception leaves no partial file.
+
+    Folders that are missing are made.
+
+    Raises:
+        UnwritableFileError: Writing failed.
+    """
+    # The extension stays last, because some writers go by it.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        with naming_the_file(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, path)
+    finally:
+        if partial.is_file():
+            partial.unlink()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with whole_file(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, value: JsonDict) -> None:
+    """Writes JSON atomically."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder to write to, and its parents, unless they exist.
+
+    Raises:
+        UnwritableFileError: It cannot be made, or files cannot be written to it.
+    """
+    with naming_the_file(path):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+
+
+def check_space(path: Path, num_bytes: int) -> None:
+    """Checks that a disk has enough space before any work is done.
+
+    Args:
+        path: A file or folder to write to; it need not exist.
+        num_bytes: How much will be written. A file that it replaces counts in full, because it stays until then.
+
+    Raises:
+        UnwritableFileError: There is less space.
+    """
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    with naming_the_file(path):
+        free = shutil.disk_usage(existing).free
+    if num_bytes > free:
+        raise UnwritableFileError(
+            f"{path}: up to {_in_words(num_bytes)} will be written and {_in_words(free)} are free: make room on that "
+            "disk, or write to another"
+        )
+
+
+@contextmanager
+def naming_the_file(path: Path) -> Iterator[None]:
+    """Names the file in the error of a failed write, which itself names none, or the partial file."""
+    try:
+        yield
+    except UnwritableFileError:
+        raise
+    except OSError as error:
+        raise UnwritableFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _in_words(num_bytes: int) -> str:
+    unit = "GiB" if num_bytes >= 2**30 else "MiB"
+    return f"{num_bytes / (2**30 if unit == 'GiB' else 2**20):,.1f} {unit}"

@@ -1,0 +1,109 @@
+"""Points and fields in `.npz` files: read with checks, written atomically."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emmi_jax.files.atomic import whole_file
+from emmi_jax.points import PointSet, row_chunks
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+POSITION = "position"
+
+
+def read_case(path: Path) -> PointSet:
+    """Reads one case: the array `position` [N, 3], in any unit, and every other array as a field.
+
+    Args:
+        path: An `.npz` file of numeric arrays; fields are (N,) or (N, F).
+
+    Returns:
+        Positions [N, 3] and fields [N, F], float64.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not an `.npz` file, it has no `position` or no field, or an array has the wrong shape, is not
+            numeric or not finite; the message names the array.
+    """
+    arrays = read_arrays(path)
+    if POSITION not in arrays:
+        raise ValueError(f"{path}: no array {POSITION!r}; the file holds {sorted(arrays)}")
+    position = checked_positions(path, POSITION, arrays.pop(POSITION))
+    if not arrays:
+        raise ValueError(f"{path}: no field beside {POSITION!r}: expected at least one array of {len(position)} rows")
+    return PointSet(position, {name: _checked_field(path, name, a, len(position)) for name, a in arrays.items()})
+
+
+def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, NDArray[np.float64]]:
+    """Reads arrays of an `.npz` file as float64.
+
+    Args:
+        path: The file.
+        names: Arrays to read, if the file holds them; None means all.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not an `.npz` file, it is damaged, or an array is not numeric.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not an .npz file, or a truncated one")
+    arrays = {}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            if names is not None and name not in names:
+                continue
+            try:
+                array = file[name]
+            except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{path}: array {name!r} cannot be read: {error}") from None
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+                found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise ValueError(f"{path}: array {name!r} holds {found}, expected real numbers")
+            arrays[name] = array.astype(np.float64)
+    return arrays
+
+
+def checked_positions(path: Path, name: str, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    """Returns positions [N, 3] after checking shape and values; a memory map is read chunk by chunk.
+
+    Raises:
+        ValueError: The shape is not (N, 3), or a value is not finite.
+    """
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise ValueError(f"{path}: array {name!r} has shape {array.shape}, expected (N, 3)")
+    _check_finite(path, name, array)
+    return array
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.floating[Any]]]) -> None:
+    """Writes an `.npz` file atomically.
+
+    Raises:
+        UnwritableFileError: The disk is full, for instance.
+    """
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _checked_field(path: Path, name: str, array: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:
+    if array.ndim not in (1, 2) or len(array) != num_points or array.size == 0:
+        raise ValueError(
+            f"{path}: field {name!r} has shape {array.shape}, expected ({num_points},) or ({num_points}, F)"
+        )
+    _check_finite(path, name, array)
+    return array.reshape(num_points, -1)
+
+
+def _check_finite(path: Path, name: str, array: NDArray[Any]) -> None:
+    num_bad = sum(chunk.size - int(np.count_nonzero(np.isfinite(chunk))) for chunk in row_chunks(array))
+    if num_bad:
+        raise ValueError(f"{path}: {num_bad} of {array.size} values of {name!r} are NaN or infinite")

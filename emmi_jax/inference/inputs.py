@@ -1,0 +1,66 @@
+"""The arrays that describe one case, checked on the host and given the model's batch axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emmi_jax.config import AbUptConfig
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.inference.chunks import to_model_units
+from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.models.inputs import check_inputs
+
+
+def case_inputs(
+    config: AbUptConfig,
+    anchors: Mapping[str, ArrayLike],
+    geometry: Geometry | None,
+    condition: ArrayLike | None,
+    anchor_masks: Mapping[str, ArrayLike] | None,
+    normalizer: Normalizer | None,
+) -> dict[str, Any]:
+    """Returns the keyword arguments of the model's call for one case, in model units; see `encode`.
+
+    Raises:
+        ValueError: An array has the wrong shape or dtype, a value is not finite, or an index is out of range.
+    """
+    axes = config.num_position_axes
+    if normalizer is not None:
+        normalizer = normalizer.for_fields(config.fields)
+    if geometry is not None:
+        position = to_model_units("the geometry", geometry.position, axes, normalizer)
+        # The other leaves may be lists, which are no leaves to JAX.
+        geometry = Geometry(position, *(_host("geometry", leaf) for leaf in geometry[1:]))
+        geometry = jax.tree.map(lambda array: array[None], geometry)
+    inputs: dict[str, Any] = {
+        "anchors": {b: to_model_units(f"the anchor {b}", a, axes, normalizer)[None] for b, a in anchors.items()},
+        "geometry": geometry,
+        "condition": condition_input(condition),
+        "anchor_masks": {b: _host(f"anchor_masks[{b!r}]", m)[None] for b, m in (anchor_masks or {}).items()},
+    }
+    check_inputs(config, queries={}, **inputs)
+    return inputs
+
+
+def condition_input(condition: ArrayLike | None) -> NDArray[np.float32] | None:
+    """Returns a condition [condition_dim] as [1, condition_dim] in float32."""
+    if condition is None:
+        return None
+    values = _host("condition", condition)
+    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ValueError(f"condition must hold finite numbers, got {values.tolist()}")
+    return values.astype(np.float32)[None]
+
+
+def _host(what: str, value: Any) -> Any:
+    """Returns lists, numbers, and the arrays of NumPy and JAX as NumPy arrays, in tuples too."""
+    if value is None or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        return value and type(value)(*(_host(what, leaf) for leaf in value))
+    if not isinstance(value, list | tuple | int | float | np.ndarray | jax.Array):
+        raise ValueError(f"{what} must be an array, got {type(value).__module__}.{type(value).__name__}")
+    return np.asarray(value)

@@ -1,0 +1,238 @@
+"""From meshes to the same meshes with predicted fields, their metrics, and the forces on the surface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emmi_jax.data.case_folder import NUM_GEOMETRY_POINTS
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.metrics import Metrics, field_metrics
+from emmi_jax.data.sampling import sample_triangles
+from emmi_jax.files.atomic import make_folder
+from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.meshes.forces import force_coefficients, integrate_forces
+from emmi_jax.meshes.mesh import FieldSource, Location, Mesh, read_mesh, write_mesh
+from emmi_jax.meshes.surfaces import check_surface, surface_elements, surface_triangles
+from emmi_jax.points import Array, PointSet
+
+FieldArrays: TypeAlias = dict[str, NDArray[np.float32]]
+
+PRESSURES = ("pressure", "pressure_coefficient")
+SHEAR_SIGNS = {"wallshearstress": -1.0, "wall_shear_stress": 1.0}
+"""Factor from the field to the traction on the body; the first is DrivAerML's, which has OpenFOAM's sign."""
+
+_WRITABLE = (".vtp", ".vtu", ".vtk")
+
+
+class BranchMesh(NamedTuple):
+    """A mesh to predict on: the positions of its queries [N, 3], and the values to compare with, [N, F] by field."""
+
+    mesh: Mesh
+    location: Location
+    position: Array
+    reference: dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceReference:
+    """What forces are divided by: reference area in m², speed in m/s and density in kg/m³ of the stream."""
+
+    area: float
+    speed: float
+    density: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("area", "speed", "density"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def dynamic_pressure(self) -> float:
+        """Density · speed² / 2, in Pa."""
+        return self.density * self.speed**2 / 2
+
+
+class Forces(NamedTuple):
+    """Force coefficients of the `predicted` and, where known, the `reference` fields, and the surface's open edges."""
+
+    coefficients: dict[str, dict[str, float]]
+    num_open_edges: int
+
+
+def query_mesh(path: Path) -> BranchMesh:
+    """Reads a mesh to predict on: in its cells, unless it has none or only its points carry arrays.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is unusable.
+    """
+    mesh = read_mesh(path)
+    only_on_points = mesh.dataset.n_arrays and not mesh.dataset.cell_data.keys()
+    location: Location = "points" if only_on_points or not mesh.dataset.n_cells else "cells"
+    return BranchMesh(mesh, location, mesh.position(location), {})
+
+
+def reference_mesh(path: Path, fields: Mapping[str, int], sources: Mapping[str, FieldSource]) -> BranchMesh:
+    """Reads a mesh to predict on where its reference arrays are, to compare with them.
+
+    Args:
+        path: A mesh file.
+        fields: Number of channels by field of the branch.
+        sources: The arrays that hold the fields; a field without one is sought under its own name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is unusable, or has nothing to compare with.
+    """
+    mesh = read_mesh(path)
+    present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
+    sought = {name: sources.get(name, FieldSource(name)) for name in fields}
+    found = {name: source for name, source in sought.items() if source.array in present}
+    if not found:
+        arrays = {name: source.array for name, source in sought.items()}
+        raise ValueError(
+            f"{path}: nothing to compare with: expected the arrays {arrays}; the mesh has {sorted(present)}"
+        )
+    points = mesh.points(found)
+    for name, values in points.fields.items():
+        if values.shape[1] != fields[name]:
+            raise ValueError(f"{path}: array of {name!r} has {values.shape[1]} channels, the model {fields[name]}")
+    return BranchMesh(mesh, mesh.location_of(s.array for s in found.values()), points.position, points.fields)
+
+
+def geometry_points(path: Path) -> Array:
+    """Draws points on the triangles of a surface, uniform in area, [P, 3]."""
+    return sample_triangles(0, surface_triangles(read_mesh(path)), NUM_GEOMETRY_POINTS)
+
+
+def predict_on_meshes(
+    surrogate: Surrogate,
+    meshes: Mapping[str, BranchMesh],
+    *,
+    geometry: Array | None = None,
+    chunk_size: ChunkSize = "auto",
+    advance: Callable[[int], object] = lambda num_points: None,
+) -> dict[str, FieldArrays]:
+    """Predicts every field of the branches that have a mesh.
+
+    Args:
+        surrogate: The surrogate; anchors that its context lacks are drawn from the meshes.
+        meshes: Meshes by branch.
+        geometry: Points [P, 3] of the geometry; by default those of the context, or of the surface mesh.
+        chunk_size: Queries per call of the model.
+        advance: Called with the number of points of each chunk that is done.
+
+    Returns:
+        Arrays [N, F] float32 in physical units by branch and field.
+    """
+    is_weighted = surrogate.sampling.method == "weighted"
+    points = {
+        branch: PointSet(mesh.position, {}, mesh.mesh.cell_sizes(mesh.location) if is_weighted else None)
+        for branch, mesh in meshes.items()
+    }
+    encoded = surrogate.encode(points=points, geometry=geometry)
+    queries = {branch: mesh.position for branch, mesh in meshes.items()}
+    fields = encoded.predict(queries, chunk_size=chunk_size, advance=advance)
+    return {
+        branch: {name: fields[f"{branch}_{name}"] for name in surrogate.model.config.fields[branch]}
+        for branch in meshes
+    }
+
+
+def mesh_metrics(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]) -> dict[str, Metrics]:
+    """Compares predictions with the arrays of the meshes; returns the metrics by "branch/field"."""
+    return {
+        f"{branch}/{name}": field_metrics(predicted[branch][name], reference)
+        for branch, mesh in meshes.items()
+        for name, reference in mesh.reference.items()
+    }
+
+
+def write_predictions(
+    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]
+) -> list[Path]:
+    """Writes each mesh again, with `predicted_<field>`, and `error_<field>` where there is a reference.
+
+    Args:
+        folder: The folder, made if it is missing. Files keep the name of their mesh; if its extension cannot hold
+            fields, it becomes `.vtp`.
+        predicted: Fields by branch.
+        meshes: Meshes by branch.
+
+    Returns:
+        The paths of the files.
+    """
+    make_folder(folder)
+    paths = []
+    for branch, mesh in meshes.items():
+        arrays = {f"predicted_{name}": values for name, values in predicted[branch].items()}
+        for name, reference in mesh.reference.items():
+            arrays[f"error_{name}"] = (predicted[branch][name] - reference).astype(np.float32)
+        paths.append(folder / output_name(mesh.mesh.path))
+        write_mesh(paths[-1], mesh.mesh, arrays, location=mesh.location)
+    return paths
+
+
+def largest_output(meshes: Mapping[str, BranchMesh], fields: Mapping[str, Mapping[str, int]]) -> int:
+    """Returns how many bytes `write_predictions` writes at most; compression may save some.
+
+    Args:
+        meshes: Meshes by branch.
+        fields: Number of channels by branch and field.
+    """
+    total = 0
+    for branch, mesh in meshes.items():
+        channels = sum(fields[branch].values()) + sum(fields[branch][name] for name in mesh.reference)
+        new_arrays = np.dtype(np.float32).itemsize * channels * len(mesh.position)
+        total += 1024 * mesh.mesh.dataset.GetActualMemorySize() + new_arrays
+    return total
+
+
+def output_name(path: Path) -> str:
+    """Returns the name of the file that a mesh with fields is written to."""
+    return path.name if path.suffix.lower() in _WRITABLE else f"{path.stem}.vtp"
+
+
+def check_forces(surface: BranchMesh, fields: Collection[str]) -> str:
+    """Refuses what `surface_forces` cannot integrate, before predicting; returns the name of the pressure."""
+    if surface.location != "cells":
+        raise ValueError(f"{surface.mesh.path}: forces need fields in the cells of the surface, they are on its points")
+    check_surface(surface.mesh)
+    for name in PRESSURES:
+        if name in fields:
+            return name
+    raise ValueError(f"forces need a field {' or '.join(PRESSURES)}; the branch {GEOMETRY_BRANCH!r} has {list(fields)}")
+
+
+def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: ForceReference) -> Forces:
+    """Integrates the forces on a surface from its pressure, or pressure coefficient, and its wall shear stress.
+
+    Args:
+        predicted: Fields of the surface: one of `PRESSURES`, and perhaps one of `SHEAR_SIGNS`.
+        surface: The surface, with fields in its cells.
+        reference: What forces are divided by.
+
+    Raises:
+        ValueError: There is no pressure, the fields are not in cells, or the mesh is not a surface.
+    """
+    pressure = check_forces(surface, predicted)
+    elements = surface_elements(surface.mesh, require_closed=False)
+    unit = reference.dynamic_pressure if pressure == "pressure_coefficient" else 1.0
+    shear = next((name for name in SHEAR_SIGNS if name in predicted), None)
+
+    def coefficients(fields: Mapping[str, Array]) -> dict[str, float]:
+        traction = None if shear is None else SHEAR_SIGNS[shear] * fields[shear]
+        force = integrate_forces(elements.normal, elements.area, unit * fields[pressure], traction)
+        return force_coefficients(force, area=reference.area, dynamic_pressure=reference.dynamic_pressure)
+
+    found = {"predicted": coefficients(predicted)}
+    if {pressure, shear} - {None} <= set(surface.reference):
+        found["reference"] = coefficients(surface.reference)
+    return Forces(found, elements.num_open_edges)

@@ -1,0 +1,200 @@
+"""A trained model with everything that its use takes, in physical units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from emmi_jax.data.draws import GEOMETRY_BRANCH, draw_geometry, draw_points
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.samples import Context
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.inference import streaming
+from emmi_jax.inference.cache import AnchorCache
+from emmi_jax.inference.chunks import ChunkSize, Queries
+from emmi_jax.inference.streaming import StreamedChunk
+from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import Params
+from emmi_jax.points import Array, PointSet
+
+_DRAW_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """A model, its parameters, and how a case reaches it; positions and fields are in physical units.
+
+    Args:
+        model: The model.
+        params: Its parameters.
+        normalizer: How positions and fields are scaled.
+        sampling: How many anchors, geometry points and supernodes are drawn, and how.
+        context: Anchors and geometry to use where `encode` is given none, for a run on a single case.
+
+    Raises:
+        ValueError: The normalizer lacks a field of the model, or has another number of channels.
+
+    Example:
+        >>> surrogate = emmi_jax.load_run("runs/car")  # doctest: +SKIP
+        >>> encoded = surrogate.encode(anchors=anchors, geometry=body_points)  # doctest: +SKIP
+        >>> fields = encoded.predict({"volume": positions})  # {"volume_velocity": [N, 3], ...}  # doctest: +SKIP
+    """
+
+    model: AnchoredBranchedUPT
+    params: Params
+    normalizer: Normalizer
+    sampling: Sampling
+    context: Context | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "normalizer", self.normalizer.for_fields(self.model.config.fields))
+
+    def encode(
+        self,
+        *,
+        anchors: Mapping[str, Array] | None = None,
+        geometry: Geometry | Array | None = None,
+        condition: ArrayLike | None = None,
+        points: Mapping[str, PointSet | Array] | None = None,
+    ) -> Encoded:
+        """Encodes one case; its queries can then be predicted any number of times.
+
+        What is not given comes from the run's context, or else is drawn, always with the same seed: anchors from
+        `points`; geometry points from `points` of the branch ``surface``, or else from its anchors; supernodes from the
+        geometry points.
+
+        Args:
+            anchors: Positions [T, n] of any of the branches.
+            geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is.
+            condition: Array [condition_dim], if the model has one.
+            points: Points [N, n] of any of the branches to draw from; as a `PointSet` they may bring cell sizes.
+
+        Raises:
+            ValueError: There is nothing to draw from, or too little; or see `emmi_jax.encode`.
+        """
+        rng = np.random.default_rng(_DRAW_SEED)
+        available = {branch: _as_points(branch, given) for branch, given in (points or {}).items()}
+        stored = {} if self.context is None else self.context.anchors
+        given = {**stored, **(anchors or {})}
+        branches = self.model.config.branches
+        if unknown := sorted({*given, *available} - set(branches)):
+            raise ValueError(f"anchors or points name the unknown branches {unknown!r}; the branches are {branches!r}")
+        chosen = {b: given[b] if b in given else self._draw(rng, b, available) for b in branches}
+        cache = streaming.encode(
+            self.model,
+            self._variables,
+            anchors=chosen,
+            geometry=self._geometry(rng, geometry, available, chosen),
+            condition=condition,
+            normalizer=self.normalizer,
+        )
+        return Encoded(self, cache, condition)
+
+    @property
+    def _variables(self) -> dict[str, Any]:
+        return {"params": self.params}
+
+    def _draw(self, rng: np.random.Generator, branch: str, available: Mapping[str, PointSet]) -> Array:
+        points = available.get(branch)
+        if points is None or not len(points.position):
+            raise ValueError(f"no anchors for the branch {branch!r}: give them, or points to draw them from")
+        num_anchors = min(self.sampling.num_test_anchors, len(points.position))
+        return points.position[draw_points(rng, points, num_anchors, self.sampling)]
+
+    def _geometry(
+        self,
+        rng: np.random.Generator,
+        geometry: Geometry | Array | None,
+        available: Mapping[str, PointSet],
+        anchors: Mapping[str, Array],
+    ) -> Geometry | None:
+        if not self.model.config.has_geometry:
+            if geometry is not None:
+                raise ValueError("a geometry is given, but the model has no geometry branch")
+            return None
+        if geometry is None and self.context is not None:
+            geometry = self.context.geometry
+        if geometry is None and GEOMETRY_BRANCH in available:
+            geometry = available[GEOMETRY_BRANCH].position
+        if geometry is None:
+            geometry = anchors.get(GEOMETRY_BRANCH)
+        if geometry is None:
+            raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
+        if isinstance(geometry, Geometry):
+            return geometry
+        points = _as_points("geometry", geometry).position
+        return draw_geometry(rng, points, self.sampling, num_supernodes=self.sampling.num_test_supernodes)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One case as the model has encoded it.
+
+    Args:
+        surrogate: What encoded it.
+        cache: Keys and values of its anchors and geometry.
+        condition: The condition that it was encoded with.
+    """
+
+    surrogate: Surrogate
+    cache: AnchorCache
+    condition: ArrayLike | None = None
+
+    def stream(
+        self,
+        queries: Mapping[str, Queries],
+        *,
+        chunk_size: ChunkSize = "auto",
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Iterator[StreamedChunk]:
+        """Yields the fields at the queries chunk by chunk, in physical units; see `emmi_jax.stream`."""
+        return streaming.stream(**self._arguments, queries=queries, chunk_size=chunk_size, devices=devices)
+
+    def predict(
+        self,
+        queries: Mapping[str, Queries],
+        *,
+        out: Mapping[str, Any] | None = None,
+        chunk_size: ChunkSize = "auto",
+        devices: Sequence[jax.Device] | None = None,
+        advance: Callable[[int], object] = lambda num_points: None,
+    ) -> dict[str, Any]:
+        """Returns the fields [N, F] at the queries by ``<branch>_<field>``, in physical units.
+
+        Args:
+            queries: Positions [N, n] of any of the branches; see `emmi_jax.stream`.
+            out: Arrays or memory-maps to fill instead of new ones.
+            chunk_size: Queries per call of the model; by default as many as the memory of the devices allows.
+            devices: The devices that share each chunk; by default all local ones.
+            advance: Called with the number of points of each chunk that is done.
+
+        Raises:
+            ValueError: A branch is unknown, positions are unusable, or `out` does not fit.
+        """
+        return streaming.predict(
+            **self._arguments, queries=queries, out=out, chunk_size=chunk_size, devices=devices, advance=advance
+        )
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        surrogate = self.surrogate
+        return {
+            "model": surrogate.model,
+            "variables": surrogate._variables,
+            "cache": self.cache,
+            "normalizer": surrogate.normalizer,
+            "condition": self.condition,
+        }
+
+
+def _as_points(what: str, points: PointSet | Array) -> PointSet:
+    position = points.position if isinstance(points, PointSet) else points
+    if not isinstance(getattr(position, "dtype", None), np.dtype) or len(position.shape) != 2:
+        raise ValueError(f"the points of {what!r} must be an array [points, axes], got {type(position).__name__}")
+    return points if isinstance(points, PointSet) else PointSet(position, {})

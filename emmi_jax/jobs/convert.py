@@ -1,0 +1,87 @@
+"""`emmi-jax convert`: a run made of weights that were trained in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from emmi_jax.config import AbUptConfig
+from emmi_jax.convert import PRESETS, ab_upt_from_torch, load_torch_file
+from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.directory import RunConfig, RunDirectory, read_json
+
+
+def preset_config(name: str) -> RunConfig:
+    """Returns the configuration of a published model.
+
+    Raises:
+        ValueError: There is no preset of this name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    return RunConfig(
+        model=preset.config, normalizer=preset.normalizer, sampling=preset.sampling, sources=preset.sources
+    )
+
+
+def read_config(path: Path) -> RunConfig:
+    """Reads what a checkpoint does not say about its model from JSON.
+
+    Args:
+        path: A run's `config.json`; or the values of an `AbUptConfig` alone: then nothing is scaled, and cases are
+            sampled as the published model samples them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, or holds no configuration.
+    """
+    values = read_json(path)
+    if "model" in values:
+        return RunConfig.read(path)
+    try:
+        model = AbUptConfig.from_dict(values)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    identity = {
+        branch: {name: FieldScale(mean=(0.0,) * channels, std=(1.0,) * channels) for name, channels in fields.items()}
+        for branch, fields in model.fields.items()
+    }
+    normalizer = Normalizer(position_low=(0.0,) * model.num_position_axes, position_scale=1.0, fields=identity)
+    return RunConfig(model=model, normalizer=normalizer, sampling=PRESETS["drivaerml-tutorial"].sampling, sources={})
+
+
+def convert(file: Path, path: Path, config: RunConfig, *, layout: str | None) -> int:
+    """Makes a run of a file of PyTorch weights; its checkpoint is that of step 0.
+
+    Args:
+        file: The weights, as `load_torch_file` reads them.
+        path: The run's folder; it must not exist.
+        config: What the weights belong to.
+        layout: Layout of their names; None recognises it.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is refused, its weights do not fit, or the run exists.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    arrays = ab_upt_from_torch(load_torch_file(file).state_dict, config.model, layout=layout)
+    params = jax.tree.map(lambda array: jnp.asarray(array, config.model.param_dtype), arrays)
+    untrained = RunConfig(
+        model=config.model,
+        normalizer=config.normalizer,
+        sampling=config.sampling,
+        sources=config.sources,
+        is_converted=True,
+    )
+    run = RunDirectory.create(path, untrained)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(0, {"params": params})
+    return sum(array.size for array in jax.tree.leaves(params))

@@ -1,0 +1,151 @@
+"""The data that settings name, and how they are scaled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from emmi_jax.convert import PRESETS
+from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.data.case_collection import CaseCollection, case_folders
+from emmi_jax.data.case_folder import case_branches, find_sources, read_case_folder, sources_to_json
+from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, read_split
+from emmi_jax.data.ellipsoids import EllipsoidDataset
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.point_cloud import PointCloudDataset
+from emmi_jax.data.samples import Dataset
+from emmi_jax.data.statistics import measure
+from emmi_jax.files.atomic import JsonDict
+from emmi_jax.files.npz import read_case
+from emmi_jax.training.settings import TrainSettings
+
+
+def load_dataset(settings: TrainSettings) -> Dataset:
+    """Returns the data set that the settings name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file or folder does not hold a usable case.
+    """
+    sampling, batch_size = settings.sampling_config, settings.batch_size
+    is_weighted = sampling.method == "weighted"
+    if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
+        raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
+    if settings.data is None:
+        return EllipsoidDataset(sampling, batch_size=batch_size)
+    path = Path(settings.data)
+    folders = _collected_folders(path)
+    if folders:
+        load_case = partial(read_case_folder, load_tensor=load_torch_tensor, with_cell_sizes=is_weighted)
+        split = _split(settings, folders)
+        return CaseCollection(split, load_case, sampling, batch_size=batch_size, name=path.name)
+    if settings.split is not None:
+        raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
+    if path.is_dir():
+        points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
+        return PointCloudDataset(points, sampling, batch_size=batch_size, geometry=geometry, name=path.name)
+    return PointCloudDataset({"volume": read_case(path)}, sampling, batch_size=batch_size, name=path.name)
+
+
+def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:
+    """Returns the normalizer that the settings name, or measures one on the training data.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The given statistics do not suit the data, or the data are not finite.
+    """
+    free = settings.divergence_free
+    if settings.statistics is not None:
+        return read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
+    moments = measure(dataset.train_chunks())
+    return moments.normalizer(position_range=settings.position_range, divergence_free=free)
+
+
+def field_sources(settings: TrainSettings) -> JsonDict:
+    """Returns the arrays of mesh files that hold the fields, as in `fields.json`; empty if the data are no folder."""
+    if settings.data is None or not (path := Path(settings.data)).is_dir():
+        return {}
+    return sources_to_json(find_sources(next(iter(_collected_folders(path)), path)))
+
+
+def read_statistics(source: str) -> Normalizer:
+    """Returns the normalizer of a published model or of a run.
+
+    Args:
+        source: Name of a published model, such as `drivaerml-tutorial`; or path of a run's `config.json`, or of JSON
+            with the values of a `Normalizer` alone, as under `normalizer` there.
+
+    Raises:
+        FileNotFoundError: It is neither a name nor a file.
+        ValueError: The file does not hold statistics.
+    """
+    if source in PRESETS:
+        return PRESETS[source].normalizer
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(PRESETS)}")
+    try:
+        values = json.loads(path.read_text())
+        return Normalizer.from_dict(values.get("normalizer", values))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: not the statistics of a run: {error}") from None
+
+
+def default_settings(data: str | None, *, geometry: bool = True) -> TrainSettings:
+    """Returns the default settings, for a run of a few minutes on two processor cores.
+
+    Args:
+        data: Path of an `.npz` case, of a folder with a case, or of a folder with several such folders; None for the
+            built-in ellipsoids.
+        geometry: Whether the model has a geometry branch; it never has one for data without a surface.
+    """
+    if data is not None:
+        return _settings_of_a_case(data, geometry=geometry)
+    if not geometry:
+        return TrainSettings()
+    return TrainSettings(
+        physics_blocks=("joint", "perceiver", "joint", "joint", "joint"),
+        num_geometry_points=512,
+        num_supernodes=64,
+        num_test_supernodes=256,
+    )
+
+
+def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
+    settings = TrainSettings(
+        data=data,
+        batch_size=1,
+        num_anchors=128,
+        num_queries=384,
+        physics_blocks=("self",) * 4,
+        # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
+        position_range=5000.0,
+        max_wavelength=10_000.0,
+    )
+    branches = case_branches(next(iter(_collected_folders(Path(data))), Path(data)))
+    if len(branches) > 1:
+        settings = replace(settings, physics_blocks=("self", "cross") * 2)
+    # The geometry branch sees the surface.
+    if not geometry or "surface" not in branches:
+        return settings
+    return replace(
+        settings,
+        physics_blocks=("perceiver", *settings.physics_blocks),
+        num_geometry_points=1024,
+        num_supernodes=128,
+        num_test_supernodes=256,
+    )
+
+
+def _collected_folders(path: Path) -> list[Path]:
+    """Returns the case folders in a folder that is not a case itself."""
+    return [] if case_branches(path) else case_folders(path)
+
+
+def _split(settings: TrainSettings, folders: list[Path]) -> CaseSplit:
+    if settings.split is not None:
+        return read_split(Path(settings.split), folders)
+    file = folders[0].parent / SPLIT_FILE
+    return read_split(file, folders) if file.is_file() else draw_split(folders)

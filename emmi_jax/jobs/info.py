@@ -1,0 +1,99 @@
+"""What `emmi-jax info` prints: blocks, shapes and numbers of parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict
+from rich.table import Table
+
+from emmi_jax.convert import CONSTANTS, load_torch_file
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import init_params
+from emmi_jax.runs.directory import RunDirectory
+
+Shape = tuple[int, ...]
+
+
+class Block(NamedTuple):
+    """A block of a model: its name without a number, the number, and the shapes of its parameters by name."""
+
+    name: str
+    number: int | None
+    shapes: tuple[tuple[str, Shape], ...]
+
+
+def summary_table(shapes: Mapping[str, Shape], title: str) -> Table:
+    """Lists parameters block by block; neighbours that differ in their number alone share their rows.
+
+    Args:
+        shapes: Shapes by name, as ``physics_blocks_0/norm1/scale`` or ``physics_blocks.0.norm1.weight``.
+        title: Headline.
+
+    Returns:
+        A table of blocks with their parameters, shapes and numbers, and the total below.
+    """
+    table = Table(title=title, title_justify="left", show_footer=True, box=None, pad_edge=False)
+    table.add_column("block", "total")
+    table.add_column("shape")
+    table.add_column("count", f"{sum(map(prod, shapes.values())):,}", justify="right")
+    for _, equal in groupby(_blocks(shapes), key=lambda block: (block.name, block.shapes)):
+        blocks = list(equal)
+        count = sum(prod(shape) for _, shape in blocks[0].shapes)
+        table.add_row(_label(blocks), "", f"{len(blocks) * count:,}", style="bold")
+        for name, shape in blocks[0].shapes:
+            times = f"{len(blocks)} × " if len(blocks) > 1 else ""
+            table.add_row(f"  {name}", " × ".join(map(str, shape)), f"{times}{prod(shape):,}")
+    return table
+
+
+def run_shapes(path: Path) -> dict[str, Shape]:
+    """Returns the shapes of a run's parameters, from its configuration.
+
+    Raises:
+        ValueError: The folder is not a run.
+    """
+    model = AnchoredBranchedUPT(RunDirectory.open(path).read_config().model)
+    tree = jax.eval_shape(lambda: init_params(model, seed=0))
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def file_shapes(path: Path) -> dict[str, Shape]:
+    """Returns the shapes in a file of PyTorch weights, without constants.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is refused.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such run or file")
+    state_dict = load_torch_file(path).state_dict
+    return {name: a.shape for name, a in state_dict.items() if name.rpartition(".")[2] not in CONSTANTS}
+
+
+def _blocks(shapes: Mapping[str, Shape]) -> list[Block]:
+    grouped: dict[str, list[tuple[str, Shape]]] = {}
+    for name, shape in shapes.items():
+        match = re.match(r"([^/]+)/(.+)|(.+?\.\d+)\.(.+)|([^.]+)\.(.+)", name)
+        block, parameter = (part for part in match.groups() if part) if match else ("", name)
+        grouped.setdefault(block, []).append((parameter, shape))
+    blocks = []
+    for block, parameters in grouped.items():
+        numbered = re.fullmatch(r"(.+)[._](\d+)", block)
+        name, number = (numbered[1], int(numbered[2])) if numbered else (block, None)
+        blocks.append(Block(name, number, tuple(parameters)))
+    order = {block.name: place for place, block in reversed(list(enumerate(blocks)))}
+    return sorted(blocks, key=lambda block: (order[block.name], block.number or 0))
+
+
+def _label(blocks: Sequence[Block]) -> str:
+    first, last = blocks[0], blocks[-1]
+    if first.number is None:
+        return first.name
+    return f"{first.name} {first.number}" if first is last else f"{first.name} {first.number} … {last.number}"

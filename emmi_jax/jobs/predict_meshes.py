@@ -1,0 +1,184 @@
+"""`emmi-jax predict` on meshes: read, predict, compare, write, integrate forces, draw."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from emmi_jax.data.case_folder import Sources, read_sources
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.files.atomic import check_space, write_json
+from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.meshes import (
+    BranchMesh,
+    FieldArrays,
+    ForceReference,
+    check_forces,
+    geometry_points,
+    largest_output,
+    mesh_metrics,
+    output_name,
+    predict_on_meshes,
+    query_mesh,
+    reference_mesh,
+    surface_forces,
+    write_predictions,
+)
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.progress import ProgressBar, metrics_table, warn_few_anchors, warn_outside
+from emmi_jax.points import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshJob:
+    """What to predict on.
+
+    Args:
+        meshes: Mesh files by branch.
+        out: Folder for the meshes with fields, `comparison.json` and `forces.json`; made if it is missing.
+        geometry: A surface that shows the geometry to the model; by default the run's context, or the
+            surface mesh.
+        compare: Whether to compare with the arrays of the meshes.
+        fields: A `fields.json` that maps these arrays to fields; None means the mapping that the run was trained with.
+        forces: What forces are divided by; None means no forces.
+        chunk_size: Points per call of the model.
+        use_figures: Whether to draw the fields into `.png` files beside the meshes.
+    """
+
+    meshes: Mapping[str, Path]
+    out: Path
+    geometry: Path | None = None
+    compare: bool = False
+    fields: Path | None = None
+    forces: ForceReference | None = None
+    chunk_size: ChunkSize = "auto"
+    use_figures: bool = False
+
+
+def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, console: Console) -> None:
+    """Predicts on meshes and writes everything to a folder.
+
+    Args:
+        job: What to predict on.
+        surrogate: What predicts.
+        sources: The arrays that the run was trained on, by branch and field.
+        console: Where progress, warnings and tables are printed.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file is unusable or does not fit the model, or a mesh would be overwritten.
+        UnwritableFileError: The disk is full, or too small for the output.
+    """
+    fields = surrogate.model.config.fields
+    _check(job, surrogate)
+    meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
+    geometry = None if job.geometry is None else geometry_points(job.geometry)
+    if job.forces is not None:
+        check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
+    _warn(job, surrogate, meshes, geometry, console)
+    check_space(job.out, largest_output(meshes, fields))
+    with ProgressBar(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
+        predicted = predict_on_meshes(
+            surrogate, meshes, geometry=geometry, chunk_size=job.chunk_size, advance=progress.advance
+        )
+    _print_paths(write_predictions(job.out, predicted, meshes), console)
+    if job.compare:
+        metrics = mesh_metrics(predicted, meshes)
+        write_json(job.out / "comparison.json", dict(metrics))
+        console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
+    if job.forces is not None:
+        _report_forces(job.forces, job.out, predicted, meshes, console)
+    if job.use_figures:
+        _print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
+
+
+def draw_figures(
+    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], geometry: Array | None
+) -> list[Path]:
+    """Draws every field of every mesh around the surface mesh, or else around the geometry."""
+    from emmi_jax.plots.meshes import MeshFields, draw_mesh_fields
+
+    if GEOMETRY_BRANCH in meshes:
+        geometry = meshes[GEOMETRY_BRANCH].position
+    paths = []
+    for branch, (mesh, location, position, reference) in meshes.items():
+        fields = MeshFields(branch, mesh.dataset, location, position, predicted[branch], reference)
+        paths += draw_mesh_fields(fields, folder, geometry=geometry)
+    return paths
+
+
+def _check(job: MeshJob, surrogate: Surrogate) -> None:
+    """Refuses what cannot work while there is nothing to clean up."""
+    config = surrogate.model.config
+    unknown = [branch for branch in job.meshes if branch not in config.fields]
+    if unknown or not job.meshes:
+        raise ValueError(f"the model has the branches {list(config.branches)}, got meshes for {list(job.meshes)}")
+    stored = {} if surrogate.context is None else surrogate.context.anchors
+    for branch in config.branches:
+        if branch not in job.meshes and branch not in stored:
+            raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
+    if job.geometry is not None and not config.has_geometry:
+        raise ValueError(f"{job.geometry}: the model has no geometry branch to show it to")
+    if job.forces is not None and GEOMETRY_BRANCH not in job.meshes:
+        raise ValueError(f"forces need a mesh for the branch {GEOMETRY_BRANCH!r}, got {list(job.meshes)}")
+    if job.fields is not None and not job.compare:
+        raise ValueError(f"{job.fields}: a mapping of arrays to fields is only used to compare with them")
+    if job.use_figures:
+        importlib.import_module("matplotlib")
+    if job.out.exists() and not job.out.is_dir():
+        raise ValueError(f"{job.out} is a file, expected a folder")
+    outputs = [job.out / output_name(path) for path in job.meshes.values()]
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"two meshes would become the same file {outputs[0]}")
+    for path, output in zip(job.meshes.values(), outputs, strict=True):
+        if output.exists() and path.exists() and output.samefile(path):
+            raise ValueError(f"{output} would overwrite the mesh itself: choose another folder")
+
+
+def _read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
+    if not job.compare:
+        return {branch: query_mesh(path) for branch, path in job.meshes.items()}
+    return {
+        branch: reference_mesh(path, fields[branch], sources.get(branch, {})) for branch, path in job.meshes.items()
+    }
+
+
+def _warn(
+    job: MeshJob, surrogate: Surrogate, meshes: Mapping[str, BranchMesh], geometry: Array | None, console: Console
+) -> None:
+    for mesh in meshes.values():
+        warn_outside(surrogate.normalizer, mesh.mesh.path, mesh.position, console)
+    if job.geometry is not None and geometry is not None:
+        warn_outside(surrogate.normalizer, job.geometry, geometry, console)
+    if surrogate.context is None:
+        warn_few_anchors(surrogate.sampling, {branch: mesh.position for branch, mesh in meshes.items()}, console)
+
+
+def _report_forces(
+    reference: ForceReference,
+    out: Path,
+    predicted: Mapping[str, FieldArrays],
+    meshes: Mapping[str, BranchMesh],
+    console: Console,
+) -> None:
+    surface = meshes[GEOMETRY_BRANCH]
+    forces = surface_forces(predicted[GEOMETRY_BRANCH], surface, reference)
+    if forces.num_open_edges:
+        console.print(
+            f"warning: {surface.mesh.path}: the surface is not closed, {forces.num_open_edges:,} edges are open: "
+            "its outward side is a guess",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for which, values in forces.coefficients.items():
+        console.print(f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
+    write_json(out / "forces.json", dict(forces.coefficients))
+
+
+def _print_paths(paths: list[Path], console: Console) -> None:
+    for path in paths:
+        console.print(str(path), highlight=False, soft_wrap=True)

@@ -1,0 +1,147 @@
+"""`emmi-jax predict` on points: arrays in, arrays out, mapped where they need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+from rich.console import Console
+
+from emmi_jax.files.atomic import check_space, make_folder
+from emmi_jax.files.npy import array_file_size, map_array, new_array
+from emmi_jax.files.npz import checked_positions, read_arrays, write_arrays
+from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.surrogate import Encoded, Surrogate
+from emmi_jax.jobs.progress import ProgressBar, warn_few_anchors, warn_outside
+
+GEOMETRY = "geometry"
+_ANCHORS = "_anchors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointJob:
+    """What to predict on.
+
+    Args:
+        points: An `.npz` file with positions; or a folder of `.npy` files, or one of them, which are mapped. Arrays are
+            named by `point_names`.
+        out: An `.npz` file, made in memory; or a folder, which gets one mapped `.npy` file per field.
+        chunk_size: Points per call of the model.
+    """
+
+    points: Path
+    out: Path
+    chunk_size: ChunkSize = "auto"
+
+
+class PointArrays(NamedTuple):
+    """Positions [N, 3]: queries and anchors by branch, and points of the geometry."""
+
+    queries: dict[str, NDArray[Any]]
+    anchors: dict[str, NDArray[Any]]
+    geometry: NDArray[Any] | None
+
+
+def predict_points(job: PointJob, surrogate: Surrogate, *, console: Console) -> None:
+    """Predicts at points and writes the fields to files.
+
+    Args:
+        job: What to predict on.
+        surrogate: What predicts.
+        console: Where progress and the names of the fields are printed.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: The points are unusable, or do not suit the model.
+        UnwritableFileError: The disk is full, or too small for the fields.
+    """
+    _check_out(job.out)
+    branches = surrogate.model.config.branches
+    files = _read_arrays(job.points, point_names(branches))
+    arrays = _sort_arrays({name: array for name, (_, array) in files.items()}, branches)
+    names = {
+        f"{branch}_{field}": f"{branch}_{field}" if len(branches) > 1 else field
+        for branch in arrays.queries
+        for field in surrogate.model.config.fields[branch]
+    }
+    shapes = {
+        f"{branch}_{field}": (len(position), channels)
+        for branch, position in arrays.queries.items()
+        for field, channels in surrogate.model.config.fields[branch].items()
+    }
+    check_space(job.out, sum(map(array_file_size, shapes.values())))
+    for name, (path, array) in files.items():
+        warn_outside(surrogate.normalizer, f"{path}: {name}", array, console)
+    if surrogate.context is None:
+        drawn_from = {branch: array for branch, array in arrays.queries.items() if branch not in arrays.anchors}
+        warn_few_anchors(surrogate.sampling, drawn_from, console)
+    encoded = surrogate.encode(anchors=arrays.anchors, geometry=arrays.geometry, points=arrays.queries)
+    with ProgressBar(console, sum(map(len, arrays.queries.values()))) as progress:
+        options: dict[str, Any] = {"chunk_size": job.chunk_size, "advance": progress.advance}
+        if job.out.suffix.lower() == ".npz":
+            fields = encoded.predict(arrays.queries, **options)
+            write_arrays(job.out, {names[key]: values for key, values in fields.items()})
+        else:
+            _write_folder(job.out, encoded, arrays.queries, names, shapes, options)
+    written = ", ".join(f"{names[key]} {list(shape)}" for key, shape in shapes.items())
+    console.print(f"{job.out}: {written}", highlight=False, soft_wrap=True)
+
+
+def point_names(branches: Sequence[str]) -> list[str]:
+    """Names of the arrays that describe a case.
+
+    A branch's queries are named after it, or `position` if it is the only one; its anchors are `<branch>_anchors`; the
+    points of the geometry are `geometry`.
+    """
+    return [*_query_names(branches).values(), *(f"{branch}{_ANCHORS}" for branch in branches), GEOMETRY]
+
+
+def _query_names(branches: Sequence[str]) -> dict[str, str]:
+    return {branch: branch if len(branches) > 1 else "position" for branch in branches}
+
+
+def _sort_arrays(arrays: Mapping[str, NDArray[Any]], branches: Sequence[str]) -> PointArrays:
+    names = _query_names(branches)
+    queries = {branch: arrays[name] for branch, name in names.items() if name in arrays}
+    if not queries:
+        raise ValueError(f"no points to predict: expected an array {' or '.join(map(repr, names.values()))}")
+    anchors = {branch: arrays[f"{branch}{_ANCHORS}"] for branch in branches if f"{branch}{_ANCHORS}" in arrays}
+    return PointArrays(queries, anchors, arrays.get(GEOMETRY))
+
+
+def _write_folder(
+    folder: Path,
+    encoded: Encoded,
+    queries: Mapping[str, NDArray[Any]],
+    names: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any],
+) -> None:
+    """Predicts into mapped files, so that no more than a chunk is held."""
+    make_folder(folder)
+    with ExitStack() as stack:
+        out = {k: stack.enter_context(new_array(folder / f"{names[k]}.npy", shape)) for k, shape in shapes.items()}
+        encoded.predict(queries, out=out, **options)
+
+
+def _check_out(path: Path) -> None:
+    is_archive = path.suffix.lower() == ".npz"
+    if path.suffix.lower() == ".npy" or (path.exists() and path.is_dir() == is_archive):
+        raise ValueError(f"{path}: fields are written to an .npz file, or to a folder as .npy files")
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, tuple[Path, NDArray[Any]]]:
+    """Returns the arrays with these names, and the files that hold them."""
+    if path.suffix.lower() != ".npy" and not path.is_dir():
+        return {name: (path, checked_positions(path, name, array)) for name, array in read_arrays(path, names).items()}
+    files = [path / f"{name}.npy" for name in names] if path.is_dir() else [path]
+    found = {file.stem: (file, map_array(file)) for file in files if file.is_file() or file == path}
+    if not set(found) <= set(names) or not found:
+        raise ValueError(f"{path}: expected .npy files named {', '.join(names)}, got {list(found)}")
+    for name, (file, array) in found.items():
+        checked_positions(file, name, array)
+    return found

@@ -1,0 +1,111 @@
+"""What the commands print: progress, tables and warnings."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from emmi_jax.data.metrics import Metrics
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.points import row_chunks
+
+_NUM_LINES = 20
+_PACE_WINDOW = 50
+
+
+class ProgressBar:
+    """Shows what is done, the pace and the time left: a bar on a terminal, about twenty lines elsewhere.
+
+    Args:
+        console: Where to print.
+        total: How many units there are.
+        unit: What is counted.
+        start: Units that were done before.
+    """
+
+    def __init__(self, console: Console, total: int, *, unit: str = "points", start: int = 0) -> None:
+        self._console, self._total, self._unit, self._done = console, total, unit, start
+        # Times are taken after a call of the model, so the first one, which compiles it, does not count.
+        self._times: deque[tuple[int, float]] = deque(maxlen=_PACE_WINDOW)
+        self._bar = Progress(
+            TextColumn("{task.fields[text]}"), BarColumn(bar_width=None), console=console, expand=True,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total, completed=start, text=f"{total:,} {unit}, compiling …")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, num: int, text: str = "") -> None:
+        """Counts units that are done; `text` tells more about them."""
+        before, self._done = self._done, self._done + num
+        self._times.append((self._done, time.monotonic()))
+        total = f"{self._total:,}"
+        line = "  ".join(filter(None, (f"{self._done:>{len(total)},}/{total} {self._unit}", text, self._pace())))
+        self._bar.update(self._task, completed=self._done, text=line)
+        step = self._total / _NUM_LINES
+        if not self._console.is_terminal and (self._done // step > before // step or self._done == self._total):
+            self._console.print(line, highlight=False)
+
+    def _pace(self) -> str:
+        (first_done, first), (last_done, last) = self._times[0], self._times[-1]
+        if last <= first or last_done == first_done:
+            return "…"
+        pace = (last_done - first_done) / (last - first)
+        minutes, seconds = divmod(round((self._total - self._done) / pace), 60)
+        return f"{pace:,.{0 if pace >= 100 else 2}f} {self._unit}/s  {minutes}:{seconds:02d} left"
+
+
+def new_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """Returns a table in the style of all tables: names at the left, numbers at the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="right" if number else "left", no_wrap=number > 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def metrics_table(title: str, metrics: Mapping[str, Metrics]) -> Table:
+    """Returns a table of metrics, one row per field."""
+    names = list(next(iter(metrics.values())))
+    columns = [{"relative_l2": "relative L2", "mae": "MAE"}.get(name, name.replace("_", " ")) for name in names]
+    rows = [[field, *(f"{row[name]:#.4g}" for name in names)] for field, row in metrics.items()]
+    return new_table(title, ["field", *columns], rows)
+
+
+def warn_outside(normalizer: Normalizer, what: Path | str, position: NDArray[Any], console: Console) -> None:
+    """Warns of positions [N, n] outside the box of the training data."""
+    if num_outside := sum(map(normalizer.num_outside, row_chunks(position))):
+        _warn(f"{what}: {num_outside:,} of {len(position):,} points are outside the box of the training data", console)
+
+
+def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], console: Console) -> None:
+    """Warns of branches with fewer points [N, n] to draw anchors from than the model is used with."""
+    for branch, position in points.items():
+        if len(position) < sampling.num_test_anchors:
+            _warn(
+                f"{branch}: {len(position):,} points are fewer than the {sampling.num_test_anchors:,} anchors of the "
+                "run, so all of them are anchors",
+                console,
+            )
+
+
+def _warn(message: str, console: Console) -> None:
+    console.print(f"warning: {message}", highlight=False, soft_wrap=True)

@@ -1,0 +1,140 @@
+"""`emmi-jax stats`: statistics of the arrays in files, measured in one pass with one chunk in memory."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from emmi_jax.data.moments import Moments
+from emmi_jax.files.npy import map_array
+from emmi_jax.jobs.progress import new_table
+from emmi_jax.meshes.mesh import read_mesh
+from emmi_jax.points import CHUNK_ROWS, row_chunks
+
+NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
+
+
+def file_statistics(paths: Sequence[Path]) -> dict[str, Moments]:
+    """Measures every numeric array in files; arrays with the same name in several files count as one.
+
+    Args:
+        paths: `.npz`, `.npy` or mesh files. An `.npy` array is named after its file. A mesh has `position` and its
+            arrays; an array on points is marked if there is one of the same name in cells.
+
+    Returns:
+        Statistics by array.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is damaged or of unknown kind, an array is not numeric, or arrays with the same name have
+            different numbers of channels.
+    """
+    found: dict[str, Moments] = {}
+    for path in paths:
+        num_arrays = 0
+        for name, chunks in _arrays(path):
+            num_arrays += 1
+            try:
+                here = Moments.of_chunks(chunks)
+                found[name] = found[name].merge(here) if name in found else here
+            except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{path}: array {name!r}: {error}") from None
+        if not num_arrays:
+            raise ValueError(f"{path}: holds no array")
+    return found
+
+
+def statistics_json(statistics: Mapping[str, Moments]) -> dict[str, Any]:
+    """Returns statistics as JSON values; an array without finite rows has none."""
+    return {
+        name: {
+            "count": m.count,
+            "num_not_finite": m.num_not_finite,
+            **(
+                {"min": m.minimum.tolist(), "max": m.maximum.tolist(), "mean": m.mean.tolist(), "std": m.std.tolist()}
+                if m.count
+                else {}
+            ),
+        }
+        for name, m in statistics.items()
+    }
+
+
+def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
+    """Returns a table of statistics, one row per channel."""
+    table = new_table(title, ["array", "count", "min", "max", "mean", "std"])
+    for name, m in statistics.items():
+        for channel in range(len(m.mean)):
+            label = name if len(m.mean) == 1 else f"{name}[{channel}]"
+            numbers = (m.minimum, m.maximum, m.mean, m.std)
+            table.add_row(label, f"{m.count:,}", *(f"{x[channel]:.4g}" if m.count else "–" for x in numbers))
+    return table
+
+
+def _arrays(path: Path) -> NamedChunks:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    match path.suffix.lower():
+        case ".npz":
+            yield from _npz_arrays(path)
+        case ".npy":
+            yield path.stem, _numbers(map_array(path))
+        case _:
+            dataset = read_mesh(path).dataset
+            yield "position", row_chunks(np.asarray(dataset.points))
+            for name in dataset.cell_data:
+                yield name, _numbers(np.asarray(dataset.cell_data[name]))
+            for name in dataset.point_data:
+                label = f"{name} (points)" if name in dataset.cell_data else name
+                yield label, _numbers(np.asarray(dataset.point_data[name]))
+
+
+def _npz_arrays(path: Path) -> NamedChunks:
+    """Reads the members of an archive chunk by chunk as they are decompressed."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not an .npz file, or a truncated one")
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            yield member.removesuffix(".npy"), _member_chunks(archive, member)
+
+
+def _member_chunks(archive: zipfile.ZipFile, member: str) -> Iterator[NDArray[Any]]:
+    with archive.open(member) as file:
+        yield from _npy_chunks(file)
+
+
+def _npy_chunks(file: IO[bytes]) -> Iterator[NDArray[Any]]:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(file)
+    _check_kind(dtype)
+    num_rows = shape[0] if shape else 1
+    row_shape = shape[1:]
+    if is_fortran and row_shape:
+        # Columns are stored one after another, so no row is complete before the end.
+        whole = np.frombuffer(file.read(), dtype)
+        yield from row_chunks(whole.reshape(shape[::-1]).T)
+        return
+    row_bytes = dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
+    for start in range(0, max(num_rows, 1), CHUNK_ROWS):
+        rows = min(CHUNK_ROWS, num_rows - start)
+        content = file.read(rows * row_bytes)
+        if len(content) < rows * row_bytes:
+            raise ValueError("it is truncated")
+        yield np.frombuffer(content, dtype).reshape(rows, *row_shape)
+
+
+def _numbers(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    _check_kind(array.dtype)
+    yield from row_chunks(np.atleast_1d(array))
+
+
+def _check_kind(dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "fiub":
+        raise ValueError(f"it holds {dtype}, expected real numbers")

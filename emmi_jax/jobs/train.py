@@ -1,0 +1,181 @@
+"""`emmi-jax train`: data, training, metrics on unseen cases, pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from rich.console import Console
+
+from emmi_jax.data.baselines import baselines
+from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.samples import Dataset, Sample, normalize_sample
+from emmi_jax.files.atomic import write_json
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.datasets import field_sources, load_dataset, make_normalizer
+from emmi_jax.jobs.pictures import draw_pictures
+from emmi_jax.jobs.progress import ProgressBar, metrics_table
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import init_params
+from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
+from emmi_jax.training.evaluation import evaluate
+from emmi_jax.training.loop import LoopEnd, Row, fit
+from emmi_jax.training.optimizer import learning_rates, make_optimizer
+from emmi_jax.training.settings import TrainSettings, model_config
+from emmi_jax.training.step import TrainState, make_train_step
+
+
+class Outcome(NamedTuple):
+    """How a run ended: its folder, and the signal that stopped it early, or None if it is complete."""
+
+    path: Path
+    signal_number: int | None
+
+
+def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console) -> Outcome:
+    """Trains a model and leaves everything about it in a folder.
+
+    Args:
+        settings: What to train, and on what.
+        path: The run's folder; it must not exist, or with `resume` must hold the same configuration.
+        resume: Whether to continue from the run's newest checkpoint.
+        console: Where progress and the table of metrics are printed.
+
+    Returns:
+        The outcome. A run that was stopped early has a checkpoint of its last step.
+
+    Raises:
+        FileNotFoundError: The data file does not exist.
+        ValueError: Settings or data are unusable, the run exists (or with `resume` does not), or training diverged.
+    """
+    dataset = load_dataset(settings)
+    run, config = (_resume_run if resume else _start_run)(settings, dataset, path)
+    model = AnchoredBranchedUPT(config.model)
+    console.print(
+        f"{dataset.summary}\n{_num_params(model):,} parameters, {settings.steps} steps, run {path}", highlight=False
+    )
+    end = _fit(settings, dataset, model, config.normalizer, run, console)
+    if end.signal_number is not None:
+        console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
+        return Outcome(path, end.signal_number)
+    surrogate = Surrogate(model, end.state.params, config.normalizer, config.sampling, dataset.context)
+    _report_metrics(dataset, surrogate, end, run, console)
+    pictures = ", ".join(picture.name for picture in draw_pictures(dataset, surrogate, run))
+    console.print(
+        f"trained in {end.seconds:.0f} s; the run is in {path}\npictures: {pictures}", highlight=False, soft_wrap=True
+    )
+    return Outcome(path, None)
+
+
+def _start_run(settings: TrainSettings, dataset: Dataset, path: Path) -> tuple[RunDirectory, RunConfig]:
+    """Makes the folder of a new run."""
+    config = _run_config(settings, dataset)
+    # An impossible model is refused while there is nothing to clean up.
+    _num_params(AnchoredBranchedUPT(config.model))
+    run = RunDirectory.create(path, config)
+    _write_context(dataset, run)
+    return run, config
+
+
+def _resume_run(settings: TrainSettings, dataset: Dataset, path: Path) -> tuple[RunDirectory, RunConfig]:
+    """Opens the folder of a run that was trained before, or of converted weights."""
+    run = RunDirectory.open(path)
+    stored = run.read_config()
+    config = _run_config(settings, dataset, weights=stored if stored.is_converted or stored.settings is None else None)
+    if stored.settings is None:
+        run.write_config(config)
+        _write_context(dataset, run)
+    else:
+        # Settings that are newer than the run have their defaults.
+        known = replace(stored, settings=TrainSettings.from_dict(stored.settings).to_dict())
+        check_same_config(known.to_dict(), config.to_dict())
+    return run, config
+
+
+def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None = None) -> RunConfig:
+    """Returns everything that a run depends on; converted weights bring their model and normalizer."""
+    model = model_config(settings, dataset.fields)
+    if weights is None:
+        normalizer = make_normalizer(settings, dataset)
+    else:
+        if settings.statistics is not None:
+            raise ValueError(f"the run has statistics of its own, got --statistics {settings.statistics}")
+        check_same_config(weights.model.fields, model.fields, path="fields.")
+        model, normalizer = weights.model, weights.normalizer
+    return RunConfig(
+        model=model,
+        normalizer=normalizer,
+        sampling=settings.sampling_config,
+        sources=field_sources(settings) or (weights.sources if weights is not None else {}),
+        settings=settings.to_dict(),
+        split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
+        is_converted=weights is not None,
+    )
+
+
+def _write_context(dataset: Dataset, run: RunDirectory) -> None:
+    if dataset.context is not None:
+        run.write_context(dataset.context)
+
+
+def _num_params(model: AnchoredBranchedUPT) -> int:
+    shapes = jax.eval_shape(lambda: init_params(model, seed=0))
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(shapes))
+
+
+def _fit(
+    settings: TrainSettings,
+    dataset: Dataset,
+    model: AnchoredBranchedUPT,
+    normalizer: Normalizer,
+    run: RunDirectory,
+    console: Console,
+) -> LoopEnd:
+    """Trains from the newest checkpoint, or from the first step."""
+    optimizer = make_optimizer(settings)
+    params = init_params(model, seed=settings.seed)
+    state = TrainState(params, optimizer.init(params))
+
+    def make_batch(step: int) -> Sample:
+        return normalize_sample(normalizer, dataset.train_batch(settings.seed, step))
+
+    def show(row: Row) -> None:
+        progress.advance(1, f"loss {row['loss']:.4f}  lr {row['learning_rate']:.1e}")
+
+    with Checkpoints(run.checkpoints) as checkpoints:
+        start = checkpoints.latest_step()
+        if start is not None:
+            state = TrainState(**checkpoints.restore(state._asdict()))
+        with ProgressBar(console, settings.steps, unit="steps", start=start or 0) as progress:
+            return fit(
+                state,
+                run=run,
+                train_step=make_train_step(model, optimizer),
+                make_batch=make_batch,
+                learning_rates=learning_rates(settings),
+                start=start or 0,
+                steps=settings.steps,
+                checkpoint_every=settings.checkpoint_every,
+                checkpoints=checkpoints,
+                show=show,
+            )
+
+
+def _report_metrics(dataset: Dataset, surrogate: Surrogate, end: LoopEnd, run: RunDirectory, console: Console) -> None:
+    """Computes the metrics, writes `metrics.json` and prints the table."""
+    metrics = evaluate(surrogate, dataset.test_samples(), partial(baselines, dataset, surrogate.normalizer))
+    num_params = sum(p.size for p in jax.tree.leaves(surrogate.params))
+    write_json(
+        run.path / "metrics.json",
+        {"test": metrics, "train_seconds": round(end.seconds, 1), "num_params": num_params},
+    )
+    by_name = {field: {"model": row["relative_l2"], **row} for field, row in metrics.items()}
+    for row in by_name.values():
+        del row["relative_l2"]
+    console.print(metrics_table("Relative L2 error on the test part", by_name))

@@ -1,0 +1,178 @@
+"""Meshes in files: their positions and fields, on points or in cells, and the same mesh with more fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from emmi_jax.meshes.vtk import read_dataset, vtk_messages, write_dataset
+from emmi_jax.points import Array, PointSet
+
+Location: TypeAlias = Literal["points", "cells"]
+"""Where an array belongs: one row per point of the mesh, or one per cell."""
+
+
+@dataclass(frozen=True)
+class FieldSource:
+    """Where a field comes from.
+
+    Args:
+        array: Name of the array in the file.
+        scale: Factor from the unit of the file to that of the field; it may also flip a sign.
+    """
+
+    array: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A mesh read from a file.
+
+    Args:
+        path: The file, for messages.
+        dataset: A `pyvista.DataSet`.
+
+    Example:
+        >>> mesh = read_mesh(Path("boundary_1.vtp"))  # doctest: +SKIP
+        >>> points = mesh.points({"pressure": FieldSource("pMeanTrim")})  # doctest: +SKIP
+    """
+
+    path: Path
+    dataset: Any
+
+    def location_of(self, names: Iterable[str]) -> Location:
+        """Returns where these arrays are; cells come first if they are on both.
+
+        Raises:
+            ValueError: An array is absent, or neither cells nor points have all of them; the message lists the arrays.
+        """
+        names = list(names)
+        present: dict[Location, list[str]] = {
+            "cells": list(self.dataset.cell_data.keys()),
+            "points": list(self.dataset.point_data.keys()),
+        }
+        for location, there in present.items():
+            if set(names) <= set(there):
+                return location
+        for name in names:
+            if not any(name in there for there in present.values()):
+                raise ValueError(
+                    f"{self.path}: no array {name!r}; cells have {present['cells']}, points {present['points']}"
+                )
+        raise ValueError(
+            f"{self.path}: neither cells {present['cells']} nor points {present['points']} have all {names}"
+        )
+
+    def position(self, location: Location) -> Array:
+        """Returns the points or the cell centres, [N, 3] in the unit of the file, float32 or float64."""
+        if location == "points":
+            return _floats(self.dataset.points)
+        with vtk_messages():
+            return _floats(self.dataset.cell_centers(vertex=False).points)
+
+    def points(
+        self, sources: Mapping[str, FieldSource], *, location: Location | None = None, with_cell_sizes: bool = False
+    ) -> PointSet:
+        """Reads positions and fields; an array without a factor is not copied.
+
+        Args:
+            sources: The arrays by field.
+            location: Where to read them; by default where they are, or on the points if there are none.
+            with_cell_sizes: Whether to measure the cells too.
+
+        Returns:
+            Positions [N, 3] and fields [N, F], float32 or float64 as in the file.
+
+        Raises:
+            ValueError: An array is absent, of the wrong length, not finite or not numeric; or cell sizes are needed but
+                the fields are on points.
+        """
+        if location is None:
+            location = self.location_of(s.array for s in sources.values()) if sources else "points"
+        position = self.position(location)
+        fields = {name: self._field(source, location, len(position)) for name, source in sources.items()}
+        return PointSet(position, fields, self.cell_sizes(location) if with_cell_sizes else None)
+
+    def cell_sizes(self, location: Location = "cells") -> Array:
+        """Returns areas or volumes of the cells, [N], never negative; points have none, which is a ValueError."""
+        if location != "cells":
+            raise ValueError(f"{self.path}: its fields are on points, and points have no area or volume to weight them")
+        with vtk_messages():
+            sizes = self.dataset.compute_cell_sizes(length=False).cell_data
+        return np.abs(np.asarray(sizes["Volume"])) + np.abs(np.asarray(sizes["Area"]))
+
+    def _field(self, source: FieldSource, location: Location, num_rows: int) -> Array:
+        data = self.dataset.cell_data if location == "cells" else self.dataset.point_data
+        if source.array not in data:
+            raise ValueError(f"{self.path}: no array {source.array!r} on {location}, which have {list(data.keys())}")
+        values = np.asarray(data[source.array])
+        if values.dtype.kind not in "fiu":
+            raise ValueError(f"{self.path}: array {source.array!r} holds {values.dtype}, expected real numbers")
+        if len(values) != num_rows:
+            raise ValueError(
+                f"{self.path}: array {source.array!r} has {len(values)} rows, expected {num_rows}, one for each of the "
+                f"{location}"
+            )
+        values = _floats(values).reshape(num_rows, -1)
+        _check_finite(self.path, source.array, values)
+        # A Python float keeps float32.
+        return values if source.scale == 1.0 else values * float(source.scale)
+
+
+def read_mesh(path: Path) -> Mesh:
+    """Reads a mesh from a `.stl`, `.vtp`, `.vtu`, `.vtk`, `.ply` or `.obj` file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The extension is unknown, the file is damaged, the mesh is empty or a coordinate is not finite.
+        ImportError: pyvista is not installed.
+    """
+    dataset = read_dataset(path)
+    if not dataset.n_points:
+        raise ValueError(f"{path}: the mesh is empty")
+    _check_finite(path, "coordinates", np.asarray(dataset.points))
+    return Mesh(path, dataset)
+
+
+def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, location: Location) -> None:
+    """Writes a mesh with more fields, atomically.
+
+    Args:
+        path: A `.vtp`, `.vtu` or `.vtk` file that can hold this kind of mesh.
+        mesh: The mesh; it is not changed.
+        fields: Arrays [N] or [N, F]; they replace arrays of the mesh with the same names.
+        location: Where the fields belong.
+
+    Raises:
+        ValueError: A field has the wrong length, or the extension cannot hold such a mesh.
+        OSError: The file cannot be written.
+    """
+    dataset = mesh.dataset.copy(deep=False)
+    data = dataset.cell_data if location == "cells" else dataset.point_data
+    num_rows = dataset.n_cells if location == "cells" else dataset.n_points
+    for name, values in fields.items():
+        array = np.asarray(values)
+        if array.ndim not in (1, 2) or len(array) != num_rows:
+            raise ValueError(
+                f"{path}: field {name!r} has shape {array.shape}, expected ({num_rows},) or ({num_rows}, F), one row "
+                f"for each of the {location}"
+            )
+        data[name] = array[:, 0] if array.shape[1:] == (1,) else array
+    write_dataset(path, dataset)
+
+
+def _floats(values: Any) -> Array:
+    array = np.asarray(values)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _check_finite(path: Path, name: str, values: Array) -> None:
+    num_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if num_bad:
+        raise ValueError(f"{path}: {num_bad} of {values.size} values of {name!r} are NaN or infinite")

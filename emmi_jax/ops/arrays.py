@@ -1,0 +1,50 @@
+"""Checks of the arrays that a user passes in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+AnyArray: TypeAlias = jax.Array | NDArray[Any]
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "bool": (np.bool_,),
+    "integer": (jnp.integer,),
+    "floating point": (jnp.floating,),
+    # Half precision would round coordinates near 1000 to a multiple of 4 (bfloat16) and move outputs by 10 %.
+    "float32": (np.float32, np.float64),
+}
+"""Dtypes that serve as each kind; `float32` is the kind of positions."""
+
+
+def check_array(name: str, array: object, kind: str, shape: Sequence[int | str]) -> None:
+    """Checks what a user passed in.
+
+    Args:
+        name: Name of the argument, for the message.
+        array: What was given.
+        kind: A key of `KINDS`.
+        shape: Size of each axis; a string names an axis of any size.
+
+    Raises:
+        ValueError: It is no NumPy or JAX array, or has another dtype or shape.
+    """
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise ValueError(f"{name} must be a NumPy or JAX array, got {type(array).__module__}.{type(array).__name__}")
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or size == want for size, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits or not any(jnp.issubdtype(array.dtype, dtype) for dtype in KINDS[kind]):
+        wanted = ", ".join(map(str, shape))
+        got = f"{array.dtype} of shape [{', '.join(map(str, array.shape))}]"
+        raise ValueError(f"{name} must be {kind} of shape [{wanted}], got {got}")
+
+
+def is_concrete(array: object) -> bool:
+    """Returns whether the values are known while JAX traces."""
+    return not isinstance(array, jax.core.Tracer)

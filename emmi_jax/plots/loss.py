@@ -1,0 +1,51 @@
+"""The loss curve of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from emmi_jax.plots.panels import save_figure
+
+_NOT_LOSSES = {"step", "seconds", "learning_rate", "gradient_norm"}
+
+
+def draw_loss(rows: Sequence[dict[str, Any]], directory: Path) -> Path:
+    """Draws the loss and its parts over the steps into `loss.png`.
+
+    Args:
+        rows: Losses of every step.
+        directory: Folder of the picture.
+
+    Returns:
+        Its path.
+    """
+    step = np.array([row["step"] for row in rows])
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in [key for key in rows[0] if key not in _NOT_LOSSES]:
+        values = np.array([row[name] for row in rows])
+        style = {"color": "black", "linewidth": 2.0} if name == "loss" else {"linewidth": 1.2, "alpha": 0.8}
+        smooth = _running_mean(values, max(1, len(values) // 50))
+        axes.plot(step, smooth, label="mean of the fields" if name == "loss" else name, **style)
+    axes.set(
+        yscale="log",
+        xlabel="step",
+        ylabel="mean squared error, in variances of the field",
+        title="Training loss (running mean)",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return save_figure(figure, directory / "loss.png")
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over the last `width` values, or as many as there are."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    stop = np.arange(1, len(values) + 1)
+    start = np.maximum(stop - width, 0)
+    return (total[stop] - total[start]) / (stop - start)

@@ -1,0 +1,135 @@
+"""Panels that show a prediction beside the truth: predicted, exact, difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from emmi_jax.files.atomic import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from emmi_jax.points import Array
+
+_DOTS_PER_INCH = 130
+_PANEL_WIDTH = 3.6
+_PANEL_HEIGHTS = (1.1, 4.5)
+
+
+class View(NamedTuple):
+    """One row of panels: how to paint values [N] into axes, its labels, and its height over its width."""
+
+    paint: Callable[[Axes, Array, Normalize, str], None]
+    title: str
+    x_label: str
+    y_label: str
+    aspect: float = 0.8
+
+
+class Quantity(NamedTuple):
+    """A scalar at the painted points: predicted values [N], exact values or None, label, and colour map."""
+
+    predicted: Array
+    exact: Array | None
+    label: str
+    color_map: str
+
+
+class Panel(NamedTuple):
+    """A column of panels: its name, values [N] per row, and colours."""
+
+    name: str
+    values: Sequence[Array]
+    scale: Normalize
+    color_map: str
+
+
+def draw_comparison(
+    path: Path, title: str, views: Sequence[View], quantities: Sequence[Quantity], *, truth: str = "exact"
+) -> Path:
+    """Draws one row per view: predicted and exact values under one colour scale, and their difference.
+
+    All rows share their scales. Without exact values there is one panel per row, the prediction.
+
+    Args:
+        path: The PNG file, written atomically.
+        title: Title of the figure.
+        views: The rows.
+        quantities: The same quantity for each view, at its points.
+        truth: What to call the exact values.
+
+    Returns:
+        `path`.
+    """
+    num_columns = 1 if quantities[0].exact is None else 3
+    low, high = _PANEL_HEIGHTS
+    heights = [min(max(_PANEL_WIDTH * view.aspect, low), high) + 0.7 for view in views]
+    figure = Figure(figsize=(2.2 + _PANEL_WIDTH * num_columns, 0.6 + sum(heights)), layout="compressed")
+    figure.suptitle(title)
+    grid: Any = figure.subplots(len(views), num_columns, squeeze=False, height_ratios=heights)
+    panels = _panels(quantities, truth)
+    for row, view, *columns in zip(grid, views, *(panel.values for panel in panels), strict=True):
+        for axes, panel, values in zip(row, panels, columns, strict=True):
+            view.paint(axes, values, panel.scale, panel.color_map)
+            axes.set_aspect("equal")
+            axes.locator_params(nbins=5)
+            axes.set_title(f"{panel.name}, {view.title}", fontsize="medium")
+            axes.set_xlabel(view.x_label)
+        row[0].set_ylabel(view.y_label)
+    for panel, columns, label in zip(panels[::2], (grid[:, :2], grid[:, 2:]), _bar_labels(quantities), strict=False):
+        colors = ScalarMappable(panel.scale, panel.color_map)
+        figure.colorbar(colors, ax=list(columns.flat), label=label, pad=0.015, aspect=20 * len(views), extend="both")
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a PNG file atomically."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=_DOTS_PER_INCH, bbox_inches="tight")
+    return path
+
+
+def magnitude(values: Array) -> Array:
+    """Returns the values [N] of a scalar field [N, 1], or the norms [N] of a vector field [N, F]."""
+    norms: Array = values[:, 0] if values.shape[1] == 1 else np.linalg.norm(values, axis=1)
+    return norms
+
+
+def field_label(name: str, num_channels: int) -> str:
+    """Returns the label of a field's magnitude."""
+    words = name.replace("_", " ")
+    return words if num_channels == 1 else f"|{words}|"
+
+
+def _panels(quantities: Sequence[Quantity], truth: str) -> list[Panel]:
+    predicted = [quantity.predicted for quantity in quantities]
+    exact = [quantity.exact for quantity in quantities if quantity.exact is not None]
+    shared, color_map = _scale(np.concatenate(exact or predicted)), quantities[0].color_map
+    panels = [Panel("predicted", predicted, shared, color_map)]
+    if exact:
+        differences = [mine - true for mine, true in zip(predicted, exact, strict=True)]
+        around_zero = _scale_around_zero(np.concatenate(differences))
+        panels.append(Panel(truth, exact, shared, color_map))
+        panels.append(Panel(f"predicted − {truth}", differences, around_zero, "RdBu_r"))
+    return panels
+
+
+def _bar_labels(quantities: Sequence[Quantity]) -> tuple[str, str]:
+    return quantities[0].label, f"difference of {quantities[0].label}"
+
+
+def _scale(values: Array) -> Normalize:
+    low, high = np.percentile(values, [0.5, 99.5])
+    return Normalize(low, high)
+
+
+def _scale_around_zero(values: Array) -> Normalize:
+    reach = max(float(np.percentile(np.abs(values), 99.5)), 1e-12)
+    return Normalize(-reach, reach)

@@ -1,0 +1,65 @@
+"""Points with fields, slices of them, and the array library that computes on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+CHUNK_ROWS = 1 << 20
+"""Rows read at once."""
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+Fields: TypeAlias = dict[str, dict[str, Array]]
+"""Values by branch and field, each [..., T, F]."""
+
+
+class PointSet(NamedTuple):
+    """Points of one branch, and the fields there.
+
+    Attributes:
+        position: Positions [..., T, n].
+        fields: Values [..., T, F] by field.
+        cell_size: Areas or volumes [T] of the mesh cells, which weight the draws.
+    """
+
+    position: Array
+    fields: dict[str, Array]
+    cell_size: Array | None = None
+
+
+def take_points(points: PointSet, idx: slice | NDArray[np.integer[Any]]) -> PointSet:
+    """Selects points of a case without a batch axis."""
+    return PointSet(
+        points.position[idx],
+        {name: values[idx] for name, values in points.fields.items()},
+        None if points.cell_size is None else points.cell_size[idx],
+    )
+
+
+def split_points(points: PointSet, num_anchors: int) -> tuple[PointSet, PointSet]:
+    """Splits points into the first `num_anchors` and the rest."""
+    return take_points(points, slice(num_anchors)), take_points(points, slice(num_anchors, None))
+
+
+def row_chunks(array: NDArray[_Scalar], num_rows: int = CHUNK_ROWS) -> Iterator[NDArray[_Scalar]]:
+    """Yields views of at most `num_rows` rows, so that a memory map is read chunk by chunk."""
+    for start in range(0, max(len(array), 1), num_rows):
+        yield array[start : start + num_rows]
+
+
+def float_arrays(*values: ArrayLike) -> tuple[Any, ...]:
+    """Returns the array library to compute with, then the values as its arrays.
+
+    Where a value is a JAX array or a tracer, these are `jax.numpy` and float32; else `numpy` and float64.
+    """
+    use_jax = any(isinstance(value, jax.Array) for value in values)
+    xp: Any = jnp if use_jax else np
+    dtype: Any = np.float32 if use_jax else np.float64
+    return xp, *(xp.asarray(value, dtype) for value in values)

@@ -1,0 +1,195 @@
+"""The files of a run: configuration, context, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from emmi_jax.config import AbUptConfig, Config
+from emmi_jax.data.case_folder import Sources, parse_sources
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.samples import Context
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.files.atomic import JsonDict, write_atomically, write_json
+from emmi_jax.files.npz import read_arrays, write_arrays
+from emmi_jax.layers.supernode_pooling import Geometry
+
+_ANCHORS, _GEOMETRY, _SUPERNODES = "_anchors", "geometry", "supernode_idx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """Everything that a run depends on; the content of `config.json`.
+
+    Args:
+        model: Configuration of the model.
+        normalizer: How positions and fields are scaled.
+        sampling: How many points of a case the model sees, and how they are drawn.
+        sources: The arrays of mesh files that hold the fields, by branch and field; empty if the data are no meshes.
+        settings: Settings of the training; None for weights that were not trained here.
+        split: Which case is in which split, for data of several cases.
+        is_converted: Whether the weights came from elsewhere, trained further or not.
+    """
+
+    model: AbUptConfig
+    normalizer: Normalizer
+    sampling: Sampling
+    sources: Mapping[str, Any]
+    settings: JsonDict | None = None
+    split: Mapping[str, str] | None = None
+    is_converted: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kind in (("model", AbUptConfig), ("normalizer", Normalizer), ("sampling", Sampling)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                self._set(**{name: kind.from_dict(value)})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a `config.json`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is not JSON, or not the configuration of a run.
+        """
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path}: not the configuration of a run: {error}") from None
+
+    def field_sources(self) -> Sources:
+        """Returns `sources`, parsed."""
+        return parse_sources(self.sources, "sources in config.json")
+
+
+class RunDirectory:
+    """A run's folder: `config.json`, `context.npz`, `metrics.jsonl`, `metrics.json`, `checkpoints/` and pictures.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_log(self) -> Path:
+        """One line of JSON per step."""
+        return self.path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> Self:
+        """Makes the folder of a new run.
+
+        Raises:
+            ValueError: The run exists.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise ValueError(f"{path} exists: --resume continues it, another --name starts a new run") from None
+        run = cls(path)
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens the folder of an earlier run.
+
+        Raises:
+            ValueError: There is no such run.
+        """
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is not a run: it has no config.json")
+        return cls(path)
+
+    def read_config(self) -> RunConfig:
+        """Reads `config.json`; see `RunConfig.read`."""
+        return RunConfig.read(self.path / "config.json")
+
+    def write_config(self, config: RunConfig) -> None:
+        """Writes `config.json`."""
+        write_json(self.path / "config.json", config.to_dict())
+
+    def read_context(self) -> Context | None:
+        """Reads `context.npz`, if there is one."""
+        path = self.path / "context.npz"
+        if not path.is_file():
+            return None
+        arrays = read_arrays(path)
+        anchors = {name.removesuffix(_ANCHORS): array for name, array in arrays.items() if name.endswith(_ANCHORS)}
+        if _GEOMETRY not in arrays:
+            return Context(anchors)
+        return Context(anchors, Geometry(arrays[_GEOMETRY], arrays[_SUPERNODES].astype(np.int32)))
+
+    def write_context(self, context: Context) -> None:
+        """Writes `context.npz`: `<branch>_anchors`, and `geometry` and `supernode_idx` if there is a geometry."""
+        arrays = {f"{branch}{_ANCHORS}": np.asarray(position, np.float64) for branch, position in context.anchors.items()}
+        if context.geometry is not None:
+            arrays[_GEOMETRY] = np.asarray(context.geometry.position, np.float64)
+            arrays[_SUPERNODES] = np.asarray(context.geometry.supernode_idx, np.float64)
+        write_arrays(self.path / "context.npz", arrays)
+
+    def read_metrics(self) -> list[JsonDict]:
+        """Reads the complete lines of `metrics.jsonl`."""
+        return list(_complete_lines(self.metrics_log)) if self.metrics_log.exists() else []
+
+    def truncate_metrics(self, step: int) -> list[JsonDict]:
+        """Drops the lines after `step`, and an incomplete one, and returns the rest."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        write_atomically(self.metrics_log, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+
+def read_json(path: Path) -> JsonDict:
+    """Reads a JSON object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, path: str = "") -> None:
+    """Refuses to continue a run under another configuration.
+
+    Raises:
+        ValueError: Two values differ; the message names the key and both values.
+    """
+    for key in [*stored, *(key for key in asked if key not in stored)]:
+        old, new = stored.get(key), asked.get(key)
+        name = f"{path}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            check_same_config(old, new, path=f"{name}.")
+        elif old != new:
+            raise ValueError(f"the run was started with {name} = {old!r}, now it is {new!r}")
+
+
+def _complete_lines(path: Path) -> Iterator[JsonDict]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return

@@ -1,0 +1,38 @@
+"""From a run's folder to the surrogate that it trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import init_params
+from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.directory import RunDirectory
+
+
+def load_run(path: str | Path) -> Surrogate:
+    """Loads the newest checkpoint of a run, trained or converted.
+
+    Args:
+        path: The run's folder.
+
+    Returns:
+        The surrogate: model, parameters, normalizer, sampling, and for a run on a single case its context.
+
+    Raises:
+        ValueError: The folder is not a run, or has no checkpoint yet.
+
+    Example:
+        >>> surrogate = emmi_jax.load_run("runs/car")  # doctest: +SKIP
+    """
+    run = RunDirectory.open(Path(path))
+    config = run.read_config()
+    model = AnchoredBranchedUPT(config.model)
+    if not run.checkpoints.is_dir():
+        raise ValueError(f"{path}: no checkpoint yet")
+    with Checkpoints(run.checkpoints) as checkpoints:
+        params = checkpoints.restore({"params": jax.eval_shape(lambda: init_params(model, seed=0))})["params"]
+    return Surrogate(model, params, config.normalizer, config.sampling, run.read_context())

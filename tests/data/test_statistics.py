@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from emmi_jax.data.moments import Moments
+from emmi_jax.data.normalization import FieldScale, compress
+from emmi_jax.data.statistics import measure
+from emmi_jax.points import PointSet
+
+RNG = np.random.default_rng(0)
+POSITION = RNG.uniform(-3, 5, size=(90, 3))
+FIELDS = {"velocity": RNG.normal(size=(90, 3)) * 30, "vorticity": RNG.normal(size=(90, 3)) * 1e4}
+
+
+def chunks(num: int) -> list[tuple[str, PointSet]]:
+    idx = np.array_split(np.arange(90), num)
+    return [("volume", PointSet(POSITION[i], {name: values[i] for name, values in FIELDS.items()})) for i in idx]
+
+
+@pytest.mark.parametrize("num", [1, 2, 17])
+def test_a_normalizer_from_chunks_is_that_of_the_whole(num):
+    normalizer = measure(chunks(num)).normalizer(position_range=1000.0)
+    assert normalizer.position_low == tuple(POSITION.min(axis=0))
+    assert normalizer.position_scale == pytest.approx(1000.0 / np.ptp(POSITION, axis=0).max())
+    scales = normalizer.fields["volume"]
+    log = compress(FIELDS["vorticity"])
+    for scale, values in ((scales["velocity"], FIELDS["velocity"]), (scales["vorticity"], log)):
+        np.testing.assert_allclose(scale.mean, values.mean(axis=0), rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(scale.std, values.std(axis=0), rtol=1e-12)
+    assert scales["velocity"].limit is None
+    np.testing.assert_array_equal(scales["vorticity"].limit, np.abs(FIELDS["vorticity"]).max(axis=0))
+
+
+def test_only_vorticity_is_log_scaled():
+    scales = measure(chunks(2)).normalizer(position_range=1.0).fields["volume"]
+    assert {name: scale.log_scale for name, scale in scales.items()} == {"velocity": False, "vorticity": True}
+
+
+def test_a_divergence_free_field_has_no_logarithm_and_one_deviation():
+    scales = measure(chunks(2)).normalizer(position_range=1.0, divergence_free=["vorticity"]).fields["volume"]
+    assert not scales["vorticity"].log_scale
+    assert {name: len(set(scale.std)) for name, scale in scales.items()} == {"velocity": 3, "vorticity": 1}
+
+
+def test_the_box_spans_all_branches():
+    surface = ("surface", PointSet(np.array([[9.0, 0, 0]]), {"p": np.ones((1, 1))}))
+    normalizer = measure([*chunks(2), surface]).normalizer(position_range=10.0)
+    assert set(normalizer.fields) == {"volume", "surface"}
+    np.testing.assert_allclose(normalizer.position_scale, 10 / (9 - POSITION[:, 0].min()))
+
+
+@pytest.mark.parametrize("bad", ["position", "velocity"])
+def test_values_that_are_not_finite_are_refused(bad):
+    points = PointSet(POSITION.copy(), {"velocity": FIELDS["velocity"].copy()})
+    values = points.position if bad == "position" else points.fields[bad]
+    values[4, 1] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        measure([("volume", points)]).normalizer(position_range=1.0)
+    with pytest.raises(ValueError, match="89 finite rows and 1 not"):
+        FieldScale.of(Moments.of(values))
+
+
+def test_no_points_are_refused():
+    with pytest.raises(ValueError, match="there are no points"):
+        measure([])

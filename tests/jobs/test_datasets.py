@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emmi_jax.cli import main
+from emmi_jax.jobs.datasets import read_statistics
+from emmi_jax.runs.load import load_run
+from emmi_jax.training.settings import TrainSettings
+from tests.jobs.tiny_runs import run, tiny_settings, write_case
+
+TINY_OPTIONS = ["--steps", "1", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
+
+
+def test_published_statistics_have_a_name():
+    normalizer = read_statistics("drivaerml-tutorial")
+    np.testing.assert_allclose(normalizer.normalize_position([[-40, 20, 80.0]]), [[0, 500, 1000]], rtol=1e-6)
+    assert normalizer.fields["volume"]["vorticity"].log_scale
+
+
+def test_a_run_with_the_statistics_of_another_has_its_normalizer_and_can_be_resumed_and_used(tmp_path, capsys):
+    data, other = write_case(tmp_path / "case.npz"), write_case(tmp_path / "other.npz", num_points=80)
+    run(tiny_settings(other, steps=1), tmp_path / "first")
+    options = ["train", "--out", str(tmp_path), "--name", "second", *TINY_OPTIONS]
+    statistics = ["--statistics", str(tmp_path / "first" / "config.json")]
+    assert main([*options, "--data", str(data), *statistics]) == 0
+    first, second = load_run(tmp_path / "first"), load_run(tmp_path / "second")
+    assert second.normalizer == first.normalizer
+    stored = json.loads((tmp_path / "second" / "config.json").read_text())["settings"]["statistics"]
+    assert stored == str((tmp_path / "first" / "config.json").resolve())
+    assert main(["train", "--out", str(tmp_path), "--name", "second", "--resume"]) == 0
+    assert main(["predict", str(tmp_path / "second"), "--points", str(data), "--out", str(tmp_path / "o.npz")]) == 0
+    assert main([*options, "--resume", "--statistics", "drivaerml-tutorial"]) == 2
+    assert "the run was started with statistics = " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ({"velocity": {"mean": [0] * 3, "std": [1] * 3}}, "the statistics lack volume/pressure, they are those of "),
+        (
+            {"velocity": {"mean": [0], "std": [1]}, "pressure": {"mean": [0], "std": [1]}},
+            "the statistics of volume/velocity have 1 channels, the data have 3",
+        ),
+        (
+            {"velocity": {"mean": [0] * 3, "std": [1, 2, 1]}, "pressure": {"mean": [0], "std": [1]}},
+            "volume/velocity cannot be divergence-free under statistics with the deviations [1.0, 2.0, 1.0]",
+        ),
+    ],
+)
+def test_statistics_that_do_not_fit_the_data_are_refused_in_one_line(scale, message, tmp_path, capsys):
+    data, statistics = write_case(tmp_path / "case.npz"), tmp_path / "scales.json"
+    values = {"position_low": [0, 0, 0], "position_scale": 1, "fields": {"volume": scale}}
+    statistics.write_text(json.dumps(values))
+    options = ["--data", str(data), "--statistics", str(statistics), "--divergence-free", "velocity"]
+    assert main(["train", *options, "--out", str(tmp_path / "runs"), *TINY_OPTIONS]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"fields": {}}', '{"position_lo": 1}'])
+def test_a_file_without_statistics_is_named(text, tmp_path: Path):
+    path = tmp_path / "scales.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"scales\.json: not the statistics of a run: "):
+        read_statistics(str(path))
+
+
+def test_what_is_neither_a_name_nor_a_file_is_refused_with_the_names():
+    with pytest.raises(FileNotFoundError, match="drivaer: no such file; published statistics are drivaerml-tutorial"):
+        read_statistics("drivaer")
+
+
+@pytest.mark.parametrize("option", ["split", "statistics"])
+def test_the_built_in_data_take_neither_a_split_nor_statistics(option):
+    with pytest.raises(ValueError, match=f"{option} needs data of your own, got 'x'"):
+        TrainSettings(**{option: "x"})

@@ -1,0 +1,335 @@
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.data.samples import Context
+from emmi_jax.data.sampling import Sampling, sample_points
+from emmi_jax.inference.meshes import (
+    BranchMesh,
+    ForceReference,
+    geometry_points,
+    largest_output,
+    predict_on_meshes,
+    query_mesh,
+    reference_mesh,
+    surface_forces,
+)
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
+from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.meshes.mesh import FieldSource, read_mesh
+from emmi_jax.meshes.vtk import import_pyvista
+from emmi_jax.models.init import init_params
+from tests.data.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
+from tests.data.case_folders import FIELDS as ARRAYS
+
+FIELDS = {"surface": {"pressure_coefficient": 1}, "volume": {"velocity": 3, "pressure_coefficient": 1}}
+SOURCES = {b: {n: FieldSource(a) for n, a in arrays.items()} for b, arrays in ARRAYS.items()}
+SAMPLING = Sampling(
+    num_anchors=4,
+    num_queries=0,
+    num_test_anchors=6,
+    num_geometry_points=8,
+    num_supernodes=2,
+    num_test_supernodes=4,
+)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Surrogate:
+    config = AbUptConfig(
+        dim=24,
+        num_heads=2,
+        fields=FIELDS,
+        physics_blocks=("perceiver", "cross"),
+        decoder_depths={},
+        supernode_pooling=SupernodePoolingConfig(radius=None, k=2),
+        init_weights="torch",
+    )
+    model = AnchoredBranchedUPT(config)
+    scales = {
+        branch: {name: FieldScale(mean=(0.1,) * c, std=(2.0,) * c) for name, c in names.items()}
+        for branch, names in FIELDS.items()
+    }
+    normalizer = Normalizer.from_box([-3.0] * 3, [3.0] * 3, position_range=100.0, fields=scales)
+    return Surrogate(model, init_params(model, seed=0), normalizer, SAMPLING)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_case_folder(tmp_path_factory.mktemp("data") / "case")
+
+
+def with_context(surrogate: Surrogate, **anchors: np.ndarray) -> Surrogate:
+    return replace(surrogate, context=Context(anchors))
+
+
+def predict(trained: Surrogate, folder: Path, out: Path, *branches: str, **changes: Any) -> str:
+    files = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
+    printed = io.StringIO()
+    meshes = {branch: files[branch] for branch in branches or files}
+    job = MeshJob(**{"meshes": meshes, "out": out, "chunk_size": 64} | changes)
+    predict_meshes(job, trained, {}, console=Console(file=printed, width=80))
+    return printed.getvalue()
+
+
+def stored(path: Path, *names: str) -> dict[str, np.ndarray]:
+    return read_mesh(path).points({name: FieldSource(name) for name in names}, location="cells").fields
+
+
+def test_meshes_come_back_with_the_fields_that_their_cell_centres_get(trained, folder, tmp_path):
+    predict(trained, folder, tmp_path / "out", geometry=folder / "body_1.stl")
+    points = {"surface": surface_dataset().cell_centers().points, "volume": volume_dataset().cell_centers().points}
+    queries = {name: np.asarray(position) for name, position in points.items()}
+    encoded = trained.encode(points=queries, geometry=geometry_points(folder / "body_1.stl"))
+    expected = encoded.predict(queries, chunk_size=100)
+    for file, branch in (("boundary_1.vtp", "surface"), ("volume_1.vtu", "volume")):
+        fields = stored(tmp_path / "out" / file, *(f"predicted_{name}" for name in FIELDS[branch]))
+        for name in FIELDS[branch]:
+            assert fields[f"predicted_{name}"].dtype == np.float32
+            np.testing.assert_allclose(fields[f"predicted_{name}"], expected[f"{branch}_{name}"], rtol=1e-4, atol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["boundary_1.vtp", "volume_1.vtu"]
+
+
+def test_the_mesh_and_its_own_arrays_stay(trained, folder, tmp_path):
+    stored = with_context(trained, volume=np.asarray(volume_dataset().cell_centers().points)[:6])
+    job = MeshJob(meshes={"surface": folder / "boundary_1.vtp"}, out=tmp_path)
+    predict_meshes(job, stored, {}, console=Console(file=io.StringIO()))
+    again, before = read_mesh(tmp_path / "boundary_1.vtp"), read_mesh(folder / "boundary_1.vtp")
+    np.testing.assert_array_equal(again.position("points"), before.position("points"))
+    np.testing.assert_array_equal(again.dataset.cell_data["Cp"], before.dataset.cell_data["Cp"])
+
+
+def test_errors_are_stored_beside_predictions_and_measured(trained, folder, tmp_path):
+    printed = predict(trained, folder, tmp_path, compare=True, fields=folder / "fields.json")
+    errors = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(errors) == ["surface/pressure_coefficient", "volume/velocity", "volume/pressure_coefficient"]
+    for key, file, exact in (
+        ("surface/pressure_coefficient", "boundary_1.vtp", surface_dataset().cell_data["Cp"]),
+        ("volume/velocity", "volume_1.vtu", volume_dataset().cell_data["U"]),
+    ):
+        name = key.partition("/")[2]
+        fields = stored(tmp_path / file, f"predicted_{name}", f"error_{name}")
+        exact = np.asarray(exact, np.float64).reshape(len(exact), -1)
+        error = fields[f"predicted_{name}"] - exact
+        np.testing.assert_allclose(fields[f"error_{name}"], error, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(errors[key]["relative_l2"], np.linalg.norm(error) / np.linalg.norm(exact), rtol=1e-6)
+        np.testing.assert_allclose(errors[key]["mae"], np.abs(error).mean(), rtol=1e-6)
+        np.testing.assert_allclose(errors[key]["max"], np.abs(error).max(), rtol=1e-6)
+        assert f"{errors[key]['relative_l2']:.4f}" in next(line for line in printed.splitlines() if key in line)
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+
+
+def test_reference_arrays_are_those_of_the_run_or_named_like_the_field(tmp_path):
+    dataset = surface_dataset()
+    dataset.cell_data["pMeanTrim"] = dataset.cell_data["Cp"]
+    dataset.cell_data["speed"] = dataset.cell_data["Cp"]
+    dataset.save(tmp_path / "a.vtp")
+    fields = {"pressure": 1, "speed": 1, "vorticity": 3}
+    mesh = reference_mesh(tmp_path / "a.vtp", fields, {"pressure": FieldSource("pMeanTrim")})
+    assert list(mesh.reference) == ["pressure", "speed"]
+    with pytest.raises(ValueError, match=r"nothing to compare: expected the arrays \{'vorticity': 'vorticity'\}"):
+        reference_mesh(tmp_path / "a.vtp", {"vorticity": 3}, {})
+    with pytest.raises(ValueError, match="array of 'speed' has 1 channels, the model 3"):
+        reference_mesh(tmp_path / "a.vtp", {"speed": 3}, {})
+
+
+def test_queries_lie_on_points_where_only_points_carry_arrays(tmp_path):
+    dataset = surface_dataset()
+    dataset.clear_data()
+    dataset.save(tmp_path / "bare.vtp")
+    dataset.point_data["p"] = np.ones(dataset.n_points)
+    dataset.save(tmp_path / "a.vtp")
+    num = {name: len(query_mesh(tmp_path / f"{name}.vtp").position) for name in ("a", "bare")}
+    assert num == {"a": dataset.n_points, "bare": dataset.n_cells}
+
+
+def test_queries_lie_on_points_where_there_are_no_cells(tmp_path):
+    dataset = import_pyvista().PolyData(np.eye(3))
+    dataset.verts = np.zeros(0, int)
+    dataset.save(tmp_path / "a.vtp")
+    mesh = query_mesh(tmp_path / "a.vtp")
+    assert (mesh.location, len(mesh.position)) == ("points", 3)
+
+
+def test_anchors_are_drawn_by_cell_size_for_a_run_that_drew_them_so(trained, folder):
+    read = {"surface": query_mesh(folder / "boundary_1.vtp"), "volume": query_mesh(folder / "volume_1.vtu")}
+    weighted = replace(trained, sampling=replace(SAMPLING, method="weighted"))
+    fields = predict_on_meshes(weighted, read)
+    rng = np.random.default_rng(0)
+    anchors = {
+        branch: mesh.position[sample_points(rng, mesh.position, 6, method="weighted", weights=mesh.mesh.cell_sizes())]
+        for branch, mesh in read.items()
+    }
+    surface = read["surface"].position
+    geometry = Geometry(surface[sample_points(rng, surface, 8)], np.arange(4, dtype=np.int32))
+    expected = predict_on_meshes(replace(trained, context=Context(anchors, geometry)), read)
+    np.testing.assert_allclose(fields["volume"]["velocity"], expected["volume"]["velocity"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_surface_of_triangles_comes_back_as_vtp(trained, folder, tmp_path):
+    printed = predict(
+        trained, folder, tmp_path, meshes={"surface": folder / "body_1.stl", "volume": folder / "volume_1.vtu"}
+    )
+    assert (tmp_path / "body_1.vtp").is_file()
+    assert "body_1.vtp" in printed
+
+
+def test_figures_are_drawn_beside_the_mesh_when_asked_for(trained, folder, tmp_path):
+    stored = with_context(trained, volume=np.asarray(volume_dataset().cell_centers().points)[:6])
+    mesh, sources = folder / "boundary_1.vtp", folder / "fields.json"
+    job = MeshJob(meshes={"surface": mesh}, out=tmp_path, compare=True, fields=sources, use_figures=True)
+    printed = io.StringIO()
+    predict_meshes(job, stored, {}, console=Console(file=printed))
+    figures = ["surface_pressure_coefficient.png", "surface_pressure_coefficient_parity.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["boundary_1.vtp", "comparison.json", *figures]
+    assert all(str(tmp_path / name) in printed.getvalue() for name in figures)
+
+
+def test_points_outside_the_training_box_are_counted(trained, folder, tmp_path):
+    small = Normalizer.from_box([-2.0] * 3, [1.0] * 3, position_range=100.0, fields=trained.normalizer.fields)
+    printed = predict(replace(trained, normalizer=small), folder, tmp_path)
+    num = small.num_outside(volume_dataset().cell_centers().points)
+    assert num > 0
+    assert f"volume_1.vtu: {num} of {volume_dataset().n_cells} points are outside the box" in printed.replace("\n", " ")
+    assert "boundary_1.vtp: " not in printed
+    assert "warning" not in predict(trained, folder, tmp_path)
+
+
+def surface_mesh(tmp_path: Path, dataset: Any, *fields: str) -> BranchMesh:
+    dataset.save(tmp_path / "boundary.vtp")
+    sources = {name: FieldSource(name) for name in fields}
+    path = tmp_path / "boundary.vtp"
+    return reference_mesh(path, dict.fromkeys(fields, 1), sources) if fields else query_mesh(path)
+
+
+def test_forces_are_those_of_the_fields(tmp_path):
+    dataset = surface_dataset(40)
+    centre = np.asarray(dataset.cell_centers().points)
+    dataset.cell_data["pressure"] = 5.0 - 3.0 * centre[:, 0]
+    mesh = surface_mesh(tmp_path, dataset, "pressure")
+    lift = {"pressure": (1.0 - 2.0 * centre[:, 2:]).astype(np.float32)}
+    forces = surface_forces(lift, mesh, ForceReference(area=2.0, speed=3.0, density=0.5))
+    assert forces.num_open_edges == 0
+    scale = dataset.volume / (2.0 * 0.5 * 3.0**2 / 2)
+    assert forces.coefficients["predicted"] == pytest.approx({"cd": 0.0, "cl": 2 * scale}, rel=1e-4, abs=1e-6)
+    assert forces.coefficients["reference"] == pytest.approx({"cd": 3 * scale, "cl": 0.0}, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("wallshearstress", -1), ("wall_shear_stress", 1)])
+def test_shear_drags_with_the_sign_of_its_convention(name, sign, tmp_path):
+    mesh = surface_mesh(tmp_path, surface_dataset())
+    num = len(mesh.position)
+    fields = {"pressure": np.zeros((num, 1), np.float32), name: np.tile(np.float32([0.5, 0, 0]), (num, 1))}
+    forces = surface_forces(fields, mesh, ForceReference(area=1.0, speed=1.0))
+    assert forces.coefficients["predicted"]["cd"] == pytest.approx(sign * 0.5 * mesh.mesh.dataset.area / 0.5, rel=1e-5)
+
+
+def test_a_pressure_coefficient_needs_no_density(tmp_path):
+    mesh = surface_mesh(tmp_path, surface_dataset())
+    fields = {"pressure_coefficient": -mesh.position[:, :1].astype(np.float32)}
+    found = [
+        surface_forces(fields, mesh, ForceReference(area=1.0, speed=v, density=rho)).coefficients["predicted"]
+        for v, rho in ((1.0, 1.0), (30.0, 1.2))
+    ]
+    assert found[0] == pytest.approx(found[1])
+    assert found[0]["cd"] == pytest.approx(mesh.mesh.dataset.volume, rel=1e-4)
+
+
+def test_forces_are_printed_and_stored_and_an_open_surface_is_said(trained, folder, tmp_path):
+    dataset = surface_dataset()
+    open_surface = dataset.copy()
+    open_surface.faces = np.asarray(dataset.faces).reshape(-1, 4)[4:].reshape(-1)
+    open_surface.clear_data()
+    open_surface.save(tmp_path / "open.vtp")
+    printed = predict(
+        trained,
+        folder,
+        tmp_path / "out",
+        meshes={"surface": tmp_path / "open.vtp", "volume": folder / "volume_1.vtu"},
+        forces=ForceReference(area=1.0, speed=1.0),
+    )
+    forces = json.loads((tmp_path / "out" / "forces.json").read_text())
+    assert set(forces) == {"predicted"}
+    assert f"predicted: Cd {forces['predicted']['cd']:.4f}  Cl {forces['predicted']['cl']:.4f}" in printed
+    assert "the surface is not closed" in printed.replace("\n", " ")
+
+
+def test_unusable_forces_are_refused(tmp_path):
+    mesh = surface_mesh(tmp_path, surface_dataset())
+    reference = ForceReference(area=1.0, speed=1.0)
+    with pytest.raises(ValueError, match=r"forces need a field pressure or pressure_coefficient, .* has \['speed'\]"):
+        surface_forces({"speed": np.ones((3, 1), np.float32)}, mesh, reference)
+    with pytest.raises(ValueError, match="forces need fields in the cells"):
+        surface_forces({}, mesh._replace(location="points"), reference)
+    with pytest.raises(ValueError, match=r"speed must be positive, got -1\.0"):
+        ForceReference(area=1.0, speed=-1.0)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(trained, folder, tmp_path):
+    volume = folder / "volume_1.vtu"
+    (tmp_path / "file").touch()
+    no_surface = tmp_path / "cloud.vtp"
+    import_pyvista().PolyData(np.zeros((3, 3))).save(no_surface)
+    force = ForceReference(area=1.0, speed=1.0)
+    before = sorted(folder.iterdir()) + sorted(tmp_path.iterdir())
+    for changes, message in (
+        (
+            {"meshes": {"wing": volume}},
+            r"the model has the branches \['surface', 'volume'\], got meshes for \['wing'\]",
+        ),
+        ({"meshes": {}}, r"got meshes for \[\]"),
+        ({"meshes": {"surface": folder / "none.vtp", "volume": volume}}, r"none\.vtp: no such file"),
+        ({"meshes": {"volume": volume}}, "the model needs a mesh for the branch 'surface' too"),
+        ({"meshes": {"volume": volume, "surface": volume}}, "two meshes would become the same file"),
+        ({"out": folder}, "would overwrite the mesh itself"),
+        ({"out": tmp_path / "file"}, "file is a file, expected a folder"),
+        ({"meshes": {"surface": no_surface, "volume": volume}, "forces": force}, "expected a surface of polygons"),
+        ({"fields": folder / "fields.json"}, "only used to compare"),
+        ({"compare": True, "fields": folder / "none.json"}, r"none\.json: no such file"),
+        ({"compare": True}, r"nothing to compare: expected the arrays \{'pressure_coefficient'"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            predict(trained, folder, **{"out": tmp_path / "out"} | changes)
+        assert sorted(folder.iterdir()) + sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_may_be_too_small_is_said_before_predicting(trained, folder, tmp_path, monkeypatch):
+    reference = {"compare": True, "fields": folder / "fields.json"}
+    free = sum((folder / name).stat().st_size for name in ("boundary_1.vtp", "volume_1.vtu"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=r"out: up to .* MiB will be written and .* MiB are free"):
+        predict(trained, folder, tmp_path / "out", **reference)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_no_more_is_written_than_was_foretold(compare, trained, folder, tmp_path):
+    paths = {"surface": folder / "boundary_1.vtp", "volume": folder / "volume_1.vtu"}
+    meshes = {b: reference_mesh(p, FIELDS[b], SOURCES[b]) if compare else query_mesh(p) for b, p in paths.items()}
+    predict(trained, folder, tmp_path, compare=compare, fields=folder / "fields.json" if compare else None)
+    written = sum((tmp_path / path.name).stat().st_size for path in paths.values())
+    assert 0.1 < written / largest_output(meshes, FIELDS) < 1
+
+
+def test_forces_without_a_surface_are_refused(trained, folder, tmp_path):
+    job = MeshJob(meshes={"volume": folder / "volume_1.vtu"}, out=tmp_path, forces=ForceReference(area=1.0, speed=1.0))
+    stored = with_context(trained, surface=np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="forces need a mesh for the branch 'surface'"):
+        predict_meshes(job, stored, {}, console=Console(file=io.StringIO()))
+
+
+def test_geometry_points_lie_on_the_triangles_of_the_case(folder):
+    level = np.linalg.norm(geometry_points(folder / "body_1.stl") / AXES, axis=1)
+    assert 0.9 < level.min() <= level.max() < 1 + 1e-6

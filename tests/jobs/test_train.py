@@ -1,0 +1,184 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from emmi_jax.data.point_cloud import PointCloudDataset
+from emmi_jax.data.samples import Sample
+from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.directory import RunDirectory
+from emmi_jax.runs.load import load_run
+from tests.jobs.tiny_runs import run, tiny_settings, write_case
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_case(tmp_path_factory.mktemp("data") / "case.npz")
+
+
+@pytest.fixture(scope="module")
+def finished(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    run(tiny_settings(case), path)
+    return path
+
+
+def losses(path: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in RunDirectory(path).read_metrics()]
+
+
+def assert_same_result(path: Path, expected: Path) -> None:
+    assert losses(path) == losses(expected)
+    jax.tree.map(np.testing.assert_array_equal, load_run(path).params, load_run(expected).params)
+    test, expected_test = (json.loads((p / "metrics.json").read_text())["test"] for p in (path, expected))
+    assert test == expected_test
+
+
+def test_a_run_leaves_its_files(finished):
+    names = {p.name for p in finished.iterdir()}
+    pictures = {"loss.png", "volume_pressure.png", "volume_velocity.png"}
+    assert names == {"checkpoints", "config.json", "metrics.jsonl", "metrics.json", "context.npz"} | pictures
+
+
+def test_a_run_can_learn_a_field_without_divergence(case, tmp_path):
+    run(tiny_settings(case, divergence_free=("velocity",), steps=2), tmp_path / "run")
+    trained = load_run(tmp_path / "run")
+    assert trained.model.config.vector_potentials == {"volume": ("velocity",)}
+    assert len(set(trained.normalizer.fields["volume"]["velocity"].std)) == 1
+    assert all(np.isfinite(loss) for _, loss in losses(tmp_path / "run"))
+
+
+def test_metrics_are_those_of_the_model_and_of_the_baselines(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert set(metrics) == {"test", "train_seconds", "num_params"}
+    assert set(metrics["test"]) == {"volume/pressure", "volume/velocity"}
+    for row in metrics["test"].values():
+        assert set(row) == {"relative_l2", "mean_predictor", "nearest_neighbors"}
+        assert all(0 < value < 10 for value in row.values())
+    assert metrics["num_params"] == sum(p.size for p in jax.tree.leaves(load_run(finished).params))
+
+
+def test_every_step_is_logged_once(finished):
+    rows = RunDirectory(finished).read_metrics()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "volume/pressure", "volume/velocity", "learning_rate", "gradient_norm", "seconds"} < set(rows[0])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(case, finished, tmp_path):
+    run(tiny_settings(case), tmp_path / "again")
+    assert_same_result(tmp_path / "again", finished)
+    run(tiny_settings(case, seed=1), tmp_path / "other")
+    assert losses(tmp_path / "other")[0] != losses(finished)[0]
+
+
+def test_a_run_killed_after_a_checkpoint_resumes_to_the_same_result(case, finished, tmp_path):
+    path = tmp_path / "killed"
+    script = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "import emmi_jax.training.loop as loop\n"
+        "from tests.jobs.tiny_runs import run, tiny_settings\n"
+        "record = loop._row\n"
+        "def die(step, *args, **kwargs):\n"
+        "    if step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return record(step, *args, **kwargs)\n"
+        "loop._row = die\n"
+        f"run(tiny_settings(Path({str(case)!r})), Path({str(path)!r}))\n"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 4
+    outcome, _ = run(tiny_settings(case), path, resume=True)
+    assert outcome.signal_number is None
+    assert_same_result(path, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_that_resumes_to_the_same_result(number, case, finished, tmp_path, monkeypatch):
+    path, settings, handler = tmp_path / "stopped", tiny_settings(case, checkpoint_every=100), signal.getsignal(number)
+    train_batch = PointCloudDataset.train_batch
+
+    def signal_at_step_3(dataset: PointCloudDataset, seed: int, step: int) -> Sample:
+        if step == 3:
+            os.kill(os.getpid(), number)
+        return train_batch(dataset, seed, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PointCloudDataset, "train_batch", signal_at_step_3)
+        outcome, printed = run(settings, path)
+    assert outcome.signal_number == number
+    assert "stopped after step" in printed
+    assert signal.getsignal(number) is handler
+    assert not (path / "metrics.json").exists()
+    assert 1 <= len(losses(path)) < 6
+    run(settings, path, resume=True)
+    assert_same_result(path, finished)
+
+
+def test_resuming_a_finished_run_only_reports_again(case, finished, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(finished, path)
+    (path / "metrics.json").unlink()
+    run(tiny_settings(case), path, resume=True)
+    assert_same_result(path, finished)
+
+
+def test_resuming_with_other_settings_names_the_key(case, finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"settings\.learning_rate = 0\.004, now it is 0\.01"):
+        run(tiny_settings(case, learning_rate=0.01), finished, resume=True)
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+
+def test_resuming_on_changed_data_is_refused(case, tmp_path):
+    data = tmp_path / "case.npz"
+    shutil.copy(case, data)
+    run(tiny_settings(data, steps=1), tmp_path / "run")
+    arrays = dict(np.load(data))
+    np.savez(data, **arrays | {"pressure": arrays["pressure"] + 1})
+    with pytest.raises(ValueError, match=r"normalizer\.fields\.volume\.pressure\.mean"):
+        run(tiny_settings(data, steps=1), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("changes", [{"dim": 25}, {"dim": 8}, {"num_anchors": 1000}, {"physics_blocks": ("cross",)}])
+def test_unusable_settings_leave_nothing_behind(case, tmp_path, changes):
+    with pytest.raises(ValueError, match=r"\w"):
+        run(tiny_settings(case, **changes), tmp_path / "runs" / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint_finite(case, tmp_path):
+    settings = tiny_settings(case, learning_rate=1e30, clip_norm=1e30, steps=20, checkpoint_every=1)
+    with pytest.raises(ValueError, match=r"training diverged at step .* smaller --learning-rate"):
+        run(settings, tmp_path / "run")
+    assert all(np.all(np.isfinite(p)) for p in jax.tree.leaves(load_run(tmp_path / "run").params))
+
+
+def test_the_whole_model_trains_on_the_ellipsoids(tmp_path, monkeypatch):
+    monkeypatch.setattr("emmi_jax.data.ellipsoids.NUM_TEST_QUERIES", 16)
+    _, printed = run(replace(tiny_settings(None), steps=2), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["test"]["volume/velocity"]) == {"relative_l2", "mean_predictor", "nearest_case"}
+    assert {p.name for p in (tmp_path / "run").glob("*.png")} == {
+        "loss.png",
+        "surface_pressure.png",
+        "volume_velocity.png",
+    }
+    assert not (tmp_path / "run" / "context.npz").exists()
+    assert "40 to test on" in printed
+    assert "nearest case" in printed

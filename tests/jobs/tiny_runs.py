@@ -1,0 +1,57 @@
+"""Runs that take a second or two: a small case, a smaller model."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.jobs.train import Outcome, train
+from emmi_jax.training.settings import TrainSettings
+
+TINY: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 2,
+    "num_anchors": 6,
+    "num_queries": 4,
+    "num_test_anchors": 8,
+    "dim": 24,
+    "num_heads": 2,
+    "mlp_ratio": 1,
+    "checkpoint_every": 2,
+}
+
+
+def write_case(path: Path, num_points: int = 60) -> Path:
+    """Writes a case of smooth fields."""
+    position = np.random.default_rng(0).uniform(-1, 1, size=(num_points, 3))
+    np.savez(path, position=position, pressure=np.sin(position[:, 0]), velocity=np.cos(position))
+    return path
+
+
+def tiny_settings(data: Path | None, **changes: Any) -> TrainSettings:
+    """Settings of a run on one case, or on the ellipsoids with the whole model."""
+    values = TINY | (
+        {"physics_blocks": ("self",)}
+        if data is not None
+        else {
+            "physics_blocks": ("perceiver", "joint"),
+            "num_geometry_points": 16,
+            "num_supernodes": 4,
+            "num_test_supernodes": 8,
+            "supernode_degree": 4,
+        }
+    )
+    return replace(default_settings(None if data is None else str(data)), **values | changes)
+
+
+def run(settings: TrainSettings, path: Path, *, resume: bool = False) -> tuple[Outcome, str]:
+    """Trains, and returns the outcome and what was printed."""
+    printed = io.StringIO()
+    outcome = train(settings, path, resume=resume, console=Console(file=printed, width=100))
+    return outcome, printed.getvalue()
