@@ -194,6 +194,10 @@ def _first_set_bits(words: jax.Array, count: int) -> Neighbors:
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest_neighbors(points: jax.Array, supernode_idx: jax.Array, *, k: int) -> Neighbors:
+    # The partitioner gathers the operand of `top_k`, but not that of the approximate search, which is exact at recall 1.
+    is_shared = device_count(points, supernode_idx) > 1
+    top_k = functools.partial(lax.approx_max_k, recall_target=1.0) if is_shared else lax.top_k
+
     def search(centers: jax.Array, groups: jax.Array) -> Neighbors:
         nearest = jnp.full((centers.shape[1], groups.shape[2]), np.inf, jnp.float32)
         for member in range(_GROUP):
@@ -201,12 +205,12 @@ def _nearest_neighbors(points: jax.Array, supernode_idx: jax.Array, *, k: int) -
             nearest = jnp.where(d2 < nearest, d2, nearest)
         # The k nearest points lie in the k groups whose nearest points are nearest. Ties keep to the lowest index,
         # which top_k prefers, because the indices of a group are below those of the next.
-        chosen = jnp.sort(lax.top_k(-nearest, min(k, nearest.shape[1]))[1])
+        chosen = jnp.sort(top_k(-nearest, min(k, nearest.shape[1]))[1])
         idx = _GROUP * chosen[:, :, None] + jnp.arange(_GROUP, dtype=jnp.int32)
         members = groups.swapaxes(1, 2)[:, chosen]
         d2 = squared_distance(members, centers[:, :, None, None], jnp.maximum)
         d2 = d2.reshape(len(nearest), -1)
-        closeness, order = lax.top_k(-d2, min(k, d2.shape[1]))
+        closeness, order = top_k(-d2, min(k, d2.shape[1]))
         mask = closeness > -np.inf
         idx = jnp.where(mask, jnp.take_along_axis(idx.reshape(len(nearest), -1), order, axis=1), 0)
         unused = ((0, 0), (0, k - mask.shape[1]))
