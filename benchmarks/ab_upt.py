@@ -14,7 +14,8 @@ import torch
 from benchmarks import measure, torch_model
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
-from emmi_jax.ops.neighbors import Neighbors, radius_neighbors_host
+from emmi_jax.ops.neighbors import Neighbors
+from emmi_jax.ops.neighbors_host import radius_neighbors_host
 
 LEARNING_RATE = 5e-5
 

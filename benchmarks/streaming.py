@@ -19,7 +19,7 @@ from benchmarks import measure, torch_model
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, encode, predict
 from emmi_jax.convert import PRESETS, ab_upt_from_torch
 from emmi_jax.models.init import init_params
-from emmi_jax.ops.neighbors import radius_neighbors_host
+from emmi_jax.ops.neighbors_host import radius_neighbors_host
 
 NUM_ANCHORS, NUM_GEOMETRY_POINTS, NUM_SUPERNODES = 1024, 65_536, 16_384
 FEW, MANY = 200_000, 2_000_000

@@ -92,7 +92,6 @@ def test_no_arguments_show_the_help(capsys):
         ),
         (["predict", "r", "--out", "o", "--surface", "s.vtp"], "emmi-jax predict: error: r is not a run"),
         (["stats", "none.npz"], "emmi-jax stats: error: none.npz: no such file"),
-        (["stats", "none.npz", "--out", "no/s.json"], "emmi-jax stats: error: no: no such folder"),
     ],
 )
 def test_mistakes_exit_2_with_one_line_and_write_nothing(arguments, message, capsys, tmp_path, monkeypatch):
@@ -231,6 +230,6 @@ def test_training_in_a_pipe_prints_plain_lines(case, tmp_path):
     result = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert result.stderr == ""
-    assert [line for line in result.stdout.splitlines() if line.startswith("step 2/2  loss ")]
+    assert [line for line in result.stdout.splitlines() if line.startswith("2/2 steps  loss ")]
     assert "\x1b" not in result.stdout
     assert max(len(line) for line in result.stdout.splitlines() if str(tmp_path) not in line) <= 80

@@ -76,8 +76,6 @@ def stats(
     from emmi_jax.files.atomic import write_json
     from emmi_jax.jobs.stats import file_statistics, statistics_json, statistics_table
 
-    if out is not None and not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such folder")
     statistics = file_statistics(files)
     console = Console(soft_wrap=False)
     console.print(statistics_table(statistics, ", ".join(map(str, files))), highlight=False)

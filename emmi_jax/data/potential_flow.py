@@ -154,9 +154,9 @@ class Ellipsoid:
     def sample_surface(self, rng: np.random.Generator, num_points: int) -> Array:
         """Independent points on the surface, uniform in area.
 
-        A direction s, uniform on the unit sphere, is mapped to `a_i s_i`, which stretches area by `abc |s / a|`. It
-        is kept with probability `min(a) |s / a|`. At least half are kept whatever the shape: along the shortest
-        semi-axis j, `min(a) |s / a| >= |s_j|`, which is 1/2 on average.
+        A direction s, uniform on the unit sphere, is mapped to `a_i s_i`, which stretches area by `abc |s / a|`, and
+        kept with probability `min(a) |s / a|`. At least half are kept whatever the shape: along the shortest semi-axis
+        j, `min(a) |s / a| >= |s_j|`, which is 1/2 on average.
 
         Args:
             rng: Source of randomness; the same state gives the same points.

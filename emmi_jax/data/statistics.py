@@ -11,7 +11,7 @@ from emmi_jax.points import CHUNK_ROWS, PointSet, take_points
 
 
 class DataMoments(NamedTuple):
-    """Statistics of positions and of each field, by branch and name; of log-scaled fields, of the logarithm too."""
+    """Statistics of the positions and of each field, by branch and name; if log-scaled, of the logarithm too."""
 
     position: Moments
     fields: dict[str, dict[str, tuple[Moments, Moments | None]]]

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.potential_flow import Ellipsoid
 from emmi_jax.data.samples import Dataset
-from emmi_jax.inference.surrogate import Encoded, Surrogate
+from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.plots.ellipsoid import draw_slice, draw_surface, slice_grid, surface_mesh
 from emmi_jax.plots.loss import draw_loss
 from emmi_jax.plots.point_cloud import draw_fields, near_middle_plane
 from emmi_jax.points import PointSet, take_points
 from emmi_jax.runs.directory import RunDirectory
-from emmi_jax.training.evaluation import encode_sample
+from emmi_jax.training.evaluation import encode_sample, query_chunk_size
+
+Predict: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""From positions by branch to the fields there."""
 
 
 def draw_pictures(dataset: Dataset, surrogate: Surrogate, run: RunDirectory) -> list[Path]:
     """Draws the loss of a run, and predictions on its first test case, into PNG files; returns their paths."""
-    encoded = encode_sample(surrogate, next(iter(dataset.test_samples())))
+    sample = next(iter(dataset.test_samples()))
+    predict = partial(encode_sample(surrogate, sample).predict, chunk_size=query_chunk_size(sample))
     paths = [draw_loss(run.read_metrics(), run.path)]
     if isinstance(dataset, EllipsoidDataset):
-        paths += _draw_ellipsoid(dataset.test_bodies[0], encoded, run.path)
+        paths += _draw_ellipsoid(dataset.test_bodies[0], predict, run.path)
     elif isinstance(dataset, PointCloudDataset):
-        paths += _draw_points(dataset.test_points, encoded, run.path)
+        paths += _draw_points(dataset.test_points, predict, run.path)
     elif isinstance(dataset, CaseCollection):
-        paths += _draw_points(dataset.read_case(dataset.split.test[0]).points, encoded, run.path)
+        paths += _draw_points(dataset.read_case(dataset.split.test[0]).points, predict, run.path)
     return paths
 
 
-def _draw_ellipsoid(body: Ellipsoid, encoded: Encoded, folder: Path) -> list[Path]:
+def _draw_ellipsoid(body: Ellipsoid, predict: Predict, folder: Path) -> list[Path]:
     """Draws the surface pressure and the speed in the plane z = 0."""
     mesh, grid = surface_mesh(body), slice_grid(body)
     title = "Surface pressure of an unseen ellipsoid, semi-axes {:.2f}, {:.2f}, {:.2f}".format(*body.semi_axes)
-    pressure = encoded.predict({"surface": mesh.position})["surface_pressure_coefficient"]
-    velocity = encoded.predict({"volume": grid.position})["volume_velocity"]
+    pressure = predict({"surface": mesh.position})["surface_pressure_coefficient"]
+    velocity = predict({"volume": grid.position})["volume_velocity"]
     exact = body.pressure_coefficient(mesh.position)
     return [
         draw_surface(folder / "surface_pressure.png", title, mesh, pressure[:, 0], exact),
@@ -45,12 +51,12 @@ def _draw_ellipsoid(body: Ellipsoid, encoded: Encoded, folder: Path) -> list[Pat
     ]
 
 
-def _draw_points(points: Mapping[str, PointSet], encoded: Encoded, folder: Path) -> list[Path]:
+def _draw_points(points: Mapping[str, PointSet], predict: Predict, folder: Path) -> list[Path]:
     """Draws every field at the points near the middle plane."""
     paths = []
     for branch, part in points.items():
         near = take_points(part, near_middle_plane(part.position))
-        predicted = encoded.predict({branch: near.position})
+        predicted = predict({branch: near.position})
         for name, exact in near.fields.items():
             path = folder / f"{branch}_{name}.png"
             paths.append(draw_fields(path, name, near.position, predicted[f"{branch}_{name}"], exact))

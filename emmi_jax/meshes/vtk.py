@@ -77,8 +77,6 @@ def write_dataset(path: Path, dataset: Any) -> None:
     module, name, kind = _WRITERS[suffix]
     if not dataset.IsA(kind):
         raise ValueError(f"{path}: a {suffix} file holds a {kind}, and the mesh is a {dataset.GetClassName()}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     with whole_file(path) as partial:

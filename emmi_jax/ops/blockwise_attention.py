@@ -140,13 +140,13 @@ def _pad(x: Array, axis: int, num_shares: int, size: int) -> Array:
 
 
 def _without_nan(k: Array, v: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """Zeroes tokens with a key or value that is not finite, and says which [B, T, N, 1] attend to one; axes may be 1.
+    """Zeroes keys and values that are not finite, and says which queries [B, T, N, 1] attend to one; T may be 1.
 
     Zero times NaN would reach the queries that do not attend to it.
     """
-    is_finite = (jnp.isfinite(k) & jnp.isfinite(v)).all((2, 3))
-    k, v = (jnp.where(is_finite[:, :, None, None], x, jnp.zeros_like(x)) for x in (k, v))
-    sees_nan = (mask & ~is_finite[:, None, None]).any(3)
+    is_finite = (jnp.isfinite(k) & jnp.isfinite(v)).all(3)
+    k, v = (jnp.where(is_finite[..., None], x, jnp.zeros_like(x)) for x in (k, v))
+    sees_nan = (mask & ~is_finite.swapaxes(1, 2)[:, :, None]).any(3)
     return k, v, sees_nan.swapaxes(1, 2)[..., None]
 
 

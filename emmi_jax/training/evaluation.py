@@ -18,6 +18,11 @@ Baselines: TypeAlias = Callable[[int, Sample], dict[str, Fields]]
 _CHUNK_SIZE = 4096
 
 
+def query_chunk_size(sample: Sample) -> int:
+    """Returns one chunk size for all predictions on samples of this shape, so that the model is compiled once."""
+    return min(_CHUNK_SIZE, max(len(points.position) for points in sample.queries.values()))
+
+
 def encode_sample(surrogate: Surrogate, sample: Sample) -> Encoded:
     """Encodes the anchors and the geometry of a sample."""
     anchors, geometry = sample.context
@@ -27,8 +32,7 @@ def encode_sample(surrogate: Surrogate, sample: Sample) -> Encoded:
 def predict_queries(surrogate: Surrogate, sample: Sample) -> Fields:
     """Predicts the fields at the queries of a sample."""
     positions = {branch: points.position for branch, points in sample.queries.items()}
-    chunk_size = min(_CHUNK_SIZE, max(map(len, positions.values())))
-    predicted = encode_sample(surrogate, sample).predict(positions, chunk_size=chunk_size)
+    predicted = encode_sample(surrogate, sample).predict(positions, chunk_size=query_chunk_size(sample))
     fields = surrogate.model.config.fields
     return {branch: {name: predicted[f"{branch}_{name}"] for name in fields[branch]} for branch in positions}
 

@@ -101,7 +101,7 @@ def test_interrupted_it_leaves_no_half_of_a_file(out, trained, volume, tmp_path,
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emmi_jax.jobs.progress.PredictionProgress.advance", interrupt)
+    monkeypatch.setattr("emmi_jax.jobs.progress.ProgressBar.advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         predict(trained, tmp_path / "volume.npy", tmp_path / out)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["volume.npy"]

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
+from emmi_jax.data.case_folder import DRIVAERML, parse_sources, read_sources
 from emmi_jax.data.samples import Sample
-from emmi_jax.jobs.datasets import default_settings, load_dataset
+from emmi_jax.jobs.datasets import default_settings, field_sources, load_dataset
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
+from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 from tests.data.case_folders import AXES, BODY, surface_dataset, volume_dataset, write_case_folder
 from tests.jobs.tiny_runs import run, tiny_settings
@@ -42,6 +44,14 @@ def test_a_case_folder_is_trained_on_with_all_its_branches(trained):
     assert set(surrogate.context.anchors) == {"surface", "volume"}
     assert surrogate.context.geometry.position.shape == (16, 3)
     assert surrogate.model.config.has_geometry
+
+
+def test_a_run_records_which_arrays_are_its_fields(trained, folder, tmp_path):
+    recorded = RunDirectory.open(trained).read_config().field_sources()
+    assert recorded == read_sources(folder / "fields.json")
+    published = field_sources(tiny_settings(shutil.copytree(folder, tmp_path / "a", ignore=lambda *_: ["fields.json"])))
+    assert parse_sources(published, "") == DRIVAERML
+    assert field_sources(tiny_settings(None)) == field_sources(tiny_settings(Path("case.npz"))) == {}
 
 
 def test_the_geometry_comes_from_the_stl_file(folder):

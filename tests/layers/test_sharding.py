@@ -15,7 +15,7 @@ import pytest
 from tests.tolerances import TOLERANCES
 
 REPOSITORY = Path(__file__).parents[2]
-SHARDED = ("masked", "xla")
+SHARDED = ("masked", "xla", "blockwise", "auto")
 """Implementations under test."""
 
 PROGRAM = """

@@ -218,7 +218,6 @@ def test_an_array_of_another_length_is_refused(tmp_path):
         ("out.vtp", np.ones((50, 3, 3)), r"'x' has shape \(50, 3, 3\)"),
         ("out.vtu", np.ones(50), "a .vtu file holds a vtkUnstructuredGrid, and the mesh is a vtkPolyData"),
         ("out.stl", np.ones(50), "fields are written to .vtp, .vtu, .vtk files, got '.stl'"),
-        ("no/out.vtp", np.ones(50), "no: no such folder"),
         ("folder.vtp", np.ones(50), "folder.vtp is a folder"),
     ],
 )

@@ -21,7 +21,7 @@ KERNELS = ("xla", "blockwise")
 FORWARD_MODE = ("xla", "blockwise")
 """Those with derivatives in forward mode."""
 
-NAN_SAFE = ("xla",)
+NAN_SAFE = ("xla", "blockwise")
 """Those that keep NaN in masked keys and values from everything else."""
 
 FORWARD, GRADIENT = TOLERANCES["float32"]

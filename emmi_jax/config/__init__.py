@@ -1,0 +1,12 @@
+"""Frozen, hashable configurations that convert to JSON and back."""
+
+from emmi_jax.config.base import Config as Config
+from emmi_jax.config.base import FrozenMapping as FrozenMapping
+from emmi_jax.config.checks import check_count as check_count
+from emmi_jax.config.layers import IMPLEMENTATIONS as IMPLEMENTATIONS
+from emmi_jax.config.layers import INIT_WEIGHTS as INIT_WEIGHTS
+from emmi_jax.config.layers import AnchorAttentionConfig as AnchorAttentionConfig
+from emmi_jax.config.layers import AttentionConfig as AttentionConfig
+from emmi_jax.config.layers import NumericsConfig as NumericsConfig
+from emmi_jax.config.layers import SupernodePoolingConfig as SupernodePoolingConfig
+from emmi_jax.config.model import AbUptConfig as AbUptConfig

@@ -1,0 +1,58 @@
+"""Checks of the values in configurations; each error quotes the value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether the value is a finite number; booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> None:
+    """Refuses all but integers of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Refuses all but numbers in [0, 1)."""
+    if not is_number(value) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuses all but positive finite numbers."""
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuses all but the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_name(what: str, value: Any, forbidden: str = "/") -> None:
+    """Refuses all but non-empty strings without the forbidden characters."""
+    if not isinstance(value, str) or not value or set(forbidden) & set(value):
+        characters = " or ".join(repr(character) for character in forbidden)
+        raise ValueError(f"{what} must be a non-empty string without {characters}, got {value!r}")
+
+
+def as_names(what: str, value: Any) -> tuple[str, ...]:
+    """Returns a sequence of names as a tuple; refuses a bare string."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{what} must be a sequence of names, got {value!r}")
+    return tuple(value)
+
+
+def check_heads(dim: Any, num_heads: Any) -> None:
+    """Refuses sizes that do not divide into heads."""
+    check_count("dim", dim)
+    check_count("num_heads", num_heads)
+    if dim % num_heads:
+        raise ValueError(f"dim must be divisible by num_heads, got dim={dim} and num_heads={num_heads}")

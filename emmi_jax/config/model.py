@@ -1,0 +1,179 @@
+"""Configuration of the whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emmi_jax.config.base import FrozenMapping, as_mapping
+from emmi_jax.config.checks import as_names, check_count, check_heads, check_name, check_positive, check_rate, is_number
+from emmi_jax.config.layers import AnchorAttentionConfig, NumericsConfig, SupernodePoolingConfig
+
+PHYSICS_BLOCKS = ("perceiver", "self", "cross", "joint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbUptConfig(NumericsConfig):
+    """Configuration of an `AnchoredBranchedUPT`; `NumericsConfig` describes the remaining arguments.
+
+    Args:
+        dim: Number of channels C.
+        num_heads: Number of heads N; must divide `dim`.
+        fields: For each branch, in order, its output fields and their numbers of channels.
+        physics_blocks: ``perceiver``, ``self`` (also spelled ``shared``), ``cross`` and ``joint``, each also with the
+            suffix ``_untied``: one set of weights per branch.
+        decoder_depths: Number of decoder blocks of each branch; branches left out have 0.
+        geometry_depth: Number of transformer blocks after supernode pooling.
+        supernode_pooling: Configuration of the pooling.
+        condition_dim: Channels of the condition; None means unconditioned.
+        mlp_ratio: Hidden channels of an MLP over C.
+        layer_scale: Initial layer scale; None means no layer scale.
+        drop_path_rate: Rate at which a sample skips a residual branch in training.
+        max_wavelength: Largest wavelength over 2 pi of the position embeddings.
+        num_position_axes: Number of position axes.
+        remat: Whether the backward pass recomputes each block instead of storing its activations.
+        vector_potentials: For any branch, fields of three channels for which the network predicts a vector potential
+            and the model returns its curl with respect to the position of the token, so that the field has no
+            divergence. In other units it keeps none only if one factor scales all channels and constants are added:
+            see `FieldScale.of`. ``cudnn`` and ``splash`` cannot serve them: they have no forward-mode derivative.
+
+    Raises:
+        ValueError: A value is out of range; the message quotes it.
+    """
+
+    dim: int
+    num_heads: int
+    fields: Mapping[str, Mapping[str, int]] = dataclasses.field(
+        default_factory=lambda: {"surface": {"pressure": 1, "friction": 3}, "volume": {"velocity": 3, "pressure": 1}}
+    )
+    physics_blocks: tuple[str, ...] = ("perceiver", "self", "cross", "self", "cross", "self")
+    decoder_depths: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"surface": 6, "volume": 6})
+    geometry_depth: int = 1
+    supernode_pooling: SupernodePoolingConfig = dataclasses.field(default_factory=SupernodePoolingConfig)
+    condition_dim: int | None = None
+    mlp_ratio: int = 4
+    layer_scale: float | None = None
+    drop_path_rate: float = 0.0
+    max_wavelength: float = 10_000
+    num_position_axes: int = 3
+    remat: bool = False
+    vector_potentials: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.dim, self.num_heads)
+        check_count("geometry_depth", self.geometry_depth, 0)
+        check_count("mlp_ratio", self.mlp_ratio)
+        check_count("num_position_axes", self.num_position_axes)
+        check_rate("drop_path_rate", self.drop_path_rate)
+        check_positive("max_wavelength", self.max_wavelength)
+        if self.condition_dim is not None:
+            check_count("condition_dim", self.condition_dim)
+        if self.layer_scale is not None and not is_number(self.layer_scale):
+            raise ValueError(f"layer_scale must be a finite number or None, got {self.layer_scale!r}")
+        self._check_fields()
+        self._check_blocks()
+        self._check_pooling()
+        self._check_vector_potentials()
+        if self.head_dim < 2 * self.num_position_axes:
+            raise ValueError(
+                f"rotary embedding of {self.num_position_axes} position axes needs a head_dim of at least "
+                f"{2 * self.num_position_axes}, got {self.head_dim} ({self.dim=}, {self.num_heads=})"
+            )
+        self.attention  # noqa: B018 - checks what the model shares with its attention layers
+
+    def _check_fields(self) -> None:
+        self._set(fields=as_mapping("fields", self.fields))
+        if not self.fields:
+            raise ValueError("fields must name at least one branch, got none")
+        for branch, fields in self.fields.items():
+            # The model appends ":anchors" and ":queries" to the names of branches.
+            check_name("a branch name", branch, "/:")
+            if not isinstance(fields, Mapping) or not fields:
+                raise ValueError(f"branch {branch!r} needs at least one field {{name: channels}}, got {fields!r}")
+            for name, channels in fields.items():
+                check_name(f"a field name of branch {branch!r}", name)
+                check_count(f"the number of channels of {branch}/{name}", channels)
+        outputs = [
+            f"{prefix}{b}_{name}" for b, names in self.fields.items() for name in names for prefix in ("", "query_")
+        ]
+        if twice := sorted({name for name in outputs if outputs.count(name) > 1}):
+            raise ValueError(f"several fields would share an output name, rename a branch or a field: {twice!r}")
+
+    def _check_blocks(self) -> None:
+        blocks = as_names("physics_blocks", self.physics_blocks)
+        self._set(
+            physics_blocks=tuple("self" if block == "shared" else block for block in blocks),
+            decoder_depths=as_mapping("decoder_depths", self.decoder_depths),
+        )
+        for block in self.physics_blocks:
+            kind = block.removesuffix("_untied") if isinstance(block, str) else block
+            if kind not in PHYSICS_BLOCKS:
+                choices = ", ".join(PHYSICS_BLOCKS)
+                raise ValueError(f"a physics block must be one of {choices}, or one of them + '_untied', got {block!r}")
+            if kind in ("cross", "joint") and len(self.branches) < 2:
+                raise ValueError(f"physics block {block!r} needs at least two branches, got {list(self.branches)!r}")
+        for branch, depth in self.decoder_depths.items():
+            if branch not in self.fields:
+                raise ValueError(
+                    f"decoder_depths names branch {branch!r}, which is not in fields {list(self.fields)!r}"
+                )
+            check_count(f"the decoder depth of {branch!r}", depth, 0)
+
+    def _check_pooling(self) -> None:
+        pooling = self.supernode_pooling
+        if isinstance(pooling, Mapping):
+            pooling = SupernodePoolingConfig.from_dict(pooling)
+        if not isinstance(pooling, SupernodePoolingConfig):
+            raise ValueError(f"supernode_pooling must be a SupernodePoolingConfig, got {pooling!r}")
+        self._set(supernode_pooling=pooling)
+        # A relative message embeds the distance beside the offset.
+        num_axes = self.num_position_axes + (pooling.mode != "abspos")
+        if self.has_geometry and self.dim < 2 * num_axes:
+            raise ValueError(
+                f"supernode pooling of mode {pooling.mode!r} needs a dim of at least {2 * num_axes}, got {self.dim}"
+            )
+
+    def _check_vector_potentials(self) -> None:
+        potentials = {
+            branch: as_names(f"vector_potentials[{branch!r}]", names)
+            for branch, names in as_mapping("vector_potentials", self.vector_potentials).items()
+        }
+        for branch, names in potentials.items():
+            fields = self.fields.get(branch, {})
+            for name in names:
+                if name not in fields:
+                    raise ValueError(f"vector_potentials names {branch}/{name}, which is not in fields {self.fields!r}")
+                if fields[name] != 3 or self.num_position_axes != 3:
+                    raise ValueError(
+                        f"the curl of a potential needs three channels and three position axes, but {branch}/{name} "
+                        f"has {fields[name]} channels and num_position_axes={self.num_position_axes}"
+                    )
+        self._set(vector_potentials=FrozenMapping({branch: names for branch, names in potentials.items() if names}))
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in order."""
+        return tuple(self.fields)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head, H."""
+        return self.dim // self.num_heads
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether there is a geometry branch: only perceiver blocks read it."""
+        return any(block.startswith("perceiver") for block in self.physics_blocks)
+
+    @property
+    def attention(self) -> AnchorAttentionConfig:
+        """Configuration of the attention layers over all branches."""
+        return AnchorAttentionConfig(
+            dim=self.dim,
+            num_heads=self.num_heads,
+            use_rope=True,
+            branches=self.branches,
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(NumericsConfig)},
+        )
