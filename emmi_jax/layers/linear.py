@@ -96,7 +96,7 @@ def as_matrix(x: jax.Array) -> jax.Array:
 
     Elsewhere x stays as it is: nothing would be gained, and axes sharded separately stay separate.
     """
-    return x.reshape(-1, x.shape[-1]) if platform() == "cpu" else x
+    return x.reshape(-1, x.shape[-1]) if platform() == "cpu" and 0 not in x.shape else x
 
 
 def _initializers(init_weights: str, fan_in: int) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:

@@ -1,0 +1,92 @@
+"""The whole model on eight devices: any kind of mesh, an eighth of the work each, no collectives."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tolerances import TOLERANCES
+
+REPOSITORY = Path(__file__).parents[2]
+MESHES = ("explicit", "automatic", "shard_map")
+
+PROGRAM = """
+import json, re, sys
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
+from emmi_jax.models.init import init_params
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+fields = {"surface": {"p": 1}, "volume": {"u": 3}}
+config = AbUptConfig(
+    dim=12, num_heads=2, fields=fields, physics_blocks=("perceiver", "self", "joint"), mlp_ratio=1,
+    decoder_depths={"volume": 1}, supernode_pooling=SupernodePoolingConfig(radius=None, k=4),
+    vector_potentials={"volume": ("u",)} if sys.argv[1] == "curls" else {}, init_weights="torch",
+    implementation="auto" if sys.argv[1] == "curls" else sys.argv[1],
+)
+model = AnchoredBranchedUPT(config)
+params = init_params(model)
+rng = np.random.default_rng(0)
+positions = lambda num: rng.uniform(0, 100, (8, num, 3)).astype(np.float32)
+inputs = {
+    "anchors": {branch: positions(12) for branch in fields},
+    "queries": {branch: positions(8) for branch in fields},
+    "geometry": Geometry(positions(16), np.tile(np.arange(8, dtype=np.int32), (8, 1))),
+}
+call = lambda params, inputs: model.apply({"params": params}, **inputs)
+one = jax.jit(call)(params, inputs)
+flops = jax.jit(call).lower(params, inputs).compile().cost_analysis()["flops"]
+found = {}
+for name, kind in (("explicit", AxisType.Explicit), ("automatic", AxisType.Auto), ("shard_map", AxisType.Explicit)):
+    mesh = jax.make_mesh((8,), ("data",), (kind,))
+    with jax.set_mesh(mesh):
+        args = (
+            jax.device_put(params, jax.NamedSharding(mesh, jax.P())),
+            jax.device_put(inputs, jax.NamedSharding(mesh, jax.P("data"))),
+        )
+        run = call
+        if name == "shard_map":
+            run = jax.shard_map(call, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P("data"))
+        compiled = jax.jit(run).lower(*args).compile()
+        many = compiled(*args)
+    error = max(float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
+                for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one)))
+    collectives = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found[name] = {
+        "error": error,
+        "share": 8 * compiled.cost_analysis()["flops"] / flops,
+        "collectives": sorted(set(re.findall(collectives, compiled.as_text()))),
+    }
+print(json.dumps(found))
+"""
+
+
+@functools.cache
+def results(implementation: str) -> dict[str, Any]:
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, "-c", PROGRAM, implementation]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("implementation", ["auto", "blockwise", "curls"])
+def test_eight_devices_do_an_eighth_of_the_work_each_without_collectives(implementation: str, mesh: str) -> None:
+    found = results(implementation)[mesh]
+    assert found["error"] <= TOLERANCES["float32"].forward
+    assert 0.5 <= found["share"] <= 1.25
+    assert found["collectives"] == []
