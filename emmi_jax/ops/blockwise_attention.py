@@ -16,6 +16,7 @@ from emmi_jax.ops import attention_passes
 from emmi_jax.ops.attention_passes import Inputs, Outputs
 from emmi_jax.ops.attention_tiles import Masks, Shares, Tiling
 from emmi_jax.ops.linear_call import LinearFunction, linear_call
+from emmi_jax.ops.non_finite import set_aside_non_finite
 from emmi_jax.ops.sharding import device_count, gather_axis, num_shares, partition_automatically, vary_alike
 
 # Tiles of at most 2048 x 2048 float32 logits: small enough to wait in the L3 cache for the product that consumes them,
@@ -95,9 +96,9 @@ def _attend(
     share_t, padded_t, padded_s = tiling.shares.queries, tiling.block_q * tiling.num_q, tiling.block_k * tiling.num_k
     if num_devices > 1:
         k, v = gather_axis(k, 1), gather_axis(v, 1)
-    masks, sees_nan = [], None
+    masks, reached = [], None
     if mask is not None:
-        k, v, sees_nan = _without_nan(k, v, mask)
+        k, v, reached = set_aside_non_finite(k, v, mask)
         mask = _pad(mask, 2, share_t, padded_t) if mask.shape[2] > 1 else mask
         masks += [_pad(mask, 3, 1, padded_s) if mask.shape[3] > 1 else mask]
     if padded_s > k.shape[1]:
@@ -105,7 +106,7 @@ def _attend(
     padded = (_pad(q, 1, share_t, padded_t), _pad(k, 1, 1, padded_s), _pad(v, 1, 1, padded_s))
     out = _jitted_attention(*vary_alike((*padded, tuple(masks), rng)), tiling).out
     out = out.reshape(q.shape[0], share_t, padded_t, *q.shape[2:])[:, :, : q.shape[1] // share_t].reshape(q.shape)
-    return out if sees_nan is None else jnp.where(sees_nan, jnp.nan, out)
+    return out if reached is None else jnp.where(reached, jnp.nan, out)
 
 
 def _tiling(
@@ -137,17 +138,6 @@ def _pad(x: Array, axis: int, num_shares: int, size: int) -> Array:
     x = x.reshape(*before, num_shares, length, *after)
     x = jnp.pad(x, [(0, size - length if a == axis + 1 else 0) for a in range(x.ndim)])
     return x.reshape(*before, num_shares * size, *after)
-
-
-def _without_nan(k: Array, v: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """Zeroes keys and values that are not finite, and says which queries [B, T, N, 1] attend to one; T may be 1.
-
-    Zero times NaN would reach the queries that do not attend to it.
-    """
-    is_finite = (jnp.isfinite(k) & jnp.isfinite(v)).all(3)
-    k, v = (jnp.where(is_finite[..., None], x, jnp.zeros_like(x)) for x in (k, v))
-    sees_nan = (mask & ~is_finite.swapaxes(1, 2)[:, :, None]).any(3)
-    return k, v, sees_nan.swapaxes(1, 2)[..., None]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
