@@ -97,14 +97,10 @@ def warn_outside(normalizer: Normalizer, what: Path | str, position: NDArray[Any
 
 
 def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], console: Console) -> None:
-    """Warns of branches with fewer points [N, n] to draw anchors from than the model is used with."""
+    """Warns of branches with fewer points [N, n] to draw anchors from than the model was trained with."""
     for branch, position in points.items():
-        if len(position) < sampling.num_test_anchors:
-            _warn(
-                f"{branch}: {len(position):,} points are fewer than the {sampling.num_test_anchors:,} anchors of the "
-                "run, so all of them are anchors",
-                console,
-            )
+        if len(position) < sampling.num_anchors:
+            _warn(f"{branch}: {len(position):,} anchors, the model was trained with {sampling.num_anchors:,}", console)
 
 
 def _warn(message: str, console: Console) -> None:

@@ -151,7 +151,9 @@ def _fit(
     with Checkpoints(run.checkpoints) as checkpoints:
         start = checkpoints.latest_step()
         if start is not None:
-            state = TrainState(**checkpoints.restore(state._asdict()))
+            # Converted weights, whose checkpoint is that of step 0, come without a state of the optimiser.
+            like = {"params": params} if start == 0 else state._asdict()
+            state = state._replace(**checkpoints.restore(like))
         with ProgressBar(console, settings.steps, unit="steps", start=start or 0) as progress:
             return fit(
                 state,

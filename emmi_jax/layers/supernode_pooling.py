@@ -242,5 +242,4 @@ def _is_present(position: AnyArray) -> jax.Array:
 
 def _gather(points: AnyArray, idx: AnyArray) -> jax.Array:
     """Returns rows of points [B, P, C] at idx [B, ...] as [B, ..., C]; an index outside gets some row."""
-    flat = jnp.take_along_axis(points, idx.reshape(idx.shape[0], -1, 1), axis=1, mode="clip")
-    return flat.reshape(*idx.shape, points.shape[-1])
+    return jax.vmap(lambda rows, at: rows.at[at].get(mode="clip"))(jnp.asarray(points), jnp.asarray(idx))
