@@ -309,18 +309,3 @@ def test_one_exported_program_serves_every_batch() -> None:
     )
     for actual, expected in zip(exported.call(*arrays), gradients(*arrays), strict=True):
         assert_close(actual, expected, FORWARD)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mask": jnp.ones((1, 1, 2, 5), bool)}, r"\(1, 1, 2, 5\)"),
-        ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
-        ({"dropout_rate": 0.1}, "needs a dropout_rng"),
-    ],
-    ids=["mask", "rate", "key"],
-)
-def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:
-    q, k, v, _ = random_arrays(3, 5)
-    with pytest.raises(ValueError, match=message):
-        blockwise_attention(q, k, v, **arguments)
