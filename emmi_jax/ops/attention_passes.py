@@ -19,11 +19,11 @@ from emmi_jax.ops.attention_tiles import At, Masks, Place, Tiling, transpose
 from emmi_jax.ops.sharding import vary_alike
 
 SAFE_LOGIT = 40.0
-"""While no logit exceeds this, exp needs no row maximum: float32 overflows at 88 and the sums have room to grow."""
+"""Up to this logit exp needs no row maximum: float32 overflows at 88, which leaves room for the sums."""
 
 LOG2_E = math.log2(math.e)
 
-# 2**x on [-1/2, 1/2] by a polynomial, highest power first; its largest relative error is 8e-8.
+# Polynomial for 2**x on [-1/2, 1/2], highest power first; its largest relative error is 8e-8.
 EXP2_COEFFICIENTS = (0.00132764701, 0.00967554189, 0.0555071346, 0.240221202, 0.693146944, 1.00000012)
 
 NO_LOGIT = -1e30
@@ -71,7 +71,7 @@ def forward(inputs: Inputs, tiling: Tiling) -> Outputs:
 
 
 def _bounded(inputs: Inputs, tiling: Tiling) -> Array | None:
-    """Whether no logit can exceed `SAFE_LOGIT`, by |q·k| <= |q| |k|; None where to ask costs more than it saves."""
+    """Returns whether |q·k| <= |q| |k| keeps logits below `SAFE_LOGIT`; None where this costs more than it saves."""
     q, k = inputs.q, inputs.k
     # Devices that share the work would have to agree on an answer.
     if k.shape[1] < 8 * k.shape[3] or tiling.shares != (1, 1, 1):
@@ -81,7 +81,7 @@ def _bounded(inputs: Inputs, tiling: Tiling) -> Array | None:
 
 
 def _forward(inputs: Inputs, tiling: Tiling, *, use_shift: bool) -> Outputs:
-    """The shift keeps exp from overflow and costs a pass over each tile."""
+    """Computes attention; the shift keeps exp from overflowing and costs a pass over each tile."""
     q, k, v = _cut(inputs, tiling)
 
     def per_keys(b: Array, n: Array, j: Array, state: State) -> State:
@@ -252,7 +252,7 @@ def _row_max(logits: Array, mask: Array | None) -> Array:
 
 
 def _exp2(x: Array, mask: Array | None = None) -> Array:
-    """2**x of x <= 127 where the mask holds, else 0; below -126 it stays at 2**-126. XLA's own takes twice the time."""
+    """Returns 2**x for x <= 127, at least 2**-126, and 0 where masked. XLA's own exp2 takes twice the time."""
     x = jnp.maximum(x, -126.0)
     whole = jnp.round(x)
     fraction = x - whole

@@ -6,7 +6,6 @@ import functools
 import math
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,9 +15,10 @@ from emmi_jax.ops import attention_passes
 from emmi_jax.ops.attention_passes import Inputs, Outputs
 from emmi_jax.ops.attention_tiles import Masks, Shares, Tiling
 from emmi_jax.ops.linear_call import LinearFunction, linear_call
+from emmi_jax.ops.non_finite import set_aside_non_finite
 from emmi_jax.ops.sharding import device_count, gather_axis, num_shares, partition_automatically, vary_alike
 
-# Tiles of at most 2048 x 2048 float32 logits: small enough to wait in the L3 cache for the product that consumes them,
+# Tiles of at most 2048 x 2048 float32 logits: small enough to stay in the L3 cache until the next product reads them,
 # large enough to keep all cores busy within one two-dimensional product (batched products run several times slower).
 # The backward pass holds twice as many tiles at a time, so it halves them.
 BLOCK_QUERIES = 2048
@@ -41,38 +41,10 @@ def blockwise_attention(
     First derivatives, forward and reverse, recompute the weights tile by tile. Higher ones are exact too, slower, and
     hold the logits of one block of queries at a time. Devices divide up a sharded batch, sharded heads and queries.
 
-    Args:
-        q: Queries [B, T, N, H]; float32, bfloat16 or float16.
-        k: Keys [B, S, N, H].
-        v: Values [B, S, N, H].
-        mask: Boolean, True = attend, each axis that of [B, N, T, S] or 1. A query with nothing to attend to gives zero.
-            NaN or infinity in keys and values reaches only the queries that attend to them.
-        dropout_rate: Rate of dropout on the attention weights; the kept ones are divided by 1 - rate.
-        dropout_rng: Typed or raw key of the dropout, needed if the rate is not 0.
-        precision: Precision of the matrix products.
-
-    Returns:
-        Array [B, T, N, H] of q's dtype. Logits, softmax and sums are float32 whatever the dtype.
-
-    Raises:
-        ValueError: The mask does not broadcast, the rate is outside [0, 1), or dropout lacks its key.
+    `dot_product_attention` checks the arguments and says what they are. A query with nothing to attend to gives zero.
+    NaN in a key or value reaches only the queries that attend to it. Which weights dropout drops depends on the number
+    of devices. Logits, softmax and sums are float32 whatever the dtype.
     """
-    chex.assert_rank([q, k, v], 4)
-    chex.assert_type([q, k, v], float)
-    batch, num_queries, num_heads, head_dim = q.shape
-    num_keys = k.shape[1]
-    chex.assert_shape([k, v], (batch, num_keys, num_heads, head_dim))
-    if mask is not None:
-        chex.assert_type(mask, bool)
-        full = (batch, num_heads, num_queries, num_keys)
-        if mask.ndim != 4 or any(size not in (1, want) for size, want in zip(mask.shape, full, strict=True)):
-            raise ValueError(f"mask has shape {mask.shape}, expected 1 or that of [B, N, T, S] = {full} on each axis")
-    if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(f"dropout_rate={dropout_rate}, expected a rate in [0, 1)")
-    if dropout_rate and dropout_rng is None:
-        raise ValueError(f"dropout_rate={dropout_rate} needs a dropout_rng")
-    if 0 in q.shape or 0 in k.shape:
-        return jnp.zeros_like(q)
     rng = dropout_rng if dropout_rate else None
     if rng is not None and not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.wrap_key_data(rng)
@@ -95,9 +67,9 @@ def _attend(
     share_t, padded_t, padded_s = tiling.shares.queries, tiling.block_q * tiling.num_q, tiling.block_k * tiling.num_k
     if num_devices > 1:
         k, v = gather_axis(k, 1), gather_axis(v, 1)
-    masks, sees_nan = [], None
+    masks, reached = [], None
     if mask is not None:
-        k, v, sees_nan = _without_nan(k, v, mask)
+        k, v, reached = set_aside_non_finite(k, v, mask)
         mask = _pad(mask, 2, share_t, padded_t) if mask.shape[2] > 1 else mask
         masks += [_pad(mask, 3, 1, padded_s) if mask.shape[3] > 1 else mask]
     if padded_s > k.shape[1]:
@@ -105,13 +77,13 @@ def _attend(
     padded = (_pad(q, 1, share_t, padded_t), _pad(k, 1, 1, padded_s), _pad(v, 1, 1, padded_s))
     out = _jitted_attention(*vary_alike((*padded, tuple(masks), rng)), tiling).out
     out = out.reshape(q.shape[0], share_t, padded_t, *q.shape[2:])[:, :, : q.shape[1] // share_t].reshape(q.shape)
-    return out if sees_nan is None else jnp.where(sees_nan, jnp.nan, out)
+    return out if reached is None else jnp.where(reached, jnp.nan, out)
 
 
 def _tiling(
     shape: tuple[int, ...], num_keys: int, num_devices: int, dropout_rate: float, precision: lax.PrecisionLike
 ) -> Tiling:
-    """Chooses tiles that are as large as they may be on each of the devices once these have divided up the shares."""
+    """Chooses the largest tiles that suit each device once the devices have divided up the shares."""
     batch, num_queries, num_heads, _ = shape
     shares = Shares(*(num_shares(size, num_devices) for size in (batch, num_heads, num_queries)))
     at_once = (shares.batch if isinstance(batch, int) else num_devices) * shares.heads
@@ -139,17 +111,6 @@ def _pad(x: Array, axis: int, num_shares: int, size: int) -> Array:
     return x.reshape(*before, num_shares * size, *after)
 
 
-def _without_nan(k: Array, v: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """Zeroes keys and values that are not finite, and says which queries [B, T, N, 1] attend to one; T may be 1.
-
-    Zero times NaN would reach the queries that do not attend to it.
-    """
-    is_finite = (jnp.isfinite(k) & jnp.isfinite(v)).all(3)
-    k, v = (jnp.where(is_finite[..., None], x, jnp.zeros_like(x)) for x in (k, v))
-    sees_nan = (mask & ~is_finite.swapaxes(1, 2)[:, :, None]).any(3)
-    return k, v, sees_nan.swapaxes(1, 2)[..., None]
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _attention(q: Array, k: Array, v: Array, masks: Masks, rng: Array | None, tiling: Tiling) -> Outputs:
     return attention_passes.forward(Inputs(q, k, v, masks, rng), tiling)
@@ -162,12 +123,12 @@ def _attention_jvp(tiling: Tiling, primals: Any, tangents: Any) -> tuple[Outputs
     moved = [i for i in range(3) if not isinstance(tangents[i], SymbolicZero)]
     function = _derivative(tree, moved, tiling)
     (d_out,) = linear_call(function, residuals, [tangents[i] for i in moved])
-    # Nothing but derivatives reads the statistics of the rows, and these depend on the inputs alone.
+    # Only derivatives read the statistics of the rows, and `linear_call` differentiates with respect to the inputs.
     return outputs, Outputs(d_out, *map(jnp.zeros_like, outputs[1:]))
 
 
 def _derivative(tree: Any, moved: list[int], tiling: Tiling) -> LinearFunction:
-    """Returns the derivative of the output along some of q, k and v; residuals are the inputs and outputs, flat."""
+    """Returns the derivative of the output along some of q, k and v; its residuals are inputs and outputs, flat."""
 
     def apply(residuals: list[Any], tangents: list[Array]) -> list[Array]:
         given = dict(zip(moved, tangents, strict=True))

@@ -1,4 +1,4 @@
-"""Fields that are the curl of what a network predicts."""
+"""Curls of what a network predicts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def curl_by_token(
     potential: Callable[[Tree], tuple[Tree, Tree]],
     positions: Tree,
 ) -> tuple[Tree, Tree]:
-    """Computes the curl of vector fields that are known at tokens, by forward-mode derivatives along the three axes.
+    """Computes the curl of vector fields at tokens from three forward-mode derivatives.
 
     Args:
-        potential: Takes the positions to a tree of vectors [..., T, 3], each a function of the position of its own
+        potential: Maps positions to a tree of vectors [..., T, 3], each of which depends on the position of its own
             token alone, and to a tree of anything else.
-        positions: A tree of positions [..., T, 3], floating.
+        positions: A tree of floating-point positions [..., T, 3].
 
     Returns:
-        The curls in the tree of the vectors, [..., T, 3], in units of the vectors over those of the positions; and the
-        other tree.
+        The curls [..., T, 3], a tree like that of the vectors, in the unit of the vectors over that of the positions;
+        and the other tree.
     """
 
     def along(axis: jax.Array) -> tuple[Tree, Tree]:
-        # A token sees no other's position, so all are moved at once.
+        # No token sees the position of another, so all of them can move at once.
         tangents = jax.tree.map(lambda p: jnp.broadcast_to(axis.astype(p.dtype), p.shape), positions)
         _, derivatives, others = jax.jvp(potential, (positions,), (tangents,), has_aux=True)
         return derivatives, others

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from emmi_jax.ops.non_finite import set_aside_non_finite
+
 
 def dense_attention(
     q: jax.Array,
@@ -17,9 +19,9 @@ def dense_attention(
     precision: str | None = None,
 ) -> jax.Array:
     """Computes softmax(q kᵀ / sqrt(H)) v; see `dot_product_attention` for arguments and result."""
-    poison = None
+    reached = None
     if mask is not None:
-        k, v, poison = _set_aside_non_finite(k, v, mask)
+        k, v, reached = set_aside_non_finite(k, v, mask)
     logits = jnp.einsum("btnh,bsnh->bnts", q, k, precision=precision, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
     if mask is None:
@@ -32,19 +34,4 @@ def dense_attention(
     y = jnp.einsum(
         "bnts,bsnh->btnh", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
     )
-    return (y if poison is None else y * poison).astype(q.dtype)
-
-
-def _set_aside_non_finite(k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Replaces non-finite keys and values by zeros.
-
-    A masked weight is zero, but zero times NaN is NaN. So the products run on zeros, and the outputs of queries that do
-    attend to such a key are multiplied by NaN afterwards.
-
-    Returns:
-        Keys, values, and a factor of the outputs [B, T or 1, N or 1, 1]: NaN or 1.
-    """
-    finite = (jnp.isfinite(k) & jnp.isfinite(v)).all(axis=(2, 3))
-    k, v = (jnp.where(finite[:, :, None, None], x, jnp.zeros_like(x)) for x in (k, v))
-    reached = (mask & ~finite[:, None, None, :]).any(axis=-1)
-    return k, v, jnp.where(jnp.swapaxes(reached, 1, 2)[..., None], jnp.nan, jnp.float32(1))
+    return (y if reached is None else y * jnp.where(reached, jnp.nan, jnp.float32(1))).astype(q.dtype)

@@ -194,7 +194,7 @@ def _first_set_bits(words: jax.Array, count: int) -> Neighbors:
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest_neighbors(points: jax.Array, supernode_idx: jax.Array, *, k: int) -> Neighbors:
-    # The partitioner gathers the operand of `top_k`, but not that of the approximate search, which is exact at recall 1.
+    # The partitioner gathers the operand of `top_k`, but not that of the approximate search, exact at full recall.
     is_shared = device_count(points, supernode_idx) > 1
     top_k = functools.partial(lax.approx_max_k, recall_target=1.0) if is_shared else lax.top_k
 

@@ -1,4 +1,4 @@
-"""The split of channels over position axes that rotary and sine-cosine embeddings share."""
+"""How rotary and sine-cosine embeddings divide their channels among the position axes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import numpy as np
 
 
 def axis_frequencies(num_channels: int, num_axes: int, max_wavelength: float) -> tuple[np.ndarray, int]:
-    """Splits channels evenly over axes and returns the angular frequencies of one axis.
+    """Divides channels evenly among axes and returns the angular frequencies of one axis.
 
     Args:
-        num_channels: Width D to fill.
+        num_channels: Number of channels D.
         num_axes: Number of position axes n.
-        max_wavelength: Largest wavelength (in units of the positions) over 2 pi.
+        max_wavelength: Largest wavelength over 2 pi, in the unit of the positions.
 
     Returns:
-        omega [w/2], float32, with w the even number of channels an axis gets; and D - n·w, the number left over.
+        omega [w/2] float32, where w is the even number of channels per axis; and D - n·w, the number of channels left.
 
     Raises:
-        ValueError: `max_wavelength` is not positive, or the width is too small to give every axis one frequency.
+        ValueError: `max_wavelength` is not positive, or there are too few channels for one frequency per axis.
     """
     if not max_wavelength > 0:
         raise ValueError(f"max_wavelength must be positive, got {max_wavelength!r}")
     width = num_channels // num_axes // 2 * 2 if num_axes > 0 else 0
     if width <= 0:
         raise ValueError(f"{num_channels} channels are too few for {num_axes} position axes; needed: {2 * num_axes}")
-    # Positions reach 1000, where one rounding of omega moves an angle by 6e-5: so these are the reference's steps.
+    # Positions reach 1000, where one rounding of omega moves an angle by 6e-5. So round as the reference does.
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     omega = np.float32(1) / np.float32(max_wavelength) ** exponents
     return omega, num_channels - num_axes * width

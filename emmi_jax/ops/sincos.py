@@ -14,15 +14,15 @@ def sincos_embedding(positions: jax.Array, dim: int, max_wavelength: float = 10_
     Args:
         positions: Coordinates [..., n], scaled to about 0 … 1000.
         dim: Number of channels C of the embedding.
-        max_wavelength: Largest wavelength over 2 pi, in units of the positions.
+        max_wavelength: Largest wavelength over 2 pi, in the unit of the positions.
 
     Returns:
-        Array [..., C] float32: for each axis its sines, then its cosines; then zeros in channels that are left over.
+        Array [..., C] float32: sines and then cosines of one axis after another, then zeros in the left-over channels.
 
     Raises:
         ValueError: `dim` is too small for the number of axes.
 
-    Source: Vaswani et al. 2017, "Attention is all you need", section 3.5, an axis at a time.
+    Source: Vaswani et al. 2017, "Attention is all you need", section 3.5, applied to each axis.
     """
     omega, rest = axis_frequencies(dim, positions.shape[-1], max_wavelength)
     angles = positions.astype(jnp.float32)[..., None] * omega

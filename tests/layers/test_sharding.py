@@ -89,7 +89,7 @@ for implementation in implementations:
         record(f"{implementation} forward in a mesh", one["forward"], forward, *args[explicit])
         record(f"{implementation} forward in shard_map", one["forward"], mapped, *args[explicit])
 
-q, k, v = (random_array(rng, (8, n, 8, 4)) for n in (16, 12, 12))
+q, k, v = (random_array(rng, (8, n, 8, 4)) for n in (64, 96, 96))
 for implementation in implementations:
     function = functools.partial(dot_product_attention, implementation=implementation)
     one = run(function, q, k, v)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -227,6 +228,18 @@ def test_jit_and_vmap_change_nothing(search: Any) -> None:
     points = np.stack([cloud("uniform", 90, 2, seed) for seed in range(3)])
     supernode_idx = np.random.default_rng(0).integers(0, 90, (3, 11))
     assert_equal(jax.jit(jax.vmap(search))(points, supernode_idx), search(points, supernode_idx))
+
+
+@pytest.mark.parametrize(
+    "search", [partial(radius_neighbors, radius=0.5, max_degree=5), partial(nearest_neighbors, k=5)]
+)
+def test_one_exported_program_serves_every_batch(search: Any) -> None:
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = jax.ShapeDtypeStruct((batch, 90, 2), jnp.float32), jax.ShapeDtypeStruct((batch, 11), jnp.int32)
+    points = np.stack([cloud("uniform", 90, 2, seed) for seed in range(3)])
+    supernode_idx = np.random.default_rng(0).integers(0, 90, (3, 11), dtype=np.int32)
+    exported = jax.export.export(jax.jit(search))(*shapes)
+    assert_equal(Neighbors(*exported.call(points, supernode_idx)), search(points, supernode_idx))
 
 
 def test_gradients_see_the_neighbours_as_constants() -> None:

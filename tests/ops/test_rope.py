@@ -1,4 +1,4 @@
-"""Rotary embedding: the recorded figures, and what a rotation must do."""
+"""Rotary embedding: recorded values, and the properties of a rotation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_angles_are_ordered_by_axis_then_frequency_and_end_in_zeros(head_dim: in
 
 
 @pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
-def test_width_of_an_axis_follows_the_rule_of_the_reference_or_is_refused(num_axes: int) -> None:
+def test_channels_per_axis_follow_the_rule_of_the_reference_or_are_refused(num_axes: int) -> None:
     for num_channels in range(1, 50):
         rest = num_channels % num_axes
         padding = rest + num_axes * ((num_channels - rest) // num_axes % 2)
@@ -127,9 +127,7 @@ def test_no_tokens_give_no_frequencies() -> None:
         (12, 3, -1.0, "max_wavelength must be positive, got -1.0"),
     ],
 )
-def test_frequencies_that_cannot_be_are_refused(
-    head_dim: int, num_axes: int, max_wavelength: float, message: str
-) -> None:
+def test_impossible_frequencies_are_refused(head_dim: int, num_axes: int, max_wavelength: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rope_frequencies(jnp.zeros((1, 2, num_axes)), head_dim, max_wavelength)
 
@@ -141,5 +139,5 @@ def test_an_array_of_real_frequencies_is_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 6), (2, 2, 6), (1, 2, 12), (2, 6)])
 def test_frequencies_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="x and freqs do not fit"):
         apply_rope(jnp.zeros((3, 2, 1, 12)), RopeFrequencies(jnp.ones(shape), jnp.ones(shape)))

@@ -1,4 +1,4 @@
-"""Sine-cosine embedding: the recorded figures, and its layout of channels."""
+"""Sine-cosine embedding: recorded values and the order of channels."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def test_embedding_is_float32_whatever_the_positions_are(dtype: str) -> None:
     ("dim", "max_wavelength", "message"),
     [(5, 10_000, "5 channels are too few for 3 position axes; needed: 6"), (24, 0.0, "must be positive, got 0.0")],
 )
-def test_embeddings_that_cannot_be_are_refused(dim: int, max_wavelength: float, message: str) -> None:
+def test_impossible_embeddings_are_refused(dim: int, max_wavelength: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sincos_embedding(jnp.zeros((2, 3)), dim, max_wavelength)
