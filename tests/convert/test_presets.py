@@ -6,7 +6,6 @@ import pytest
 
 from emmi_jax import AbUptConfig
 from emmi_jax.convert import PRESETS
-from emmi_jax.data.normalization import Normalizer
 from tests.convert.cases import golden_ab_upt_config, model_shapes
 
 
@@ -31,8 +30,7 @@ def test_configuration_survives_json(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_statistics_are_a_normalizer_of_every_channel(name):
-    config, statistics = PRESETS[name]
-    normalizer = Normalizer.from_dict(statistics)
+    config, normalizer = PRESETS[name].config, PRESETS[name].normalizer
     assert len(normalizer.position_low) == config.num_position_axes
     channels = {
         b: {field: len(scale.std) for field, scale in scales.items()} for b, scales in normalizer.fields.items()
@@ -41,7 +39,7 @@ def test_statistics_are_a_normalizer_of_every_channel(name):
 
 
 def test_tutorial_positions_become_0_to_1000_and_vorticity_is_log_scaled():
-    normalizer = Normalizer.from_dict(PRESETS["drivaerml-tutorial"].statistics)
+    normalizer = PRESETS["drivaerml-tutorial"].normalizer
     ends = normalizer.normalize_position([[-40.0] * 3, [80.0] * 3])
     np.testing.assert_allclose(ends, [[0.0] * 3, [1000.0] * 3], rtol=1e-6)
     log_scaled = [

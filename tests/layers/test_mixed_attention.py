@@ -353,12 +353,6 @@ def test_a_wrong_call_is_refused_by_naming_the_group_or_value(changes: dict[str,
         call(**changes)
 
 
-def test_an_unknown_implementation_is_refused() -> None:
-    module = MixedAttention(AttentionConfig(dim=DIM, num_heads=NUM_HEADS, implementation="fast"))
-    with pytest.raises(ValueError, match=r"'auto' or one of .*'blockwise'.*, got 'fast'"):
-        module.init(jax.random.key(0), jnp.zeros((1, 2, DIM)), specs(a=2), [AttentionPattern(("a",), ("a",))])
-
-
 @pytest.mark.parametrize("shape", [(2, 6, 6), (3, 7, 6), (2, 7, 12), (7, 6)])
 def test_frequencies_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"freqs must have the shape \[2 or 1, 7, 6\], got"):

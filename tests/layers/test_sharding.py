@@ -15,7 +15,7 @@ import pytest
 from tests.tolerances import TOLERANCES
 
 REPOSITORY = Path(__file__).parents[2]
-SHARDED = ("masked", "xla", "blockwise", "auto")
+SHARDED = ("masked", "xla", "blockwise")
 """Implementations under test."""
 
 PROGRAM = """

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
-from emmi_jax.inference.streaming import encode, stream
+from emmi_jax.inference.streaming import encode
 from emmi_jax.ops.curl import curl_by_token
 from tests.cases import random_params
 from tests.tolerances import TOLERANCES, assert_close
@@ -131,10 +131,9 @@ def test_the_field_is_streamed():
         MODEL,
         variables(),
         anchors={branch: position[0] for branch, position in INPUTS["anchors"].items()},
-        geometry_position=INPUTS["geometry"].position[0],
-        supernode_idx=INPUTS["geometry"].supernode_idx[0],
+        geometry=Geometry(INPUTS["geometry"].position[0], INPUTS["geometry"].supernode_idx[0]),
     )
-    fields = stream(MODEL, variables(), encoded, {"volume": QUERIES["volume"][0]}, chunk_size=3)
+    fields = predict(MODEL, variables(), encoded, {"volume": QUERIES["volume"][0]}, chunk_size=3)
     assert_close(fields["volume_vorticity"], predicted(CONFIG)["query_volume_vorticity"][0], FORWARD)
     assert_close(fields["volume_pressure"], predicted(CONFIG)["query_volume_pressure"][0], FORWARD)
 
@@ -211,7 +210,7 @@ def test_queries_that_do_not_fit_are_named(queries, message, is_cached):
         jax.eval_shape(lambda: MODEL.apply(variables() | {"cache": cache()}, **inputs, queries=queries))
 
 
-def test_where_attention_has_no_forward_derivative_the_dense_one_is_taken():
+def test_curls_of_blockwise_attention_are_those_of_dense_attention():
     config = dataclasses.replace(CONFIG, implementation="blockwise")
     assert_close(predicted(config)["query_volume_vorticity"], predicted(CONFIG)["query_volume_vorticity"], FORWARD)
 
