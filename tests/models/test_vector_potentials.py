@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig
-from emmi_jax.inference.streaming import encode
+from emmi_jax.inference.streaming import encode, predict
 from emmi_jax.ops.curl import curl_by_token
 from tests.cases import random_params
 from tests.tolerances import TOLERANCES, assert_close
