@@ -84,7 +84,7 @@ def results(implementation: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("implementation", ["auto", "blockwise", "curls"])
+@pytest.mark.parametrize("implementation", ["blockwise", "curls"])
 def test_eight_devices_do_an_eighth_of_the_work_each_without_collectives(implementation: str, mesh: str) -> None:
     found = results(implementation)[mesh]
     assert found["error"] <= TOLERANCES["float32"].forward
