@@ -65,6 +65,14 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
+def read_json_object(path: Path) -> JsonDict:
+    """Reads a JSON object; raises as `read_json` does, and a ValueError for another value."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder to write to, and its parents, unless they exist.
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from emmi_jax.config import AbUptConfig
 from emmi_jax.convert import PRESETS, ab_upt_from_torch, load_torch_file
 from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.files.atomic import read_json_object
 from emmi_jax.runs.checkpoints import Checkpoints
-from emmi_jax.runs.directory import RunConfig, RunDirectory, read_json
+from emmi_jax.runs.directory import RunConfig, RunDirectory
 
 
 def preset_config(name: str) -> RunConfig:
@@ -39,7 +40,7 @@ def read_config(path: Path) -> RunConfig:
         FileNotFoundError: There is no such file.
         ValueError: It is not JSON, or holds no configuration.
     """
-    values = read_json(path)
+    values = read_json_object(path)
     if "model" in values:
         return RunConfig.read(path)
     try:

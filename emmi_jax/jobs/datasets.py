@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
 from emmi_jax.data.statistics import measure
-from emmi_jax.files.atomic import JsonDict
+from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.npz import read_case
 from emmi_jax.training.settings import TrainSettings
 
@@ -87,7 +86,7 @@ def read_statistics(source: str) -> Normalizer:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(PRESETS)}")
     try:
-        values = json.loads(path.read_text())
+        values = read_json_object(path)
         return Normalizer.from_dict(values.get("normalizer", values))
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not the statistics of a run: {error}") from None

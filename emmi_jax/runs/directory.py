@@ -15,7 +15,7 @@ from emmi_jax.data.case_folder import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
 from emmi_jax.data.sampling import Sampling
-from emmi_jax.files.atomic import JsonDict, write_atomically, write_json
+from emmi_jax.files.atomic import JsonDict, read_json_object, write_atomically, write_json
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.layers.supernode_pooling import Geometry
 
@@ -59,7 +59,7 @@ class RunConfig(Config):
             FileNotFoundError: There is no such file.
             ValueError: It is not JSON, or not the configuration of a run.
         """
-        values = read_json(path)
+        values = read_json_object(path)
         try:
             return cls.from_dict(values)
         except (TypeError, AttributeError, ValueError) as error:
@@ -152,24 +152,6 @@ class RunDirectory:
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_atomically(self.metrics_log, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
-
-
-def read_json(path: Path) -> JsonDict:
-    """Reads a JSON object.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not JSON, or not an object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, path: str = "") -> None:
