@@ -570,7 +570,8 @@ def test_bfloat16_stays_close_to_float32_with_float32_parameters():
 def test_vmap_equals_a_loop():
     cases = [make_inputs(SMALL, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
-    together = jax.jit(jax.vmap(lambda i: AnchoredBranchedUPT(SMALL).apply(variables_of(SMALL), **i)))(stacked)
+    variables = variables_of(SMALL)
+    together = jax.jit(jax.vmap(lambda i: AnchoredBranchedUPT(SMALL).apply(variables, **i)))(stacked)
     for i, case in enumerate(cases):
         assert_same({name: field[i] for name, field in together.items()}, predict(SMALL, **case))
 
