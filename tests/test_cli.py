@@ -138,8 +138,43 @@ def asked(monkeypatch) -> list[tuple[TrainSettings, Path]]:
 def test_settings_given_on_the_command_line_arrive(case, tmp_path, asked):
     assert main(["train", "--data", str(case), "--out", str(tmp_path), "--seed", "3", *TINY_OPTIONS]) == 0
     ((settings, path),) = asked
-    assert (settings.data, settings.seed, settings.steps, settings.dim) == (str(case.resolve()), 3, 2, 24)
+    assert (settings.data, settings.seed, settings.steps, settings.model["dim"]) == (str(case.resolve()), 3, 2, 24)
     assert path == tmp_path / "case-1"
+
+
+def test_settings_come_from_the_recipe_then_the_file_then_the_options(case, tmp_path, asked):
+    (config := tmp_path / "mine.toml").write_text("steps = 7\n[optimizer]\nlearning_rate = 1e-4\nclip_norm = 2.0\n")
+    sources = ["--recipe", "drivaerml", "--config", str(config), "--learning-rate", "2e-4"]
+    assert main(["train", "--data", str(case), "--out", str(tmp_path), *sources, "--set", "model.dim=48"]) == 0
+    ((settings, _),) = asked
+    optimizer = settings.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.clip_norm) == ("lion", 2e-4, 2.0)
+    assert (settings.steps, settings.model["dim"], settings.model["mlp_ratio"]) == (7, 48, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "drivaer"], "unknown recipe 'drivaer'; did you mean 'drivaerml'?"),
+        (["--set", "model.dims=3"], "unknown key 'dims' for model; did you mean 'dim'?"),
+        (["--set", "model.dim"], "expected NAME=VALUE such as model.dim=256, got 'model.dim'"),
+        (["--config", "none.toml"], "none.toml"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused_in_one_line(options, message, tmp_path, capsys):
+    assert main(["train", "--out", str(tmp_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_trains_nothing(case, tmp_path, asked, capsys):
+    options = ["--data", str(case), "--out", str(tmp_path / "runs"), "--dry-run", *TINY_OPTIONS]
+    assert main(["train", *options]) == 0
+    assert not asked
+    assert not (tmp_path / "runs").exists()
+    assert "step " in capsys.readouterr().out
 
 
 def test_runs_without_a_name_are_numbered(tmp_path, asked):
@@ -151,7 +186,7 @@ def test_runs_without_a_name_are_numbered(tmp_path, asked):
 @pytest.mark.parametrize("options", [[], ["--no-geometry"]])
 def test_the_geometry_branch_is_left_out_on_request(options, asked):
     assert main(["train", *options]) == 0
-    assert (asked[0][0].num_geometry_points > 0) == (options == [])
+    assert (asked[0][0].sampling.num_geometry_points > 0) == (options == [])
 
 
 def test_a_name_that_exists_is_refused_and_its_run_kept(trained, capsys):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
 from emmi_jax.training.settings import TrainSettings
 
 _DEFAULTS = default_settings(None)
@@ -41,10 +41,10 @@ def train(
     steps: Annotated[int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}.")] = None,
     batch_size: Annotated[int | None, typer.Option(help=f"Cases per step; default {_DEFAULTS.batch_size}.")] = None,
     num_anchors: Annotated[
-        int | None, typer.Option(help=f"Anchors per branch; default {_DEFAULTS.num_anchors}.")
+        int | None, typer.Option(help=f"Anchors per branch; default {_DEFAULTS.sampling.num_anchors}.")
     ] = None,
     num_queries: Annotated[
-        int | None, typer.Option(help=f"Queries per branch; default {_DEFAULTS.num_queries}.")
+        int | None, typer.Option(help=f"Queries per branch; default {_DEFAULTS.sampling.num_queries}.")
     ] = None,
     sampling: Annotated[
         str | None,
@@ -58,10 +58,23 @@ def train(
         list[str] | None,
         typer.Option(metavar="FIELD", help="A field of three channels to make divergence-free, such as velocity."),
     ] = None,
-    dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.dim}.")] = None,
+    dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.model['dim']}.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.learning_rate:g}.")
+        float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.optimizer.learning_rate:g}.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Settings of a published model: {', '.join(RECIPES)}.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Settings of your own, over those of --recipe.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as model.dim=256; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, data, model and the cost of a step; write nothing.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help=f"Seed of weights and batches; default {_DEFAULTS.seed}.")] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help=f"Steps between checkpoints; default {_DEFAULTS.checkpoint_every}.")
@@ -82,6 +95,8 @@ def train(
     A folder of case folders is a data set. split.json assigns its cases to
     splits, {"train": ["run_1", "run_3"], "test": ["run_2"]}; by default a
     random fifth is only tested on.
+    Settings come from the defaults, then --recipe, then --config, then the
+    other options. A file has the form of the recipes, which --dry-run prints.
 
     \b
     Example:
@@ -89,41 +104,50 @@ def train(
       emmi-jax train --name first --resume
       emmi-jax train --data car.npz --steps 2000
       emmi-jax train --data run_1
+      emmi-jax train --data DrivAerML --recipe drivaerml --set model.dim=256
 
     Defaults below are those of the built-in data.
     """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
     from emmi_jax.convert import PRESETS
+    from emmi_jax.jobs.train import show_plan
     from emmi_jax.jobs.train import train as run_training
 
-    given: dict[str, Any] = {
-        "data": None if data is None else str(data.resolve()),
+    options = {
         "split": None if split is None else str(split.resolve()),
         "statistics": statistics if statistics is None or statistics in PRESETS else str(Path(statistics).resolve()),
         "steps": steps,
         "batch_size": batch_size,
-        "num_anchors": num_anchors,
-        "num_queries": num_queries,
-        "sampling": sampling,
-        "supernode_sampling": supernode_sampling,
+        "sampling.num_anchors": num_anchors,
+        "sampling.num_queries": num_queries,
+        "sampling.method": sampling,
+        "sampling.supernode_method": supernode_sampling,
+        "sampling.num_geometry_points": 0 if no_geometry else None,
         "divergence_free": divergence_free or None,
-        "dim": dim,
-        "learning_rate": learning_rate,
+        "model.dim": dim,
+        "optimizer.learning_rate": learning_rate,
         "seed": seed,
         "checkpoint_every": checkpoint_every,
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    if no_geometry:
-        given["num_geometry_points"] = 0
+    changes = [
+        {} if recipe is None else read_recipe(recipe),
+        {} if config is None else read_settings(config),
+        {key: value for key, value in options.items() if value is not None},
+        dict(map(parse_assignment, assignments or [])),
+    ]
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
     path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if data is None else data.stem)
-    if resume:
-        settings = _settings_to_resume(path, given)
-    else:
-        settings = replace(default_settings(given.pop("data", None), geometry=not no_geometry), **given)
-    outcome = run_training(settings, path, resume=resume, console=Console(soft_wrap=False))
+    source = None if data is None else str(data.resolve())
+    settings = _settings_to_resume(path, source) if resume else default_settings(source, geometry=not no_geometry)
+    for change in changes:
+        settings = settings.updated(change)
+    console = Console(soft_wrap=False)
+    if dry_run:
+        show_plan(settings, console=console)
+        return 0
+    outcome = run_training(settings, path, resume=resume, console=console)
     if outcome.signal_number is None:
         return 0
     print(f"continue with: emmi-jax train --out {path.parent} --name {path.name} --resume")
@@ -137,14 +161,12 @@ def _free_path(out: Path, stem: str) -> Path:
     return out / f"{stem}-{number}"
 
 
-def _settings_to_resume(path: Path, given: dict[str, Any]) -> TrainSettings:
-    """Returns the settings of an earlier run; those given must agree with them."""
-    from emmi_jax.runs.directory import RunDirectory, check_same_config
+def _settings_to_resume(path: Path, data: str | None) -> TrainSettings:
+    """Returns the settings of an earlier run."""
+    from emmi_jax.runs.directory import RunDirectory
 
     config = RunDirectory.open(path).read_config()
     if config.settings is None:  # converted weights
-        return replace(default_settings(given.pop("data", None), geometry=config.model.has_geometry), **given)
+        return default_settings(data, geometry=config.model.has_geometry)
     settings = TrainSettings.from_dict(config.settings)
-    stored = settings.to_dict()
-    check_same_config({key: stored[key] for key in given}, given)
-    return settings
+    return settings if data is None else settings.updated({"data": data})

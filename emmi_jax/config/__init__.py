@@ -2,6 +2,7 @@
 
 from emmi_jax.config.base import Config as Config
 from emmi_jax.config.base import FrozenMapping as FrozenMapping
+from emmi_jax.config.checks import check_choice as check_choice
 from emmi_jax.config.checks import check_count as check_count
 from emmi_jax.config.layers import IMPLEMENTATIONS as IMPLEMENTATIONS
 from emmi_jax.config.layers import INIT_WEIGHTS as INIT_WEIGHTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         FileNotFoundError: There is no such file.
         ValueError: The file or folder does not hold a usable case.
     """
-    sampling, batch_size = settings.sampling_config, settings.batch_size
+    sampling, batch_size = settings.sampling, settings.batch_size
     is_weighted = sampling.method == "weighted"
     if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
@@ -104,38 +103,25 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
         return _settings_of_a_case(data, geometry=geometry)
     if not geometry:
         return TrainSettings()
-    return TrainSettings(
-        physics_blocks=("joint", "perceiver", "joint", "joint", "joint"),
-        num_geometry_points=512,
-        num_supernodes=64,
-        num_test_supernodes=256,
+    return TrainSettings().updated(
+        {
+            "model": {"physics_blocks": ("joint", "perceiver", "joint", "joint", "joint")},
+            "sampling": {"num_geometry_points": 512, "num_supernodes": 64, "num_test_supernodes": 256},
+        }
     )
 
 
 def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
-    settings = TrainSettings(
-        data=data,
-        batch_size=1,
-        num_anchors=128,
-        num_queries=384,
-        physics_blocks=("self",) * 4,
-        # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
-        position_range=5000.0,
-        max_wavelength=10_000.0,
-    )
     branches = case_branches(next(iter(_collected_folders(Path(data))), Path(data)))
-    if len(branches) > 1:
-        settings = replace(settings, physics_blocks=("self", "cross") * 2)
+    blocks: tuple[str, ...] = ("self", "cross") * 2 if len(branches) > 1 else ("self",) * 4
+    sampling = {"num_anchors": 128, "num_queries": 384}
     # The geometry branch sees the surface.
-    if not geometry or "surface" not in branches:
-        return settings
-    return replace(
-        settings,
-        physics_blocks=("perceiver", *settings.physics_blocks),
-        num_geometry_points=1024,
-        num_supernodes=128,
-        num_test_supernodes=256,
-    )
+    if geometry and "surface" in branches:
+        blocks = ("perceiver", *blocks)
+        sampling |= {"num_geometry_points": 1024, "num_supernodes": 128, "num_test_supernodes": 256}
+    # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
+    settings = TrainSettings(data=data, batch_size=1, position_range=5000.0)
+    return settings.updated({"sampling": sampling, "model": {"physics_blocks": blocks, "max_wavelength": 10_000.0}})
 
 
 def _collected_folders(path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from emmi_jax.convert import CONSTANTS, load_torch_file
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.models.init import init_params
+from emmi_jax.models.init import Params, init_params
 from emmi_jax.runs.directory import RunDirectory
 
 Shape = tuple[int, ...]
@@ -60,8 +60,12 @@ def run_shapes(path: Path) -> dict[str, Shape]:
         ValueError: The folder is not a run.
     """
     model = AnchoredBranchedUPT(RunDirectory.open(path).read_config().model)
-    tree = jax.eval_shape(lambda: init_params(model, seed=0))
-    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+    return param_shapes(jax.eval_shape(lambda: init_params(model, seed=0)))
+
+
+def param_shapes(params: Params) -> dict[str, Shape]:
+    """Returns the shapes of parameters by name."""
+    return {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
 
 
 def file_shapes(path: Path) -> dict[str, Shape]:

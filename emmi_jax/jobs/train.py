@@ -18,6 +18,7 @@ from emmi_jax.data.samples import Dataset, Sample, normalize_sample
 from emmi_jax.files.atomic import write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import field_sources, load_dataset, make_normalizer
+from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
@@ -28,7 +29,7 @@ from emmi_jax.training.evaluation import evaluate
 from emmi_jax.training.loop import LoopEnd, Row, fit
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.settings import TrainSettings, model_config
-from emmi_jax.training.step import TrainState, make_train_step
+from emmi_jax.training.step import TrainState, init_state, make_train_step
 
 
 class Outcome(NamedTuple):
@@ -64,13 +65,41 @@ def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console
     if end.signal_number is not None:
         console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
         return Outcome(path, end.signal_number)
-    surrogate = Surrogate(model, end.state.params, config.normalizer, config.sampling, dataset.context)
+    surrogate = Surrogate(model, end.state.trained_params, config.normalizer, config.sampling, dataset.context)
     _report_metrics(dataset, surrogate, end, run, console)
     pictures = ", ".join(picture.name for picture in draw_pictures(dataset, surrogate, run))
     console.print(
         f"trained in {end.seconds:.0f} s; the run is in {path}\npictures: {pictures}", highlight=False, soft_wrap=True
     )
     return Outcome(path, None)
+
+
+def show_plan(settings: TrainSettings, *, console: Console) -> None:
+    """Prints what a run would do: its settings, data and model, and the cost of a step; writes nothing.
+
+    Raises:
+        FileNotFoundError: The data file does not exist.
+        ValueError: Settings or data are unusable.
+    """
+    dataset = load_dataset(settings)
+    config = model_config(settings, dataset.fields)
+    model = AnchoredBranchedUPT(config)
+    batch = jax.tree.map(
+        lambda a: a.astype(jax.dtypes.canonicalize_dtype(a.dtype)), dataset.train_batch(settings.seed, 0)
+    )
+    optimizer = make_optimizer(settings)
+    params = jax.eval_shape(lambda: init_params(model, seed=0))
+    state = jax.eval_shape(lambda: init_state(init_params(model, seed=0), optimizer, settings.optimizer))
+    train_step = make_train_step(model, optimizer, settings.optimizer, settings.loss_weights)
+    step = jax.jit(train_step).lower(state, batch).compile()
+    console.print_json(data=settings.to_dict())
+    console.print(summary_table(param_shapes(params), "Parameters"))
+    cost, memory = step.cost_analysis(), step.memory_analysis()
+    # XLA counts the body of a loop once.
+    flops = "unknown" if cost is None else f"at least {cost['flops'] / 1e9:,.1f} GFLOP"
+    size = "unknown" if memory is None else f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) >> 20:,} MiB"
+    console.print(f"{dataset.summary}\ndtype      {config.dtype}", highlight=False)
+    console.print(f"step       {flops}, {size}, on {jax.devices()[0].device_kind}", highlight=False)
 
 
 def _start_run(settings: TrainSettings, dataset: Dataset, path: Path) -> tuple[RunDirectory, RunConfig]:
@@ -87,14 +116,16 @@ def _resume_run(settings: TrainSettings, dataset: Dataset, path: Path) -> tuple[
     """Opens the folder of a run that was trained before, or of converted weights."""
     run = RunDirectory.open(path)
     stored = run.read_config()
+    if stored.settings is not None:
+        check_same_config(stored.settings, settings.to_dict(), path="settings.")
     config = _run_config(settings, dataset, weights=stored if stored.is_converted or stored.settings is None else None)
+    if settings.model["dtype"] == "auto":  # a run may move to another kind of device
+        config = replace(config, model=replace(config.model, dtype=stored.model.dtype))
     if stored.settings is None:
         run.write_config(config)
         _write_context(dataset, run)
     else:
-        # Settings that are newer than the run have their defaults.
-        known = replace(stored, settings=TrainSettings.from_dict(stored.settings).to_dict())
-        check_same_config(known.to_dict(), config.to_dict())
+        check_same_config(stored.to_dict(), config.to_dict())
     return run, config
 
 
@@ -111,7 +142,7 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
     return RunConfig(
         model=model,
         normalizer=normalizer,
-        sampling=settings.sampling_config,
+        sampling=settings.sampling,
         sources=field_sources(settings) or (weights.sources if weights is not None else {}),
         settings=settings.to_dict(),
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
@@ -139,8 +170,7 @@ def _fit(
 ) -> LoopEnd:
     """Trains from the newest checkpoint, or from the first step."""
     optimizer = make_optimizer(settings)
-    params = init_params(model, seed=settings.seed)
-    state = TrainState(params, optimizer.init(params))
+    state = init_state(init_params(model, seed=settings.seed), optimizer, settings.optimizer)
 
     def make_batch(step: int) -> Sample:
         return normalize_sample(normalizer, dataset.train_batch(settings.seed, step))
@@ -151,14 +181,14 @@ def _fit(
     with Checkpoints(run.checkpoints) as checkpoints:
         start = checkpoints.latest_step()
         if start is not None:
-            # Converted weights, whose checkpoint is that of step 0, come without a state of the optimiser.
-            like = {"params": params} if start == 0 else state._asdict()
-            state = state._replace(**checkpoints.restore(like))
+            # Converted weights, whose checkpoint is that of step 0, come alone.
+            restored = checkpoints.restore(state.items() if start else {"params": state.params})
+            state = TrainState(**restored) if start else init_state(restored["params"], optimizer, settings.optimizer)
         with ProgressBar(console, settings.steps, unit="steps", start=start or 0) as progress:
             return fit(
                 state,
                 run=run,
-                train_step=make_train_step(model, optimizer),
+                train_step=make_train_step(model, optimizer, settings.optimizer, settings.loss_weights),
                 make_batch=make_batch,
                 learning_rates=learning_rates(settings),
                 start=start or 0,

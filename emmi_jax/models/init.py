@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeAlias
 
 import jax
@@ -25,7 +26,12 @@ def init_params(model: AnchoredBranchedUPT, *, seed: int = 0) -> Params:
     Returns:
         The parameter tree, plain arrays without metadata.
     """
-    return jax.jit(lambda key: meta.unbox(model.init(key, **dummy_inputs(model))["params"]))(jax.random.key(seed))
+    return _init(model, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _init(model: AnchoredBranchedUPT, key: jax.Array) -> Params:
+    return meta.unbox(model.init(key, **dummy_inputs(model))["params"])
 
 
 def dummy_inputs(model: AnchoredBranchedUPT) -> dict[str, Any]:

@@ -39,6 +39,10 @@ class Checkpoints:
         """Returns the number of steps done in the newest checkpoint, or None."""
         return cast("int | None", self._manager.latest_step())
 
+    def holds(self, name: str) -> bool:
+        """Returns whether the newest checkpoint has an item of this name."""
+        return (self._directory / str(self.latest_step()) / name).is_dir()
+
     def save(self, step: int, items: Mapping[str, Any]) -> None:
         """Saves named pytrees after `step` steps, unless that checkpoint exists."""
         if step != self.latest_step():

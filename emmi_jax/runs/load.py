@@ -14,7 +14,7 @@ from emmi_jax.runs.directory import RunDirectory
 
 
 def load_run(path: str | Path) -> Surrogate:
-    """Loads the newest checkpoint of a run, trained or converted.
+    """Loads the newest checkpoint of a run, trained or converted; averaged parameters where the run has them.
 
     Args:
         path: The run's folder.
@@ -34,5 +34,6 @@ def load_run(path: str | Path) -> Surrogate:
     if not run.checkpoints.is_dir():
         raise ValueError(f"{path}: no checkpoint yet")
     with Checkpoints(run.checkpoints) as checkpoints:
-        params = checkpoints.restore({"params": jax.eval_shape(lambda: init_params(model, seed=0))})["params"]
+        name = "ema" if checkpoints.holds("ema") else "params"
+        params = checkpoints.restore({name: jax.eval_shape(lambda: init_params(model, seed=0))})[name]
     return Surrogate(model, params, config.normalizer, config.sampling, run.read_context())

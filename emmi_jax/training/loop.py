@@ -85,7 +85,7 @@ def fit(
                 record(*pending)
                 pending = None
                 log.flush()
-                checkpoints.save(step, state._asdict())
+                checkpoints.save(step, state.items())
             if stop.signal_number is not None:
                 break
         return LoopEnd(state, step, seconds(), stop.signal_number if step < steps else None)

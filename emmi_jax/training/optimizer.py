@@ -1,4 +1,4 @@
-"""The optimiser: AdamW under warm-up, cosine decay and clipping."""
+"""The optimiser: AdamW, Lion or Muon under warm-up, decay and clipping."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import numpy as np
 import optax  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from emmi_jax.models.init import Params
 from emmi_jax.training.settings import TrainSettings
+
+_MUON_RMS = 0.2
+"""Scale of Muon's updates, with which it takes the learning rate and weight decay of AdamW (arXiv 2502.16982)."""
 
 
 def learning_rate_schedule(settings: TrainSettings) -> optax.Schedule:
-    """Returns a linear warm-up to the peak, then half a cosine down to almost zero at the last step."""
-    num_warmup = max(1, round(settings.warmup_fraction * settings.steps))
-    return optax.warmup_cosine_decay_schedule(
-        init_value=settings.learning_rate / num_warmup,
-        peak_value=settings.learning_rate,
-        warmup_steps=num_warmup,
-        decay_steps=max(settings.steps, num_warmup + 1),
-        end_value=settings.learning_rate * 1e-3,
-    )
+    """Returns a linear warm-up to the peak, then the schedule's way down to the last step."""
+    optimizer = settings.optimizer
+    peak, final = optimizer.learning_rate, optimizer.learning_rate * optimizer.final_fraction
+    num_warmup = max(1, round(optimizer.warmup_fraction * settings.steps))
+    num_decay = max(settings.steps - num_warmup, 1)
+    decay = {
+        "cosine": optax.cosine_decay_schedule(peak, num_decay, alpha=optimizer.final_fraction),
+        "linear": optax.linear_schedule(peak, final, num_decay),
+        "constant": optax.constant_schedule(peak),
+    }[optimizer.schedule]
+    return optax.join_schedules([optax.linear_schedule(peak / num_warmup, peak, num_warmup), decay], [num_warmup])
 
 
 def learning_rates(settings: TrainSettings) -> NDArray[np.float32]:
@@ -30,14 +36,23 @@ def learning_rates(settings: TrainSettings) -> NDArray[np.float32]:
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    """Returns AdamW with clipping by the global norm; only matrices decay."""
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            learning_rate_schedule(settings),
-            b1=0.9,
-            b2=settings.adam_b2,
-            weight_decay=settings.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-        ),
-    )
+    """Returns the optimiser with clipping by the global norm; only matrices decay."""
+    optimizer = settings.optimizer
+    rate, decay = learning_rate_schedule(settings), optimizer.weight_decay
+    if optimizer.name == "muon":
+        update = optax.contrib.muon(
+            rate,
+            weight_decay=decay,
+            weight_decay_mask=_matrices,
+            adam_b1=optimizer.b1,
+            adam_b2=optimizer.b2,
+            consistent_rms=_MUON_RMS,
+        )
+    else:
+        make = {"adamw": optax.adamw, "lion": optax.lion}[optimizer.name]
+        update = make(rate, b1=optimizer.b1, b2=optimizer.b2, weight_decay=decay, mask=_matrices)
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), update)
+
+
+def _matrices(params: Params) -> Params:
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -2,12 +2,92 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Self
 
-from emmi_jax.config import AbUptConfig, Config, SupernodePoolingConfig, check_count
+import jax
+
+from emmi_jax.config import AbUptConfig, Config, check_choice, check_count
+from emmi_jax.config.base import as_mapping
 from emmi_jax.data.sampling import Sampling
+
+OPTIMIZERS = ("adamw", "lion", "muon")
+SCHEDULES = ("cosine", "linear", "constant")
+
+_OF_THE_DATA = ("fields", "condition_dim", "vector_potentials")
+_MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA]
+_SAMPLING: dict[str, Any] = {"num_anchors": 96, "num_queries": 32, "num_test_anchors": 512}
+_MODEL: dict[str, Any] = {
+    "dim": 96,
+    "num_heads": 3,
+    "physics_blocks": ("joint",) * 4,
+    "decoder_depths": {},
+    "supernode_pooling": {"radius": None, "k": 16},
+    "mlp_ratio": 2,
+    "max_wavelength": 100.0,
+    "init_weights": "torch",
+    "dtype": "auto",
+}
+
+
+def _check_between(name: str, value: Any, low: float, high: float, *, exclusive: bool = False) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (low < value < high if exclusive else low <= value <= high and value < math.inf):
+        expected = "positive" if exclusive else f"a number from {low} to {high}" if high < math.inf else "a number >= 0"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Config):
+    """How the parameters move.
+
+    Args:
+        name: ``adamw``, ``lion`` or ``muon`` (Muon for matrices, AdamW for the rest).
+        learning_rate: Peak learning rate.
+        schedule: How it falls after the warm-up: ``cosine`` (half a wave), ``linear``, or ``constant`` (not at all).
+        warmup_fraction: Fraction of the steps in which it rises.
+        final_fraction: Fraction of the peak that is left at the last step.
+        weight_decay: Decoupled weight decay of the matrices.
+        b1: Decay of the first moment; Muon has it for all but the matrices.
+        b2: Decay of the second moment, or Lion's of its only one.
+        clip_norm: Largest global norm of a gradient.
+        ema_decay: Decay per step of the averaged parameters, which are used after training; None for no average. It is
+            the exponentially weighted mean of all parameters since the first step.
+        accumulation: Parts that a batch is cut into, to save memory; their gradients are averaged.
+
+    Raises:
+        ValueError: A value is out of range; the message quotes it.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 4e-3
+    schedule: str = "cosine"
+    warmup_fraction: float = 0.05
+    final_fraction: float = 1e-3
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.99
+    clip_norm: float = 1.0
+    ema_decay: float | None = None
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("name of the optimizer", self.name, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_count("accumulation", self.accumulation)
+        for name in ("learning_rate", "clip_norm"):
+            _check_between(name, getattr(self, name), 0, math.inf, exclusive=True)
+        _check_between("weight_decay", self.weight_decay, 0, math.inf)
+        for name in ("warmup_fraction", "final_fraction", "b1", "b2", "ema_decay"):
+            if getattr(self, name) is not None:
+                _check_between(name, getattr(self, name), 0, 1)
+        if self.ema_decay == 1:
+            raise ValueError(f"ema_decay must be below 1, got {self.ema_decay!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,130 +100,111 @@ class TrainSettings(Config):
         split: Path of a file that assigns cases to splits; None for `split.json` beside the cases, or else for a random
             fifth to test on.
         statistics: Statistics to use instead of measured ones; see `read_statistics`.
+        position_range: Longest side of the data's box in model units, unless `statistics` are given.
+        divergence_free: Fields of three channels that are the curl of what the network predicts.
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
         batch_size: Cases per step.
-        num_anchors: Anchors per branch in training.
-        num_queries: Queries per branch in training.
-        num_test_anchors: Anchors per branch after training; more of them show the model more of the case.
-        num_geometry_points: Points of the geometry branch; 0 for a model without one.
-        num_supernodes: Supernodes among them in training.
-        num_test_supernodes: Supernodes among them after training.
-        supernode_degree: Neighbours per supernode.
-        sampling: How anchors and queries are drawn: `uniform`, or `weighted` by cell size.
-        supernode_sampling: How supernodes are drawn: `uniform` or `farthest`.
-        dim: Channels of the model.
-        num_heads: Attention heads.
-        physics_blocks: Kinds of the physics blocks.
-        decoder_depth: Decoder blocks per branch.
-        mlp_ratio: Hidden channels of an MLP over `dim`.
-        divergence_free: Fields of three channels that are the curl of what the network predicts.
-        position_range: Longest side of the data's box in model units, unless `statistics` are given.
-        max_wavelength: Largest wavelength over 2 pi of the position embeddings, in model units.
-        learning_rate: Peak learning rate.
-        weight_decay: Decoupled weight decay of the matrices.
-        adam_b2: Decay of AdamW's second moment.
-        warmup_fraction: Fraction of the steps in which the learning rate rises.
-        clip_norm: Largest global norm of a gradient.
         checkpoint_every: Steps between checkpoints.
+        loss_weights: Weights of the fields in the loss, by "branch/field"; those left out have 1.
+        sampling: How many points of a case the model sees, and how they are drawn.
+        model: Options of `AbUptConfig` that differ from the defaults of training: all but those that follow from the
+            data. The dtype may be ``auto``: bfloat16 on GPU and TPU, float32 on CPU.
+        optimizer: How the parameters move.
 
     Raises:
-        ValueError: A value is out of range; the message quotes it.
+        ValueError: A value is out of range, or a key is unknown; the message quotes it.
     """
 
     data: str | None = None
     split: str | None = None
     statistics: str | None = None
+    position_range: float = 100.0
+    divergence_free: tuple[str, ...] = ()
     seed: int = 0
     steps: int = 4500
     batch_size: int = 2
-    num_anchors: int = 96
-    num_queries: int = 32
-    num_test_anchors: int = 512
-    num_geometry_points: int = 0
-    num_supernodes: int = 0
-    num_test_supernodes: int = 0
-    supernode_degree: int = 16
-    sampling: Literal["uniform", "weighted"] = "uniform"
-    supernode_sampling: Literal["uniform", "farthest"] = "uniform"
-    dim: int = 96
-    num_heads: int = 3
-    physics_blocks: tuple[str, ...] = ("joint",) * 4
-    decoder_depth: int = 0
-    mlp_ratio: int = 2
-    divergence_free: tuple[str, ...] = ()
-    position_range: float = 100.0
-    max_wavelength: float = 100.0
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.01
-    adam_b2: float = 0.99
-    warmup_fraction: float = 0.05
-    clip_norm: float = 1.0
     checkpoint_every: int = 200
+    loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(**_SAMPLING))
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(physics_blocks=tuple(self.physics_blocks), divergence_free=tuple(self.divergence_free))
-        for name, minimum in _MINIMA.items():
+        for name, kind in (("sampling", Sampling), ("optimizer", OptimizerSettings)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                self._set(**{name: kind.from_dict(as_mapping(name, value))})
+        given = as_mapping("model", self.model)
+        for key in given:
+            if key not in _MODEL_KEYS:
+                nearest = difflib.get_close_matches(key, _MODEL_KEYS, n=1, cutoff=0.0)[0]
+                raise ValueError(f"unknown key {key!r} for model; did you mean {nearest!r}?")
+        self._set(
+            divergence_free=tuple(self.divergence_free),
+            loss_weights=as_mapping("loss_weights", self.loss_weights),
+            model=as_mapping("model", {key: _hashable(value) for key, value in {**_MODEL, **given}.items()}),
+        )
+        for name, minimum in (("seed", 0), ("steps", 1), ("batch_size", 1), ("checkpoint_every", 1)):
             check_count(name, getattr(self, name), minimum)
-        for name in ("position_range", "max_wavelength", "learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name, known in (("sampling", ("uniform", "weighted")), ("supernode_sampling", ("uniform", "farthest"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        _check_between("position_range", self.position_range, 0, math.inf, exclusive=True)
+        for name, weight in self.loss_weights.items():
+            _check_between(f"the loss weight of {name!r}", weight, 0, math.inf)
+        num_parts = self.optimizer.accumulation
+        if self.batch_size % num_parts:
+            raise ValueError(f"batch_size must be a multiple of accumulation, got {self.batch_size} and {num_parts}")
         for name in ("split", "statistics"):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs data of your own, got {getattr(self, name)!r} without --data")
-        _ = self.sampling_config  # checks its values
 
-    @property
-    def sampling_config(self) -> Sampling:
-        """How many points of a case the model sees, and how they are drawn."""
-        return Sampling(
-            num_anchors=self.num_anchors,
-            num_queries=self.num_queries,
-            num_test_anchors=self.num_test_anchors,
-            num_geometry_points=self.num_geometry_points,
-            num_supernodes=self.num_supernodes,
-            num_test_supernodes=self.num_test_supernodes,
-            method=self.sampling,
-            supernode_method=self.supernode_sampling,
-        )
+    def updated(self, changes: Mapping[str, Any]) -> Self:
+        """Returns a copy with other values.
 
+        Args:
+            changes: Values by name. A mapping changes what it names and keeps the rest, except below `model`, where it
+                replaces the option. A name with dots, such as "model.supernode_pooling.k", goes deeper.
 
-_MINIMA = {
-    "seed": 0,
-    "steps": 1,
-    "batch_size": 1,
-    "supernode_degree": 1,
-    "dim": 1,
-    "num_heads": 1,
-    "decoder_depth": 0,
-    "mlp_ratio": 1,
-    "checkpoint_every": 1,
-}
+        Raises:
+            ValueError: A key is unknown, or a value out of range.
+        """
+        values = self.to_dict()
+        for path, value in changes.items():
+            *parents, key = path.split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+                if not isinstance(place, dict):
+                    raise ValueError(f"{path!r}: {parent!r} has no keys")
+            is_section = not parents and key in ("sampling", "model", "optimizer")
+            place[key] = {**place[key], **as_mapping(key, value)} if is_section else value
+        return self.from_dict(values)
 
 
 def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
-    """Returns the configuration of the model to train on these fields.
+    """Returns the configuration of the model to train on these fields, on the devices at hand.
 
     Raises:
-        ValueError: A divergence-free field does not exist, or does not have three channels.
+        ValueError: A divergence-free or weighted field does not exist, or the model is impossible.
     """
+    names = {branch: list(of_branch) for branch, of_branch in fields.items()}
+    for what, asked, known in (
+        ("divergence_free", settings.divergence_free, {name for of_branch in names.values() for name in of_branch}),
+        (
+            "loss_weights",
+            settings.loss_weights,
+            {f"{b}/{name}" for b, of_branch in names.items() for name in of_branch},
+        ),
+    ):
+        if unknown := sorted(set(asked) - known):
+            raise ValueError(f"{what} names the unknown fields {unknown!r}; the fields are {names!r}")
+    options = dict(settings.model)
+    if options["dtype"] == "auto":
+        options["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     free = settings.divergence_free
-    if unknown := sorted(set(free) - {name for names in fields.values() for name in names}):
-        known = {branch: list(names) for branch, names in fields.items()}
-        raise ValueError(f"divergence_free names the unknown fields {unknown!r}; the fields are {known!r}")
-    return AbUptConfig(
-        dim=settings.dim,
-        num_heads=settings.num_heads,
-        fields=fields,
-        physics_blocks=settings.physics_blocks,
-        decoder_depths=dict.fromkeys(fields, settings.decoder_depth),
-        supernode_pooling=SupernodePoolingConfig(radius=None, k=settings.supernode_degree),
-        mlp_ratio=settings.mlp_ratio,
-        max_wavelength=settings.max_wavelength,
-        init_weights="torch",
-        vector_potentials={branch: tuple(name for name in names if name in free) for branch, names in fields.items()},
-    )
+    potentials = {branch: tuple(name for name in of_branch if name in free) for branch, of_branch in names.items()}
+    return AbUptConfig.from_dict({**options, "fields": fields, "vector_potentials": potentials})
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -12,16 +12,39 @@ import optax  # type: ignore[import-untyped]
 from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
+from emmi_jax.training.settings import OptimizerSettings
 
 Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
-    """What a step changes; checkpoints are named by the number of steps done."""
+    """What a step changes; checkpoints are named by the number of steps done.
+
+    Attributes:
+        params: Parameters.
+        opt_state: State of the optimiser.
+        ema: Averaged parameters, if they are asked for.
+    """
 
     params: Params
     opt_state: optax.OptState
+    ema: Params | None = None
+
+    @property
+    def trained_params(self) -> Params:
+        """The parameters to use after training."""
+        return self.params if self.ema is None else self.ema
+
+    def items(self) -> dict[str, object]:
+        """Returns what a checkpoint holds, by name."""
+        return {name: tree for name, tree in self._asdict().items() if tree is not None}
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, settings: OptimizerSettings) -> TrainState:
+    """Returns the state before the first step."""
+    average = None if settings.ema_decay is None else jax.tree.map(jnp.copy, params)  # as a step donates both
+    return TrainState(params, optimizer.init(params), average)
 
 
 def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:
@@ -39,26 +62,62 @@ def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> M
     losses = {}
     for branch, points in batch.anchors.items():
         for name, values in points.fields.items():
-            error = predictions[f"{branch}_{name}"] - values
+            error = predictions[f"{branch}_{name}"].astype(values.dtype) - values
             if branch in batch.queries:
-                query_error = predictions[f"query_{branch}_{name}"] - batch.queries[branch].fields[name]
+                known = batch.queries[branch].fields[name]
+                query_error = predictions[f"query_{branch}_{name}"].astype(known.dtype) - known
                 error = jnp.concatenate([error, query_error], axis=1)
             losses[f"{branch}/{name}"] = jnp.square(error).mean()
     return losses
 
 
-def make_train_step(model: AnchoredBranchedUPT, optimizer: optax.GradientTransformation) -> TrainStep:
-    """Returns a compiled step; it donates the old state and returns the new one with the losses before the step."""
+def make_train_step(
+    model: AnchoredBranchedUPT,
+    optimizer: optax.GradientTransformation,
+    settings: OptimizerSettings,
+    loss_weights: Mapping[str, float] | None = None,
+) -> TrainStep:
+    """Returns a compiled step; it donates the old state and returns the new one with the losses before the step.
+
+    Args:
+        model: The model.
+        optimizer: The optimiser.
+        settings: The average and the accumulation are taken from here.
+        loss_weights: Weights of the fields in the loss by "branch/field"; those left out have 1.
+    """
 
     def loss(params: Params, batch: Sample) -> tuple[jax.Array, Metrics]:
         losses = field_losses(model, params, batch)
-        return jnp.stack(list(losses.values())).mean(), losses
+        weights = jnp.array([(loss_weights or {}).get(name, 1.0) for name in losses], jnp.float32)
+        return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
+
+    def gradient(params: Params, batch: Sample) -> tuple[tuple[jax.Array, Metrics], Params]:
+        of_part, num_parts = jax.value_and_grad(loss, has_aux=True), settings.accumulation
+        if num_parts == 1:
+            return of_part(params, batch)
+        parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), batch)
+
+        def add(total: object, part: Sample) -> tuple[object, None]:
+            return jax.tree.map(jnp.add, total, of_part(params, part)), None
+
+        shapes = jax.eval_shape(of_part, params, jax.tree.map(lambda a: a[0], parts))
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), parts)
+        return jax.tree.map(lambda a: a / num_parts, total)
 
     def step(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
-        (total, losses), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        (total, losses), grads = gradient(state.params, batch)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, ema = optax.apply_updates(state.params, updates), state.ema
+        if settings.ema_decay is not None:
+            ema = optax.incremental_update(params, ema, _share_of_newest(settings.ema_decay, opt_state))
         metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+        return TrainState(params, opt_state, ema), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _share_of_newest(decay: float, opt_state: optax.OptState) -> jax.Array:
+    """Weight of the newest parameters in the average, which holds none of the initial ones."""
+    (_, num_steps), *_ = optax.tree.get_all_with_path(opt_state, "count")
+    return (1 - decay) / (1 - decay ** num_steps.astype(jnp.float32))

@@ -32,7 +32,7 @@ def test_a_run_with_the_statistics_of_another_has_its_normalizer_and_can_be_resu
     assert main(["train", "--out", str(tmp_path), "--name", "second", "--resume"]) == 0
     assert main(["predict", str(tmp_path / "second"), "--points", str(data), "--out", str(tmp_path / "o.npz")]) == 0
     assert main([*options, "--resume", "--statistics", "drivaerml-tutorial"]) == 2
-    assert "the run was started with statistics = " in capsys.readouterr().err
+    assert "the run was started with settings.statistics = " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,20 @@
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Sample
+from emmi_jax.jobs.train import show_plan
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
@@ -94,11 +96,7 @@ def test_a_run_killed_after_a_checkpoint_resumes_to_the_same_result(case, finish
         "loop._row = die\n"
         f"run(tiny_settings(Path({str(case)!r})), Path({str(path)!r}))\n"
     )
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     with Checkpoints(path / "checkpoints") as checkpoints:
@@ -140,7 +138,7 @@ def test_resuming_a_finished_run_only_reports_again(case, finished, tmp_path):
 
 def test_resuming_with_other_settings_names_the_key(case, finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match=r"settings\.learning_rate = 0\.004, now it is 0\.01"):
+    with pytest.raises(ValueError, match=r"settings\.optimizer\.learning_rate = 0\.004, now it is 0\.01"):
         run(tiny_settings(case, learning_rate=0.01), finished, resume=True)
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
@@ -171,7 +169,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint_finite(case, tmp_p
 
 def test_the_whole_model_trains_on_the_ellipsoids(tmp_path, monkeypatch):
     monkeypatch.setattr("emmi_jax.data.ellipsoids.NUM_TEST_QUERIES", 16)
-    _, printed = run(replace(tiny_settings(None), steps=2), tmp_path / "run")
+    _, printed = run(tiny_settings(None, steps=2), tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["test"]["volume/velocity"]) == {"relative_l2", "mean_predictor", "nearest_case"}
     assert {p.name for p in (tmp_path / "run").glob("*.png")} == {
@@ -182,3 +180,37 @@ def test_the_whole_model_trains_on_the_ellipsoids(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "context.npz").exists()
     assert "40 to test on" in printed
     assert "nearest case" in printed
+
+
+def test_a_run_is_used_with_its_averaged_parameters_and_goes_on_with_both(case, tmp_path):
+    changes = {"ema_decay": 0.5, "name": "lion", "accumulation": 2}
+    settings, path = tiny_settings(case, **changes), tmp_path / "run"
+    run(settings, path)
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        surrogate = load_run(path)
+        kept = checkpoints.restore({"params": surrogate.params, "ema": surrogate.params})
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), kept["params"], kept["ema"])
+    assert max(jax.tree.leaves(differences)) > 1e-3
+    jax.tree.map(np.testing.assert_array_equal, surrogate.params, kept["ema"])
+    checkpoint = path / "checkpoints" / "6"
+    shutil.rmtree(checkpoint)
+    run(settings, path, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, load_run(path).params, kept["ema"])
+
+
+def test_a_plan_shows_settings_model_and_cost_and_writes_nothing(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    printed = io.StringIO()
+    show_plan(tiny_settings(case), console=Console(file=printed, width=80))
+    text = printed.getvalue()
+    for expected in (
+        '"num_anchors": 6',
+        "physics_blocks 0",
+        "dtype      float32",
+        "GFLOP",
+        "MiB",
+        "48 points to train on",
+    ):
+        assert expected in text
+    assert sorted(tmp_path.rglob("*")) == before

@@ -13,15 +13,10 @@ from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 from tests.data.case_folders import AXES, BODY, surface_dataset, volume_dataset, write_case_folder
+from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings
 
-GEOMETRY = {
-    "physics_blocks": ("perceiver", "cross"),
-    "num_geometry_points": 16,
-    "num_supernodes": 4,
-    "num_test_supernodes": 8,
-    "supernode_degree": 4,
-}
+GEOMETRY = tiny_runs.GEOMETRY | {"physics_blocks": ("perceiver", "cross")}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +96,7 @@ def test_defaults_go_by_what_the_folder_holds(folder, tmp_path, removed, geometr
     if removed:
         (copy / removed).unlink()
     settings = default_settings(str(copy), geometry=geometry)
-    assert (settings.physics_blocks, settings.num_geometry_points) == (blocks, num_geometry_points)
+    assert (settings.model["physics_blocks"], settings.sampling.num_geometry_points) == (blocks, num_geometry_points)
 
 
 def test_some_of_several_cases_are_trained_on_and_the_others_tested(tmp_path, folder):
@@ -115,7 +110,13 @@ def test_some_of_several_cases_are_trained_on_and_the_others_tested(tmp_path, fo
         "relative_l2",
         "mean_predictor",
     }
-    assert default_settings(str(tmp_path / "cases")).physics_blocks == ("perceiver", "self", "cross", "self", "cross")
+    assert default_settings(str(tmp_path / "cases")).model["physics_blocks"] == (
+        "perceiver",
+        "self",
+        "cross",
+        "self",
+        "cross",
+    )
 
 
 def test_a_split_beside_the_cases_is_followed_and_stored(tmp_path, folder):
@@ -139,7 +140,7 @@ def test_a_split_beside_the_cases_is_followed_and_stored(tmp_path, folder):
 def test_anchors_can_be_drawn_by_cell_size_and_supernodes_far_apart(tmp_path, folder):
     surface = surface_dataset()
     area = np.asarray(surface.compute_cell_sizes().cell_data["Area"])
-    options = GEOMETRY | {"sampling": "weighted", "supernode_sampling": "farthest"}
+    options = GEOMETRY | {"method": "weighted", "supernode_method": "farthest"}
     dataset = load_dataset(tiny_settings(folder, **options))
     uniform = load_dataset(tiny_settings(folder, **GEOMETRY))
     means = []
@@ -162,7 +163,7 @@ def test_anchors_can_be_drawn_by_cell_size_and_supernodes_far_apart(tmp_path, fo
 
 def test_points_without_cells_cannot_be_weighted(tmp_path, folder):
     with pytest.raises(ValueError, match="needs meshes: give their folder to --data"):
-        load_dataset(tiny_settings(tmp_path / "case.npz", sampling="weighted"))
+        load_dataset(tiny_settings(tmp_path / "case.npz", method="weighted"))
     surface = surface_dataset()
     surface.point_data["p"] = np.ones(surface.n_points)
     (tmp_path / "case").mkdir()
@@ -171,10 +172,10 @@ def test_points_without_cells_cannot_be_weighted(tmp_path, folder):
     with pytest.raises(
         ValueError, match=r"boundary_1\.vtp: its fields are on points, and points have no area or volume"
     ):
-        load_dataset(tiny_settings(tmp_path / "case", sampling="weighted"))
+        load_dataset(tiny_settings(tmp_path / "case", method="weighted"))
     (tmp_path / "case" / "surface_position_vtp.pt").touch()
     with pytest.raises(ValueError, match="tensors have no cell sizes"):
-        load_dataset(tiny_settings(tmp_path / "case", sampling="weighted"))
+        load_dataset(tiny_settings(tmp_path / "case", method="weighted"))
 
 
 def test_cases_of_drivaerml_train_under_the_published_statistics_without_measuring(tmp_path, monkeypatch):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from emmi_jax.config import AbUptConfig
+from emmi_jax.data.sampling import Sampling
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.jobs.train import Outcome, train
-from emmi_jax.training.settings import TrainSettings
+from emmi_jax.training.settings import OptimizerSettings, TrainSettings
 
 TINY: dict[str, Any] = {
     "steps": 6,
@@ -25,6 +27,17 @@ TINY: dict[str, Any] = {
     "mlp_ratio": 1,
     "checkpoint_every": 2,
 }
+GEOMETRY: dict[str, Any] = {
+    "num_geometry_points": 16,
+    "num_supernodes": 4,
+    "num_test_supernodes": 8,
+    "supernode_pooling": {"radius": None, "k": 4},
+}
+SECTIONS = {
+    field.name: f"{section}."
+    for section, config in (("sampling", Sampling), ("optimizer", OptimizerSettings), ("model", AbUptConfig))
+    for field in dataclasses.fields(config)
+}
 
 
 def write_case(path: Path, num_points: int = 60) -> Path:
@@ -35,19 +48,10 @@ def write_case(path: Path, num_points: int = 60) -> Path:
 
 
 def tiny_settings(data: Path | None, **changes: Any) -> TrainSettings:
-    """Settings of a run on one case, or on the ellipsoids with the whole model."""
-    values = TINY | (
-        {"physics_blocks": ("self",)}
-        if data is not None
-        else {
-            "physics_blocks": ("perceiver", "joint"),
-            "num_geometry_points": 16,
-            "num_supernodes": 4,
-            "num_test_supernodes": 8,
-            "supernode_degree": 4,
-        }
-    )
-    return replace(default_settings(None if data is None else str(data)), **values | changes)
+    """Settings of a run on one case, or on the ellipsoids with the whole model; changes need not name their section."""
+    values = TINY | ({"physics_blocks": ("self",)} if data else {"physics_blocks": ("perceiver", "joint"), **GEOMETRY})
+    changes = {SECTIONS.get(name, "") + name: value for name, value in (values | changes).items()}
+    return default_settings(None if data is None else str(data)).updated(changes)
 
 
 def run(settings: TrainSettings, path: Path, *, resume: bool = False) -> tuple[Outcome, str]:

@@ -17,11 +17,14 @@ from emmi_jax.plots.parity import draw_parity
 from emmi_jax.plots.render import can_render
 from tests.data.case_folders import surface_dataset, volume_dataset
 
+RENDERED = "as this machine can"
+DRAWINGS = [RENDERED, "without pyvista's rendering"]
 
-@pytest.fixture(params=["as this machine can", "without pyvista's rendering"])
+
+@pytest.fixture(params=DRAWINGS)
 def drawing(request, monkeypatch):
     """Both ways to draw a surface; where nothing can be rendered they are one."""
-    if request.param != "as this machine can":
+    if request.param != RENDERED:
         monkeypatch.setattr(mesh_plots, "can_render", lambda: False)
 
 
@@ -50,8 +53,16 @@ DATASETS = {
 
 
 @pytest.mark.usefixtures("drawing")
-@pytest.mark.parametrize("reference", [True, False])
-@pytest.mark.parametrize("kind", DATASETS)
+@pytest.mark.parametrize(
+    ("kind", "reference", "drawing"),
+    [
+        *((kind, True, RENDERED) for kind in DATASETS),
+        *((kind, True, DRAWINGS[1]) for kind in ("surface", "surface points", "flat")),
+        ("surface", False, RENDERED),
+        ("cloud", False, RENDERED),
+    ],
+    indirect=["drawing"],
+)
 def test_every_kind_of_mesh_gets_its_pictures_and_nothing_is_printed(kind, reference, tmp_path, capfd):
     make, location = DATASETS[kind]
     paths = draw_mesh_fields(fields_on("branch", make(), location, reference=reference), tmp_path)

@@ -2,6 +2,7 @@ import json
 import re
 from dataclasses import replace
 
+import jax
 import pytest
 
 from emmi_jax.jobs.datasets import default_settings
@@ -23,7 +24,7 @@ def test_settings_survive_json(settings):
 def test_a_model_reads_geometry_exactly_if_batches_have_it(settings):
     branches = ["volume"] if settings.data else ["surface", "volume"]
     config = model_config(settings, {branch: {"velocity": 3} for branch in branches})
-    assert config.has_geometry == (settings.num_geometry_points > 0)
+    assert config.has_geometry == (settings.sampling.num_geometry_points > 0)
 
 
 def test_fields_without_divergence_are_curls_in_their_branches():
@@ -47,14 +48,55 @@ def test_fields_that_cannot_be_without_divergence_are_named(name, message):
     [
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"batch_size": -1}, "batch_size must be an integer >= 1, got -1"),
-        ({"num_queries": 1.5}, "num_queries must be an integer >= 0, got 1.5"),
-        ({"sampling": "farthest"}, "sampling must be one of uniform, weighted, got 'farthest'"),
-        ({"supernode_sampling": "x"}, "supernode_sampling must be one of uniform, farthest, got 'x'"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
-        ({"num_geometry_points": 4, "num_supernodes": 5}, "expected at most 4, got 5"),
+        ({"sampling.num_queries": 1.5}, "num_queries must be an integer >= 0, got 1.5"),
+        ({"sampling.method": "farthest"}, "method must be one of uniform, weighted, got 'farthest'"),
+        ({"sampling.supernode_method": "x"}, "supernode_method must be one of uniform, farthest, got 'x'"),
+        ({"sampling": {"num_geometry_points": 4, "num_supernodes": 5}}, "expected at most 4, got 5"),
+        ({"optimizer.learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"optimizer.learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"optimizer.weight_decay": -1}, "weight_decay must be a number >= 0, got -1"),
+        ({"optimizer.ema_decay": 1.5}, "ema_decay must be a number from 0 to 1, got 1.5"),
+        ({"optimizer.b1": True}, "b1 must be a number from 0 to 1, got True"),
+        ({"optimizer.name": "sgd"}, "name of the optimizer must be one of adamw, lion, muon, got 'sgd'"),
+        ({"optimizer.schedule": "step"}, "schedule must be one of cosine, linear, constant, got 'step'"),
+        ({"optimizer.accumulation": 4}, "batch_size must be a multiple of accumulation, got 2 and 4"),
+        ({"optimizer.accumulation.of": 4}, "'optimizer.accumulation.of': 'accumulation' has no keys"),
+        ({"optimizer": 3}, "optimizer must be a mapping, got 3"),
+        ({"optimiser": {}}, "unknown key 'optimiser' for TrainSettings; did you mean 'optimizer'?"),
+        (
+            {"optimizer.learning_rat": 1},
+            "unknown key 'learning_rat' for OptimizerSettings; did you mean 'learning_rate'?",
+        ),
+        ({"model.dims": 96}, "unknown key 'dims' for model; did you mean 'dim'?"),
+        ({"model.fields": {}}, "unknown key 'fields' for model"),
+        ({"loss_weights": {"volume/p": -1.0}}, "the loss weight of 'volume/p' must be a number >= 0, got -1.0"),
     ],
 )
-def test_values_out_of_range_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        TrainSettings(**changes)
+def test_unusable_values_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainSettings().updated(changes)
+
+
+def test_a_change_keeps_what_it_does_not_name():
+    before = DEFAULTS["ellipsoids"]
+    after = before.updated({"model": {"dim": 48}, "sampling.num_anchors": 7, "model.supernode_pooling.k": 3})
+    expected = before.to_dict()
+    expected["model"] |= {"dim": 48, "supernode_pooling": {"radius": None, "k": 3}}
+    expected["sampling"]["num_anchors"] = 7
+    assert after.to_dict() == expected
+    radius = before.updated({"model": {"supernode_pooling": {"radius": 0.5}}})
+    assert radius.model["supernode_pooling"] == {"radius": 0.5}
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+def test_the_dtype_is_that_of_the_device_unless_it_is_given(platform, dtype, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    fields = {"surface": {"pressure": 1}, "volume": {"velocity": 3}}
+    config = model_config(TrainSettings(), fields)
+    assert (config.dtype.name, config.param_dtype.name) == (dtype, "float32")
+    assert model_config(TrainSettings(model={"dtype": "float16"}), fields).dtype.name == "float16"
+
+
+def test_weights_of_unknown_fields_are_refused():
+    with pytest.raises(ValueError, match=re.escape("loss_weights names the unknown fields ['volume/speed']")):
+        model_config(TrainSettings(loss_weights={"volume/speed": 2.0}), {"volume": {"velocity": 3}})

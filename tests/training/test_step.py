@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ from emmi_jax.data.samples import Sample
 from emmi_jax.models.init import init_params
 from emmi_jax.points import PointSet
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
-from emmi_jax.training.settings import TrainSettings
-from emmi_jax.training.step import TrainState, field_losses, make_train_step
+from emmi_jax.training.settings import OptimizerSettings, TrainSettings
+from emmi_jax.training.step import TrainState, field_losses, init_state, make_train_step
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}}
 
@@ -66,20 +68,73 @@ def test_a_batch_without_queries_has_the_loss_of_its_anchors(model, params, batc
     np.testing.assert_allclose(loss, np.square(error).mean(), rtol=1e-5)
 
 
-def test_steps_lower_the_loss_whose_total_is_the_mean_of_the_fields(model, batch):
-    optimizer = make_optimizer(TrainSettings(steps=40, learning_rate=1e-2))
-    params = init_params(model, seed=0)
-    state, step, rows = TrainState(params, optimizer.init(params)), make_train_step(model, optimizer), []
-    for _ in range(40):
+def make_settings(steps: int = 40, loss_weights: dict[str, float] | None = None, **optimizer: object) -> TrainSettings:
+    return TrainSettings(steps=steps, loss_weights=loss_weights or {}, optimizer=OptimizerSettings(**optimizer))
+
+
+def train(model, batch, settings: TrainSettings, num_steps: int) -> tuple[list[TrainState], list[dict[str, float]]]:
+    """States after each step, and their metrics."""
+    optimizer = make_optimizer(settings)
+    state = init_state(init_params(model, seed=0), optimizer, settings.optimizer)
+    step = make_train_step(model, optimizer, settings.optimizer, settings.loss_weights)
+    states, rows = [], []
+    for _ in range(num_steps):
         state, metrics = step(state, batch)
+        states.append(jax.tree.map(np.asarray, state))
         rows.append({name: float(value) for name, value in metrics.items()})
-    assert rows[-1]["loss"] < 0.2 * rows[0]["loss"]
-    fields = [rows[0][name] for name in ("surface/pressure", "volume/velocity", "volume/pressure")]
-    np.testing.assert_allclose(rows[0]["loss"], np.mean(fields), rtol=1e-6)
+    return states, rows
+
+
+@pytest.mark.parametrize(("name", "learning_rate"), [("adamw", 1e-2), ("lion", 2e-3), ("muon", 1e-2)])
+def test_steps_of_every_optimizer_lower_the_loss(name, learning_rate, model, batch):
+    _, rows = train(model, batch, make_settings(name=name, learning_rate=learning_rate), 40)
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+
+
+def test_total_loss_is_the_weighted_mean_of_the_fields(model, batch):
+    weights = {"volume/velocity": 3.0, "surface/pressure": 0.0}
+    for settings in (make_settings(), make_settings(loss_weights=weights)):
+        _, (row,) = train(model, batch, settings, 1)
+        names = ("surface/pressure", "volume/velocity", "volume/pressure")
+        expected = np.average([row[name] for name in names], weights=[settings.loss_weights.get(n, 1.0) for n in names])
+        np.testing.assert_allclose(row["loss"], expected, rtol=1e-6)
+
+
+def test_a_batch_in_parts_has_the_step_of_the_whole(model, batch):
+    (whole,), (row,) = train(model, batch, make_settings(), 1)
+    (parts,), (row_of_parts,) = train(model, batch, make_settings(accumulation=2), 1)
+    for name, value in row.items():
+        np.testing.assert_allclose(row_of_parts[name], value, rtol=1e-4)
+    moments = [jax.tree.leaves(state.opt_state) for state in (whole, parts)]
+    for a, b in zip(*moments, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_averaged_parameters_are_the_exponential_mean_of_those_after_each_step(name, model, batch):
+    states, _ = train(model, batch, make_settings(name=name, learning_rate=1e-2, ema_decay=0.75), 3)
+    weights = np.array([0.75**2, 0.75, 1.0])
+
+    def check(average, *values):
+        expected = np.average(values, axis=0, weights=weights)
+        np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
+
+    jax.tree.map(check, states[-1].ema, *(state.params for state in states))
+    assert states[-1].trained_params is states[-1].ema
+
+
+def test_loss_and_state_are_float32_under_a_half_precision_model(model, batch):
+    half = AnchoredBranchedUPT(dataclasses.replace(model.config, dtype="bfloat16"))
+    (state,), (row,) = train(half, batch, make_settings(ema_decay=0.9), 1)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
+    _, (expected,) = train(model, batch, make_settings(), 1)
+    np.testing.assert_allclose(row["loss"], expected["loss"], rtol=0.02)
+    shapes = jax.eval_shape(lambda: field_losses(half, init_params(half, seed=0), batch))
+    assert {loss.dtype.name for loss in shapes.values()} == {"float32"}
 
 
 def test_only_matrices_decay(model, params):
-    optimizer = make_optimizer(TrainSettings(steps=10, learning_rate=1e-2, weight_decay=0.5, warmup_fraction=0.0))
+    optimizer = make_optimizer(make_settings(steps=10, learning_rate=1e-2, weight_decay=0.5, warmup_fraction=0.0))
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert np.any(updates["volume_decoder"]["kernel"])
@@ -87,7 +142,7 @@ def test_only_matrices_decay(model, params):
 
 
 def test_learning_rate_rises_then_falls_to_almost_zero():
-    rates = learning_rates(TrainSettings(steps=101, learning_rate=2e-3, warmup_fraction=0.1))
+    rates = learning_rates(make_settings(steps=101, learning_rate=2e-3, warmup_fraction=0.1))
     assert np.argmax(rates) == 10
     np.testing.assert_allclose(rates[10], 2e-3, rtol=1e-6)
     assert np.all(np.diff(rates[:10]) > 0)
@@ -95,8 +150,18 @@ def test_learning_rate_rises_then_falls_to_almost_zero():
     assert 0 < rates[-1] < 1e-2 * rates[10]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"), [("linear", 0.55, 0.1), ("constant", 1.0, 1.0), ("cosine", 0.55, 0.1)]
+)
+def test_schedules_end_where_they_should(schedule, middle, last):
+    rates = learning_rates(
+        make_settings(1000, schedule=schedule, learning_rate=1.0, final_fraction=0.1, warmup_fraction=0)
+    )
+    np.testing.assert_allclose(rates[[500, -1]], [middle, last], atol=0.01)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_runs_have_a_schedule(steps):
-    rates = learning_rates(TrainSettings(steps=steps, learning_rate=1.0))
+    rates = learning_rates(make_settings(steps=steps, learning_rate=1.0))
     assert rates.shape == (steps,)
     assert np.all((rates > 0) & (rates <= 1))

@@ -1,0 +1,64 @@
+import re
+
+import pytest
+
+from emmi_jax.convert import PRESETS
+from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
+from emmi_jax.training.settings import TrainSettings, model_config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_sets_all_that_the_data_do_not_and_leaves_nothing_to_defaults(name):
+    recipe = read_recipe(name)
+    settings = TrainSettings(data="cases").updated(recipe)
+    assert {"statistics", "steps", "batch_size", "sampling", "model", "optimizer"} <= set(recipe)
+    assert set(settings.model) == set(recipe["model"])
+    for section in ("sampling", "optimizer"):
+        left = set(settings.to_dict()[section]) - set(recipe[section])
+        assert left <= {"method", "supernode_method", "accumulation"}
+
+
+def test_the_drivaerml_recipe_trains_the_published_model():
+    preset = PRESETS["drivaerml-tutorial"]
+    settings = TrainSettings(data="cases").updated(read_recipe("drivaerml"))
+    config = model_config(settings.updated({"model.dtype": "float32"}), preset.config.fields)
+    assert config.to_dict() == preset.config.to_dict() | {"dtype": "float32"}
+    assert settings.sampling == preset.sampling
+    optimizer = settings.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("lion", 5e-5, 0.05)
+    assert (optimizer.clip_norm, optimizer.ema_decay, settings.steps) == (0.25, 0.9999, 500 * 400)
+    assert optimizer.learning_rate * optimizer.final_fraction == pytest.approx(1e-6)
+
+
+def test_an_unknown_recipe_is_refused_by_the_nearest_name():
+    with pytest.raises(ValueError, match=re.escape("unknown recipe 'drivaer'; did you mean 'drivaerml'?")):
+        read_recipe("drivaer")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model.dim=256", ("model.dim", 256)),
+        ("optimizer.learning_rate = 1e-4", ("optimizer.learning_rate", 1e-4)),
+        ("optimizer.name=lion", ("optimizer.name", "lion")),
+        ('model.physics_blocks=["self", "cross"]', ("model.physics_blocks", ["self", "cross"])),
+        ("model.remat=true", ("model.remat", True)),
+        ("model.supernode_pooling.radius=none", ("model.supernode_pooling.radius", None)),
+        ("statistics=runs/a=b/config.json", ("statistics", "runs/a=b/config.json")),
+    ],
+)
+def test_values_are_read_as_toml_or_else_as_words(text, expected):
+    assert parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["model.dim", "=3", ""])
+def test_what_assigns_nothing_is_refused(text):
+    with pytest.raises(ValueError, match=re.escape(f"expected NAME=VALUE such as model.dim=256, got {text!r}")):
+        parse_assignment(text)
+
+
+@pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe"])
+def test_a_file_that_is_not_toml_is_refused_by_its_name(content, tmp_path):
+    (path := tmp_path / "mine.toml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.toml: not TOML: "):
+        read_settings(path)
