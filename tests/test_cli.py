@@ -28,7 +28,7 @@ def trained(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY_OPTIONS = ["--steps", "2", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["convert"], ["info"], ["stats"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["evaluate"], ["convert"], ["info"], ["stats"]])
 def test_help_fits_80_columns_and_shows_an_example(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*command, "--help"]) == 0

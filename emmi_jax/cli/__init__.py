@@ -10,6 +10,7 @@ try:
 except ModuleNotFoundError:
     raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
 
+from emmi_jax.cli.evaluation import evaluate
 from emmi_jax.cli.files import convert, info, stats
 from emmi_jax.cli.prediction import predict
 from emmi_jax.cli.training import train
@@ -17,6 +18,7 @@ from emmi_jax.cli.training import train
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "predict": predict,
+    "evaluate": evaluate,
     "convert": convert,
     "info": info,
     "stats": stats,

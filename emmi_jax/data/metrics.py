@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -19,10 +20,13 @@ def field_metrics(predicted: Array, reference: Array) -> Metrics:
         reference: Values [N, F].
 
     Returns:
-        `relative_l2`, the norm of the error over that of the reference (not divided where that is zero); `mae` and
-        `max`, the mean and the largest absolute error in the unit of the field.
+        `relative_l2` and `relative_l1`, the norm of the error over that of the reference; `mae` and `max`, the mean and
+        the largest absolute error in the unit of the field; `r2`, one minus the squared error over the squared
+        deviation of the reference from its mean in each channel. Nothing is divided by zero: by one instead.
     """
-    squares, reference_squares, total, largest = 0.0, 0.0, 0.0, 0.0
+    squares, reference_squares, total, reference_total, largest = 0.0, 0.0, 0.0, 0.0, 0.0
+    shift = np.asarray(reference[:1], dtype=np.float64).sum(axis=0)
+    shifted, shifted_squares = np.zeros_like(shift), 0.0
     # In chunks: float64 copies of a large mesh would be the largest arrays in memory.
     for part, known in zip(row_chunks(predicted), row_chunks(reference), strict=True):
         exact = np.asarray(known, dtype=np.float64)
@@ -30,8 +34,22 @@ def field_metrics(predicted: Array, reference: Array) -> Metrics:
         squares += float(np.vdot(error, error))
         reference_squares += float(np.vdot(exact, exact))
         total, largest = total + float(error.sum()), max(largest, float(error.max(initial=0.0)))
+        reference_total += float(np.abs(exact).sum())
+        exact = exact - shift
+        shifted, shifted_squares = shifted + exact.sum(axis=0), shifted_squares + float(np.vdot(exact, exact))
+    deviation = shifted_squares - float(np.vdot(shifted, shifted)) / max(len(reference), 1)
     return {
         "relative_l2": float(np.sqrt(squares / (reference_squares or 1.0))),
+        "relative_l1": total / (reference_total or 1.0),
         "mae": total / max(reference.size, 1),
         "max": largest,
+        "r2": 1.0 - squares / (deviation if deviation > 0 else 1.0),
+    }
+
+
+def mean_metrics(metrics: Sequence[Mapping[str, Metrics]]) -> dict[str, Metrics]:
+    """Returns the mean of every metric of every field over cases or repeats."""
+    return {
+        field: {name: float(np.mean([case[field][name] for case in metrics])) for name in names}
+        for field, names in metrics[0].items()
     }

@@ -23,8 +23,6 @@ from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
 from emmi_jax.points import Array, PointSet
 
-_DRAW_SEED = 0
-
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
@@ -62,23 +60,24 @@ class Surrogate:
         geometry: Geometry | Array | None = None,
         condition: ArrayLike | None = None,
         points: Mapping[str, PointSet | Array] | None = None,
+        seed: int = 0,
     ) -> Encoded:
         """Encodes one case; its queries can then be predicted any number of times.
 
-        What is not given comes from the run's context, or else is drawn, always with the same seed: anchors from
-        `points`; geometry points from `points` of the branch ``surface``, or else from its anchors; supernodes from the
-        geometry points.
+        What is not given comes from the run's context, or else is drawn: anchors from `points`; geometry points from
+        `points` of the branch ``surface``, or else from its anchors; supernodes from the geometry points.
 
         Args:
             anchors: Positions [T, n] of any of the branches.
             geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is.
             condition: Array [condition_dim], if the model has one.
             points: Points [N, n] of any of the branches to draw from; as a `PointSet` they may bring cell sizes.
+            seed: Seed of the draws.
 
         Raises:
             ValueError: There is nothing to draw from, or too little; or see `emmi_jax.encode`.
         """
-        rng = np.random.default_rng(_DRAW_SEED)
+        rng = np.random.default_rng(seed)
         available = {branch: _as_points(branch, given) for branch, given in (points or {}).items()}
         stored = {} if self.context is None else self.context.anchors
         given = {**stored, **(anchors or {})}

@@ -21,6 +21,7 @@ from emmi_jax.points import row_chunks
 
 _NUM_LINES = 20
 _PACE_WINDOW = 50
+_HEADINGS = {"relative_l2": "relative L2", "relative_l1": "relative L1", "mae": "MAE", "r2": "R²"}
 
 
 class ProgressBar:
@@ -85,7 +86,7 @@ def new_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] 
 def metrics_table(title: str, metrics: Mapping[str, Metrics]) -> Table:
     """Returns a table of metrics, one row per field."""
     names = list(next(iter(metrics.values())))
-    columns = [{"relative_l2": "relative L2", "mae": "MAE"}.get(name, name.replace("_", " ")) for name in names]
+    columns = [_HEADINGS.get(name, name.replace("_", " ")) for name in names]
     rows = [[field, *(f"{row[name]:#.4g}" for name in names)] for field, row in metrics.items()]
     return new_table(title, ["field", *columns], rows)
 

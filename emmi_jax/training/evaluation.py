@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-import numpy as np
-
-from emmi_jax.data.metrics import Metrics, field_metrics
+from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.samples import Sample
 from emmi_jax.inference.surrogate import Encoded, Surrogate
 from emmi_jax.points import Fields
@@ -61,7 +59,4 @@ def evaluate(surrogate: Surrogate, samples: Iterable[Sample], baselines: Baselin
                 for name, exact in points.fields.items()
             }
         )
-    return {
-        field: {who: float(np.mean([metrics[field][who] for metrics in cases])) for who in cases[0][field]}
-        for field in cases[0]
-    }
+    return mean_metrics(cases)

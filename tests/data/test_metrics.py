@@ -2,16 +2,29 @@ import numpy as np
 import pytest
 
 from emmi_jax import points
-from emmi_jax.data.metrics import field_metrics
+from emmi_jax.data.metrics import field_metrics, mean_metrics
 
 
 def test_metrics_by_hand():
-    metrics = field_metrics(np.array([[1.0, 2.0]]), np.array([[1.0, -1.0]]))
-    assert metrics == {"relative_l2": pytest.approx(3 / np.sqrt(2)), "mae": 1.5, "max": 3.0}
+    metrics = field_metrics(np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[1.0, -1.0], [5.0, 0.0]]))
+    expected = {"relative_l2": np.sqrt(13 / 27), "relative_l1": 5 / 7, "mae": 1.25, "max": 3.0, "r2": 1 - 13 / 8.5}
+    assert metrics == pytest.approx(expected)
 
 
 def test_a_zero_reference_does_not_divide():
-    assert field_metrics(np.full((2, 2), 0.5), np.zeros((2, 2))) == {"relative_l2": 1.0, "mae": 0.5, "max": 0.5}
+    metrics = field_metrics(np.full((2, 2), 0.5), np.zeros((2, 2)))
+    assert metrics == {"relative_l2": 1.0, "relative_l1": 2.0, "mae": 0.5, "max": 0.5, "r2": 0.0}
+
+
+def test_r2_keeps_its_digits_far_from_zero():
+    noise = np.random.default_rng(0).normal(size=(1000, 1))
+    near, far = (field_metrics(shift + 1.1 * noise, shift + noise)["r2"] for shift in (0.0, 1e7))
+    assert far == pytest.approx(near, abs=1e-6)
+
+
+def test_means_are_over_cases():
+    cases = [{"volume/u": {"mae": 1.0, "max": 2.0}}, {"volume/u": {"mae": 3.0, "max": 2.5}}]
+    assert mean_metrics(cases) == {"volume/u": {"mae": 2.0, "max": 2.25}}
 
 
 def test_metrics_of_chunks_are_those_of_the_whole(monkeypatch):

@@ -1,0 +1,120 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emmi_jax.cli import main
+from emmi_jax.data.case_folder import read_case_folder
+from emmi_jax.runs.load import load_run
+from tests.data.case_folders import write_case_folder
+from tests.jobs import tiny_runs
+from tests.jobs.tiny_runs import run, tiny_settings, write_case
+
+SPLIT = {"train": ["run_0"], "validation": ["run_1"], "test": ["run_2", "run_3"]}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "cases"
+    first = write_case_folder(tmp_path_factory.mktemp("data") / "case")
+    for number in range(4):
+        shutil.copytree(first, folder / f"run_{number}")
+    (folder / "split.json").write_text(json.dumps(SPLIT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    run(tiny_settings(cases, steps=1, physics_blocks=("perceiver", "cross"), **tiny_runs.GEOMETRY), path)
+    return path
+
+
+def read(path: Path, split: str) -> dict:
+    return json.loads((path / f"evaluation_{split}.json").read_text())
+
+
+def test_metrics_are_those_of_all_points_averaged_over_draws_then_cases(trained, cases, tmp_path, capsys):
+    assert main(["evaluate", str(trained), "--repeats", "2", "--out", str(tmp_path)]) == 0
+    found = read(tmp_path, "test")
+    assert (found["split"], found["repeats"], list(found["cases"])) == ("test", 2, ["run_2", "run_3"])
+    surrogate = load_run(trained)
+    points, geometry = read_case_folder(cases / "run_2", lambda path: None)
+    exact, errors = points["volume"].fields["velocity"], []
+    for seed in range(2):
+        encoded = surrogate.encode(points=points, geometry=geometry, seed=seed)
+        predicted = encoded.predict({"volume": points["volume"].position})["volume_velocity"]
+        errors.append(np.linalg.norm(predicted - exact) / np.linalg.norm(exact))
+    assert errors[0] != errors[1]
+    velocity = found["cases"]["run_2"]["volume/velocity"]
+    assert velocity["relative_l2"] == pytest.approx(np.mean(errors), rel=1e-5)
+    assert set(velocity) == {"relative_l2", "relative_l1", "mae", "max", "r2"}
+    assert found["mean"]["volume/velocity"] == pytest.approx(velocity)  # the cases are copies
+    with open(tmp_path / "evaluation_test.csv") as file:
+        rows = list(csv.DictReader(file))
+    of_velocity = [float(row["r2"]) for row in rows if (row["case"], row["field"]) == ("run_2", "volume/velocity")]
+    assert of_velocity == [velocity["r2"]]
+    printed = capsys.readouterr().out
+    assert "Mean over 2 cases" in printed
+    assert max(map(len, printed.splitlines()[-6:-1])) <= 80
+
+
+@pytest.mark.parametrize(("split", "expected"), [("validation", ["run_1"]), ("all", [f"run_{i}" for i in range(4)])])
+def test_any_split_can_be_chosen_and_the_run_receives_the_files(split, expected, trained):
+    assert main(["evaluate", str(trained), "--split", split]) == 0
+    assert list(read(trained, split)["cases"]) == expected
+
+
+def test_other_data_are_a_case_or_cases_with_a_split_of_their_own(trained, cases, tmp_path):
+    assert main(["evaluate", str(trained), "--data", str(cases / "run_1"), "--out", str(tmp_path)]) == 0
+    assert list(read(tmp_path, "test")["cases"]) == ["run_1"]
+    others = shutil.copytree(cases, tmp_path / "others")
+    (others / "split.json").write_text(json.dumps({"train": ["run_3"], "test": ["run_0"]}))
+    assert main(["evaluate", str(trained), "--data", str(others), "--out", str(tmp_path)]) == 0
+    assert list(read(tmp_path, "test")["cases"]) == ["run_0"]
+
+
+def damage(cases: Path, kind: str) -> Path:
+    if kind == "branch":
+        (cases / "run_2" / "volume_1.vtu").unlink()
+    elif kind == "field":
+        (cases / "run_2" / "fields.json").write_text(json.dumps({"surface": {"cp": "Cp"}, "volume": {"velocity": "U"}}))
+    elif kind == "split":
+        (cases / "split.json").unlink()
+    elif kind == "cases":
+        shutil.rmtree(cases)
+        cases.mkdir()
+    return cases
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("branch", "cases that lack one: run_2"),
+        ("field", "run_2: surface lacks the fields ['pressure_coefficient'], it has ['cp']"),
+        ("split", "has no split.json, so no split 'test': use --split all"),
+        ("cases", "no cases in this folder"),
+    ],
+)
+def test_unusable_cases_are_named_in_one_line_and_nothing_is_written(kind, message, trained, cases, tmp_path, capsys):
+    others = damage(shutil.copytree(cases, tmp_path / "others"), kind)
+    assert main(["evaluate", str(trained), "--data", str(others), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_evaluated_says_so(trained, tmp_path, capsys):
+    case = write_case(tmp_path / "case.npz")
+    run(tiny_settings(case, steps=1), tmp_path / "points")
+    for arguments, message in (
+        ([str(trained), "--split", "tests"], "--split must be one of train, validation, test, all, got 'tests'"),
+        ([str(tmp_path / "points")], "case.npz: no such folder of cases"),
+        ([str(trained), "--data", str(tmp_path / "absent")], "absent: no such folder of cases"),
+    ):
+        assert main(["evaluate", *arguments]) == 2
+        assert message in capsys.readouterr().err
