@@ -268,3 +268,17 @@ def test_training_in_a_pipe_prints_plain_lines(case, tmp_path):
     assert [line for line in result.stdout.splitlines() if line.startswith("2/2 steps  loss ")]
     assert "\x1b" not in result.stdout
     assert max(len(line) for line in result.stdout.splitlines() if str(tmp_path) not in line) <= 80
+
+
+@pytest.mark.parametrize(("named", "expected"), [({}, "emmi_jax"), ({"JAX_COMPILATION_CACHE_DIR": "mine"}, "mine")])
+def test_a_second_start_compiles_nothing(named, expected, case, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {name: str(tmp_path / folder) for name, folder in named.items()}
+    script = f"from emmi_jax.cli import main; main(['stats', {str(case)!r}]); import jax; jax.jit(lambda x: 2 * x)(3.0)"
+    found = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+        found.append(sorted(path.name for path in (tmp_path / expected).iterdir() if path.name.endswith("-cache")))
+    assert found[0] == found[1] != []
+    assert [path.name for path in tmp_path.iterdir()] == [expected]

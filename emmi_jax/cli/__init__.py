@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
 
 try:
     import typer
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 after a user's mistake (one line on stderr), or 128 + the signal that stopped training.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _keep_compiled_programs()
     command = typer.main.get_command(app)
     where = " ".join(["emmi-jax", *(name for name in arguments[:1] if name in _COMMANDS)])
     try:
@@ -60,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _fail(where, error.format_message())
+
+
+def _keep_compiled_programs() -> None:
+    """Lets a second start compile nothing; JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(caches / "emmi_jax"))
 
 
 def _fail(where: str, message: str) -> int:
