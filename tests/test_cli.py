@@ -282,3 +282,22 @@ def test_a_second_start_compiles_nothing(named, expected, case, tmp_path):
         found.append(sorted(path.name for path in (tmp_path / expected).iterdir() if path.name.endswith("-cache")))
     assert found[0] == found[1] != []
     assert [path.name for path in tmp_path.iterdir()] == [expected]
+
+
+def test_data_named_in_a_file_are_found_from_anywhere_and_name_the_run(case, tmp_path, asked, monkeypatch):
+    monkeypatch.chdir(case.parent)
+    (config := tmp_path / "mine.toml").write_text(f'data = "{case.name}"\n')
+    assert main(["train", "--out", str(tmp_path), "--config", str(config)]) == 0
+    ((settings, path),) = asked
+    assert settings.data == str(case.resolve())
+    assert settings.model["physics_blocks"] == ("self",) * 4
+    assert path == tmp_path / "case-1"
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.implementation=cudnn", "model.physics_blocks=[]", "optimizer.b1=none", "sampling.num_anchors=99"]
+)
+def test_what_cannot_be_trained_leaves_no_run(setting, case, tmp_path, capsys):
+    assert main(["train", "--data", str(case), "--out", str(tmp_path / "runs"), *TINY_OPTIONS, "--set", setting]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(command.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
     except ImportError as error:
         return _fail(where, f"{error}: pip install 'emmi-jax[train,convert,cfd]'")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
         return _fail(where, str(error))
     except Exception as error:
         # The parser's own errors; their class moved between releases of typer.

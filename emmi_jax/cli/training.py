@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +14,8 @@ from emmi_jax.training.settings import TrainSettings
 
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
+_PATHS = ("data", "split", "statistics")
+_GEOMETRY_SIZES = ("num_geometry_points", "num_supernodes", "num_test_supernodes")
 
 
 def train(
@@ -96,7 +99,7 @@ def train(
     splits, {"train": ["run_1", "run_3"], "test": ["run_2"]}; by default a
     random fifth is only tested on.
     Settings come from the defaults, then --recipe, then --config, then the
-    other options. A file has the form of the recipes, which --dry-run prints.
+    other options. A file has the form of emmi_jax/training/recipes/*.toml.
 
     \b
     Example:
@@ -115,15 +118,16 @@ def train(
     from emmi_jax.jobs.train import train as run_training
 
     options = {
-        "split": None if split is None else str(split.resolve()),
-        "statistics": statistics if statistics is None or statistics in PRESETS else str(Path(statistics).resolve()),
+        "data": None if data is None else str(data),
+        "split": None if split is None else str(split),
+        "statistics": statistics,
         "steps": steps,
         "batch_size": batch_size,
         "sampling.num_anchors": num_anchors,
         "sampling.num_queries": num_queries,
         "sampling.method": sampling,
         "sampling.supernode_method": supernode_sampling,
-        "sampling.num_geometry_points": 0 if no_geometry else None,
+        **({f"sampling.{name}": 0 for name in _GEOMETRY_SIZES} if no_geometry else {}),
         "divergence_free": divergence_free or None,
         "model.dim": dim,
         "optimizer.learning_rate": learning_rate,
@@ -138,11 +142,14 @@ def train(
     ]
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
-    path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if data is None else data.stem)
-    source = None if data is None else str(data.resolve())
-    settings = _settings_to_resume(path, source) if resume else default_settings(source, geometry=not no_geometry)
-    for change in changes:
-        settings = settings.updated(change)
+    paths = _resolved({key: value for change in changes for key, value in change.items() if key in _PATHS}, PRESETS)
+    source = paths.get("data")
+    path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if source is None else Path(source).stem)
+    if resume:
+        settings, changes = _settings_to_resume(path, source, changes)
+    else:
+        settings = default_settings(source, geometry=not no_geometry)
+    settings = settings.updated(*changes, paths)
     console = Console(soft_wrap=False)
     if dry_run:
         show_plan(settings, console=console)
@@ -161,12 +168,30 @@ def _free_path(out: Path, stem: str) -> Path:
     return out / f"{stem}-{number}"
 
 
-def _settings_to_resume(path: Path, data: str | None) -> TrainSettings:
-    """Returns the settings of an earlier run."""
+def _resolved(paths: dict[str, Any], presets: Collection[str]) -> dict[str, Any]:
+    """Makes paths absolute, so that a run can be resumed from anywhere; names of published statistics stay."""
+    return {
+        key: str(Path(path).resolve()) if isinstance(path, str) and path and path not in presets else path
+        for key, path in paths.items()
+    }
+
+
+def _settings_to_resume(
+    path: Path, data: str | None, changes: list[dict[str, Any]]
+) -> tuple[TrainSettings, list[dict[str, Any]]]:
+    """Returns the settings of an earlier run and the changes that apply to it.
+
+    Raises:
+        ValueError: There is no such run, or the model of converted weights would change.
+    """
     from emmi_jax.runs.directory import RunDirectory
 
     config = RunDirectory.open(path).read_config()
-    if config.settings is None:  # converted weights
-        return default_settings(data, geometry=config.model.has_geometry)
-    settings = TrainSettings.from_dict(config.settings)
-    return settings if data is None else settings.updated({"data": data})
+    if config.settings is not None:
+        return TrainSettings.from_dict(config.settings), changes
+    # Converted weights bring their model and their scales; a recipe is welcome for the rest.
+    recipe, *others = changes
+    if given := [key for change in others for key in change if key.split(".")[0] == "model"]:
+        raise ValueError(f"{path} has a model of its own, got {', '.join(given)}")
+    rest = {key: value for key, value in recipe.items() if key not in ("model", "statistics")}
+    return default_settings(data, geometry=config.model.has_geometry), [rest, *others]

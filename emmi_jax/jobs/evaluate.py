@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +31,8 @@ class EvaluationJob:
         split: Which of several cases: `train`, `validation`, `test` or `all`. Splits are those of the run, or
             of `split.json` beside other data.
         repeats: How many draws of anchors, geometry points and supernodes to average the metrics over.
-        out: Folder for `evaluation_<split>.json` and `.csv`; None for that of the run.
+        out: Folder for `evaluation_<split>.json` and `.csv`, or `evaluation.json` and `.csv` of a single case; None for
+            that of the run.
     """
 
     data: Path | None = None
@@ -52,8 +53,12 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
         FileNotFoundError: There are no such data.
         ValueError: The run or a case is unusable, or has other fields, or no case is in the split; nothing is written.
     """
-    surrogate, config = load_run(path), RunDirectory.open(path).read_config()
-    folders = _chosen_cases(job, config)
+    out = path if job.out is None else job.out
+    if out.is_file():
+        raise ValueError(f"{out} is a file, expected a folder")
+    # Anchors come from each case, even if the run has a context: that of another case, perhaps.
+    surrogate, config = replace(load_run(path), context=None), RunDirectory.open(path).read_config()
+    data, split, folders = _chosen_cases(job, config)
     _check_cases(folders, surrogate)
     by_case: dict[str, dict[str, Metrics]] = {}
     with ProgressBar(console, len(folders) * job.repeats, unit="predictions") as progress:
@@ -64,17 +69,17 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
                 progress.advance(1, folder.name)
             by_case[folder.name] = mean_metrics(repeats)
     mean = mean_metrics(list(by_case.values()))
-    out = path if job.out is None else job.out
     out.mkdir(parents=True, exist_ok=True)
-    name = f"evaluation_{job.split}"
-    write_json(out / f"{name}.json", {"split": job.split, "repeats": job.repeats, "mean": mean, "cases": by_case})
+    name = "evaluation" if split is None else f"evaluation_{split}"
+    content = {"data": str(data), "split": split, "repeats": job.repeats, "mean": mean, "cases": by_case}
+    write_json(out / f"{name}.json", content)
     write_atomically(out / f"{name}.csv", _csv(by_case))
     console.print(metrics_table(f"Mean over {len(folders)} cases", mean))
     console.print(f"{out / name}.json and .csv have every case", highlight=False, soft_wrap=True)
 
 
-def _chosen_cases(job: EvaluationJob, config: RunConfig) -> list[Path]:
-    """Returns the folders of the cases to compare with."""
+def _chosen_cases(job: EvaluationJob, config: RunConfig) -> tuple[Path, str | None, list[Path]]:
+    """Returns the data, the split, and the folders of the cases to compare with; a single case is in no split."""
     trained_on = None if config.settings is None else config.settings["data"]
     if job.data is None and trained_on is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
@@ -82,12 +87,12 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig) -> list[Path]:
     if not data.is_dir():
         raise FileNotFoundError(f"{data}: no such folder of cases")
     if case_branches(data):
-        return [data]
+        return data, None, [data]
     folders = case_folders(data)
     if not folders:
         raise ValueError(f"{data}: no cases in this folder")
     if job.split == "all":
-        return folders
+        return data, job.split, folders
     is_own = trained_on is not None and data.resolve() == Path(trained_on).resolve()
     if is_own and config.split is not None:
         split_of: Mapping[str, str] = config.split
@@ -98,7 +103,9 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig) -> list[Path]:
     chosen = [folder for folder in folders if split_of.get(folder.name) == job.split]
     if not chosen:
         raise ValueError(f"{data}: no case is in the split {job.split!r}")
-    return chosen
+    if absent := sorted(set(split_of) - {folder.name for folder in folders}):
+        raise ValueError(f"{data}: cases of the split do not exist: {', '.join(absent)}")
+    return data, job.split, chosen
 
 
 def _check_cases(folders: Sequence[Path], surrogate: Surrogate) -> None:
@@ -112,8 +119,9 @@ def _check_cases(folders: Sequence[Path], surrogate: Surrogate) -> None:
 def _read(folder: Path, surrogate: Surrogate) -> Case:
     case = read_case_folder(folder, load_torch_tensor, with_cell_sizes=surrogate.sampling.method == "weighted")
     for branch, names in surrogate.model.config.fields.items():
-        if absent := sorted(set(names) - set(case.points[branch].fields)):
-            raise ValueError(f"{folder}: {branch} lacks the fields {absent}, it has {list(case.points[branch].fields)}")
+        found = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}
+        if not dict(names).items() <= found.items():
+            raise ValueError(f"{folder}: {branch} has the fields {found}, expected {dict(names)}")
     return case
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import optax  # type: ignore[import-untyped]
 from rich.console import Console
 
+from emmi_jax.config import AbUptConfig
 from emmi_jax.data.baselines import baselines
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset, Sample, normalize_sample
-from emmi_jax.files.atomic import write_json
+from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import field_sources, load_dataset, make_normalizer
 from emmi_jax.jobs.info import param_shapes, summary_table
@@ -29,7 +31,7 @@ from emmi_jax.training.evaluation import evaluate
 from emmi_jax.training.loop import LoopEnd, Row, fit
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.settings import TrainSettings, model_config
-from emmi_jax.training.step import TrainState, init_state, make_train_step
+from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 
 
 class Outcome(NamedTuple):
@@ -56,16 +58,23 @@ def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console
         ValueError: Settings or data are unusable, the run exists (or with `resume` does not), or training diverged.
     """
     dataset = load_dataset(settings)
-    run, config = (_resume_run if resume else _start_run)(settings, dataset, path)
-    model = AnchoredBranchedUPT(config.model)
+    stored = RunDirectory.open(path).read_config() if resume else None
+    if stored is not None and stored.is_converted:
+        settings = settings.updated({"model": _options(settings, stored.model)})
+    config = _run_config(settings, dataset) if stored is None else _resumed_config(settings, dataset, stored)
+    trainer = _make_trainer(settings, config, dataset)
+    run = RunDirectory.create(path, config) if stored is None else RunDirectory.open(path)
+    if stored is None or stored.settings is None:
+        run.write_config(config)
+        _write_context(dataset, run)
     console.print(
-        f"{dataset.summary}\n{_num_params(model):,} parameters, {settings.steps} steps, run {path}", highlight=False
+        f"{dataset.summary}\n{trainer.num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False
     )
-    end = _fit(settings, dataset, model, config.normalizer, run, console)
+    end = _fit(settings, dataset, trainer, config.normalizer, run, console)
     if end.signal_number is not None:
         console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
         return Outcome(path, end.signal_number)
-    surrogate = Surrogate(model, end.state.trained_params, config.normalizer, config.sampling, dataset.context)
+    surrogate = Surrogate(trainer.model, end.state.trained_params, config.normalizer, config.sampling, dataset.context)
     _report_metrics(dataset, surrogate, end, run, console)
     pictures = ", ".join(picture.name for picture in draw_pictures(dataset, surrogate, run))
     console.print(
@@ -82,6 +91,8 @@ def show_plan(settings: TrainSettings, *, console: Console) -> None:
         ValueError: Settings or data are unusable.
     """
     dataset = load_dataset(settings)
+    if settings.statistics is not None:
+        make_normalizer(settings, dataset)
     config = model_config(settings, dataset.fields)
     model = AnchoredBranchedUPT(config)
     batch = jax.tree.map(
@@ -102,31 +113,39 @@ def show_plan(settings: TrainSettings, *, console: Console) -> None:
     console.print(f"step       {flops}, {size}, on {jax.devices()[0].device_kind}", highlight=False)
 
 
-def _start_run(settings: TrainSettings, dataset: Dataset, path: Path) -> tuple[RunDirectory, RunConfig]:
-    """Makes the folder of a new run."""
-    config = _run_config(settings, dataset)
-    # An impossible model is refused while there is nothing to clean up.
-    _num_params(AnchoredBranchedUPT(config.model))
-    run = RunDirectory.create(path, config)
-    _write_context(dataset, run)
-    return run, config
+class _Trainer(NamedTuple):
+    """A model, what moves its parameters, and a step of that."""
+
+    model: AnchoredBranchedUPT
+    optimizer: optax.GradientTransformation
+    train_step: TrainStep
+    num_params: int
 
 
-def _resume_run(settings: TrainSettings, dataset: Dataset, path: Path) -> tuple[RunDirectory, RunConfig]:
-    """Opens the folder of a run that was trained before, or of converted weights."""
-    run = RunDirectory.open(path)
-    stored = run.read_config()
+def _make_trainer(settings: TrainSettings, config: RunConfig, dataset: Dataset) -> _Trainer:
+    """Refuses what cannot be trained, while there is nothing to clean up."""
+    model, optimizer = AnchoredBranchedUPT(config.model), make_optimizer(settings)
+    train_step = make_train_step(model, optimizer, settings.optimizer, settings.loss_weights)
+    state = jax.eval_shape(lambda: init_state(init_params(model, seed=0), optimizer, settings.optimizer))
+    jax.eval_shape(train_step, state, normalize_sample(config.normalizer, dataset.train_batch(settings.seed, 0)))
+    return _Trainer(model, optimizer, train_step, sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)))
+
+
+def _resumed_config(settings: TrainSettings, dataset: Dataset, stored: RunConfig) -> RunConfig:
+    """Returns the configuration of a run that was trained before, or of converted weights."""
     if stored.settings is not None:
         check_same_config(stored.settings, settings.to_dict(), path="settings.")
-    config = _run_config(settings, dataset, weights=stored if stored.is_converted or stored.settings is None else None)
+    config = _run_config(settings, dataset, weights=stored if stored.is_converted else None)
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
         config = replace(config, model=replace(config.model, dtype=stored.model.dtype))
-    if stored.settings is None:
-        run.write_config(config)
-        _write_context(dataset, run)
-    else:
+    if stored.settings is not None:
         check_same_config(stored.to_dict(), config.to_dict())
-    return run, config
+    return config
+
+
+def _options(settings: TrainSettings, model: AbUptConfig) -> JsonDict:
+    """Returns the model options of the settings as a model has them."""
+    return {name: value for name, value in model.to_dict().items() if name in settings.model}
 
 
 def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None = None) -> RunConfig:
@@ -136,7 +155,7 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
         normalizer = make_normalizer(settings, dataset)
     else:
         if settings.statistics is not None:
-            raise ValueError(f"the run has statistics of its own, got --statistics {settings.statistics}")
+            raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
         check_same_config(weights.model.fields, model.fields, path="fields.")
         model, normalizer = weights.model, weights.normalizer
     return RunConfig(
@@ -155,22 +174,17 @@ def _write_context(dataset: Dataset, run: RunDirectory) -> None:
         run.write_context(dataset.context)
 
 
-def _num_params(model: AnchoredBranchedUPT) -> int:
-    shapes = jax.eval_shape(lambda: init_params(model, seed=0))
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(shapes))
-
-
 def _fit(
     settings: TrainSettings,
     dataset: Dataset,
-    model: AnchoredBranchedUPT,
+    trainer: _Trainer,
     normalizer: Normalizer,
     run: RunDirectory,
     console: Console,
 ) -> LoopEnd:
     """Trains from the newest checkpoint, or from the first step."""
-    optimizer = make_optimizer(settings)
-    state = init_state(init_params(model, seed=settings.seed), optimizer, settings.optimizer)
+    optimizer = trainer.optimizer
+    state = init_state(init_params(trainer.model, seed=settings.seed), optimizer, settings.optimizer)
 
     def make_batch(step: int) -> Sample:
         return normalize_sample(normalizer, dataset.train_batch(settings.seed, step))
@@ -188,7 +202,7 @@ def _fit(
             return fit(
                 state,
                 run=run,
-                train_step=make_train_step(model, optimizer, settings.optimizer, settings.loss_weights),
+                train_step=trainer.train_step,
                 make_batch=make_batch,
                 learning_rates=learning_rates(settings),
                 start=start or 0,

@@ -41,12 +41,15 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """Parses "model.dim=256" into a name and a value; values are those of TOML, and words without quotes, and none.
 
     Raises:
-        ValueError: There is no "=", or no name.
+        ValueError: There is no "=", no name, or more than one value.
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name:
         raise ValueError(f"expected NAME=VALUE such as model.dim=256, got {text!r}")
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
+        parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return name, None if value == "none" else value
+    if len(parsed) > 1:
+        raise ValueError(f"expected one value, got {text!r}")
+    return name, parsed["value"]

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
+import numpy as np
 
 from emmi_jax.config import AbUptConfig, Config, check_choice, check_count
 from emmi_jax.config.base import as_mapping
+from emmi_jax.config.checks import as_names
 from emmi_jax.data.sampling import Sampling
 
 OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
 
-_OF_THE_DATA = ("fields", "condition_dim", "vector_potentials")
-_MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA]
+_OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes")
+_NOT_TRAINED = ("drop_path_rate",)
+_MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA + _NOT_TRAINED]
+_MOST = 100_000_000
+_LARGEST, _BELOW_ONE = 1e38, 0.999999
 _SAMPLING: dict[str, Any] = {"num_anchors": 96, "num_queries": 32, "num_test_anchors": 512}
 _MODEL: dict[str, Any] = {
     "dim": 96,
@@ -36,8 +41,10 @@ _MODEL: dict[str, Any] = {
 
 def _check_between(name: str, value: Any, low: float, high: float, *, exclusive: bool = False) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not (low < value < high if exclusive else low <= value <= high and value < math.inf):
-        expected = "positive" if exclusive else f"a number from {low} to {high}" if high < math.inf else "a number >= 0"
+    # As float32, which neither overflows nor rounds to an end.
+    value32 = float(np.float32(value)) if is_number and abs(value) < _LARGEST else math.nan
+    if not (low < value32 < high if exclusive else low <= value32 <= high):
+        expected = "positive" if low == 0 and high == math.inf and exclusive else f"a number from {low} to {high}"
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
@@ -83,11 +90,10 @@ class OptimizerSettings(Config):
         for name in ("learning_rate", "clip_norm"):
             _check_between(name, getattr(self, name), 0, math.inf, exclusive=True)
         _check_between("weight_decay", self.weight_decay, 0, math.inf)
-        for name in ("warmup_fraction", "final_fraction", "b1", "b2", "ema_decay"):
-            if getattr(self, name) is not None:
-                _check_between(name, getattr(self, name), 0, 1)
-        if self.ema_decay == 1:
-            raise ValueError(f"ema_decay must be below 1, got {self.ema_decay!r}")
+        for name in ("warmup_fraction", "final_fraction"):
+            _check_between(name, getattr(self, name), 0, 1)
+        for name in ("b1", "b2", *(["ema_decay"] if self.ema_decay is not None else [])):
+            _check_between(name, getattr(self, name), 0, _BELOW_ONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +148,19 @@ class TrainSettings(Config):
                 nearest = difflib.get_close_matches(key, _MODEL_KEYS, n=1, cutoff=0.0)[0]
                 raise ValueError(f"unknown key {key!r} for model; did you mean {nearest!r}?")
         self._set(
-            divergence_free=tuple(self.divergence_free),
+            divergence_free=as_names("divergence_free", self.divergence_free),
             loss_weights=as_mapping("loss_weights", self.loss_weights),
             model=as_mapping("model", {key: _hashable(value) for key, value in {**_MODEL, **given}.items()}),
         )
         for name, minimum in (("seed", 0), ("steps", 1), ("batch_size", 1), ("checkpoint_every", 1)):
             check_count(name, getattr(self, name), minimum)
+            if getattr(self, name) > _MOST:
+                raise ValueError(f"{name} must be at most {_MOST}, got {getattr(self, name)!r}")
+        for name in ("data", "split", "statistics"):
+            if not isinstance(value := getattr(self, name), str | None) or value == "":
+                raise ValueError(f"{name} must be a path or none, got {value!r}")
+        if not self.model["physics_blocks"]:
+            raise ValueError(f"physics_blocks must name at least one block, got {self.model['physics_blocks']!r}")
         _check_between("position_range", self.position_range, 0, math.inf, exclusive=True)
         for name, weight in self.loss_weights.items():
             _check_between(f"the loss weight of {name!r}", weight, 0, math.inf)
@@ -158,18 +171,19 @@ class TrainSettings(Config):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs data of your own, got {getattr(self, name)!r} without --data")
 
-    def updated(self, changes: Mapping[str, Any]) -> Self:
+    def updated(self, *changes: Mapping[str, Any]) -> Self:
         """Returns a copy with other values.
 
         Args:
-            changes: Values by name. A mapping changes what it names and keeps the rest, except below `model`, where it
-                replaces the option. A name with dots, such as "model.supernode_pooling.k", goes deeper.
+            changes: Values by name, later ones over earlier ones. A mapping changes what it names and keeps the rest,
+                except below `model`, where it replaces the option. A name with dots, such as
+                "model.supernode_pooling.k", goes deeper.
 
         Raises:
             ValueError: A key is unknown, or a value out of range.
         """
         values = self.to_dict()
-        for path, value in changes.items():
+        for path, value in (item for change in changes for item in change.items()):
             *parents, key = path.split(".")
             place = values
             for parent in parents:
@@ -203,7 +217,17 @@ def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]
         options["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     free = settings.divergence_free
     potentials = {branch: tuple(name for name in of_branch if name in free) for branch, of_branch in names.items()}
-    return AbUptConfig.from_dict({**options, "fields": fields, "vector_potentials": potentials})
+    config = AbUptConfig.from_dict({**options, "fields": fields, "vector_potentials": potentials})
+    if config.has_geometry != bool(settings.sampling.num_geometry_points):
+        raise ValueError(
+            f"perceiver blocks read the geometry points: got physics_blocks {list(config.physics_blocks)} "
+            f"and num_geometry_points {settings.sampling.num_geometry_points}"
+        )
+    if settings.loss_weights and not any(
+        settings.loss_weights.get(f"{branch}/{name}", 1.0) for branch, of_branch in names.items() for name in of_branch
+    ):
+        raise ValueError(f"loss_weights are zero for all fields, got {dict(settings.loss_weights)!r}")
+    return config
 
 
 def _hashable(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
@@ -120,4 +121,6 @@ def make_train_step(
 def _share_of_newest(decay: float, opt_state: optax.OptState) -> jax.Array:
     """Weight of the newest parameters in the average, which holds none of the initial ones."""
     (_, num_steps), *_ = optax.tree.get_all_with_path(opt_state, "count")
-    return (1 - decay) / (1 - decay ** num_steps.astype(jnp.float32))
+    if not decay:
+        return jnp.float32(1)
+    return (1 - decay) / -jnp.expm1(num_steps.astype(jnp.float32) * math.log(decay))

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,8 @@ def test_any_split_can_be_chosen_and_the_run_receives_the_files(split, expected,
 
 def test_other_data_are_a_case_or_cases_with_a_split_of_their_own(trained, cases, tmp_path):
     assert main(["evaluate", str(trained), "--data", str(cases / "run_1"), "--out", str(tmp_path)]) == 0
-    assert list(read(tmp_path, "test")["cases"]) == ["run_1"]
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (found["split"], list(found["cases"])) == (None, ["run_1"])
     others = shutil.copytree(cases, tmp_path / "others")
     (others / "split.json").write_text(json.dumps({"train": ["run_3"], "test": ["run_0"]}))
     assert main(["evaluate", str(trained), "--data", str(others), "--out", str(tmp_path)]) == 0
@@ -94,7 +96,7 @@ def damage(cases: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("branch", "cases that lack one: run_2"),
-        ("field", "run_2: surface lacks the fields ['pressure_coefficient'], it has ['cp']"),
+        ("field", "run_2: surface has the fields {'cp': 1}, expected {'pressure_coefficient': 1}"),
         ("split", "has no split.json, so no split 'test': use --split all"),
         ("cases", "no cases in this folder"),
     ],
@@ -118,3 +120,15 @@ def test_what_cannot_be_evaluated_says_so(trained, tmp_path, capsys):
     ):
         assert main(["evaluate", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_on_one_case_draws_the_anchors_of_another_from_that(cases, tmp_path):
+    sizes = dict.fromkeys(("num_geometry_points", "num_supernodes", "num_test_supernodes"), 0)
+    run(tiny_settings(cases / "run_0", steps=1, physics_blocks=("self",), sampling=sizes), tmp_path / "one")
+    assert main(["evaluate", str(tmp_path / "one"), "--data", str(cases / "run_1"), "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())["mean"]["volume/velocity"]
+    surrogate, case = load_run(tmp_path / "one"), read_case_folder(cases / "run_1", lambda path: None)
+    encoded = replace(surrogate, context=None).encode(points=case.points)
+    exact = case.points["volume"].fields["velocity"]
+    error = encoded.predict({"volume": case.points["volume"].position})["volume_velocity"] - exact
+    assert found["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)

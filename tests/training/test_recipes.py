@@ -51,9 +51,9 @@ def test_values_are_read_as_toml_or_else_as_words(text, expected):
     assert parse_assignment(text) == expected
 
 
-@pytest.mark.parametrize("text", ["model.dim", "=3", ""])
+@pytest.mark.parametrize("text", ["model.dim", "=3", "", "steps=1\nbatch_size=3"])
 def test_what_assigns_nothing_is_refused(text):
-    with pytest.raises(ValueError, match=re.escape(f"expected NAME=VALUE such as model.dim=256, got {text!r}")):
+    with pytest.raises(ValueError, match=re.escape(f"got {text!r}")):
         parse_assignment(text)
 
 
