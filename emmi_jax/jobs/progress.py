@@ -21,7 +21,7 @@ from emmi_jax.points import row_chunks
 
 _NUM_LINES = 20
 _PACE_WINDOW = 50
-_HEADINGS = {"relative_l2": "relative L2", "relative_l1": "relative L1", "mae": "MAE", "r2": "R²"}
+_HEADINGS = {"relative_l2": "rel. L2", "relative_l1": "rel. L1", "mae": "MAE", "r2": "R²"}
 
 
 class ProgressBar:

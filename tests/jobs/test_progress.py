@@ -37,7 +37,7 @@ def test_a_pipe_gets_about_twenty_lines_the_last_of_which_is_complete(total, sta
 def test_metrics_have_a_row_per_field_and_a_column_per_metric(console):
     console.print(metrics_table("title", {"volume/u": {"relative_l2": 0.12345, "mae": 12.0, "max": 3e-7}}))
     lines = [line.split() for line in printed(console).splitlines()]
-    assert lines[1:] == [["field", "relative", "L2", "MAE", "max"], ["volume/u", "0.1235", "12.00", "3.000e-07"]]
+    assert lines[1:] == [["field", "rel.", "L2", "MAE", "max"], ["volume/u", "0.1235", "12.00", "3.000e-07"]]
 
 
 def test_points_outside_the_box_are_counted(console):
