@@ -137,7 +137,9 @@ class RunDirectory:
 
     def write_context(self, context: Context) -> None:
         """Writes `context.npz`: `<branch>_anchors`, and `geometry` and `supernode_idx` if there is a geometry."""
-        arrays = {f"{branch}{_ANCHORS}": np.asarray(position, np.float64) for branch, position in context.anchors.items()}
+        arrays = {
+            f"{branch}{_ANCHORS}": np.asarray(position, np.float64) for branch, position in context.anchors.items()
+        }
         if context.geometry is not None:
             arrays[_GEOMETRY] = np.asarray(context.geometry.position, np.float64)
             arrays[_SUPERNODES] = np.asarray(context.geometry.supernode_idx, np.float64)
