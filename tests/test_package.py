@@ -16,7 +16,7 @@ FILES = [
 @pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a checkout")
 def test_no_file_of_the_package_is_ignored_as_wheels_would_leave_it_out():
     names = "\n".join(str(path.relative_to(REPOSITORY)) for path in FILES)
-    command = ["git", "check-ignore", "--no-index", "--stdin"]
+    command = ["git", "-c", "safe.directory=*", "check-ignore", "--no-index", "--stdin"]
     ignored = subprocess.run(command, cwd=REPOSITORY, input=names, capture_output=True, text=True, check=False)
     assert (ignored.stdout, ignored.stderr) == ("", "")
 
