@@ -159,6 +159,7 @@ def test_settings_come_from_the_recipe_then_the_file_then_the_options(case, tmp_
         (["--set", "model.dims=3"], "unknown key 'dims' for model; did you mean 'dim'?"),
         (["--set", "model.dim"], "expected NAME=VALUE such as model.dim=256, got 'model.dim'"),
         (["--config", "none.toml"], "none.toml"),
+        (["--dry-run", "--resume", "--name", "a"], "--dry-run plans a new run, --resume continues one"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused_in_one_line(options, message, tmp_path, capsys):
@@ -282,6 +283,17 @@ def test_a_second_start_compiles_nothing(named, expected, case, tmp_path):
         found.append(sorted(path.name for path in (tmp_path / expected).iterdir() if path.name.endswith("-cache")))
     assert found[0] == found[1] != []
     assert [path.name for path in tmp_path.iterdir()] == [expected]
+
+
+def test_where_nothing_can_be_kept_everything_still_runs(case):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION")}
+    environment |= {
+        "XDG_CACHE_HOME": str(case),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # a file, where no folder fits
+    script = f"from emmi_jax.cli import main; main(['stats', {str(case)!r}]); import jax; jax.jit(lambda x: 2 * x)(3.0)"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_data_named_in_a_file_are_found_from_anywhere_and_name_the_run(case, tmp_path, asked, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -70,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _keep_compiled_programs() -> None:
     """Lets a second start compile nothing; JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(caches / "emmi_jax"))
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "emmi_jax"
+        with contextlib.suppress(OSError):  # a home that is read-only: every start compiles
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _fail(where: str, message: str) -> int:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-_SPLITS = ("train", "validation", "test", "all")
+from emmi_jax.data.case_split import SPLITS
+
+_SPLITS = (*SPLITS, "all")
 
 
 def evaluate(

@@ -140,6 +140,8 @@ def train(
         {key: value for key, value in options.items() if value is not None},
         dict(map(parse_assignment, assignments or [])),
     ]
+    if resume and dry_run:
+        raise ValueError("--dry-run plans a new run, --resume continues one: choose one of them")
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
     paths = _resolved({key: value for change in changes for key, value in change.items() if key in _PATHS}, PRESETS)

@@ -57,7 +57,9 @@ def case_branches(path: Path) -> tuple[str, ...]:
     return tuple(branch for branch, pattern in MESHES.items() if any(path.glob(pattern)))
 
 
-def read_case_folder(path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool = False) -> Case:
+def read_case_folder(
+    path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool = False, sources: Sources = DRIVAERML
+) -> Case:
     """Reads a case with a surface, a volume or both.
 
     Args:
@@ -65,6 +67,7 @@ def read_case_folder(path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bo
             `find_sources` for the fields. Or a folder with the tensors of `TENSORS`: `surface_position_vtp.pt`, ….
         load_tensor: Reads a `.pt` file of one tensor.
         with_cell_sizes: Whether to measure the cells of the meshes.
+        sources: The arrays that hold the fields, unless a `fields.json` names them.
 
     Returns:
         The case; fields are [N, F], float32 or float64 as in the files.
@@ -81,7 +84,7 @@ def read_case_folder(path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bo
             raise ValueError(f"{path}: tensors have no cell sizes to weight their points")
         points = _read_tensors(path, load_tensor)
     else:
-        sources, points = find_sources(path), {}
+        sources, points = find_sources(path, sources), {}
         for branch, pattern in MESHES.items():
             file = _only(path, pattern)
             if file is not None:
@@ -97,13 +100,13 @@ def read_case_folder(path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bo
     return Case(points, sample_triangles(0, surface_triangles(read_mesh(geometry)), NUM_GEOMETRY_POINTS))
 
 
-def find_sources(path: Path) -> Sources:
+def find_sources(path: Path, default: Sources = DRIVAERML) -> Sources:
     """Returns the arrays that hold the fields of a case folder.
 
-    They come from `fields.json` in the folder or in the one above; else they are those of DrivAerML.
+    They come from `fields.json` in the folder or in the one above; else they are the default.
     """
     files = (folder / FIELDS_FILE for folder in (path, path.parent))
-    return next((read_sources(file) for file in files if file.is_file()), DRIVAERML)
+    return next((read_sources(file) for file in files if file.is_file()), default)
 
 
 def read_sources(path: Path) -> Sources:

@@ -13,7 +13,7 @@ from emmi_jax.files.atomic import read_json
 
 SPLIT_FILE = "split.json"
 TEST_FRACTION = 0.2
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 _SPLIT_STREAM = 0  # `case_collection` uses 1 and 2
 
 
@@ -46,7 +46,7 @@ class CaseSplit:
     @property
     def split_of(self) -> dict[str, str]:
         """The split of each case, by the name of its folder."""
-        return {folder.name: part for part in _SPLITS for folder in getattr(self, part)}
+        return {folder.name: part for part in SPLITS for folder in getattr(self, part)}
 
 
 def draw_split(folders: Sequence[Path]) -> CaseSplit:
@@ -79,7 +79,7 @@ def read_split(path: Path, folders: Sequence[Path]) -> CaseSplit:
             exist; the message quotes the names.
     """
     names = read_json(path)
-    if not isinstance(names, dict) or not {"train", "test"} <= set(names) <= set(_SPLITS):
+    if not isinstance(names, dict) or not {"train", "test"} <= set(names) <= set(SPLITS):
         found = sorted(names) if isinstance(names, dict) else type(names).__name__
         raise ValueError(f"{path}: expected lists 'train', 'test' and perhaps 'validation', got {found}")
     for part, listed in names.items():

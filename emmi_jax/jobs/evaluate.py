@@ -12,7 +12,7 @@ from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import case_folders
-from emmi_jax.data.case_folder import Case, case_branches, read_case_folder
+from emmi_jax.data.case_folder import DRIVAERML, Case, Sources, case_branches, read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE, read_split
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.files.atomic import write_atomically, write_json
@@ -63,7 +63,7 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
     by_case: dict[str, dict[str, Metrics]] = {}
     with ProgressBar(console, len(folders) * job.repeats, unit="predictions") as progress:
         for folder in folders:
-            case, repeats = _read(folder, surrogate), []
+            case, repeats = _read(folder, surrogate, config.field_sources() or DRIVAERML), []
             for seed in range(job.repeats):
                 repeats.append(_case_metrics(surrogate, case, seed=seed))
                 progress.advance(1, folder.name)
@@ -74,7 +74,8 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
     content = {"data": str(data), "split": split, "repeats": job.repeats, "mean": mean, "cases": by_case}
     write_json(out / f"{name}.json", content)
     write_atomically(out / f"{name}.csv", _csv(by_case))
-    console.print(metrics_table(f"Mean over {len(folders)} cases", mean))
+    cases = "1 case" if len(folders) == 1 else f"{len(folders)} cases"
+    console.print(metrics_table(f"Mean over {cases}", mean))
     console.print(f"{out / name}.json and .csv have every case", highlight=False, soft_wrap=True)
 
 
@@ -85,7 +86,7 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig) -> tuple[Path, str | No
         raise ValueError("the run was not trained on folders of cases: give them with --data")
     data = job.data or Path(trained_on or "")
     if not data.is_dir():
-        raise FileNotFoundError(f"{data}: no such folder of cases")
+        raise FileNotFoundError(f"{data} is no folder of cases")
     if case_branches(data):
         return data, None, [data]
     folders = case_folders(data)
@@ -116,8 +117,9 @@ def _check_cases(folders: Sequence[Path], surrogate: Surrogate) -> None:
         raise ValueError(f"the model has the branches {list(needed)}; cases that lack one: {', '.join(lacking)}")
 
 
-def _read(folder: Path, surrogate: Surrogate) -> Case:
-    case = read_case_folder(folder, load_torch_tensor, with_cell_sizes=surrogate.sampling.method == "weighted")
+def _read(folder: Path, surrogate: Surrogate, sources: Sources) -> Case:
+    is_weighted = surrogate.sampling.method == "weighted"
+    case = read_case_folder(folder, load_torch_tensor, with_cell_sizes=is_weighted, sources=sources)
     for branch, names in surrogate.model.config.fields.items():
         found = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}
         if not dict(names).items() <= found.items():

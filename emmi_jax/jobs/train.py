@@ -62,14 +62,13 @@ def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console
     if stored is not None and stored.is_converted:
         settings = settings.updated({"model": _options(settings, stored.model)})
     config = _run_config(settings, dataset) if stored is None else _resumed_config(settings, dataset, stored)
-    trainer = _make_trainer(settings, config, dataset)
-    run = RunDirectory.create(path, config) if stored is None else RunDirectory.open(path)
-    if stored is None or stored.settings is None:
-        run.write_config(config)
-        _write_context(dataset, run)
-    console.print(
-        f"{dataset.summary}\n{trainer.num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False
-    )
+    trainer = _make_trainer(settings, config.model)
+    # What cannot be trained is refused while there is nothing to clean up.
+    batch = normalize_sample(config.normalizer, dataset.train_batch(settings.seed, 0))
+    jax.eval_shape(trainer.train_step, trainer.state, batch)
+    run = _write_config(path, config, dataset, stored)
+    num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.state.params))
+    console.print(f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False)
     end = _fit(settings, dataset, trainer, config.normalizer, run, console)
     if end.signal_number is not None:
         console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
@@ -94,17 +93,13 @@ def show_plan(settings: TrainSettings, *, console: Console) -> None:
     if settings.statistics is not None:
         make_normalizer(settings, dataset)
     config = model_config(settings, dataset.fields)
-    model = AnchoredBranchedUPT(config)
+    trainer = _make_trainer(settings, config)
     batch = jax.tree.map(
         lambda a: a.astype(jax.dtypes.canonicalize_dtype(a.dtype)), dataset.train_batch(settings.seed, 0)
     )
-    optimizer = make_optimizer(settings)
-    params = jax.eval_shape(lambda: init_params(model, seed=0))
-    state = jax.eval_shape(lambda: init_state(init_params(model, seed=0), optimizer, settings.optimizer))
-    train_step = make_train_step(model, optimizer, settings.optimizer, settings.loss_weights)
-    step = jax.jit(train_step).lower(state, batch).compile()
+    step = jax.jit(trainer.train_step).lower(trainer.state, batch).compile()
     console.print_json(data=settings.to_dict())
-    console.print(summary_table(param_shapes(params), "Parameters"))
+    console.print(summary_table(param_shapes(trainer.state.params), "Parameters"))
     cost, memory = step.cost_analysis(), step.memory_analysis()
     # XLA counts the body of a loop once.
     flops = "unknown" if cost is None else f"at least {cost['flops'] / 1e9:,.1f} GFLOP"
@@ -114,21 +109,29 @@ def show_plan(settings: TrainSettings, *, console: Console) -> None:
 
 
 class _Trainer(NamedTuple):
-    """A model, what moves its parameters, and a step of that."""
+    """A model, what moves its parameters, a step of that, and the shapes of the state that it changes."""
 
     model: AnchoredBranchedUPT
     optimizer: optax.GradientTransformation
     train_step: TrainStep
-    num_params: int
+    state: TrainState
 
 
-def _make_trainer(settings: TrainSettings, config: RunConfig, dataset: Dataset) -> _Trainer:
-    """Refuses what cannot be trained, while there is nothing to clean up."""
-    model, optimizer = AnchoredBranchedUPT(config.model), make_optimizer(settings)
+def _make_trainer(settings: TrainSettings, config: AbUptConfig) -> _Trainer:
+    model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
     train_step = make_train_step(model, optimizer, settings.optimizer, settings.loss_weights)
-    state = jax.eval_shape(lambda: init_state(init_params(model, seed=0), optimizer, settings.optimizer))
-    jax.eval_shape(train_step, state, normalize_sample(config.normalizer, dataset.train_batch(settings.seed, 0)))
-    return _Trainer(model, optimizer, train_step, sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)))
+    state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
+    return _Trainer(model, optimizer, train_step, state)
+
+
+def _write_config(path: Path, config: RunConfig, dataset: Dataset, stored: RunConfig | None) -> RunDirectory:
+    """Makes the folder of a new run, or opens that of an earlier one; writes what is not there yet."""
+    run = RunDirectory.create(path, config) if stored is None else RunDirectory.open(path)
+    if stored is not None and stored.settings is None:
+        run.write_config(config)
+    if dataset.context is not None and (stored is None or stored.settings is None):
+        run.write_context(dataset.context)
+    return run
 
 
 def _resumed_config(settings: TrainSettings, dataset: Dataset, stored: RunConfig) -> RunConfig:
@@ -167,11 +170,6 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
         is_converted=weights is not None,
     )
-
-
-def _write_context(dataset: Dataset, run: RunDirectory) -> None:
-    if dataset.context is not None:
-        run.write_context(dataset.context)
 
 
 def _fit(

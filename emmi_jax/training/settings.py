@@ -44,7 +44,7 @@ def _check_between(name: str, value: Any, low: float, high: float, *, exclusive:
     # As float32, which neither overflows nor rounds to an end.
     value32 = float(np.float32(value)) if is_number and abs(value) < _LARGEST else math.nan
     if not (low < value32 < high if exclusive else low <= value32 <= high):
-        expected = "positive" if low == 0 and high == math.inf and exclusive else f"a number from {low} to {high}"
+        expected = "positive" if exclusive else f"a number from {low} to {high}"
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
@@ -64,7 +64,7 @@ class OptimizerSettings(Config):
         clip_norm: Largest global norm of a gradient.
         ema_decay: Decay per step of the averaged parameters, which are used after training; None for no average. It is
             the exponentially weighted mean of all parameters since the first step.
-        accumulation: Parts that a batch is cut into, to save memory; their gradients are averaged.
+        accumulation: Micro-batches per step, to save memory; their gradients are averaged.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
@@ -115,7 +115,8 @@ class TrainSettings(Config):
         loss_weights: Weights of the fields in the loss, by "branch/field"; those left out have 1.
         sampling: How many points of a case the model sees, and how they are drawn.
         model: Options of `AbUptConfig` that differ from the defaults of training: all but those that follow from the
-            data. The dtype may be ``auto``: bfloat16 on GPU and TPU, float32 on CPU.
+            data, and `drop_path_rate`, as the step draws no random numbers. The dtype may be ``auto``: bfloat16 on GPU
+            and TPU, float32 on CPU.
         optimizer: How the parameters move.
 
     Raises:
@@ -164,9 +165,9 @@ class TrainSettings(Config):
         _check_between("position_range", self.position_range, 0, math.inf, exclusive=True)
         for name, weight in self.loss_weights.items():
             _check_between(f"the loss weight of {name!r}", weight, 0, math.inf)
-        num_parts = self.optimizer.accumulation
-        if self.batch_size % num_parts:
-            raise ValueError(f"batch_size must be a multiple of accumulation, got {self.batch_size} and {num_parts}")
+        num_micro = self.optimizer.accumulation
+        if self.batch_size % num_micro:
+            raise ValueError(f"batch_size must be a multiple of accumulation, got {self.batch_size} and {num_micro}")
         for name in ("split", "statistics"):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs data of your own, got {getattr(self, name)!r} without --data")

@@ -93,17 +93,17 @@ def make_train_step(
         return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
 
     def gradient(params: Params, batch: Sample) -> tuple[tuple[jax.Array, Metrics], Params]:
-        of_part, num_parts = jax.value_and_grad(loss, has_aux=True), settings.accumulation
-        if num_parts == 1:
-            return of_part(params, batch)
-        parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), batch)
+        of_batch, num_micro = jax.value_and_grad(loss, has_aux=True), settings.accumulation
+        if num_micro == 1:
+            return of_batch(params, batch)
+        micro = jax.tree.map(lambda a: a.reshape(num_micro, -1, *a.shape[1:]), batch)
 
-        def add(total: object, part: Sample) -> tuple[object, None]:
-            return jax.tree.map(jnp.add, total, of_part(params, part)), None
+        def add(total: object, batch: Sample) -> tuple[object, None]:
+            return jax.tree.map(jnp.add, total, of_batch(params, batch)), None
 
-        shapes = jax.eval_shape(of_part, params, jax.tree.map(lambda a: a[0], parts))
-        total, _ = jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), parts)
-        return jax.tree.map(lambda a: a / num_parts, total)
+        shapes = jax.eval_shape(of_batch, params, jax.tree.map(lambda a: a[0], micro))
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), micro)
+        return jax.tree.map(lambda a: a / num_micro, total)
 
     def step(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
         (total, losses), grads = gradient(state.params, batch)

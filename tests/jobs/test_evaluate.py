@@ -10,7 +10,7 @@ import pytest
 from emmi_jax.cli import main
 from emmi_jax.data.case_folder import read_case_folder
 from emmi_jax.runs.load import load_run
-from tests.data.case_folders import write_case_folder
+from tests.data.case_folders import surface_dataset, write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
@@ -79,11 +79,31 @@ def test_other_data_are_a_case_or_cases_with_a_split_of_their_own(trained, cases
     assert list(read(tmp_path, "test")["cases"]) == ["run_0"]
 
 
+def test_fields_are_read_from_the_arrays_that_the_run_was_trained_on(trained, cases, tmp_path):
+    others = shutil.copytree(cases, tmp_path / "others", ignore=shutil.ignore_patterns("fields.json"))
+    assert main(["evaluate", str(trained), "--data", str(others), "--out", str(tmp_path / "others")]) == 0
+    assert main(["evaluate", str(trained), "--data", str(cases), "--out", str(tmp_path)]) == 0
+    assert read(tmp_path / "others", "test")["mean"] == read(tmp_path, "test")["mean"]
+
+
+def test_a_field_that_is_not_finite_is_named_and_nothing_is_written(trained, cases, tmp_path, capsys):
+    others = shutil.copytree(cases, tmp_path / "others")
+    surface = surface_dataset()
+    surface.cell_data["Cp"][3] = np.nan
+    surface.save(others / "run_3" / "boundary_1.vtp")
+    assert main(["evaluate", str(trained), "--data", str(others), "--out", str(tmp_path / "out")]) == 2
+    assert "boundary_1.vtp: 1 of 448 values of 'Cp' are NaN or infinite\n" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def damage(cases: Path, kind: str) -> Path:
     if kind == "branch":
         (cases / "run_2" / "volume_1.vtu").unlink()
     elif kind == "field":
         (cases / "run_2" / "fields.json").write_text(json.dumps({"surface": {"cp": "Cp"}, "volume": {"velocity": "U"}}))
+    elif kind == "channels":
+        sources = {"surface": {"pressure_coefficient": "Cp"}, "volume": {"velocity": "Cp"}}
+        (cases / "run_2" / "fields.json").write_text(json.dumps(sources))
     elif kind == "split":
         (cases / "split.json").unlink()
     elif kind == "cases":
@@ -96,6 +116,10 @@ def damage(cases: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("branch", "cases that lack one: run_2"),
+        (
+            "channels",
+            "run_2: volume has the fields {'velocity': 1}, expected {'velocity': 3, 'pressure_coefficient': 1}",
+        ),
         ("field", "run_2: surface has the fields {'cp': 1}, expected {'pressure_coefficient': 1}"),
         ("split", "has no split.json, so no split 'test': use --split all"),
         ("cases", "no cases in this folder"),
@@ -115,8 +139,8 @@ def test_what_cannot_be_evaluated_says_so(trained, tmp_path, capsys):
     run(tiny_settings(case, steps=1), tmp_path / "points")
     for arguments, message in (
         ([str(trained), "--split", "tests"], "--split must be one of train, validation, test, all, got 'tests'"),
-        ([str(tmp_path / "points")], "case.npz: no such folder of cases"),
-        ([str(trained), "--data", str(tmp_path / "absent")], "absent: no such folder of cases"),
+        ([str(tmp_path / "points")], "case.npz is no folder of cases"),
+        ([str(trained), "--data", str(tmp_path / "absent")], "absent is no folder of cases"),
     ):
         assert main(["evaluate", *arguments]) == 2
         assert message in capsys.readouterr().err
