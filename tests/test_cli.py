@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
+from emmi_jax.jobs.convert import preset_config
 from emmi_jax.jobs.train import Outcome
+from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.training.settings import TrainSettings
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
@@ -159,6 +161,7 @@ def test_settings_come_from_the_recipe_then_the_file_then_the_options(case, tmp_
         (["--set", "model.dims=3"], "unknown key 'dims' for model; did you mean 'dim'?"),
         (["--set", "model.dim"], "expected NAME=VALUE such as model.dim=256, got 'model.dim'"),
         (["--config", "none.toml"], "none.toml"),
+        (["--set", "data=3"], "data must be a path or none, got 3"),
         (["--dry-run", "--resume", "--name", "a"], "--dry-run plans a new run, --resume continues one"),
     ],
 )
@@ -313,3 +316,13 @@ def test_what_cannot_be_trained_leaves_no_run(setting, case, tmp_path, capsys):
     assert main(["train", "--data", str(case), "--out", str(tmp_path / "runs"), *TINY_OPTIONS, "--set", setting]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_converted_weights_take_all_of_a_recipe_but_their_own_model_and_scales(case, tmp_path, asked, capsys):
+    RunDirectory.create(tmp_path / "published", preset_config("drivaerml-tutorial"))
+    resume = ["train", "--data", str(case), "--out", str(tmp_path), "--name", "published", "--resume"]
+    assert main([*resume, "--recipe", "drivaerml"]) == 0
+    ((settings, _),) = asked
+    assert (settings.optimizer.name, settings.sampling.num_anchors, settings.statistics) == ("lion", 16_384, None)
+    assert main([*resume, "--set", "model.dim=48"]) == 2
+    assert "published has a model of its own, got model.dim\n" in capsys.readouterr().err

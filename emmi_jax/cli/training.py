@@ -144,14 +144,16 @@ def train(
         raise ValueError("--dry-run plans a new run, --resume continues one: choose one of them")
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
-    paths = _resolved({key: value for change in changes for key, value in change.items() if key in _PATHS}, PRESETS)
-    source = paths.get("data")
+    changes = [_resolved(change, PRESETS) for change in changes]
+    source = next((change["data"] for change in reversed(changes) if "data" in change), None)
+    if not isinstance(source, str | None):
+        raise ValueError(f"data must be a path or none, got {source!r}")
     path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if source is None else Path(source).stem)
     if resume:
         settings, changes = _settings_to_resume(path, source, changes)
     else:
         settings = default_settings(source, geometry=not no_geometry)
-    settings = settings.updated(*changes, paths)
+    settings = settings.updated(*changes)
     console = Console(soft_wrap=False)
     if dry_run:
         show_plan(settings, console=console)
@@ -170,11 +172,11 @@ def _free_path(out: Path, stem: str) -> Path:
     return out / f"{stem}-{number}"
 
 
-def _resolved(paths: dict[str, Any], presets: Collection[str]) -> dict[str, Any]:
+def _resolved(change: dict[str, Any], presets: Collection[str]) -> dict[str, Any]:
     """Makes paths absolute, so that a run can be resumed from anywhere; names of published statistics stay."""
     return {
-        key: str(Path(path).resolve()) if isinstance(path, str) and path and path not in presets else path
-        for key, path in paths.items()
+        key: str(Path(value).resolve()) if key in _PATHS and isinstance(value, str) and value not in presets else value
+        for key, value in change.items()
     }
 
 
