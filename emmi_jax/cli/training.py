@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import typer
 
 from emmi_jax.jobs.datasets import default_settings
@@ -78,6 +79,25 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print settings, data, model and the cost of a step; write nothing.")
     ] = False,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="data=N,tokens=M",
+            help="Devices that share the cases of a batch, times devices that share the tokens of each case; default: "
+            "data, as many as divide the batch.",
+        ),
+    ] = None,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard parameters and optimiser over all devices.")] = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address of process 0, for a run of several processes; found by itself under SLURM, Open MPI and "
+            "Kubernetes and on TPU pods.",
+        ),
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(help="Number of processes, with --coordinator.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="Number of this process, with --coordinator.")] = None,
     seed: Annotated[int | None, typer.Option(help=f"Seed of weights and batches; default {_DEFAULTS.seed}.")] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help=f"Steps between checkpoints; default {_DEFAULTS.checkpoint_every}.")
@@ -116,6 +136,8 @@ def train(
     from emmi_jax.convert import PRESETS
     from emmi_jax.jobs.train import show_plan
     from emmi_jax.jobs.train import train as run_training
+    from emmi_jax.training.devices import Layout
+    from emmi_jax.training.processes import connected, is_main
 
     options = {
         "data": None if data is None else str(data),
@@ -154,15 +176,19 @@ def train(
     else:
         settings = default_settings(source, geometry=not no_geometry)
     settings = settings.updated(*changes)
-    console = Console(soft_wrap=False)
-    if dry_run:
-        show_plan(settings, console=console)
-        return 0
-    outcome = run_training(settings, path, resume=resume, console=console)
-    if outcome.signal_number is None:
-        return 0
-    print(f"continue with: emmi-jax train --out {path.parent} --name {path.name} --resume")
-    return 128 + outcome.signal_number
+    with connected(coordinator, num_processes, process_id):
+        console, layout = Console(soft_wrap=False, quiet=not is_main()), Layout.parse(mesh, fsdp=fsdp)
+        if name is None and jax.process_count() > 1:
+            raise ValueError("several processes need the --name of the run")
+        if dry_run:
+            show_plan(settings, console=console, layout=layout)
+            return 0
+        outcome = run_training(settings, path, resume=resume, console=console, layout=layout)
+        if outcome.signal_number is None:
+            return 0
+        if is_main():
+            print(f"continue with: emmi-jax train --out {path.parent} --name {path.name} --resume")
+        return 128 + outcome.signal_number
 
 
 def _free_path(out: Path, stem: str) -> Path:

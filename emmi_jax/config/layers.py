@@ -65,6 +65,8 @@ class NumericsConfig(Config):
             parameters.
         param_dtype: Dtype of the parameters, one of the same three.
         precision: Precision of the matrix products: None, ``default``, ``high`` or ``highest``.
+        token_axis: Axis of `jax.shard_map` over which the tokens of every group are sharded: each device attends from
+            its own tokens to the keys and values of all. None where a device holds whole sequences.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
@@ -76,6 +78,7 @@ class NumericsConfig(Config):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: str | None = None
+    token_axis: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +89,8 @@ class NumericsConfig(Config):
             param_dtype=_dtype("param_dtype", self.param_dtype),
             precision=_precision(self.precision),
         )
+        if self.token_axis is not None:
+            check_name("token_axis", self.token_axis)
 
 
 @dataclass(frozen=True, kw_only=True)

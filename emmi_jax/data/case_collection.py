@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from emmi_jax.data.case_folder import Case, case_branches
 from emmi_jax.data.case_split import CaseSplit
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
-from emmi_jax.data.samples import Context, Sample, stack_samples
+from emmi_jax.data.samples import Context, Sample, case_of_sample
 from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import point_chunks
 from emmi_jax.points import PointSet, take_points
@@ -42,7 +42,6 @@ class CaseCollection:
         split: Folders of the cases.
         load_case: Reads one.
         sampling: How many points to draw, and how.
-        batch_size: Cases per batch.
         name: What to call the data.
 
     Raises:
@@ -57,10 +56,9 @@ class CaseCollection:
         load_case: Callable[[Path], Case],
         sampling: Sampling,
         *,
-        batch_size: int,
         name: str = "cases",
     ) -> None:
-        self.split, self.sampling, self.batch_size, self.name = split, sampling, batch_size, name
+        self.split, self.sampling, self.name = split, sampling, name
         self._read = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
         self.fields = _channels(self._read(split.train[0]))
 
@@ -74,17 +72,22 @@ class CaseCollection:
         for folder in self.split.train:
             yield from point_chunks(self.read_case(folder).points)
 
-    def train_batch(self, seed: int, step: int) -> Sample:
-        """Returns draws from training cases, which are drawn with replacement, in physical units."""
-        rng, samples = np.random.default_rng([_TRAIN_STREAM, seed, step]), []
-        for idx in rng.integers(len(self.split.train), size=self.batch_size):
-            points, geometry = self.read_case(self.split.train[idx])
-            samples.append(draw_training_case(rng, points, geometry, self.sampling))
-        return stack_samples(samples)
+    def train_sample(self, seed: int, number: int) -> Sample:
+        """Returns draws from a training case, in physical units."""
+        rng = np.random.default_rng([_TRAIN_STREAM, seed, number])
+        points, geometry = self.read_case(self.split.train[case_of_sample(seed, number, len(self.split.train))])
+        return draw_training_case(rng, points, geometry, self.sampling)
+
+    def validation_samples(self) -> Iterator[Sample]:
+        """Yields the validation cases; no query is an anchor."""
+        return self._draw_whole(self.split.validation)
 
     def test_samples(self) -> Iterator[Sample]:
         """Yields the test cases; no query is an anchor."""
-        for number, folder in enumerate(self.split.test):
+        return self._draw_whole(self.split.test)
+
+    def _draw_whole(self, folders: Sequence[Path]) -> Iterator[Sample]:
+        for number, folder in enumerate(folders):
             rng, sample = np.random.default_rng([_TEST_STREAM, number]), Sample({}, {})
             case = self.read_case(folder)
             for branch, points in case.points.items():
@@ -114,10 +117,11 @@ class CaseCollection:
 
     @cached_property
     def _test_sizes(self) -> dict[str, tuple[int, int]]:
-        """Anchors and queries by branch, as many as the smallest test case allows."""
+        """Anchors and queries by branch, as many as the smallest of these cases allows."""
         sizes = {}
         for branch in self.fields:
-            smallest = min(len(self.read_case(folder).points[branch].position) for folder in self.split.test)
+            folders = [*self.split.test, *self.split.validation]
+            smallest = min(len(self.read_case(folder).points[branch].position) for folder in folders)
             num_anchors = min(self.sampling.num_test_anchors, smallest // 2)
             sizes[branch] = num_anchors, min(NUM_TEST_QUERIES, smallest - num_anchors)
         return sizes

@@ -9,7 +9,7 @@ import numpy as np
 
 from emmi_jax.data.draws import add_supernodes
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, SHELL_SCALE, Ellipsoid, random_ellipsoids
-from emmi_jax.data.samples import Context, Sample, stack_samples
+from emmi_jax.data.samples import Context, Sample, case_of_sample
 from emmi_jax.data.sampling import Sampling
 from emmi_jax.points import Array, PointSet, split_points
 
@@ -30,7 +30,6 @@ class EllipsoidDataset:
 
     Args:
         sampling: How many points to draw, and how.
-        batch_size: Cases per batch.
         num_train_cases: Ellipsoids to train on.
         num_test_cases: Ellipsoids to test on.
     """
@@ -45,11 +44,10 @@ class EllipsoidDataset:
         self,
         sampling: Sampling,
         *,
-        batch_size: int,
         num_train_cases: int = NUM_TRAIN_CASES,
         num_test_cases: int = NUM_TEST_CASES,
     ) -> None:
-        self.sampling, self.batch_size = sampling, batch_size
+        self.sampling = sampling
         self.train_bodies = random_ellipsoids(num_train_cases, seed=TRAIN_GEOMETRY_SEED)
         self.test_bodies = random_ellipsoids(num_test_cases, seed=TEST_GEOMETRY_SEED)
 
@@ -72,12 +70,15 @@ class EllipsoidDataset:
         reach = SHELL_SCALE * SEMI_AXIS_RANGE[1]
         yield "volume", PointSet(np.array([[-reach] * 3, [reach] * 3]), {})
 
-    def train_batch(self, seed: int, step: int) -> Sample:
-        """Returns a batch of training ellipsoids, drawn with replacement, in physical units."""
-        rng, sampling = np.random.default_rng([_TRAIN_STREAM, seed, step]), self.sampling
-        bodies = [self.train_bodies[idx] for idx in rng.integers(len(self.train_bodies), size=self.batch_size)]
-        sizes = sampling.num_anchors, sampling.num_queries, sampling.num_supernodes
-        return stack_samples([self._draw(rng, body, *sizes) for body in bodies])
+    def train_sample(self, seed: int, number: int) -> Sample:
+        """Returns a training ellipsoid, in physical units."""
+        rng, sampling = np.random.default_rng([_TRAIN_STREAM, seed, number]), self.sampling
+        body = self.train_bodies[case_of_sample(seed, number, len(self.train_bodies))]
+        return self._draw(rng, body, sampling.num_anchors, sampling.num_queries, sampling.num_supernodes)
+
+    def validation_samples(self) -> Iterator[Sample]:
+        """Yields nothing."""
+        return iter(())
 
     def test_samples(self) -> Iterator[Sample]:
         """Yields the test ellipsoids."""

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
-from emmi_jax.data.samples import Context, Sample, stack_samples
+from emmi_jax.data.samples import Context, Sample
 from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import point_chunks
 from emmi_jax.points import Array, PointSet, take_points
@@ -28,7 +28,6 @@ class PointCloudDataset:
     Args:
         points: Positions [N, n] and fields [N, F] by branch.
         sampling: How many points to draw, and how.
-        batch_size: Independent draws from the same points per batch.
         geometry: Points [P, n] that the geometry branch, if there is one, draws from; by default the training points
             of the branch `surface`.
         name: What to call the case.
@@ -42,11 +41,10 @@ class PointCloudDataset:
         points: Mapping[str, PointSet],
         sampling: Sampling,
         *,
-        batch_size: int,
         geometry: Array | None = None,
         name: str = "case",
     ) -> None:
-        self.sampling, self.batch_size, self.name = sampling, batch_size, name
+        self.sampling, self.name = sampling, name
         self.fields = {
             branch: {field: values.shape[-1] for field, values in part.fields.items()}
             for branch, part in points.items()
@@ -81,13 +79,14 @@ class PointCloudDataset:
         """Yields the training points."""
         return point_chunks(self.train_points)
 
-    def train_batch(self, seed: int, step: int) -> Sample:
-        """Returns independent draws of anchors and queries from the training points, in physical units."""
-        rng = np.random.default_rng([_TRAIN_STREAM, seed, step])
-        draws = [
-            draw_training_case(rng, self.train_points, self._geometry, self.sampling) for _ in range(self.batch_size)
-        ]
-        return stack_samples(draws)
+    def train_sample(self, seed: int, number: int) -> Sample:
+        """Returns a draw of anchors and queries from the training points, in physical units."""
+        rng = np.random.default_rng([_TRAIN_STREAM, seed, number])
+        return draw_training_case(rng, self.train_points, self._geometry, self.sampling)
+
+    def validation_samples(self) -> Iterator[Sample]:
+        """Yields nothing."""
+        return iter(())
 
     def test_samples(self) -> Iterator[Sample]:
         """Yields one sample, with the test points as queries."""

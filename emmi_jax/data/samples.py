@@ -12,6 +12,8 @@ from emmi_jax.data.normalization import Normalizer
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet
 
+_EPOCH_STREAM = 3  # the data sets use 0 to 2
+
 
 class Context(NamedTuple):
     """The anchors and the geometry that every prediction on one case shares, in physical units.
@@ -70,8 +72,11 @@ class Dataset(Protocol):
     def train_chunks(self) -> Iterable[tuple[str, PointSet]]:
         """Yields the points to measure statistics from, with their branch."""
 
-    def train_batch(self, seed: int, step: int) -> Sample:
-        """Returns the batch of a step; it does not depend on earlier batches."""
+    def train_sample(self, seed: int, number: int) -> Sample:
+        """Returns the training sample of a number; it does not depend on other samples, all have the same shapes."""
+
+    def validation_samples(self) -> Iterator[Sample]:
+        """Yields the cases to validate on while training, as `test_samples` does; none if the data have none."""
 
     def test_samples(self) -> Iterator[Sample]:
         """Yields the test cases, all with the same shapes; their queries carry the exact fields."""
@@ -80,6 +85,12 @@ class Dataset(Protocol):
 def stack_samples(samples: Sequence[Sample]) -> Sample:
     """Stacks cases of equal shapes along a new leading axis; cell sizes are dropped."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *map(_without_cell_sizes, samples))
+
+
+def case_of_sample(seed: int, number: int, num_cases: int) -> int:
+    """Returns the case of a training sample: every epoch has each case once, in an order of its own."""
+    epoch, place = divmod(number, num_cases)
+    return int(np.random.default_rng([_EPOCH_STREAM, seed, epoch]).permutation(num_cases)[place])
 
 
 def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:

@@ -27,24 +27,24 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         FileNotFoundError: There is no such file.
         ValueError: The file or folder does not hold a usable case.
     """
-    sampling, batch_size = settings.sampling, settings.batch_size
+    sampling = settings.sampling
     is_weighted = sampling.method == "weighted"
     if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     if settings.data is None:
-        return EllipsoidDataset(sampling, batch_size=batch_size)
+        return EllipsoidDataset(sampling)
     path = Path(settings.data)
     folders = _collected_folders(path)
     if folders:
         load_case = partial(read_case_folder, load_tensor=load_torch_tensor, with_cell_sizes=is_weighted)
         split = _split(settings, folders)
-        return CaseCollection(split, load_case, sampling, batch_size=batch_size, name=path.name)
+        return CaseCollection(split, load_case, sampling, name=path.name)
     if settings.split is not None:
         raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
     if path.is_dir():
         points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
-        return PointCloudDataset(points, sampling, batch_size=batch_size, geometry=geometry, name=path.name)
-    return PointCloudDataset({"volume": read_case(path)}, sampling, batch_size=batch_size, name=path.name)
+        return PointCloudDataset(points, sampling, geometry=geometry, name=path.name)
+    return PointCloudDataset({"volume": read_case(path)}, sampling, name=path.name)
 
 
 def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:

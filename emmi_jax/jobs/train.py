@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import optax  # type: ignore[import-untyped]
@@ -16,7 +17,7 @@ from emmi_jax.config import AbUptConfig
 from emmi_jax.data.baselines import baselines
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.samples import Dataset, Sample, normalize_sample
+from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import field_sources, load_dataset, make_normalizer
@@ -24,12 +25,15 @@ from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.models.init import init_params
+from emmi_jax.models.init import Params, init_params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
-from emmi_jax.training.evaluation import evaluate
-from emmi_jax.training.loop import LoopEnd, Row, fit
+from emmi_jax.training.devices import Devices, Layout
+from emmi_jax.training.evaluation import evaluate, validate
+from emmi_jax.training.loop import LoopEnd, Row, Schedule, fit
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
+from emmi_jax.training.prefetch import prefetch
+from emmi_jax.training.processes import is_main, wait_for_all
 from emmi_jax.training.settings import TrainSettings, model_config
 from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 
@@ -41,14 +45,24 @@ class Outcome(NamedTuple):
     signal_number: int | None
 
 
-def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console) -> Outcome:
+def train(
+    settings: TrainSettings,
+    path: Path,
+    *,
+    resume: bool,
+    console: Console,
+    layout: Layout = Layout(),  # noqa: B008
+) -> Outcome:
     """Trains a model and leaves everything about it in a folder.
+
+    Where several processes share the run, each calls this; the main one writes and prints.
 
     Args:
         settings: What to train, and on what.
         path: The run's folder; it must not exist, or with `resume` must hold the same configuration.
         resume: Whether to continue from the run's newest checkpoint.
         console: Where progress and the table of metrics are printed.
+        layout: How devices share the work.
 
     Returns:
         The outcome. A run that was stopped early has a checkpoint of its last step.
@@ -61,43 +75,46 @@ def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console
     stored = RunDirectory.open(path).read_config() if resume else None
     if stored is not None and stored.is_converted:
         settings = settings.updated({"model": _options(settings, stored.model)})
+    devices = Devices.make(settings, layout)
     config = _run_config(settings, dataset) if stored is None else _resumed_config(settings, dataset, stored)
-    trainer = _make_trainer(settings, config.model)
+    trainer = _Trainer.make(settings, dataset, devices, config.model, config.normalizer)
     # What cannot be trained is refused while there is nothing to clean up.
-    batch = normalize_sample(config.normalizer, dataset.train_batch(settings.seed, 0))
-    jax.eval_shape(trainer.train_step, trainer.state, batch)
-    run = _write_config(path, config, dataset, stored)
+    jax.eval_shape(trainer.train_step, trainer.state, trainer.batch(0))
+    if is_main():
+        _write_config(path, config, dataset, stored)
+    wait_for_all("configuration")
+    run = RunDirectory.open(path)
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.state.params))
     console.print(f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False)
-    end = _fit(settings, dataset, trainer, config.normalizer, run, console)
+    if jax.device_count() > 1:
+        console.print(f"devices: {devices.summary}", highlight=False)
+    end = _fit(trainer, run, console)
     if end.signal_number is not None:
         console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
         return Outcome(path, end.signal_number)
-    surrogate = Surrogate(trainer.model, end.state.trained_params, config.normalizer, config.sampling, dataset.context)
-    _report_metrics(dataset, surrogate, end, run, console)
-    pictures = ", ".join(picture.name for picture in draw_pictures(dataset, surrogate, run))
-    console.print(
-        f"trained in {end.seconds:.0f} s; the run is in {path}\npictures: {pictures}", highlight=False, soft_wrap=True
-    )
+    surrogate = trainer.surrogate(end.state)
+    if is_main():
+        _report_metrics(dataset, surrogate, end, run, console)
+        pictures = ", ".join(picture.name for picture in draw_pictures(dataset, surrogate, run))
+        done = f"trained in {end.seconds:.0f} s; the run is in {path}\npictures: {pictures}"
+        console.print(done, highlight=False, soft_wrap=True)
+    wait_for_all("evaluation")
     return Outcome(path, None)
 
 
-def show_plan(settings: TrainSettings, *, console: Console) -> None:
-    """Prints what a run would do: its settings, data and model, and the cost of a step; writes nothing.
+def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> None:
+    """Prints what a run would do: its settings, data, devices and model, and the cost of a step; writes nothing.
 
     Raises:
         FileNotFoundError: The data file does not exist.
-        ValueError: Settings or data are unusable.
+        ValueError: Settings, data or layout are unusable.
     """
     dataset = load_dataset(settings)
     if settings.statistics is not None:
         make_normalizer(settings, dataset)
-    config = model_config(settings, dataset.fields)
-    trainer = _make_trainer(settings, config)
-    batch = jax.tree.map(
-        lambda a: a.astype(jax.dtypes.canonicalize_dtype(a.dtype)), dataset.train_batch(settings.seed, 0)
-    )
-    step = jax.jit(trainer.train_step).lower(trainer.state, batch).compile()
+    config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
+    trainer = _Trainer.make(settings, dataset, devices, config, normalizer=None)
+    step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), trainer.batch(0)).compile()
     console.print_json(data=settings.to_dict())
     console.print(summary_table(param_shapes(trainer.state.params), "Parameters"))
     cost, memory = step.cost_analysis(), step.memory_analysis()
@@ -105,23 +122,70 @@ def show_plan(settings: TrainSettings, *, console: Console) -> None:
     flops = "unknown" if cost is None else f"at least {cost['flops'] / 1e9:,.1f} GFLOP"
     size = "unknown" if memory is None else f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) >> 20:,} MiB"
     console.print(f"{dataset.summary}\ndtype      {config.dtype}", highlight=False)
-    console.print(f"step       {flops}, {size}, on {jax.devices()[0].device_kind}", highlight=False)
+    console.print(f"devices    {devices.summary}\nstep       {flops}, {size} per device", highlight=False)
 
 
 class _Trainer(NamedTuple):
-    """A model, what moves its parameters, a step of that, and the shapes of the state that it changes."""
+    """What a run trains, on what, and how.
 
+    Attributes:
+        settings: Settings of the run.
+        dataset: The data.
+        devices: The devices that share a step.
+        model: The model.
+        normalizer: Scales of positions and fields; None leaves them as they are.
+        optimizer: What moves the parameters.
+        train_step: A step of that.
+        state: Shapes of the state that a step changes.
+    """
+
+    settings: TrainSettings
+    dataset: Dataset
+    devices: Devices
     model: AnchoredBranchedUPT
+    normalizer: Normalizer | None
     optimizer: optax.GradientTransformation
     train_step: TrainStep
     state: TrainState
 
+    @classmethod
+    def make(
+        cls,
+        settings: TrainSettings,
+        dataset: Dataset,
+        devices: Devices,
+        config: AbUptConfig,
+        normalizer: Normalizer | None,
+    ) -> Self:
+        """Makes the trainer of a model."""
+        model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
+        train_step = make_train_step(model, optimizer, settings.optimizer, devices, settings.loss_weights)
+        state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
+        return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state)
 
-def _make_trainer(settings: TrainSettings, config: AbUptConfig) -> _Trainer:
-    model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
-    train_step = make_train_step(model, optimizer, settings.optimizer, settings.loss_weights)
-    state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
-    return _Trainer(model, optimizer, train_step, state)
+    def init_state(self, params: Params | None = None) -> TrainState:
+        """Returns the state before the first step, of given or random parameters."""
+
+        def init() -> TrainState:
+            drawn = init_params(self.model, seed=self.settings.seed) if params is None else params
+            return init_state(drawn, self.optimizer, self.settings.optimizer)
+
+        state: TrainState = jax.jit(init, out_shardings=self.devices.state_shardings(self.state))()
+        return state
+
+    def batch(self, step: int) -> Sample:
+        """Makes the batch of a step and starts copying it to the devices."""
+        size = self.settings.batch_size
+        drawn = [self.dataset.train_sample(self.settings.seed, step * size + row) for row in self.devices.rows(size)]
+        samples = drawn if self.normalizer is None else [normalize_sample(self.normalizer, s) for s in drawn]
+        return self.devices.put(stack_samples(samples), size)
+
+    def surrogate(self, state: TrainState) -> Surrogate:
+        """Returns what a state has learned, on the first device of this process."""
+        if self.normalizer is None:
+            raise ValueError("a surrogate needs a normalizer")
+        params = self.devices.on_one(state.trained_params)
+        return Surrogate(self.model, params, self.normalizer, self.settings.sampling, self.dataset.context)
 
 
 def _write_config(path: Path, config: RunConfig, dataset: Dataset, stored: RunConfig | None) -> RunDirectory:
@@ -172,42 +236,35 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
     )
 
 
-def _fit(
-    settings: TrainSettings,
-    dataset: Dataset,
-    trainer: _Trainer,
-    normalizer: Normalizer,
-    run: RunDirectory,
-    console: Console,
-) -> LoopEnd:
+def _fit(trainer: _Trainer, run: RunDirectory, console: Console) -> LoopEnd:
     """Trains from the newest checkpoint, or from the first step."""
-    optimizer = trainer.optimizer
-    state = init_state(init_params(trainer.model, seed=settings.seed), optimizer, settings.optimizer)
-
-    def make_batch(step: int) -> Sample:
-        return normalize_sample(normalizer, dataset.train_batch(settings.seed, step))
+    settings, state = trainer.settings, trainer.init_state()
+    validation_samples = list(trainer.dataset.validation_samples())
+    validate_every = settings.validate_every if validation_samples else None
 
     def show(row: Row) -> None:
         progress.advance(1, f"loss {row['loss']:.4f}  lr {row['learning_rate']:.1e}")
 
     with Checkpoints(run.checkpoints) as checkpoints:
-        start = checkpoints.latest_step()
-        if start is not None:
+        start = checkpoints.step() or 0
+        if checkpoints.step() is not None:
             # Converted weights, whose checkpoint is that of step 0, come alone.
-            restored = checkpoints.restore(state.items() if start else {"params": state.params})
-            state = TrainState(**restored) if start else init_state(restored["params"], optimizer, settings.optimizer)
-        with ProgressBar(console, settings.steps, unit="steps", start=start or 0) as progress:
+            wanted = trainer.devices.like(trainer.state.items() if start else {"params": trainer.state.params})
+            restored = checkpoints.restore(wanted)
+            state = TrainState(**restored) if start else trainer.init_state(restored["params"])
+        batches = prefetch(trainer.batch, start, settings.steps)
+        progress = ProgressBar(console, settings.steps, unit="steps", start=start)
+        with contextlib.closing(batches), progress:
             return fit(
                 state,
                 run=run,
                 train_step=trainer.train_step,
-                make_batch=make_batch,
+                batches=batches,
                 learning_rates=learning_rates(settings),
-                start=start or 0,
-                steps=settings.steps,
-                checkpoint_every=settings.checkpoint_every,
+                schedule=Schedule(start, settings.steps, settings.checkpoint_every, validate_every),
                 checkpoints=checkpoints,
                 show=show,
+                validate=lambda state: validate(trainer.surrogate(state), validation_samples),
             )
 
 

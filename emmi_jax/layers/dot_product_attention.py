@@ -11,6 +11,7 @@ from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.linear import input_projection, output_projection
 from emmi_jax.ops.attention import check_mask, dot_product_attention
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
+from emmi_jax.ops.sharding import gather_key_mask, gather_shards
 
 
 class DotProductAttention(nn.Module):
@@ -56,6 +57,8 @@ class DotProductAttention(nn.Module):
         q, k, v = jnp.unstack(qkv.reshape(*x.shape[:2], 3, config.num_heads, config.head_dim), axis=2)
         if freqs is not None:
             q, k = apply_rope(q, freqs), apply_rope(k, freqs)
+        mask = gather_key_mask(mask, config.token_axis)
+        k, v = gather_shards((k, v), config.token_axis, axis=1)
         use_dropout = config.dropout > 0 and not deterministic
         y = dot_product_attention(
             q,

@@ -15,6 +15,7 @@ from emmi_jax.layers.linear import input_projection, output_projection
 from emmi_jax.layers.patterns import attend_by_patterns
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 from emmi_jax.ops.rows import cut, join, take
+from emmi_jax.ops.sharding import gather_shards
 from emmi_jax.tokens import AttentionPattern, TokenSpec, attended_groups, resolve_patterns, token_slices
 
 
@@ -116,6 +117,7 @@ class MixedAttention(nn.Module):
             )
             for name in key_sizes
         }
+        groups = gather_shards(groups, config.token_axis, axis=1)
         if self.is_mutable_collection("cache") and not self.is_initializing():
             for name, group in groups.items():
                 self.put_variable("cache", name, group.to_entry())

@@ -12,6 +12,7 @@ from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.linear import input_projection, output_projection
 from emmi_jax.ops.attention import check_mask, dot_product_attention
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
+from emmi_jax.ops.sharding import gather_key_mask, gather_shards
 
 
 class PerceiverAttention(nn.Module):
@@ -64,7 +65,10 @@ class PerceiverAttention(nn.Module):
         queries = input_projection(config, 1, "q")(q).reshape(*q.shape[:2], config.num_heads, config.head_dim)
         if q_freqs is not None:
             queries = apply_rope(queries, q_freqs)
-        keys = self._cached(queries, k_freqs) if kv is None else self._project(queries, kv, k_freqs, mask)
+        if kv is None:
+            keys = self._cached(queries, k_freqs)
+        else:
+            keys, mask = self._project(queries, kv, k_freqs, mask), gather_key_mask(mask, config.token_axis)
         if keys.mask is not None:
             key_mask = keys.mask[:, None, None, :]
             mask = key_mask if mask is None else mask & key_mask
@@ -102,7 +106,7 @@ class PerceiverAttention(nn.Module):
         k, v = (a.reshape(*kv.shape[:2], config.num_heads, config.head_dim) for a in (k, v))
         if k_freqs is not None:
             k = apply_rope(k, k_freqs)
-        keys = KeyValues(k, v, key_mask)
+        keys = gather_shards(KeyValues(k, v, key_mask), config.token_axis, axis=1)
         if self.is_mutable_collection("cache") and not self.is_initializing():
             self.put_variable("cache", "kv", keys.to_entry())
         return keys

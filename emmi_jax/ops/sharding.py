@@ -44,6 +44,33 @@ def gather_axis(x: jax.Array, axis: int) -> jax.Array:
     return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def gather_shards(tree: Tree, axis_name: str | None, axis: int) -> Tree:
+    """Joins the shards that devices hold of an axis of every array, inside `jax.shard_map`.
+
+    Args:
+        tree: The arrays.
+        axis_name: The axis of the mesh; None leaves them as they are.
+        axis: The axis of the arrays.
+    """
+    if axis_name is None:
+        return tree
+    whole: Tree = jax.tree.map(lambda x: lax.all_gather(x, axis_name, axis=axis, tiled=True), tree)
+    return whole
+
+
+def gather_key_mask(mask: jax.Array | None, axis_name: str | None) -> jax.Array | None:
+    """Joins the shards of a mask of keys, [B, N, 1, S] or with axes of size 1, as `gather_shards` does.
+
+    Raises:
+        ValueError: The mask depends on the queries, so that the shards do not make a whole.
+    """
+    if mask is None or axis_name is None or mask.shape[2:] == (1, 1):
+        return mask
+    if mask.shape[2] != 1:
+        raise ValueError(f"tokens sharded over {axis_name!r} need a mask of keys alone, got {list(mask.shape)}")
+    return gather_shards(mask, axis_name, axis=3)
+
+
 def vary_alike(tree: Tree) -> Tree:
     """Makes arrays vary over the same manual axes of `jax.shard_map`, as the carry of a loop must."""
 

@@ -71,7 +71,8 @@ class RunConfig(Config):
 
 
 class RunDirectory:
-    """A run's folder: `config.json`, `context.npz`, `metrics.jsonl`, `metrics.json`, `checkpoints/` and pictures.
+    """A run's folder: `config.json`, `context.npz`, `metrics.jsonl`, `validation.jsonl`, `metrics.json`,
+    `checkpoints/` and pictures.
 
     Args:
         path: The folder.
@@ -89,6 +90,11 @@ class RunDirectory:
     def metrics_log(self) -> Path:
         """One line of JSON per step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def validation_log(self) -> Path:
+        """One line of JSON per validation."""
+        return self.path / "validation.jsonl"
 
     @classmethod
     def create(cls, path: Path, config: RunConfig) -> Self:
@@ -149,11 +155,23 @@ class RunDirectory:
         """Reads the complete lines of `metrics.jsonl`."""
         return list(_complete_lines(self.metrics_log)) if self.metrics_log.exists() else []
 
+    def append(self, log: Path, row: JsonDict) -> None:
+        """Appends a line to one of the logs."""
+        with open(log, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_validation(self) -> list[JsonDict]:
+        """Reads the complete lines of `validation.jsonl`."""
+        return list(_complete_lines(self.validation_log)) if self.validation_log.exists() else []
+
     def truncate_metrics(self, step: int) -> list[JsonDict]:
-        """Drops the lines after `step`, and an incomplete one, and returns the rest."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
-        write_atomically(self.metrics_log, "".join(json.dumps(row) + "\n" for row in rows))
-        return rows
+        """Drops the lines of both logs after `step`, and incomplete ones, and returns the rest of `metrics.jsonl`."""
+        kept = {}
+        for path, rows in ((self.metrics_log, self.read_metrics()), (self.validation_log, self.read_validation())):
+            kept[path] = [row for row in rows if row["step"] <= step]
+            if rows or path == self.metrics_log:
+                write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept[path]))
+        return kept[self.metrics_log]
 
 
 def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, path: str = "") -> None:

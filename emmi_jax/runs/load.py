@@ -9,31 +9,34 @@ import jax
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
-from emmi_jax.runs.checkpoints import Checkpoints
+from emmi_jax.runs.checkpoints import BEST, LATEST, Checkpoints
 from emmi_jax.runs.directory import RunDirectory
 
 
-def load_run(path: str | Path) -> Surrogate:
-    """Loads the newest checkpoint of a run, trained or converted; averaged parameters where the run has them.
+def load_run(path: str | Path, checkpoint: str = LATEST) -> Surrogate:
+    """Loads a checkpoint of a run, trained or converted; averaged parameters where the run has them.
 
     Args:
         path: The run's folder.
+        checkpoint: ``latest``, or ``best``: that with the lowest mean error on the validation cases.
 
     Returns:
         The surrogate: model, parameters, normalizer, sampling, and for a run on a single case its context.
 
     Raises:
-        ValueError: The folder is not a run, or has no checkpoint yet.
+        ValueError: The folder is not a run, or has no such checkpoint.
 
     Example:
         >>> surrogate = emmi_jax.load_run("runs/car")  # doctest: +SKIP
     """
+    if checkpoint not in (LATEST, BEST):
+        raise ValueError(f"checkpoint must be {LATEST!r} or {BEST!r}, got {checkpoint!r}")
     run = RunDirectory.open(Path(path))
     config = run.read_config()
     model = AnchoredBranchedUPT(config.model)
     if not run.checkpoints.is_dir():
         raise ValueError(f"{path}: no checkpoint yet")
     with Checkpoints(run.checkpoints) as checkpoints:
-        name = "ema" if checkpoints.holds("ema") else "params"
-        params = checkpoints.restore({name: jax.eval_shape(lambda: init_params(model, seed=0))})[name]
+        name = "ema" if checkpoints.holds("ema", checkpoint) else "params"
+        params = checkpoints.restore({name: jax.eval_shape(lambda: init_params(model, seed=0))}, checkpoint)[name]
     return Surrogate(model, params, config.normalizer, config.sampling, run.read_context())

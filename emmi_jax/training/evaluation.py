@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.samples import Sample
@@ -60,3 +64,24 @@ def evaluate(surrogate: Surrogate, samples: Iterable[Sample], baselines: Baselin
             }
         )
     return mean_metrics(cases)
+
+
+def validate(surrogate: Surrogate, samples: Sequence[Sample]) -> Metrics:
+    """Measures the relative L2 error of every field, averaged over cases that the processes of a run share.
+
+    Args:
+        surrogate: The model as it is.
+        samples: The validation cases, the same in every process.
+
+    Returns:
+        The errors by "branch/field", and their mean as `mean`; the same in every process.
+    """
+    names = [f"{branch}/{name}" for branch, fields in surrogate.model.config.fields.items() for name in fields]
+    own, total = samples[jax.process_index() :: jax.process_count()], np.zeros(len(names))
+    if own:
+        errors = evaluate(surrogate, own, lambda number, sample: {})
+        total += len(own) * np.array([errors[name]["relative_l2"] for name in names])
+    if jax.process_count() > 1:
+        total = multihost_utils.process_allgather(total).sum(axis=0)
+    means = dict(zip(names, (total / len(samples)).tolist(), strict=True))
+    return {**means, "mean": float(np.mean(list(means.values())))}

@@ -1,14 +1,14 @@
-"""The training loop: batches in, losses and checkpoints out; a signal can stop it at any step."""
+"""The training loop: batches in, losses, validation and checkpoints out; a signal can stop it at any step."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from emmi_jax.data.samples import Sample
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
-from emmi_jax.training.prefetch import prefetch
+from emmi_jax.training.processes import is_main, vote
 from emmi_jax.training.step import Metrics, TrainState, TrainStep
 
 Row = dict[str, Any]
 
 
 class Stop:
-    """The signal that has asked the loop to stop, if any."""
+    """The signal that has asked this process to stop, if any."""
 
     signal_number: int | None = None
 
@@ -39,63 +39,113 @@ class LoopEnd(NamedTuple):
     signal_number: int | None
 
 
+class Schedule(NamedTuple):
+    """When the loop does what: first and last step, and steps between checkpoints and validations, if any."""
+
+    start: int
+    steps: int
+    checkpoint_every: int
+    validate_every: int | None
+
+    def validates(self, step: int) -> bool:
+        """Returns whether the state after this step is validated."""
+        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)
+
+    def saves(self, step: int) -> bool:
+        """Returns whether there is a checkpoint of this step; what was validated may turn out to be the best."""
+        return step % self.checkpoint_every == 0 or step == self.steps or self.validates(step)
+
+
+@dataclass
+class _Logs:
+    """The logs of a run, and what is shown of them; only the main process writes."""
+
+    run: RunDirectory
+    learning_rates: NDArray[np.float32]
+    start: int
+    show: Callable[[Row], None]
+
+    def __post_init__(self) -> None:
+        rows = self.run.truncate_metrics(self.start) if is_main() else []
+        self.seconds_before = rows[-1]["seconds"] if rows else 0.0
+        self.begin = time.monotonic()
+
+    def seconds(self) -> float:
+        """Returns the seconds of training up to now, those before a resumption included."""
+        return round(self.seconds_before + time.monotonic() - self.begin, 3)
+
+    def record(self, step: int, metrics: Metrics) -> None:
+        """Writes the metrics of a step, and waits for them.
+
+        Raises:
+            ValueError: They are not finite.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError(f"training diverged at step {step}: {values}; try a smaller --learning-rate")
+        row = {"step": step, **values, "learning_rate": float(self.learning_rates[step - 1]), "seconds": self.seconds()}
+        if is_main():
+            self.run.append(self.run.metrics_log, row)
+            self.show(row)
+
+    def record_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of a validation."""
+        if is_main():
+            self.run.append(self.run.validation_log, {"step": step, **metrics, "seconds": self.seconds()})
+
+
 def fit(
     state: TrainState,
     *,
     run: RunDirectory,
     train_step: TrainStep,
-    make_batch: Callable[[int], Sample],
+    batches: Iterable[Sample],
     learning_rates: NDArray[np.float32],
-    start: int,
-    steps: int,
-    checkpoint_every: int,
+    schedule: Schedule,
     checkpoints: Checkpoints,
     show: Callable[[Row], None],
+    validate: Callable[[TrainState], Mapping[str, float]],
 ) -> LoopEnd:
-    """Trains from step `start` to `steps`, and saves checkpoints: periodically, at a signal, and at the end.
+    """Trains from one step to another, and saves checkpoints: periodically, at a signal, and at the end.
 
     A batch depends only on its step, so a loop resumed from a checkpoint gives the same result as an uninterrupted one.
+
+    Args:
+        state: The state before the first step.
+        run: The folder of the logs.
+        train_step: Makes a step.
+        batches: The batches of all steps, on the devices.
+        learning_rates: The learning rate of each step of the run.
+        schedule: When to do what.
+        checkpoints: Where checkpoints go.
+        show: Called with the metrics of every step.
+        validate: Returns the metrics of a state, of which `mean` decides which checkpoint is the best.
 
     Raises:
         ValueError: The loss or the gradient is not finite; the last checkpoint precedes this.
     """
-    rows = run.truncate_metrics(start)
-    seconds_before = rows[-1]["seconds"] if rows else 0.0
-    begin = time.monotonic()
-
-    def seconds() -> float:
-        return seconds_before + time.monotonic() - begin
-
-    batches = prefetch(make_batch, start, steps)
-    step = start
-    with contextlib.closing(batches), stop_on_signal() as stop, open(run.metrics_log, "a") as log:
-
-        def record(step: int, metrics: Metrics) -> None:
-            row = _row(step, metrics, learning_rate=float(learning_rates[step - 1]), seconds=seconds())
-            log.write(json.dumps(row) + "\n")
-            show(row)
-
-        pending: tuple[int, Metrics] | None = None
-        for step, batch in enumerate(batches, start + 1):
+    logs = _Logs(run, learning_rates, schedule.start, show)
+    step, stopped, ballot = schedule.start, False, vote(False)
+    pending: tuple[int, Metrics] | None = None
+    with stop_on_signal() as stop:
+        for step, batch in enumerate(batches, schedule.start + 1):
             state, metrics = train_step(state, batch)
             if pending is not None:  # one step late, to avoid waiting for the device
-                record(*pending)
+                logs.record(*pending)
             pending = step, metrics
-            if step % checkpoint_every == 0 or step == steps or stop.signal_number is not None:
-                record(*pending)
-                pending = None
-                log.flush()
-                checkpoints.save(step, state.items())
-            if stop.signal_number is not None:
+            # Also one step late, as all processes stop after the same step.
+            stopped, ballot = ballot(), vote(stop.signal_number is not None)
+            if schedule.saves(step) or stopped:
+                logs.record(*pending)
+                pending, scores = None, None
+                if schedule.validates(step) and not stopped:
+                    scores = validate(state)
+                    logs.record_validation(step, scores)
+                checkpoints.save(step, state.items(), scores)
+            if stopped:
                 break
-        return LoopEnd(state, step, seconds(), stop.signal_number if step < steps else None)
-
-
-def _row(step: int, metrics: Metrics, *, learning_rate: float, seconds: float) -> Row:
-    values = {name: float(value) for name, value in metrics.items()}
-    if not all(map(math.isfinite, values.values())):
-        raise ValueError(f"training diverged at step {step}: {values}; try a smaller --learning-rate")
-    return {"step": step, **values, "learning_rate": learning_rate, "seconds": round(seconds, 3)}
+        signal_number = stop.signal_number or signal.SIGTERM
+        return LoopEnd(state, step, logs.seconds(), signal_number if stopped and step < schedule.steps else None)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from emmi_jax.data.sampling import Sampling
 OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
 
-_OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes")
+_OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes", "token_axis")
 _NOT_TRAINED = ("drop_path_rate",)
 _MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA + _NOT_TRAINED]
 _MOST = 100_000_000
@@ -112,6 +112,7 @@ class TrainSettings(Config):
         steps: Optimiser steps.
         batch_size: Cases per step.
         checkpoint_every: Steps between checkpoints.
+        validate_every: Steps between validations, for data with a validation split; each saves a checkpoint.
         loss_weights: Weights of the fields in the loss, by "branch/field"; those left out have 1.
         sampling: How many points of a case the model sees, and how they are drawn.
         model: Options of `AbUptConfig` that differ from the defaults of training: all but those that follow from the
@@ -132,6 +133,7 @@ class TrainSettings(Config):
     steps: int = 4500
     batch_size: int = 2
     checkpoint_every: int = 200
+    validate_every: int = 500
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(**_SAMPLING))
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -153,8 +155,8 @@ class TrainSettings(Config):
             loss_weights=as_mapping("loss_weights", self.loss_weights),
             model=as_mapping("model", {key: _hashable(value) for key, value in {**_MODEL, **given}.items()}),
         )
-        for name, minimum in (("seed", 0), ("steps", 1), ("batch_size", 1), ("checkpoint_every", 1)):
-            check_count(name, getattr(self, name), minimum)
+        for name in ("seed", "steps", "batch_size", "checkpoint_every", "validate_every"):
+            check_count(name, getattr(self, name), 0 if name == "seed" else 1)
             if getattr(self, name) > _MOST:
                 raise ValueError(f"{name} must be at most {_MOST}, got {getattr(self, name)!r}")
         for name in ("data", "split", "statistics"):

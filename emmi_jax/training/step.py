@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
@@ -9,10 +10,12 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
+from jax.sharding import PartitionSpec as P
 
 from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
+from emmi_jax.training.devices import DATA, TOKENS, Devices
 from emmi_jax.training.settings import OptimizerSettings
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -76,6 +79,7 @@ def make_train_step(
     model: AnchoredBranchedUPT,
     optimizer: optax.GradientTransformation,
     settings: OptimizerSettings,
+    devices: Devices,
     loss_weights: Mapping[str, float] | None = None,
 ) -> TrainStep:
     """Returns a compiled step; it donates the old state and returns the new one with the losses before the step.
@@ -84,11 +88,22 @@ def make_train_step(
         model: The model.
         optimizer: The optimiser.
         settings: The average and the accumulation are taken from here.
+        devices: The devices that share a step.
         loss_weights: Weights of the fields in the loss by "branch/field"; those left out have 1.
     """
+    model = AnchoredBranchedUPT(dataclasses.replace(model.config, token_axis=devices.token_axis))
+
+    def losses_by_device(params: Params, batch: Sample) -> Metrics:
+        return {name: loss[None, None] for name, loss in field_losses(model, params, batch).items()}
 
     def loss(params: Params, batch: Sample) -> tuple[jax.Array, Metrics]:
-        losses = field_losses(model, params, batch)
+        # Each device computes its share as if it were alone; where parameters enter, gradients are summed. Pallas
+        # kernels do not say how their outputs vary over the devices, so that is not checked.
+        specs = (P(), devices.batch_specs(batch))
+        by_device = jax.shard_map(
+            losses_by_device, mesh=devices.mesh, in_specs=specs, out_specs=P(DATA, TOKENS), check_vma=False
+        )
+        losses = {name: loss.mean() for name, loss in by_device(params, batch).items()}
         weights = jnp.array([(loss_weights or {}).get(name, 1.0) for name in losses], jnp.float32)
         return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
 
@@ -96,7 +111,8 @@ def make_train_step(
         of_batch, num_micro = jax.value_and_grad(loss, has_aux=True), settings.accumulation
         if num_micro == 1:
             return of_batch(params, batch)
-        micro = jax.tree.map(lambda a: a.reshape(num_micro, -1, *a.shape[1:]), batch)
+        # Every device cuts its own cases into micro-batches.
+        micro = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num_micro, *a.shape[1:]), 1, 0), batch)
 
         def add(total: object, batch: Sample) -> tuple[object, None]:
             return jax.tree.map(jnp.add, total, of_batch(params, batch)), None
@@ -113,7 +129,8 @@ def make_train_step(
         if settings.ema_decay is not None:
             ema = optax.incremental_update(params, ema, _share_of_newest(settings.ema_decay, opt_state))
         metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
-        return TrainState(params, opt_state, ema), metrics
+        new = TrainState(params, opt_state, ema)
+        return jax.lax.with_sharding_constraint((new, metrics), (devices.state_shardings(new), devices.whole))
 
     return jax.jit(step, donate_argnums=0)
 

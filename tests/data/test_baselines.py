@@ -27,7 +27,7 @@ def test_the_mean_predictor_repeats_the_mean():
 
 @pytest.mark.parametrize("is_given", [True, False])
 def test_the_mean_predictor_of_a_single_case_has_the_means_of_the_normalizer(known, is_given):
-    dataset = PointCloudDataset({"volume": known}, SAMPLING, batch_size=1)
+    dataset = PointCloudDataset({"volume": known}, SAMPLING)
     normalizer = measure(dataset.train_chunks()).normalizer(position_range=1.0)
     if is_given:
         scales = {
@@ -44,9 +44,9 @@ def test_the_mean_predictor_of_a_single_case_has_the_means_of_the_normalizer(kno
 
 
 def test_baselines_predict_every_field_at_every_query(known):
-    ellipsoids = EllipsoidDataset(SAMPLING, batch_size=1, num_train_cases=3, num_test_cases=2)
+    ellipsoids = EllipsoidDataset(SAMPLING, num_train_cases=3, num_test_cases=2)
     for dataset, other in (
-        (PointCloudDataset({"volume": known}, SAMPLING, batch_size=1), "nearest_neighbors"),
+        (PointCloudDataset({"volume": known}, SAMPLING), "nearest_neighbors"),
         (ellipsoids, "nearest_case"),
     ):
         normalizer = measure(dataset.train_chunks()).normalizer(position_range=1.0)

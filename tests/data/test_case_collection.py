@@ -36,7 +36,7 @@ def load_case(folder: Path) -> Case:
 
 
 def make(sampling: Sampling = SAMPLING, split: CaseSplit = SPLIT, load=load_case) -> CaseCollection:
-    return CaseCollection(split, load, sampling, batch_size=2)
+    return CaseCollection(split, load, sampling)
 
 
 def numbers(position: np.ndarray) -> set[int]:

@@ -19,7 +19,7 @@ SAMPLING = Sampling(
 
 @pytest.fixture(scope="module")
 def dataset() -> EllipsoidDataset:
-    return EllipsoidDataset(SAMPLING, batch_size=3, num_train_cases=10, num_test_cases=2)
+    return EllipsoidDataset(SAMPLING, num_train_cases=10, num_test_cases=2)
 
 
 def test_batches_have_the_asked_shapes(dataset):
@@ -55,7 +55,7 @@ def test_fields_are_the_exact_flow():
 
 
 def test_training_and_test_geometries_differ():
-    dataset = EllipsoidDataset(SAMPLING, batch_size=3)
+    dataset = EllipsoidDataset(SAMPLING)
     assert (len(dataset.train_bodies), len(dataset.test_bodies)) == (400, 40)
     train, test = ({tuple(body.semi_axes) for body in bodies} for bodies in (dataset.train_bodies, dataset.test_bodies))
     assert len(train) == 400
@@ -80,8 +80,7 @@ def test_test_samples_have_the_test_sizes(dataset):
 
 def test_statistics_come_from_the_training_geometries_alone():
     few, many = (
-        measure(EllipsoidDataset(SAMPLING, batch_size=3, num_train_cases=10, num_test_cases=n).train_chunks())
-        for n in (1, 5)
+        measure(EllipsoidDataset(SAMPLING, num_train_cases=10, num_test_cases=n).train_chunks()) for n in (1, 5)
     )
     assert few.normalizer(position_range=1.0) == many.normalizer(position_range=1.0)
 

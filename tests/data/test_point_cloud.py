@@ -17,7 +17,7 @@ def make_points(num_points: int = 100) -> PointSet:
 
 
 def make_dataset(num_points: int = 100, sampling: Sampling = SAMPLING) -> PointCloudDataset:
-    return PointCloudDataset({"volume": make_points(num_points)}, sampling, batch_size=2)
+    return PointCloudDataset({"volume": make_points(num_points)}, sampling)
 
 
 def rows(position: np.ndarray) -> set[tuple[float, ...]]:
@@ -73,7 +73,7 @@ def test_statistics_do_not_see_the_test_points():
     dataset = make_dataset()
     held_out = np.isin(points.position[:, 0], dataset.test_points["volume"].position[:, 0])
     points.fields["velocity"][held_out] = 1e6
-    other = PointCloudDataset({"volume": points}, SAMPLING, batch_size=2)
+    other = PointCloudDataset({"volume": points}, SAMPLING)
     first, second = (measure(d.train_chunks()).normalizer(position_range=1.0) for d in (dataset, other))
     assert first == second
 
@@ -103,7 +103,7 @@ SURFACE = np.random.default_rng(5).uniform(-1, 1, size=(40, 3))
 
 def make_car(sampling: Sampling = CAR_SAMPLING, **changes: np.ndarray) -> PointCloudDataset:
     points = {"surface": PointSet(SURFACE, {"pressure": SURFACE[:, :1]}), "volume": make_points()}
-    return PointCloudDataset(points, sampling, batch_size=2, **changes)
+    return PointCloudDataset(points, sampling, **changes)
 
 
 def test_every_branch_is_split_and_keeps_its_own_points():
@@ -154,8 +154,8 @@ def test_a_large_case_is_tested_at_some_of_its_test_points(monkeypatch):
 def test_too_few_points_are_refused_by_branch():
     surface = PointSet(SURFACE[:5], {"pressure": SURFACE[:5, :1]})
     with pytest.raises(ValueError, match="case: surface: 5 points are too few"):
-        PointCloudDataset({"surface": surface, "volume": make_points()}, CAR_SAMPLING, batch_size=2)
+        PointCloudDataset({"surface": surface, "volume": make_points()}, CAR_SAMPLING)
     with pytest.raises(ValueError, match="draws 12 points, found 0"):
-        PointCloudDataset({"volume": make_points()}, CAR_SAMPLING, batch_size=2)
+        PointCloudDataset({"volume": make_points()}, CAR_SAMPLING)
     with pytest.raises(ValueError, match="draws 12 points, found 7"):
         make_car(geometry=SURFACE[:7])

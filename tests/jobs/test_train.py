@@ -100,7 +100,7 @@ def test_a_run_killed_after_a_checkpoint_resumes_to_the_same_result(case, finish
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     with Checkpoints(path / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step() == 4
+        assert checkpoints.step() == 4
     outcome, _ = run(tiny_settings(case), path, resume=True)
     assert outcome.signal_number is None
     assert_same_result(path, finished)

@@ -11,6 +11,7 @@ from emmi_jax.models.init import init_params
 from emmi_jax.points import PointSet
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.settings import OptimizerSettings, TrainSettings
+from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.step import TrainState, field_losses, init_state, make_train_step
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}}
@@ -76,7 +77,9 @@ def train(model, batch, settings: TrainSettings, num_steps: int) -> tuple[list[T
     """States after each step, and their metrics."""
     optimizer = make_optimizer(settings)
     state = init_state(init_params(model, seed=0), optimizer, settings.optimizer)
-    step = make_train_step(model, optimizer, settings.optimizer, settings.loss_weights)
+    step = make_train_step(
+        model, optimizer, settings.optimizer, Devices.make(settings, Layout()), settings.loss_weights
+    )
     states, rows = [], []
     for _ in range(num_steps):
         state, metrics = step(state, batch)

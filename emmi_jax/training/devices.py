@@ -1,0 +1,170 @@
+"""The devices of a run: a mesh of `data` × `tokens`, and where each array lies on it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Self, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emmi_jax.data.samples import Sample
+from emmi_jax.training.settings import TrainSettings
+
+DATA, TOKENS = "data", "tokens"
+Tree = TypeVar("Tree")
+
+
+class Layout(NamedTuple):
+    """How a run asks for devices.
+
+    Attributes:
+        data: Devices that share the cases of a batch; None means as many as there are and divide the batch.
+        tokens: Devices that share the tokens of a case.
+        fsdp: Whether parameters, their average and the optimiser's state are sharded too, over all devices.
+    """
+
+    data: int | None = None
+    tokens: int = 1
+    fsdp: bool = False
+
+    @classmethod
+    def parse(cls, mesh: str | None, *, fsdp: bool = False) -> Self:
+        """Returns the layout of a text such as "data=4,tokens=2"; either may be left out.
+
+        Raises:
+            ValueError: It is not of this form; the message quotes it.
+        """
+        sizes: dict[str, int] = {}
+        for part in [] if mesh is None else mesh.split(","):
+            name, _, size = part.strip().partition("=")
+            if name not in (DATA, TOKENS) or name in sizes or not size.isdecimal() or int(size) < 1:
+                raise ValueError(f"a mesh has the form data=4,tokens=2, got {mesh!r}")
+            sizes[name] = int(size)
+        return cls(**sizes, fsdp=fsdp)
+
+
+class Devices(NamedTuple):
+    """A mesh of devices, and how a run uses it.
+
+    Attributes:
+        mesh: The axis `data` shares the cases of a batch, the axis `tokens` the tokens of each case.
+        fsdp: Whether parameters, their average and the optimiser's state are sharded too, over all devices.
+    """
+
+    mesh: Mesh
+    fsdp: bool = False
+
+    @classmethod
+    def make(cls, settings: TrainSettings, layout: Layout) -> Self:
+        """Makes the mesh that a run needs.
+
+        Args:
+            settings: The settings of the run.
+            layout: What is asked for.
+
+        Raises:
+            ValueError: There are too few devices, devices of some process are left out, or something cannot be shared
+                equally; the message quotes the numbers.
+        """
+        data, tokens, fsdp = layout
+        found, cases = jax.device_count(), settings.batch_size // settings.optimizer.accumulation
+        if data is None:
+            data = math.gcd(cases, max(1, found // tokens))
+        if data * tokens > found:
+            raise ValueError(f"the mesh data={data},tokens={tokens} needs {data * tokens} devices, there are {found}")
+        if data * tokens < found and jax.process_count() > 1:
+            raise ValueError(
+                f"several processes use all of their {found} devices, got the mesh data={data},tokens={tokens}"
+            )
+        if cases % data:
+            raise ValueError(f"data={data} devices cannot share {cases} cases equally; change batch_size or the mesh")
+        sampling = settings.sampling
+        for name in ("num_anchors", "num_queries", "num_supernodes"):
+            if getattr(sampling, name) % tokens:
+                raise ValueError(f"tokens={tokens} devices cannot share {name} = {getattr(sampling, name)} equally")
+        axis_types = (jax.sharding.AxisType.Auto,) * 2
+        return cls(
+            jax.make_mesh((data, tokens), (DATA, TOKENS), axis_types, devices=jax.devices()[: data * tokens]), fsdp
+        )
+
+    @property
+    def token_axis(self) -> str | None:
+        """The axis over which the model gathers keys and values."""
+        return TOKENS if self.mesh.shape[TOKENS] > 1 else None
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The sharding of an array that every device has."""
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def summary(self) -> str:
+        """Describes the mesh in one line."""
+        used, found = self.mesh.size, jax.device_count()
+        kind = jax.devices()[0].device_kind
+        shape = f", data={self.mesh.shape[DATA]}, tokens={self.mesh.shape[TOKENS]}" if used > 1 else ""
+        return f"{used} of {found} × {kind}{shape}{', fsdp' if self.fsdp else ''}"
+
+    def batch_specs(self, batch: Sample) -> Sample:
+        """Returns how each array of a batch is sharded; every device has the geometry points of its cases."""
+        specs = jax.tree.map(lambda _: P(DATA, TOKENS), batch)
+        if batch.geometry is None:
+            return specs
+        return specs._replace(geometry=specs.geometry._replace(position=P(DATA)))
+
+    def state_shardings(self, state: Tree) -> Tree:
+        """Returns how each array of parameters or optimiser state is sharded: as a whole, or with `fsdp` in shards."""
+
+        def shard(array: Any) -> NamedSharding:
+            axis = next((i for i, size in enumerate(array.shape) if self.fsdp and size % self.mesh.size == 0), None)
+            return NamedSharding(self.mesh, P() if axis is None else P(*[None] * axis, (DATA, TOKENS)))
+
+        shardings: Tree = jax.tree.map(shard, state)
+        return shardings
+
+    def like(self, state: Tree) -> Tree:
+        """Returns the shapes of a state with their shardings, to restore a checkpoint to."""
+        shapes: Tree = jax.tree.map(
+            lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+            state,
+            self.state_shardings(state),
+        )
+        return shapes
+
+    def on_one(self, state: Tree) -> Tree:
+        """Returns a copy of a state on the first device of this process."""
+        whole = jax.jit(lambda tree: tree, out_shardings=self.whole)(state)
+        copy: Tree = jax.tree.map(lambda array: array.addressable_data(0), whole)
+        return copy
+
+    def rows(self, batch_size: int) -> list[int]:
+        """Returns the rows of a batch that devices of this process need."""
+        needed = NamedSharding(self.mesh, P(DATA)).addressable_devices_indices_map((batch_size,))
+        cases = [index[0] for index in needed.values() if index is not None]
+        return sorted({row for where in cases for row in range(*where.indices(batch_size))})
+
+    def put(self, batch: Sample, batch_size: int) -> Sample:
+        """Starts copying a batch to the devices.
+
+        Args:
+            batch: Arrays on the host, of the `rows` alone.
+            batch_size: Number of rows of the whole batch.
+        """
+        rows = self.rows(batch_size)
+
+        def put(array: np.ndarray, spec: P) -> jax.Array:
+            array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+            def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+                cases, *others = index or ()
+                start, stop, _ = cases.indices(batch_size)
+                first = rows.index(start)
+                return array[(slice(first, first + stop - start), *others)]
+
+            return jax.make_array_from_callback((batch_size, *array.shape[1:]), NamedSharding(self.mesh, spec), shard)
+
+        on_devices: Sample = jax.tree.map(put, batch, self.batch_specs(batch))
+        return on_devices
