@@ -7,35 +7,32 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import jax
-import optax  # type: ignore[import-untyped]
 from rich.console import Console
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.baselines import baselines
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
+from emmi_jax.data.samples import Dataset
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import field_sources, load_dataset, make_normalizer
 from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
-from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.models.init import Params, init_params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.evaluation import evaluate, validate
 from emmi_jax.training.loop import LoopEnd, Row, Schedule, fit
-from emmi_jax.training.optimizer import learning_rates, make_optimizer
+from emmi_jax.training.optimizer import learning_rates
 from emmi_jax.training.prefetch import prefetch
 from emmi_jax.training.processes import is_main, wait_for_all
 from emmi_jax.training.settings import TrainSettings, model_config
-from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
+from emmi_jax.training.step import TrainState
+from emmi_jax.training.trainer import Trainer
 
 
 class Outcome(NamedTuple):
@@ -77,7 +74,7 @@ def train(
         settings = settings.updated({"model": _options(settings, stored.model)})
     devices = Devices.make(settings, layout)
     config = _run_config(settings, dataset) if stored is None else _resumed_config(settings, dataset, stored)
-    trainer = _Trainer.make(settings, dataset, devices, config.model, config.normalizer)
+    trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer)
     # What cannot be trained is refused while there is nothing to clean up.
     jax.eval_shape(trainer.train_step, trainer.state, trainer.batch(0))
     if is_main():
@@ -113,7 +110,7 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     if settings.statistics is not None:
         make_normalizer(settings, dataset)
     config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
-    trainer = _Trainer.make(settings, dataset, devices, config, normalizer=None)
+    trainer = Trainer.make(settings, dataset, devices, config, normalizer=None)
     step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), trainer.batch(0)).compile()
     console.print_json(data=settings.to_dict())
     console.print(summary_table(param_shapes(trainer.state.params), "Parameters"))
@@ -123,69 +120,6 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     size = "unknown" if memory is None else f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) >> 20:,} MiB"
     console.print(f"{dataset.summary}\ndtype      {config.dtype}", highlight=False)
     console.print(f"devices    {devices.summary}\nstep       {flops}, {size} per device", highlight=False)
-
-
-class _Trainer(NamedTuple):
-    """What a run trains, on what, and how.
-
-    Attributes:
-        settings: Settings of the run.
-        dataset: The data.
-        devices: The devices that share a step.
-        model: The model.
-        normalizer: Scales of positions and fields; None leaves them as they are.
-        optimizer: What moves the parameters.
-        train_step: A step of that.
-        state: Shapes of the state that a step changes.
-    """
-
-    settings: TrainSettings
-    dataset: Dataset
-    devices: Devices
-    model: AnchoredBranchedUPT
-    normalizer: Normalizer | None
-    optimizer: optax.GradientTransformation
-    train_step: TrainStep
-    state: TrainState
-
-    @classmethod
-    def make(
-        cls,
-        settings: TrainSettings,
-        dataset: Dataset,
-        devices: Devices,
-        config: AbUptConfig,
-        normalizer: Normalizer | None,
-    ) -> Self:
-        """Makes the trainer of a model."""
-        model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
-        train_step = make_train_step(model, optimizer, settings.optimizer, devices, settings.loss_weights)
-        state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
-        return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state)
-
-    def init_state(self, params: Params | None = None) -> TrainState:
-        """Returns the state before the first step, of given or random parameters."""
-
-        def init() -> TrainState:
-            drawn = init_params(self.model, seed=self.settings.seed) if params is None else params
-            return init_state(drawn, self.optimizer, self.settings.optimizer)
-
-        state: TrainState = jax.jit(init, out_shardings=self.devices.state_shardings(self.state))()
-        return state
-
-    def batch(self, step: int) -> Sample:
-        """Makes the batch of a step and starts copying it to the devices."""
-        size = self.settings.batch_size
-        drawn = [self.dataset.train_sample(self.settings.seed, step * size + row) for row in self.devices.rows(size)]
-        samples = drawn if self.normalizer is None else [normalize_sample(self.normalizer, s) for s in drawn]
-        return self.devices.put(stack_samples(samples), size)
-
-    def surrogate(self, state: TrainState) -> Surrogate:
-        """Returns what a state has learned, on the first device of this process."""
-        if self.normalizer is None:
-            raise ValueError("a surrogate needs a normalizer")
-        params = self.devices.on_one(state.trained_params)
-        return Surrogate(self.model, params, self.normalizer, self.settings.sampling, self.dataset.context)
 
 
 def _write_config(path: Path, config: RunConfig, dataset: Dataset, stored: RunConfig | None) -> RunDirectory:
@@ -236,7 +170,7 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
     )
 
 
-def _fit(trainer: _Trainer, run: RunDirectory, console: Console) -> LoopEnd:
+def _fit(trainer: Trainer, run: RunDirectory, console: Console) -> LoopEnd:
     """Trains from the newest checkpoint, or from the first step."""
     settings, state = trainer.settings, trainer.init_state()
     validation_samples = list(trainer.dataset.validation_samples())

@@ -117,10 +117,13 @@ class Devices(NamedTuple):
 
     def state_shardings(self, state: Tree) -> Tree:
         """Returns how each array of parameters or optimiser state is sharded: as a whole, or with `fsdp` in shards."""
+        # As JAX writes it in what it returns, or a step would be compiled twice.
+        shared = [name for name, size in self.mesh.shape.items() if size > 1]
+        axes = shared[0] if len(shared) == 1 else tuple(shared)
 
         def shard(array: Any) -> NamedSharding:
             axis = next((i for i, size in enumerate(array.shape) if self.fsdp and size % self.mesh.size == 0), None)
-            return NamedSharding(self.mesh, P() if axis is None else P(*[None] * axis, (DATA, TOKENS)))
+            return NamedSharding(self.mesh, P() if axis is None else P(*[None] * axis, axes))
 
         shardings: Tree = jax.tree.map(shard, state)
         return shardings

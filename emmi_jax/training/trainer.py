@@ -1,0 +1,82 @@
+"""What a run trains, on what, and how: from settings to states, batches and steps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import jax
+import optax  # type: ignore[import-untyped]
+
+from emmi_jax.config import AbUptConfig
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import Params, init_params
+from emmi_jax.training.devices import Devices
+from emmi_jax.training.optimizer import make_optimizer
+from emmi_jax.training.settings import TrainSettings
+from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
+
+
+class Trainer(NamedTuple):
+    """What a run trains, on what, and how.
+
+    Attributes:
+        settings: Settings of the run.
+        dataset: The data.
+        devices: The devices that share a step.
+        model: The model.
+        normalizer: Scales of positions and fields; None leaves them as they are.
+        optimizer: What moves the parameters.
+        train_step: A step of that.
+        state: Shapes of the state that a step changes.
+    """
+
+    settings: TrainSettings
+    dataset: Dataset
+    devices: Devices
+    model: AnchoredBranchedUPT
+    normalizer: Normalizer | None
+    optimizer: optax.GradientTransformation
+    train_step: TrainStep
+    state: TrainState
+
+    @classmethod
+    def make(
+        cls,
+        settings: TrainSettings,
+        dataset: Dataset,
+        devices: Devices,
+        config: AbUptConfig,
+        normalizer: Normalizer | None,
+    ) -> Self:
+        """Makes the trainer of a model."""
+        model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
+        train_step = make_train_step(model, optimizer, settings.optimizer, devices, settings.loss_weights)
+        state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
+        return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state)
+
+    def init_state(self, params: Params | None = None) -> TrainState:
+        """Returns the state before the first step, of given or random parameters."""
+
+        def init() -> TrainState:
+            drawn = init_params(self.model, seed=self.settings.seed) if params is None else params
+            return init_state(drawn, self.optimizer, self.settings.optimizer)
+
+        state: TrainState = jax.jit(init, out_shardings=self.devices.state_shardings(self.state))()
+        return state
+
+    def batch(self, step: int) -> Sample:
+        """Makes the batch of a step and starts copying it to the devices."""
+        size = self.settings.batch_size
+        drawn = [self.dataset.train_sample(self.settings.seed, step * size + row) for row in self.devices.rows(size)]
+        samples = drawn if self.normalizer is None else [normalize_sample(self.normalizer, s) for s in drawn]
+        return self.devices.put(stack_samples(samples), size)
+
+    def surrogate(self, state: TrainState) -> Surrogate:
+        """Returns what a state has learned, on the first device of this process."""
+        if self.normalizer is None:
+            raise ValueError("a surrogate needs a normalizer")
+        params = self.devices.on_one(state.trained_params)
+        return Surrogate(self.model, params, self.normalizer, self.settings.sampling, self.dataset.context)
