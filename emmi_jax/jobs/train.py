@@ -28,7 +28,6 @@ from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.evaluation import evaluate, validate
 from emmi_jax.training.loop import LoopEnd, Row, Schedule, fit
 from emmi_jax.training.optimizer import learning_rates
-from emmi_jax.training.prefetch import prefetch
 from emmi_jax.training.processes import is_main, wait_for_all
 from emmi_jax.training.settings import TrainSettings, model_config
 from emmi_jax.training.step import TrainState
@@ -76,7 +75,7 @@ def train(
     config = _run_config(settings, dataset) if stored is None else _resumed_config(settings, dataset, stored)
     trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer)
     # What cannot be trained is refused while there is nothing to clean up.
-    jax.eval_shape(trainer.train_step, trainer.state, trainer.batch(0))
+    jax.eval_shape(trainer.train_step, trainer.state, trainer.put(trainer.host_batch(0)))
     if is_main():
         _write_config(path, config, dataset, stored)
     wait_for_all("configuration")
@@ -111,7 +110,7 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
         make_normalizer(settings, dataset)
     config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
     trainer = Trainer.make(settings, dataset, devices, config, normalizer=None)
-    step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), trainer.batch(0)).compile()
+    step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), trainer.put(trainer.host_batch(0))).compile()
     console.print_json(data=settings.to_dict())
     console.print(summary_table(param_shapes(trainer.state.params), "Parameters"))
     cost, memory = step.cost_analysis(), step.memory_analysis()
@@ -186,7 +185,7 @@ def _fit(trainer: Trainer, run: RunDirectory, console: Console) -> LoopEnd:
             wanted = trainer.devices.like(trainer.state.items() if start else {"params": trainer.state.params})
             restored = checkpoints.restore(wanted)
             state = TrainState(**restored) if start else trainer.init_state(restored["params"])
-        batches = prefetch(trainer.batch, start, settings.steps)
+        batches = trainer.batches(start, settings.steps)
         progress = ProgressBar(console, settings.steps, unit="steps", start=start)
         with contextlib.closing(batches), progress:
             return fit(

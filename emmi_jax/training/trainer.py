@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from typing import NamedTuple, Self
 
 import jax
@@ -15,6 +17,7 @@ from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params, init_params
 from emmi_jax.training.devices import Devices
 from emmi_jax.training.optimizer import make_optimizer
+from emmi_jax.training.prefetch import prefetch
 from emmi_jax.training.settings import TrainSettings
 from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 
@@ -67,12 +70,26 @@ class Trainer(NamedTuple):
         state: TrainState = jax.jit(init, out_shardings=self.devices.state_shardings(self.state))()
         return state
 
-    def batch(self, step: int) -> Sample:
-        """Makes the batch of a step and starts copying it to the devices."""
-        size = self.settings.batch_size
-        drawn = [self.dataset.train_sample(self.settings.seed, step * size + row) for row in self.devices.rows(size)]
-        samples = drawn if self.normalizer is None else [normalize_sample(self.normalizer, s) for s in drawn]
-        return self.devices.put(stack_samples(samples), size)
+    def host_batch(self, step: int) -> Sample:
+        """Makes those cases of a step's batch that devices of this process need."""
+        seed, size = self.settings.seed, self.settings.batch_size
+        drawn = [self.dataset.train_sample(seed, step * size + row) for row in self.devices.rows(size)]
+        if self.normalizer is not None:
+            drawn = [normalize_sample(self.normalizer, sample) for sample in drawn]
+        return stack_samples(drawn)
+
+    def batches(self, start: int, stop: int) -> Generator[Sample]:
+        """Yields the batches of steps on the devices; they are made ahead in a thread."""
+        with contextlib.closing(prefetch(self.host_batch, start, stop)) as batches:
+            for batch in batches:
+                yield self.put(batch)
+
+    def put(self, batch: Sample) -> Sample:
+        """Copies a batch to the devices while they compute the step before."""
+        # cuDNN cannot load a program while anything else happens on the device, so not in a thread, and no step starts
+        # before its batch has arrived.
+        on_devices: Sample = jax.block_until_ready(self.devices.put(batch, self.settings.batch_size))
+        return on_devices
 
     def surrogate(self, state: TrainState) -> Surrogate:
         """Returns what a state has learned, on the first device of this process."""

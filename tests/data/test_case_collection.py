@@ -50,8 +50,8 @@ def of(folders: list[Path]) -> set[int]:
 def test_test_cases_are_never_trained_on():
     dataset = make()
     seen: set[int] = set()
-    for step in range(30):
-        batch = dataset.train_batch(0, step)
+    for number in range(60):
+        batch = dataset.train_sample(0, number)
         for branch in ("surface", "volume"):
             seen |= numbers(batch.anchors[branch].position) | numbers(batch.queries[branch].position)
         seen |= numbers(batch.geometry.position)
@@ -59,20 +59,35 @@ def test_test_cases_are_never_trained_on():
 
 
 def test_a_drawn_case_is_one_case_with_its_own_fields_and_geometry():
-    batch = make().train_batch(0, 0)
-    for row in range(2):
-        parts = [p.position[row] for part in (batch.anchors, batch.queries) for p in part.values()]
-        assert len(numbers(np.concatenate([*parts, batch.geometry.position[row]]))) == 1
+    batch = make().train_sample(0, 0)
+    parts = [p.position for part in (batch.anchors, batch.queries) for p in part.values()]
+    assert len(numbers(np.concatenate([*parts, batch.geometry.position]))) == 1
     for points in (*batch.anchors.values(), *batch.queries.values()):
         np.testing.assert_array_equal(points.fields["pressure"], points.position[..., :1] * 2)
-    assert batch.geometry.position.shape == (2, 12, 3)
-    assert batch.geometry.supernode_idx.shape == (2, 3)
+    assert batch.geometry.position.shape == (12, 3)
+    assert batch.geometry.supernode_idx.shape == (3,)
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
+def test_a_sample_depends_on_seed_and_number_alone():
     first, second = make(), make()
-    second.train_batch(0, 0)
-    jax.tree.map(np.testing.assert_array_equal, first.train_batch(1, 2), second.train_batch(1, 2))
+    second.train_sample(0, 0)
+    jax.tree.map(np.testing.assert_array_equal, first.train_sample(1, 2), second.train_sample(1, 2))
+
+
+def test_every_epoch_has_each_training_case_once_in_an_order_of_its_own():
+    dataset = make()
+    num = len(dataset.split.train)
+    seen = [int(dataset.train_sample(0, n).anchors["volume"].position[0, 0]) for n in range(3 * num)]
+    epochs = [tuple(seen[start : start + num]) for start in range(0, 3 * num, num)]
+    assert {frozenset(epoch) for epoch in epochs} == {frozenset(of(dataset.split.train))}
+    assert len(set(epochs)) == 3
+
+
+def test_validation_samples_are_the_same_each_time():
+    dataset = make(split=CaseSplit(FOLDERS[:2], FOLDERS[2:4], FOLDERS[4:6]))
+    first, second = list(dataset.validation_samples()), list(dataset.validation_samples())
+    assert [numbers(sample.queries["volume"].position) for sample in first] == [{4}, {5}]
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_statistics_are_those_of_all_training_points():
@@ -89,7 +104,7 @@ def test_statistics_are_those_of_all_training_points():
 
 def test_validation_cases_are_neither_trained_nor_tested_on():
     dataset = make(split=CaseSplit(FOLDERS[:2], FOLDERS[2:4], FOLDERS[4:6]))
-    seen = {n for step in range(20) for n in numbers(dataset.train_batch(0, step).anchors["volume"].position)}
+    seen = {n for number in range(40) for n in numbers(dataset.train_sample(0, number).anchors["volume"].position)}
     tested = {n for sample in dataset.test_samples() for n in numbers(sample.queries["volume"].position)}
     assert (seen, tested) == ({0, 1}, {2, 3})
 
@@ -120,8 +135,8 @@ def test_cases_are_read_again_only_when_memory_is_full(monkeypatch):
 
     dataset = make(load=load)
     list(dataset.train_chunks())
-    for step in range(20):
-        dataset.train_batch(0, step)
+    for number in range(40):
+        dataset.train_sample(0, number)
     list(dataset.test_samples())
     assert sorted(read) == FOLDERS
 

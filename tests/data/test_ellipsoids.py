@@ -22,23 +22,23 @@ def dataset() -> EllipsoidDataset:
     return EllipsoidDataset(SAMPLING, num_train_cases=10, num_test_cases=2)
 
 
-def test_batches_have_the_asked_shapes(dataset):
-    batch = dataset.train_batch(seed=0, step=0)
+def test_samples_have_the_asked_shapes(dataset):
+    batch = dataset.train_sample(seed=0, number=0)
     for branch, fields in dataset.fields.items():
         for part, num_points in ((batch.anchors, 6), (batch.queries, 5)):
-            assert part[branch].position.shape == (3, num_points, 3)
+            assert part[branch].position.shape == (num_points, 3)
             assert {name: a.shape for name, a in part[branch].fields.items()} == {
-                name: (3, num_points, channels) for name, channels in fields.items()
+                name: (num_points, channels) for name, channels in fields.items()
             }
-    assert batch.geometry.position.shape == (3, 12, 3)
-    assert batch.geometry.supernode_idx.shape == (3, 4)
+    assert batch.geometry.position.shape == (12, 3)
+    assert batch.geometry.supernode_idx.shape == (4,)
 
 
-def test_a_batch_depends_on_seed_and_step_alone(dataset):
-    first = dataset.train_batch(seed=3, step=5)
-    jax.tree.map(np.testing.assert_array_equal, first, dataset.train_batch(seed=3, step=5))
-    for seed, step in ((3, 6), (4, 5)):
-        other = dataset.train_batch(seed=seed, step=step)
+def test_a_sample_depends_on_seed_and_number_alone(dataset):
+    first = dataset.train_sample(seed=3, number=5)
+    jax.tree.map(np.testing.assert_array_equal, first, dataset.train_sample(seed=3, number=5))
+    for seed, number in ((3, 6), (4, 5)):
+        other = dataset.train_sample(seed=seed, number=number)
         assert not np.any(first.anchors["volume"].position == other.anchors["volume"].position)
 
 
@@ -88,7 +88,7 @@ def test_statistics_come_from_the_training_geometries_alone():
 def test_positions_fill_the_position_range(dataset):
     normalizer = measure(dataset.train_chunks()).normalizer(position_range=100.0)
     assert (normalizer.position_low, normalizer.position_high) == ((-4.8,) * 3, (4.8,) * 3)
-    for points in dataset.train_batch(seed=0, step=0).anchors.values():
+    for points in dataset.train_sample(seed=0, number=0).anchors.values():
         scaled = normalizer.normalize_position(points.position)
         assert scaled.min() > 0
         assert scaled.max() < 100

@@ -41,23 +41,22 @@ def test_test_points_are_never_trained_on_nor_anchors():
     dataset = make_dataset()
     test = rows(dataset.test_points["volume"].position)
     seen = rows(dataset.context.anchors["volume"])
-    for step in range(20):
-        batch = dataset.train_batch(seed=0, step=step)
+    for number in range(40):
+        batch = dataset.train_sample(seed=0, number=number)
         seen |= rows(batch.anchors["volume"].position) | rows(batch.queries["volume"].position)
     assert not seen & test
     assert len(seen) > 60
 
 
 def test_no_point_comes_twice_in_a_draw():
-    batch = make_dataset().train_batch(seed=0, step=0)
-    for anchors, queries in zip(batch.anchors["volume"].position, batch.queries["volume"].position, strict=True):
-        assert len(rows(anchors) | rows(queries)) == 11
+    sample = make_dataset().train_sample(seed=0, number=0)
+    assert len(rows(sample.anchors["volume"].position) | rows(sample.queries["volume"].position)) == 11
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
+def test_a_sample_depends_on_seed_and_number_alone():
     first, second = make_dataset(), make_dataset()
-    second.train_batch(seed=0, step=0)
-    jax.tree.map(np.testing.assert_array_equal, first.train_batch(1, 2), second.train_batch(1, 2))
+    second.train_sample(seed=0, number=0)
+    jax.tree.map(np.testing.assert_array_equal, first.train_sample(1, 2), second.train_sample(1, 2))
 
 
 def test_the_test_sample_holds_every_test_point_as_a_query():
@@ -116,8 +115,8 @@ def test_every_branch_is_split_and_keeps_its_own_points():
         SURFACE
     )
     assert dataset.fields == {"surface": {"pressure": 1}, "volume": {"velocity": 3, "vorticity": 3}}
-    batch = dataset.train_batch(0, 0)
-    assert {b: p.position.shape for b, p in batch.anchors.items()} == {"surface": (2, 6, 3), "volume": (2, 6, 3)}
+    batch = dataset.train_sample(0, 0)
+    assert {b: p.position.shape for b, p in batch.anchors.items()} == {"surface": (6, 3), "volume": (6, 3)}
     assert rows(batch.anchors["surface"].position) <= rows(dataset.train_points["surface"].position)
     np.testing.assert_array_equal(
         batch.queries["surface"].fields["pressure"], batch.queries["surface"].position[..., :1]
@@ -126,14 +125,14 @@ def test_every_branch_is_split_and_keeps_its_own_points():
 
 def test_the_geometry_is_drawn_from_the_training_surface_or_from_given_points():
     dataset = make_car()
-    batch = dataset.train_batch(0, 0)
-    assert batch.geometry.position.shape == (2, 12, 3)
+    batch = dataset.train_sample(0, 0)
+    assert batch.geometry.position.shape == (12, 3)
     assert rows(batch.geometry.position) <= rows(dataset.train_points["surface"].position)
-    np.testing.assert_array_equal(batch.geometry.supernode_idx, [[0, 1, 2], [0, 1, 2]])
+    np.testing.assert_array_equal(batch.geometry.supernode_idx, [0, 1, 2])
     np.testing.assert_array_equal(dataset.context.geometry.supernode_idx, [0, 1, 2, 3])
     body = np.random.default_rng(6).normal(size=(30, 3))
     given = make_car(geometry=body)
-    assert rows(given.train_batch(0, 0).geometry.position) <= rows(body)
+    assert rows(given.train_sample(0, 0).geometry.position) <= rows(body)
     assert len(rows(given.context.geometry.position)) == 12
 
 

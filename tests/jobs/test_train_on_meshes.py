@@ -145,16 +145,16 @@ def test_anchors_can_be_drawn_by_cell_size_and_supernodes_far_apart(tmp_path, fo
     uniform = load_dataset(tiny_settings(folder, **GEOMETRY))
     means = []
     for data in (dataset, uniform):
-        drawn = np.concatenate([data.train_batch(0, step).anchors["surface"].position[0] for step in range(200)])
+        drawn = np.concatenate([data.train_sample(0, n).anchors["surface"].position for n in range(200)])
         nearest = np.linalg.norm(drawn[:, None] - surface.cell_centers().points, axis=-1).argmin(axis=1)
         means.append(area[nearest].mean())
     assert means[0] > 1.1 * means[1]
 
     def closest(sample: Sample) -> float:
-        supernodes = sample.geometry.position[0][sample.geometry.supernode_idx[0]]
+        supernodes = sample.geometry.position[sample.geometry.supernode_idx]
         return float(np.sort(np.linalg.norm(supernodes[:, None] - supernodes, axis=-1), axis=1)[:, 1].min())
 
-    batches = [[data.train_batch(0, step) for step in range(20)] for data in (dataset, uniform)]
+    batches = [[data.train_sample(0, n) for n in range(20)] for data in (dataset, uniform)]
     assert np.mean(list(map(closest, batches[0]))) > np.mean(list(map(closest, batches[1])))
     run(tiny_settings(folder, steps=1, **options), tmp_path / "run")
     meshes = ["--surface", str(folder / "boundary_1.vtp"), "--volume", str(folder / "volume_1.vtu")]

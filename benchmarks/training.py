@@ -1,0 +1,134 @@
+"""Trains at the published sizes on a mesh of devices: ``python -m benchmarks.training --mesh data=1 data=2 tokens=2``.
+
+The batch has a case for each device of the axis `data`, so that a perfect mesh keeps the seconds of a step; devices of
+the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from emmi_jax.data.point_cloud import PointCloudDataset
+from emmi_jax.points import PointSet
+from emmi_jax.training.devices import Devices, Layout
+from emmi_jax.training.processes import connected, is_main
+from emmi_jax.training.recipes import parse_assignment, read_recipe
+from emmi_jax.training.settings import TrainSettings, model_config
+from emmi_jax.training.trainer import Trainer
+
+FIELDS = {
+    "surface": {"pressure": 1, "wallshearstress": 3},
+    "volume": {"totalpcoeff": 1, "velocity": 3, "vorticity": 3},
+}
+COLLECTIVES = ("nccl", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/training.json"), help="(%(default)s)")
+    parser.add_argument("--mesh", nargs="+", default=["data=1"], help="meshes; '+fsdp' shards the state as well")
+    parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
+    parser.add_argument("--points", type=int, default=2_000_000, help="points per branch of the case (%(default)s)")
+    parser.add_argument("--set", nargs="*", default=[], help="settings over those of the recipe drivaerml")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    options = parser.parse_args()
+    with connected(options.coordinator, options.num_processes, options.process_id):
+        from benchmarks import measure  # uses the devices
+
+        data = _case(options.points)
+        rows = [_row(mesh, data, options.steps, dict(map(parse_assignment, options.set))) for mesh in options.mesh]
+        if is_main():
+            title = f"recipe drivaerml {' '.join(options.set)}, {jax.process_count()} processes, {measure.DEVICE}"
+            measure.report(title, rows, options.json)
+
+
+def _case(num_points: int) -> dict[str, PointSet]:
+    rng = np.random.default_rng(0)
+
+    def normal(channels: int) -> np.ndarray:
+        return rng.standard_normal((num_points, channels), np.float32)
+
+    return {
+        # In a box of this size, a ball of the pooling's radius holds about max_degree points.
+        branch: PointSet(
+            rng.uniform(0, 5 if branch == "surface" else 1000, (num_points, 3)).astype(np.float32),
+            {name: normal(channels) for name, channels in fields.items()},
+        )
+        for branch, fields in FIELDS.items()
+    }
+
+
+def _row(text: str, data: dict[str, PointSet], steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+    mesh, _, fsdp = text.partition("+")
+    layout = Layout.parse(mesh, fsdp=bool(fsdp))
+    recipe = {key: value for key, value in read_recipe("drivaerml").items() if key != "statistics"}
+    settings = TrainSettings().updated(recipe, {"batch_size": layout.data or 1, "steps": 10_000}, changes)
+    dataset = PointCloudDataset(data, settings.sampling)
+    trainer = Trainer.make(
+        settings, dataset, Devices.make(settings, layout), model_config(settings, dataset.fields), normalizer=None
+    )
+    state = trainer.init_state()
+    compiled = trainer.train_step.lower(state, trainer.put(trainer.host_batch(0))).compile()  # type: ignore[attr-defined]
+    memory, losses, seconds, waits = compiled.memory_analysis(), [], [], []
+    batches = trainer.batches(0, steps + 10)
+    for number in range(steps):
+        start = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - start)
+        state, metrics = compiled(state, batch)
+        losses.append(float(metrics["loss"]))
+        seconds.append(time.perf_counter() - start)
+        if number == 4:
+            seconds, waits = [], []
+    shares = _profile(compiled, state, batches)
+    batches.close()
+    step = statistics.median(seconds)
+    print(f"{text}: {1000 * step:.1f} ms", flush=True)
+    return {
+        "mesh": text,
+        "cases": settings.batch_size,
+        "anchors_per_branch": settings.sampling.num_anchors,
+        "ms_per_step": 1000 * step,
+        "waiting_for_data_%": 100 * statistics.median(waits) / step,
+        "in_collectives_%": shares,
+        "state_mib": memory.argument_size_in_bytes / 2**20,
+        "activations_gib": memory.temp_size_in_bytes / 2**30,
+        "loss_of_step_5": losses[4],
+        "loss_of_last_step": losses[-1],
+    }
+
+
+def _profile(compiled: Any, state: Any, batches: Iterator[Any]) -> float:
+    """Returns the share of the time of a step in which a device exchanges data with others, in percent."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        with jax.profiler.trace(folder):
+            for _ in range(5):
+                state, metrics = compiled(state, next(batches))
+            jax.block_until_ready(metrics)
+            elapsed = time.perf_counter() - start
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        planes = [p for p in jax.profiler.ProfileData.from_file(str(file)).planes if "/device:" in p.name]
+        busy = sum(
+            event.duration_ns
+            for line in (planes[0].lines if planes else [])
+            if line.name.startswith("Stream")
+            for event in line.events
+            if any(name in event.name.lower() for name in COLLECTIVES)
+        )
+    return busy / 1e9 / elapsed * 100
+
+
+if __name__ == "__main__":
+    main()
