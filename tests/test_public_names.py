@@ -51,6 +51,27 @@ PUBLIC = {
         "params_from_torch",
         "params_to_torch",
     },
+    "emmi_jax.design": {
+        "Case",
+        "Draws",
+        "Functional",
+        "Sensitivity",
+        "Sums",
+        "Surface",
+        "directional_derivative",
+        "drag",
+        "evaluate",
+        "integral",
+        "lift",
+        "mean",
+        "moment",
+        "per_point",
+        "read_surface",
+        "sensitivity",
+        "side_force",
+        "smooth_maximum",
+        "smooth_minimum",
+    },
 }
 DOCUMENTED = [(module, name) for module, names in PUBLIC.items() for name in sorted(names) if not name.isupper()]
 
