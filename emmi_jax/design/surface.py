@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.meshes.mesh import Mesh, read_mesh
-from emmi_jax.meshes.surfaces import fan_triangles, polygons, surface_elements
+from emmi_jax.meshes.surfaces import polygons, surface_elements
 
 Vertices = NDArray[np.float64]
 
@@ -22,23 +22,23 @@ class Surface:
     """A surface of polygons.
 
     Args:
-        mesh: The mesh that it was read from.
-        vertices: Positions [V, 3] of its points.
+        vertices: Positions [V, 3].
         corners: Indices [N, K] of the corners of each cell among the vertices, counter-clockwise seen from outside; a
             cell with fewer corners than K repeats its last one.
         num_corners: Corners [N] of each cell.
         num_open_edges: Edges that do not join exactly two consistently oriented cells.
+        mesh: The mesh that it was read from, if any.
 
     Example:
         >>> surface = read_surface(Path("car.vtp"))  # doctest: +SKIP
         >>> raised = surface.moved(surface.vertices + [0.0, 0.0, 0.01])  # doctest: +SKIP
     """
 
-    mesh: Mesh
     vertices: Vertices
     corners: NDArray[np.int64]
     num_corners: NDArray[np.int64]
     num_open_edges: int = 0
+    mesh: Mesh | None = None
 
     @classmethod
     def from_mesh(cls, mesh: Mesh, *, require_closed: bool = True) -> Surface:
@@ -50,7 +50,8 @@ class Surface:
         if elements.orientation < 0:
             column = num_corners[:, None] - 1 - column
         vertices = np.array(mesh.dataset.points, dtype=np.float64)
-        return cls(mesh, vertices, connectivity[offsets[:-1, None] + column], num_corners, elements.num_open_edges)
+        corners = connectivity[offsets[:-1, None] + column]
+        return cls(vertices, corners, num_corners, elements.num_open_edges, mesh)
 
     @property
     def num_cells(self) -> int:
@@ -87,7 +88,9 @@ class Surface:
 
     def triangles(self) -> NDArray[np.int64]:
         """Cuts the cells into triangles; returns their corners [F, 3] among the vertices."""
-        return fan_triangles(self.mesh.dataset)[0]
+        following = np.arange(1, self.corners.shape[1] - 1)
+        fans = np.stack([self.corners[:, [0, i, i + 1]] for i in following], axis=1)
+        return fans[following + 1 < self.num_corners[:, None]]
 
 
 def read_surface(path: Path | str, *, require_closed: bool = True) -> Surface:
