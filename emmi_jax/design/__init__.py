@@ -17,5 +17,8 @@ from emmi_jax.design.integrals import integral as integral
 from emmi_jax.design.integrals import mean as mean
 from emmi_jax.design.integrals import smooth_maximum as smooth_maximum
 from emmi_jax.design.integrals import smooth_minimum as smooth_minimum
+from emmi_jax.design.morphed import MorphedCase as MorphedCase
+from emmi_jax.design.morphs import Lattice as Lattice
+from emmi_jax.design.morphs import RadialBasis as RadialBasis
 from emmi_jax.design.surface import Surface as Surface
 from emmi_jax.design.surface import read_surface as read_surface

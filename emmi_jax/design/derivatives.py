@@ -131,7 +131,13 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
 
 
 def directional_derivative(
-    surrogate: Surrogate, surface: Surface, functional: Functional, direction: ArrayLike, **options: Any
+    surrogate: Surrogate,
+    surface: Surface,
+    functional: Functional,
+    direction: ArrayLike,
+    *,
+    anchor_direction: Mapping[str, Array] | None = None,
+    **options: Any,
 ) -> tuple[float, float]:
     """Computes a functional and its derivative along one displacement of the surface, in forward mode.
 
@@ -142,6 +148,7 @@ def directional_derivative(
         surface: The surface.
         functional: What to differentiate.
         direction: Displacement [V, 3] of its vertices.
+        anchor_direction: Displacements [T, 3] of the anchors of other branches; none by default.
         **options: The arguments of `Case`, as for `sensitivity`; a mesh of the geometry and the condition stay fixed.
 
     Returns:
@@ -158,7 +165,7 @@ def directional_derivative(
         rows = np.minimum(np.arange(start, start + num_rows), surface.num_cells - 1)
         return along.vertices[surface.corners[rows]].astype(problem.dtype)
 
-    tangents = problem.tangents(along)
+    tangents = problem.tangents(along, anchor_direction or {})
     value, derivative = streamed_derivative(problem.program, problem.streams, tangents, moved)
     return float(value), float(derivative)
 
@@ -251,20 +258,21 @@ class Problem:
         condition = None if condition is None else np.asarray(condition[0], np.float64)
         return Sensitivity(value, vertices, geometry, condition, anchors, self.draws)
 
-    def tangents(self, along: Surface) -> dict[str, Any]:
+    def tangents(self, along: Surface, anchor_direction: Mapping[str, Array]) -> dict[str, Any]:
         """Returns the direction of the inputs as the surface moves along the vertices of `along`."""
         inputs = self.streams.inputs
         scale = self.case.surrogate.normalizer.position_scale
 
-        def direction(moving: Any) -> NDArray[Any]:
-            return (scale * moving.position(along.vertices)).astype(self.dtype)[None]
+        def in_model_units(direction: Array) -> NDArray[Any]:
+            return (scale * np.asarray(direction, np.float64)).astype(self.dtype)[None]
 
         anchors = {branch: np.zeros_like(position) for branch, position in inputs["anchors"].items()}
-        anchors[GEOMETRY_BRANCH] = direction(self.draws.surface_anchors)
+        anchors |= {branch: in_model_units(given) for branch, given in anchor_direction.items()}
+        anchors[GEOMETRY_BRANCH] = in_model_units(self.draws.surface_anchors.position(along.vertices))
         geometry, condition = inputs["geometry"], inputs["condition"]
         tangent = None if geometry is None else np.zeros_like(geometry.position)
         if self.draws.geometry is not None and self.case.geometry is None:
-            tangent = direction(self.draws.geometry)
+            tangent = in_model_units(self.draws.geometry.position(along.vertices))
         return {
             "anchors": anchors,
             "geometry": tangent,
