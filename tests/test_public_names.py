@@ -64,6 +64,7 @@ PUBLIC = {
         "directional_derivative",
         "drag",
         "evaluate",
+        "hessian_vector_product",
         "integral",
         "lift",
         "mean",

@@ -9,18 +9,21 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emmi_jax.design.chunks import Chunk, Chunks
-from emmi_jax.design.encoding import Tree, floats, pull_encoding, push_encoding, zeros_like
-from emmi_jax.design.program import Program, chunk_sums, pull_chunk, push_chunk
+from emmi_jax.design.encoding import Tree, floats, pull_encoding, push_encoding, push_pull_encoding, zeros_like
+from emmi_jax.design.program import Program, chunk_sums, pull_chunk, push_chunk, push_pull_chunk
 from emmi_jax.inference.streaming import QUERY_AXIS, device_mesh, encode_inputs
 from emmi_jax.ops.attention import forward_mode
 
+Pair: TypeAlias = tuple[Any, Any]
+"""Something and its derivative along a direction."""
 _Result = TypeVar("_Result")
 
 _CHUNKS_ON_DEVICE = 2
@@ -104,24 +107,91 @@ def streamed_derivative(
         tangents: Direction of the inputs: like the gradient of `streamed_gradient`.
         moved: From branch and first row to the direction of the offsets [C, K, 3] of a chunk.
     """
+    _, _, sums, d_sums = _push(program, streams, tangents, moved)
+    return jax.jvp(program.value, (sums,), (d_sums,))
+
+
+def streamed_second_derivative(
+    program: Program,
+    streams: Streams,
+    tangents: Mapping[str, Any],
+    moved: Callable[[str, int], Any],
+    collect: Callable[[str, int, Any], None],
+) -> tuple[Pair, Pair]:
+    """Returns the functional and its gradient, and the derivatives of both along one direction.
+
+    Args:
+        program: What is computed.
+        streams: Where the numbers come from.
+        tangents: See `streamed_derivative`.
+        moved: See `streamed_derivative`.
+        collect: Called as by `streamed_gradient`, with a pair: the gradient with respect to the offsets of each chunk,
+            and its derivative.
+
+    Returns:
+        The pairs of `streamed_gradient`'s results and of their derivatives: of the value, and of the gradient.
+    """
+    cache, d_cache, sums, sum_tangents = _push(program, streams, tangents, moved)
+    (value, d_sums), (derivative, d_sum_tangents) = jax.jvp(jax.value_and_grad(program.value), (sums,), (sum_tangents,))
+    zeros = jax.tree.map(zeros_like, (floats(cache), streams.inputs.get("condition")))
+    totals = jax.device_put((zeros, jax.tree.map(jnp.copy, zeros)), NamedSharding(program.mesh, P()))
+    for branch, chunks in streams.chunks.items():
+        *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
+
+        def start(
+            number: int, chunk: Chunk, branch: str = branch, constants: Any = constants, shared: Any = shared
+        ) -> Any:
+            nonlocal totals
+            own = _own_direction(program, streams, branch, number, chunk, moved), d_sum_tangents[branch][number]
+            with forward_mode(True):
+                totals, d_offset = push_pull_chunk(
+                    program, branch, *constants, chunk, d_sums[branch][number], shared, own, totals
+                )
+            return d_offset
+
+        for number, (_, d_offset) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
+            if d_offset[0] is not None:
+                collect(branch, number * streams.chunk_size, d_offset)
+    first, second = _on_first(program, totals)
+    with _first_device(program), forward_mode(True):
+        found = push_pull_encoding(
+            program.model, streams.variables, streams.inputs, first[0], dict(tangents), second[0]
+        )
+    for gradient, (_, d_condition) in zip(found, (first, second), strict=True):
+        if d_condition is not None:
+            gradient["condition"] = gradient["condition"] + d_condition
+    return (value, derivative), found
+
+
+def _push(
+    program: Program, streams: Streams, tangents: Mapping[str, Any], moved: Callable[[str, int], Any]
+) -> tuple[Tree, Tree, Tree, Tree]:
+    """Returns the cache and the sums of all chunks, each followed by its derivative along a direction."""
     with _first_device(program), forward_mode(True):
         cache, d_cache = push_encoding(program.model, streams.variables, streams.inputs, dict(tangents))
     sums: dict[str, list[Any]] = {}
     d_sums: dict[str, list[Any]] = {}
     for branch, chunks in streams.chunks.items():
-        *constants, d_constants = _constants(program, streams, cache, (d_cache, tangents["condition"]))
+        *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
 
         def start(
-            number: int, chunk: Chunk, branch: str = branch, constants: Any = constants, along: Any = d_constants
+            number: int, chunk: Chunk, branch: str = branch, constants: Any = constants, shared: Any = shared
         ) -> Any:
-            d_offset = None if chunk.offset is None else moved(branch, number * streams.chunk_size)
-            d_offset = jax.device_put(d_offset, NamedSharding(program.mesh, P(QUERY_AXIS)))
+            own = _own_direction(program, streams, branch, number, chunk, moved)
             with forward_mode(True):
-                return push_chunk(program, branch, *constants, chunk, (*along, d_offset))
+                return push_chunk(program, branch, *constants, chunk, shared, own)
 
         results = [result for _, result in _pipelined(program, chunks(streams.chunk_size), start)]
         sums[branch], d_sums[branch] = [result[0] for result in results], [result[1] for result in results]
-    return jax.jvp(program.value, (sums,), (d_sums,))
+    return cache, d_cache, sums, d_sums
+
+
+def _own_direction(
+    program: Program, streams: Streams, branch: str, number: int, chunk: Chunk, moved: Callable[[str, int], Any]
+) -> Any:
+    """Returns the direction of the offsets of a chunk on its devices; None if it has none."""
+    direction = None if chunk.offset is None else moved(branch, number * streams.chunk_size)
+    return jax.device_put(direction, NamedSharding(program.mesh, P(QUERY_AXIS)))
 
 
 def _encode(program: Program, streams: Streams) -> Tree:

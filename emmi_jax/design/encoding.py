@@ -18,13 +18,19 @@ Tree: TypeAlias = Any
 @partial(jax.jit, static_argnums=0)
 def pull_encoding(model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, d_cache: Tree) -> dict[str, Any]:
     """Takes a gradient with respect to the cache back to anchors, geometry points and condition."""
+    return _pull(model, variables, inputs, _movable(inputs), d_cache)
 
-    def encode(movable: Tree) -> Tree:
-        return floats(encode_inputs(model, variables, _with_movable(inputs, movable)))
 
-    cache, pull = jax.vjp(encode, _movable(inputs))
-    (gradient,) = pull(jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), cache, d_cache))
-    return dict(gradient)
+@partial(jax.jit, static_argnums=0)
+def push_pull_encoding(
+    model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, d_cache: Tree, tangents: Tree, d_cache_tangents: Tree
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what `pull_encoding` does, and its derivative along a direction of the inputs and of `d_cache`."""
+
+    def pull(movable: Tree, d_cache: Tree) -> dict[str, Any]:
+        return _pull(model, variables, inputs, movable, d_cache)
+
+    return jax.jvp(pull, (_movable(inputs), d_cache), (tangents, d_cache_tangents))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -37,6 +43,15 @@ def push_encoding(model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, tan
 
     _, d_cache, cache = jax.jvp(encode, (_movable(inputs),), (tangents,), has_aux=True)
     return cache, d_cache
+
+
+def _pull(model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, movable: Tree, d_cache: Tree) -> dict[str, Any]:
+    def encode(movable: Tree) -> Tree:
+        return floats(encode_inputs(model, variables, _with_movable(inputs, movable)))
+
+    cache, pull = jax.vjp(encode, movable)
+    (gradient,) = pull(jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), cache, d_cache))
+    return dict(gradient)
 
 
 def _movable(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import numpy as np
 
-from emmi_jax.design.derivatives import Sensitivity, directional_derivative, evaluate, sensitivity
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.design.derivatives import (
+    directional_derivative,
+    evaluate,
+    hessian_vector_product,
+    sensitivity,
+)
 from emmi_jax.design.draws import Draws, draw_case
 from emmi_jax.design.functionals import Functional
-from emmi_jax.design.morphs import Morph, Parameters, displacements, displacements_along, parameter_gradient
-from emmi_jax.design.surface import Surface
+from emmi_jax.design.morphs import (
+    Morph,
+    Parameters,
+    displacements,
+    displacements_along,
+    parameter_gradient,
+    parameter_gradient_along,
+)
+from emmi_jax.design.problem import Sensitivity
+from emmi_jax.design.surface import Surface, Vertices
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Array
 
@@ -71,6 +86,10 @@ class MorphedCase:
 
     def pull_back(self, parameters: Parameters, result: Sensitivity) -> Parameters:
         """Takes a sensitivity at these parameters back to them."""
+        return parameter_gradient(self.morph, parameters, *self._stacked(result))
+
+    def _stacked(self, result: Sensitivity) -> tuple[Vertices, Vertices]:
+        """Returns the positions [N, 3] of all that moves before it is morphed, and the gradients there."""
         position, gradient = [self.surface.vertices], [result.vertices]
         if self.geometry is not None and result.geometry is not None:
             position.append(self.geometry.vertices)
@@ -78,7 +97,17 @@ class MorphedCase:
         for branch, anchors in self._anchors.items():
             position.append(np.asarray(anchors, np.float64))
             gradient.append(result.anchors[branch])
-        return parameter_gradient(self.morph, parameters, np.concatenate(position), np.concatenate(gradient))
+        return np.concatenate(position), np.concatenate(gradient)
+
+    def _along(self, parameters: Parameters, direction: Parameters) -> dict[str, Vertices]:
+        """Returns how vertices, as the branch ``surface``, and the anchors of the other branches move."""
+        if self.geometry is not None:
+            raise ValueError("the geometry is another mesh, which moves in `gradient` only")
+        moving = {GEOMETRY_BRANCH: self.surface.vertices, **self._anchors}
+        return {
+            branch: displacements_along(self.morph, parameters, direction, np.asarray(position, np.float64))
+            for branch, position in moving.items()
+        }
 
     def derivative(self, parameters: Parameters, direction: Parameters) -> tuple[float, float]:
         """Returns the functional and its derivative along one direction of the parameters, in forward mode.
@@ -86,17 +115,34 @@ class MorphedCase:
         Raises:
             ValueError: The geometry is another mesh: use `gradient`.
         """
-        if self.geometry is not None:
-            raise ValueError("the geometry is another mesh, which moves in `gradient` only")
-        along = displacements_along(self.morph, parameters, direction, self.surface.vertices)
-        anchors = {
-            branch: displacements_along(self.morph, parameters, direction, np.asarray(position, np.float64))
-            for branch, position in self._anchors.items()
-        }
-        options = self._at(parameters)
+        along = self._along(parameters, direction)
         return directional_derivative(
-            self.surrogate, self.moved(parameters), self.functional, along, anchor_direction=anchors, **options
+            self.surrogate,
+            self.moved(parameters),
+            self.functional,
+            along.pop(GEOMETRY_BRANCH),
+            anchor_direction=along,
+            **self._at(parameters),
         )
+
+    def hessian_vector_product(self, parameters: Parameters, direction: Parameters) -> tuple[Parameters, Parameters]:
+        """Returns the gradient with respect to the parameters, and the Hessian times a direction of them.
+
+        Raises:
+            ValueError: The geometry is another mesh: use differences of `gradient`.
+        """
+        along = self._along(parameters, direction)
+        result, second = hessian_vector_product(
+            self.surrogate,
+            self.moved(parameters),
+            self.functional,
+            along.pop(GEOMETRY_BRANCH),
+            anchor_direction=along,
+            **self._at(parameters),
+        )
+        bent = parameter_gradient_along(self.morph, parameters, direction, *self._stacked(result))
+        product = jax.tree.map(np.add, self.pull_back(parameters, second), bent)
+        return self.pull_back(parameters, result), product
 
     @property
     def _anchors(self) -> Mapping[str, Array]:

@@ -144,12 +144,28 @@ def displacements_along(morph: Morph, parameters: Parameters, direction: Paramet
 
 def parameter_gradient(morph: Morph, parameters: Parameters, position: Vertices, gradient: Vertices) -> Parameters:
     """Takes a gradient with respect to moved positions [N, 3] back to the parameters."""
+    return _total(partial(_pull, morph, parameters), parameters, position, gradient)
+
+
+def parameter_gradient_along(
+    morph: Morph, parameters: Parameters, direction: Parameters, position: Vertices, gradient: Vertices
+) -> Parameters:
+    """Returns the derivative of `parameter_gradient` along a direction of the parameters, for the same gradient.
+
+    It is 0 where displacements are linear in the parameters.
+    """
+    return _total(partial(_pull_along, morph, parameters, direction), parameters, position, gradient)
+
+
+def _total(
+    pull: Callable[..., Parameters], parameters: Parameters, position: Vertices, gradient: Vertices
+) -> Parameters:
+    """Adds up what the chunks say about the parameters."""
     total: Any = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), parameters)
     for rows, number, start in _chunks(position):
         weights = np.zeros(rows.shape, rows.dtype)
         weights[:number] = gradient[start : start + number]
-        of_chunk = _pull(morph, parameters, rows, weights)
-        total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, of_chunk)
+        total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, pull(rows, weights))
     return total
 
 
@@ -179,6 +195,13 @@ def _displace_along(morph: Morph, parameters: Parameters, direction: Parameters,
 def _pull(morph: Morph, parameters: Parameters, position: jax.Array, gradient: jax.Array) -> Parameters:
     moved, pull = jax.vjp(lambda p: _checked(morph(p, position), position), parameters)
     return pull(gradient.astype(moved.dtype))[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _pull_along(
+    morph: Morph, parameters: Parameters, direction: Parameters, position: jax.Array, gradient: jax.Array
+) -> Parameters:
+    return jax.jvp(lambda p: _pull(morph, p, position, gradient), (parameters,), (direction,))[1]
 
 
 def _checked(moved: jax.Array, position: jax.Array) -> jax.Array:

@@ -97,16 +97,9 @@ def pull_chunk(
     """Adds the gradient of a chunk with respect to cache and condition to the totals; returns that of its offsets."""
 
     def on_one_device(variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, d_sums: Tree) -> Tree:
-        moving = floats(cache)
-
-        def sums(moving: Tree, condition: Tree, offset: Tree) -> Tree:
-            return _stacked(
-                program.sums(branch, variables, merged(moving, cache), condition, chunk._replace(offset=offset))
-            )
-
-        _, pull = jax.vjp(sums, moving, condition, chunk.offset)
-        *shared, d_offset = pull(d_sums)
-        return jax.lax.psum(jax.tree.map(widened, tuple(shared)), QUERY_AXIS), d_offset
+        gradient = _gradient_of_sums(program, branch, variables, cache, chunk)
+        *shared, d_offset = gradient(floats(cache), condition, chunk.offset, d_sums)
+        return _total(tuple(shared)), d_offset
 
     specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARE)
     shared, d_offset = _on_each_device(program, on_one_device, specs, (_SHARED, _SHARE))(
@@ -117,22 +110,82 @@ def pull_chunk(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def push_chunk(
-    program: Program, branch: str, variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, tangents: Tree
+    program: Program,
+    branch: str,
+    variables: Tree,
+    cache: Tree,
+    condition: Tree,
+    chunk: Chunk,
+    shared_tangents: Tree,
+    own_tangents: Tree,
 ) -> tuple[Tree, Tree]:
     """Returns the sums of a chunk and their derivatives along the direction of cache, condition and offsets."""
 
     def on_one_device(variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, shared: Tree, own: Tree) -> Tree:
-        def sums(moving: Tree, condition: Tree, offset: Tree) -> Tree:
-            return _stacked(
-                program.sums(branch, variables, merged(moving, cache), condition, chunk._replace(offset=offset))
-            )
-
+        sums = _sums_of_chunk(program, branch, variables, cache, chunk)
         return jax.jvp(sums, (floats(cache), condition, chunk.offset), (*shared, own))
 
     specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARED, _SHARE)
     return _on_each_device(program, on_one_device, specs, (_SHARE, _SHARE))(
-        variables, cache, condition, chunk, tangents[:2], tangents[2]
+        variables, cache, condition, chunk, shared_tangents, own_tangents
     )
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=9)
+def push_pull_chunk(
+    program: Program,
+    branch: str,
+    variables: Tree,
+    cache: Tree,
+    condition: Tree,
+    chunk: Chunk,
+    d_sums: Tree,
+    shared_tangents: Tree,
+    own_tangents: Tree,
+    totals: Tree,
+) -> tuple[Tree, Tree]:
+    """Does what `pull_chunk` does, and differentiates it along a direction of cache and condition, offsets and d_sums.
+
+    Returns pairs of a gradient and its derivative: the totals with respect to cache and condition, and for the offsets.
+    """
+
+    def on_one_device(
+        variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, d_sums: Tree, shared: Tree, own: Tree
+    ) -> Tree:
+        gradient = _gradient_of_sums(program, branch, variables, cache, chunk)
+        found = jax.jvp(gradient, (floats(cache), condition, chunk.offset, d_sums), (*shared, *own))
+        return tuple(_total(tuple(part[:2])) for part in found), tuple(part[2] for part in found)
+
+    specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARE, _SHARED, _SHARE)
+    shared, d_offset = _on_each_device(program, on_one_device, specs, (_SHARED, _SHARE))(
+        variables, cache, condition, chunk, d_sums, shared_tangents, own_tangents
+    )
+    return jax.tree.map(jnp.add, totals, shared), d_offset
+
+
+def _sums_of_chunk(program: Program, branch: str, variables: Tree, cache: Tree, chunk: Chunk) -> Callable[..., Tree]:
+    """Returns the sums as a function of the floats of the cache, the condition and the offsets."""
+
+    def sums(moving: Tree, condition: Tree, offset: Tree) -> Tree:
+        return _stacked(
+            program.sums(branch, variables, merged(moving, cache), condition, chunk._replace(offset=offset))
+        )
+
+    return sums
+
+
+def _gradient_of_sums(program: Program, branch: str, variables: Tree, cache: Tree, chunk: Chunk) -> Callable[..., Tree]:
+    """Returns the gradients with respect to the same, as a function of these and the weights of the sums."""
+
+    def gradient(moving: Tree, condition: Tree, offset: Tree, weights: Tree) -> Tree:
+        return jax.vjp(_sums_of_chunk(program, branch, variables, cache, chunk), moving, condition, offset)[1](weights)
+
+    return gradient
+
+
+def _total(tree: Tree) -> Tree:
+    """Adds up what all devices found."""
+    return jax.lax.psum(jax.tree.map(widened, tree), QUERY_AXIS)
 
 
 def _on_each_device(program: Program, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.design.coefficients import drag, lift, side_force
-from emmi_jax.design.derivatives import Sensitivity, sensitivity
+from emmi_jax.design.derivatives import sensitivity
 from emmi_jax.design.functionals import Functional
 from emmi_jax.design.normal_part import NormalPart, normal_part
+from emmi_jax.design.problem import Sensitivity
 from emmi_jax.design.surface import Surface, read_surface
 from emmi_jax.files.atomic import check_space, make_folder, write_json
 from emmi_jax.inference.chunks import ChunkSize

@@ -20,7 +20,7 @@ from emmi_jax.design import (
     smooth_maximum,
 )
 from emmi_jax.design.adjoint import streamed_gradient
-from emmi_jax.design.derivatives import Case, Problem
+from emmi_jax.design.problem import Case, Problem
 from tests.design.cases import VOLUME, build, double_precision, ellipsoid, in_double
 
 STREAM = {"speed": 2.0, "area": 1.5}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emmi_jax.design import Lattice, MorphedCase, RadialBasis, drag
+from emmi_jax.design import Lattice, MorphedCase, RadialBasis, drag, mean
 from emmi_jax.design.morphs import displacements, displacements_along, parameter_gradient
 from tests.design.cases import VOLUME, build, double_precision, ellipsoid, in_double
 
@@ -66,6 +66,19 @@ def test_gradients_with_respect_to_parameters_are_exact(has_geometry: bool) -> N
         if not has_geometry:
             derivative = case.derivative(at[0], {"bend": np.float64(1.0)})
             assert derivative == pytest.approx((value, gradient["bend"]), rel=1e-10)
+
+
+def test_hessian_vector_products_are_the_change_of_the_gradient() -> None:
+    step = 1e-4
+    with double_precision():
+        options = {"points": {"volume": VOLUME}, "chunk_size": 28}
+        functional = (drag(speed=2.0, area=1.5) + mean("volume", "velocity")).map(jnp.sin)
+        case = MorphedCase(in_double(build(blocks=("perceiver",))), SURFACE, functional, bend, options=options)
+        parameters, direction = {"bend": np.float64(0.3)}, {"bend": np.float64(1.0)}
+        gradient, product = case.hessian_vector_product(parameters, direction)
+        around = [case.gradient({"bend": np.float64(0.3 + shift)})[1]["bend"] for shift in (step, -step, 0)]
+        assert gradient["bend"] == pytest.approx(around[2], rel=1e-10)
+        assert product["bend"] == pytest.approx((around[0] - around[1]) / (2 * step), rel=1e-6)
 
 
 @pytest.mark.parametrize(
