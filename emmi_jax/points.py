@@ -57,9 +57,10 @@ def row_chunks(array: NDArray[_Scalar], num_rows: int = CHUNK_ROWS) -> Iterator[
 def float_arrays(*values: ArrayLike) -> tuple[Any, ...]:
     """Returns the array library to compute with, then the values as its arrays.
 
-    Where a value is a JAX array or a tracer, these are `jax.numpy` and float32; else `numpy` and float64.
+    Where a value is a JAX array or a tracer, these are `jax.numpy` and float32, or float64 if one of them is; else
+    `numpy` and float64.
     """
-    use_jax = any(isinstance(value, jax.Array) for value in values)
-    xp: Any = jnp if use_jax else np
-    dtype: Any = np.float32 if use_jax else np.float64
+    dtypes = {value.dtype for value in values if isinstance(value, jax.Array)}
+    xp: Any = jnp if dtypes else np
+    dtype: Any = np.float32 if dtypes and np.dtype(np.float64) not in dtypes else np.float64
     return xp, *(xp.asarray(value, dtype) for value in values)

@@ -30,7 +30,10 @@ def trained(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY_OPTIONS = ["--steps", "2", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["evaluate"], ["convert"], ["info"], ["stats"]])
+COMMANDS = ["train", "predict", "evaluate", "sensitivity", "convert", "info", "stats"]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_fits_80_columns_and_shows_an_example(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*command, "--help"]) == 0
@@ -58,6 +61,15 @@ def test_no_arguments_show_the_help(capsys):
         (["train", "--resume"], "emmi-jax train: error: --resume needs the --name"),
         (["train", "--resume", "--name", "none"], "emmi-jax train: error: runs/none is not a run"),
         (["train", "--data", "none.npz"], "none.npz: no such file"),
+        (["sensitivity", "r"], "emmi-jax sensitivity: error: Missing option"),
+        (
+            ["sensitivity", "r", "--surface", "s.vtp", "--out", "o", "--speed", "3"],
+            "emmi-jax sensitivity: error: forces need --speed and one of --area and --reference, got --speed",
+        ),
+        (
+            ["sensitivity", "none", "--surface", "s.vtp", "--out", "o", "--speed", "3", "--area", "2"],
+            "emmi-jax sensitivity: error: none is not a run",
+        ),
         (["predict"], "emmi-jax predict: error: Missing argument"),
         (["predict", "none", "--points", "p.npz", "--out", "o.npz"], "emmi-jax predict: error: none is not a run"),
         (

@@ -27,6 +27,7 @@ ROOMS = {
     "convert": 4,
     "plots": 4,
     "inference": 5,
+    "design": 6,
     "runs": 6,
     "training": 7,
     "jobs": 8,

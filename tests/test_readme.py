@@ -14,6 +14,7 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.cli import app
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.sampling import Sampling
+from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.init import init_params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory
@@ -67,6 +68,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(0, {"params": init_params(AnchoredBranchedUPT(model), seed=0)})
     np.save(folder / "positions.npy", _points("positions"))
+    body = import_pyvista().Sphere(radius=0.3, center=(0.5, 0.5, 0.5), theta_resolution=8, phi_resolution=8)
+    body.save(folder / "car.vtp")
     return folder
 
 

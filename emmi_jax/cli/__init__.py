@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError:
     raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
 
+from emmi_jax.cli.design import sensitivity
 from emmi_jax.cli.evaluation import evaluate
 from emmi_jax.cli.files import convert, info, stats
 from emmi_jax.cli.prediction import predict
@@ -24,6 +25,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "sensitivity": sensitivity,
     "convert": convert,
     "info": info,
     "stats": stats,
@@ -33,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train transformer surrogates of physics fields and predict with them.\n\n"
+    help="Train transformer surrogates of physics fields, predict and design with them.\n\n"
     "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
     "  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",

@@ -65,7 +65,7 @@ def predict(
       emmi-jax predict runs/car --surface boundary.vtp --out fields
     """  # noqa: D301 - \b keeps the lines of the example
     meshes = {name: path for name, path in (("surface", surface), ("volume", volume)) if path is not None}
-    forces = _force_reference(area, reference, speed, density)
+    forces = force_reference(area, reference, speed, density)
     for_meshes = bool(meshes or geometry or compare or fields or figures or forces)
     if (points is None) == (not meshes) or (points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with their options")
@@ -95,7 +95,7 @@ def predict(
     return 0
 
 
-def _force_reference(
+def force_reference(
     area: float | None, file: Path | None, speed: float | None, density: float | None
 ) -> ForceReference | None:
     """Returns what forces are divided by; None if no option asks for them."""

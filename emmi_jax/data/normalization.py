@@ -1,7 +1,7 @@
 """Scales between physical units and what a model sees.
 
-NumPy arrays are computed on in float64 on the host. JAX arrays and tracers are computed on in float32, so derivatives
-pass through.
+NumPy arrays are computed on in float64 on the host. JAX arrays and tracers are computed on in float32, or float64 if
+they are, so derivatives pass through.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -203,15 +204,15 @@ class Normalizer(Config):
     def normalize_position(self, position: ArrayLike) -> Any:
         """Converts positions [..., n] to model units, float32."""
         _, x, low = float_arrays(position, self.position_low)
-        return ((x - low) * self.position_scale).astype(np.float32)
+        return _single((x - low) * self.position_scale)
 
     def normalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
         """Converts a field [..., F] to model units, float32."""
-        return self.fields[branch][name].normalize(values).astype(np.float32)
+        return _single(self.fields[branch][name].normalize(values))
 
     def denormalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
         """Converts a field [..., F] to physical units, float32."""
-        return self.fields[branch][name].denormalize(values).astype(np.float32)
+        return _single(self.fields[branch][name].denormalize(values))
 
 
 def compress(values: ArrayLike) -> Any:
@@ -219,6 +220,11 @@ def compress(values: ArrayLike) -> Any:
     xp, x = float_arrays(values)
     sign = _sign(xp, x)
     return sign * xp.log1p(sign * x)
+
+
+def _single(values: Any) -> Any:
+    """Returns NumPy arrays in float32, and JAX arrays in the dtype that they were computed in."""
+    return values if isinstance(values, jax.Array) else values.astype(np.float32)
 
 
 def _sign(xp: Any, x: Any) -> Any:

@@ -115,20 +115,35 @@ def sample_triangles(
     Raises:
         ValueError: The number is negative, or all triangles have no area.
     """
+    face, weights = draw_on_triangles(rng, corners, num_points)
+    corners = np.asarray(corners, dtype=np.float64)[face]
+    origin, first, second = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    points: NDArray[np.float64] = origin + weights[:, 1:2] * first + weights[:, 2:] * second
+    return points
+
+
+def draw_on_triangles(
+    rng: np.random.Generator | int, corners: NDArray[np.floating[Any]], num_points: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Draws the points of `sample_triangles`; returns their triangles [num_points] and weights [num_points, 3].
+
+    A point is the mean of its triangle's corners with these weights.
+
+    Raises:
+        ValueError: The number is negative, or all triangles have no area.
+    """
     rng = np.random.default_rng(rng)
     if num_points < 0:
         raise ValueError(f"num_points is {num_points}, expected 0 or more")
     corners = np.asarray(corners, dtype=np.float64)
-    origin, first, second = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    area = np.linalg.norm(np.cross(first, second), axis=1)
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     if not area.sum() > 0:
         raise ValueError(f"none of {len(corners)} triangles has an area")
     face = rng.choice(len(corners), num_points, p=area / area.sum())
-    u, v = rng.random((2, num_points, 1))
+    u, v = rng.random((2, num_points))
     # The other half of the parallelogram is folded back onto the triangle.
     u, v = np.where(u + v > 1, (1 - u, 1 - v), (u, v))
-    points: NDArray[np.float64] = origin[face] + u * first[face] + v * second[face]
-    return points
+    return face, np.stack([1 - u - v, u, v], axis=1)
 
 
 def _weighted(

@@ -106,18 +106,21 @@ def output_arrays(queries: Mapping[str, Queries], out: Mapping[str, Any] | None,
     return dict(out)
 
 
-def resolve_chunk_size(chunk_size: ChunkSize, config: AbUptConfig, cache: Any, devices: Sequence[jax.Device]) -> int:
+def resolve_chunk_size(
+    chunk_size: ChunkSize, config: AbUptConfig, cache: Any, devices: Sequence[jax.Device], *, num_layers: int = 1
+) -> int:
     """Returns the number of queries per call of the model, a multiple of the number of devices.
 
     "auto" fills a quarter of each device's free memory, by an estimate of the activations, with at most
     `LARGEST_CHUNK_SIZE` queries. On a device that does not report its memory it is `CPU_CHUNK_SIZE`, and a quarter of
-    that with vector potentials.
+    that with vector potentials. `num_layers` is the number of layers whose activations are alive at once: 1 unless a
+    derivative needs them later.
 
     Raises:
         ValueError: It is neither "auto" nor a positive integer.
     """
     if isinstance(chunk_size, str) and chunk_size == "auto":
-        return len(devices) * min(_auto_chunk_size(config, cache, device) for device in devices)
+        return len(devices) * min(_auto_chunk_size(config, cache, device, num_layers) for device in devices)
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
         raise ValueError(f"chunk_size must be 'auto' or a positive integer, got {chunk_size!r}")
     return -(-int(chunk_size) // len(devices)) * len(devices)
@@ -129,7 +132,7 @@ def num_queries(source: Queries) -> int | None:
     return int(shape[0]) if shape else None
 
 
-def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device) -> int:
+def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device, num_layers: int) -> int:
     # A curl takes three derivatives beside the value.
     num_passes = 4 if config.vector_potentials else 1
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -141,7 +144,7 @@ def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device) -> int
         keys = [leaf.shape[1] for leaf in jax.tree.leaves(cache) if leaf.ndim == 4]
         values += 3 * config.num_heads * len(config.branches) * max(keys, default=0)
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    fitting = max(1, int(_MEMORY_SHARE * free / (4 * values * num_passes)))
+    fitting = max(1, int(_MEMORY_SHARE * free / (4 * values * num_passes * num_layers)))
     return min(LARGEST_CHUNK_SIZE, 1 << (fitting.bit_length() - 1))
 
 

@@ -36,7 +36,9 @@ from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
 Variables: TypeAlias = Mapping[str, Any]
 
-_AXIS = "queries"
+QUERY_AXIS = "queries"
+"""Axis of the mesh of devices that share a chunk."""
+
 _CHUNKS_ON_DEVICE = 2
 
 
@@ -82,10 +84,10 @@ def encode(
     Raises:
         ValueError: The arrays do not fit the model, a position is not finite, or an index is out of range.
     """
-    variables = _without_cache(variables)
+    variables = without_cache(variables)
     inputs = case_inputs(model.config, anchors, geometry, condition, anchor_masks, normalizer)
-    with jax.set_mesh(_device_mesh(jax.local_devices()[:1])):
-        entries = _encode(model, variables, inputs)
+    with jax.set_mesh(device_mesh(jax.local_devices()[:1])):
+        entries = encode_inputs(model, variables, inputs)
         return AnchorCache(entries, fingerprint(model.config, variables, inputs["condition"]))
 
 
@@ -133,9 +135,9 @@ def stream(
         raise ValueError("devices must name at least one device, got none")
     if normalizer is not None:
         normalizer = normalizer.for_fields(config.fields)
-    variables, batched_condition = _without_cache(variables), condition_input(condition)
-    mesh = _device_mesh(devices)
-    with jax.set_mesh(_device_mesh(devices[:1])):
+    variables, batched_condition = without_cache(variables), condition_input(condition)
+    mesh = device_mesh(devices)
+    with jax.set_mesh(device_mesh(devices[:1])):
         check_cache(cache, config, variables, batched_condition)
     size = resolve_chunk_size(chunk_size, config, cache.entries, devices)
     constants = jax.device_put(({**variables, "cache": cache.entries}, batched_condition), NamedSharding(mesh, P()))
@@ -193,11 +195,13 @@ def predict(
     return fields
 
 
-def _device_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    return jax.make_mesh((len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
+def device_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Returns the mesh of devices that share each chunk."""
+    return jax.make_mesh((len(devices),), (QUERY_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
-def _without_cache(variables: Variables) -> dict[str, Any]:
+def without_cache(variables: Variables) -> dict[str, Any]:
+    """Returns the variables without a cache; refuses those without parameters."""
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params', got {sorted(variables)[:5]!r}")
     return {name: collection for name, collection in variables.items() if name != "cache"}
@@ -205,7 +209,7 @@ def _without_cache(variables: Variables) -> dict[str, Any]:
 
 def _start(model: AnchoredBranchedUPT, mesh: Mesh, chunk: Chunk, constants: Any) -> dict[str, jax.Array]:
     """Starts copying a chunk to the devices, computing on it and copying the fields back; waits for nothing."""
-    position = jax.device_put(chunk.position, NamedSharding(mesh, P(_AXIS)))
+    position = jax.device_put(chunk.position, NamedSharding(mesh, P(QUERY_AXIS)))
     # A mesh that the caller has set would not fit these devices.
     with jax.set_mesh(mesh):
         fields = _query(model, chunk.branch, mesh, *constants, position)
@@ -224,9 +228,21 @@ def _finish(chunk: Chunk, fields: dict[str, jax.Array], normalizer: Normalizer |
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(model: AnchoredBranchedUPT, variables: Variables, inputs: Mapping[str, Any]) -> Any:
+def encode_inputs(model: AnchoredBranchedUPT, variables: Variables, inputs: Mapping[str, Any]) -> Any:
+    """Returns the ``cache`` collection of checked inputs; differentiable."""
     _, updated = model.apply(variables, **inputs, mutable=["cache"])
     return updated["cache"]
+
+
+def query_fields(
+    model: AnchoredBranchedUPT, branch: str, variables: Variables, condition: jax.Array | None, position: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns the fields [N, F] of a branch at queries [N, n] that read their anchors from the cache; differentiable.
+
+    All is in model units. `variables` hold the cache; the condition is [1, condition_dim].
+    """
+    outputs: Any = model.apply(variables, queries={branch: position[None]}, condition=condition)
+    return {name: jnp.squeeze(outputs[f"query_{branch}_{name}"], 0) for name in model.config.fields[branch]}
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -239,12 +255,11 @@ def _query(
     position: jax.Array,
 ) -> dict[str, jax.Array]:
     def on_one_device(variables: Variables, condition: jax.Array | None, position: jax.Array) -> dict[str, jax.Array]:
-        outputs: Any = model.apply(variables, queries={branch: position[None]}, condition=condition)
-        return {name: jnp.squeeze(outputs[f"query_{branch}_{name}"], 0) for name in model.config.fields[branch]}
+        return query_fields(model, branch, variables, condition, position)
 
     # Queries do not see each other: each device computes its own share and talks to no other. Pallas kernels do not
     # say how their outputs vary over the devices, so that is not checked.
-    specs = (P(), P(), P(_AXIS))
-    return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P(_AXIS), check_vma=False)(
+    specs = (P(), P(), P(QUERY_AXIS))
+    return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P(QUERY_AXIS), check_vma=False)(
         variables, condition, position
     )

@@ -29,7 +29,7 @@ from emmi_jax.inference.meshes import (
     write_predictions,
 )
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.progress import ProgressBar, metrics_table, warn_few_anchors, warn_outside
+from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths, warn_few_anchors, warn_open, warn_outside
 from emmi_jax.points import Array
 
 
@@ -85,7 +85,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         predicted = predict_on_meshes(
             surrogate, meshes, geometry=geometry, chunk_size=job.chunk_size, advance=progress.advance
         )
-    _print_paths(write_predictions(job.out, predicted, meshes), console)
+    print_paths(write_predictions(job.out, predicted, meshes), console)
     if job.compare:
         metrics = mesh_metrics(predicted, meshes)
         write_json(job.out / "comparison.json", dict(metrics))
@@ -93,7 +93,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     if job.forces is not None:
         _report_forces(job.forces, job.out, predicted, meshes, console)
     if job.use_figures:
-        _print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
+        print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
 
 
 def draw_figures(
@@ -129,12 +129,21 @@ def _check(job: MeshJob, surrogate: Surrogate) -> None:
         raise ValueError(f"{job.fields}: a mapping of arrays to fields is only used to compare with them")
     if job.use_figures:
         importlib.import_module("matplotlib")
-    if job.out.exists() and not job.out.is_dir():
-        raise ValueError(f"{job.out} is a file, expected a folder")
-    outputs = [job.out / output_name(path) for path in job.meshes.values()]
+    check_outputs(job.out, list(job.meshes.values()))
+
+
+def check_outputs(folder: Path, paths: list[Path]) -> None:
+    """Refuses a folder where meshes with fields would overwrite one another or themselves.
+
+    Raises:
+        ValueError: They would, or the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder")
+    outputs = [folder / output_name(path) for path in paths]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"two meshes would become the same file {outputs[0]}")
-    for path, output in zip(job.meshes.values(), outputs, strict=True):
+    for path, output in zip(paths, outputs, strict=True):
         if output.exists() and path.exists() and output.samefile(path):
             raise ValueError(f"{output} would overwrite the mesh itself: choose another folder")
 
@@ -167,18 +176,7 @@ def _report_forces(
 ) -> None:
     surface = meshes[GEOMETRY_BRANCH]
     forces = surface_forces(predicted[GEOMETRY_BRANCH], surface, reference)
-    if forces.num_open_edges:
-        console.print(
-            f"warning: {surface.mesh.path}: the surface is not closed, {forces.num_open_edges:,} edges are open: "
-            "its outward side is a guess",
-            highlight=False,
-            soft_wrap=True,
-        )
+    warn_open(surface.mesh.path, forces.num_open_edges, console)
     for which, values in forces.coefficients.items():
         console.print(f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
     write_json(out / "forces.json", dict(forces.coefficients))
-
-
-def _print_paths(paths: list[Path], console: Console) -> None:
-    for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)

@@ -104,5 +104,18 @@ def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], con
             _warn(f"{branch}: {len(position):,} anchors, the model was trained with {sampling.num_anchors:,}", console)
 
 
+def warn_open(path: Path, num_open_edges: int, console: Console) -> None:
+    """Warns of a surface whose outward side is a guess."""
+    if num_open_edges:
+        reason = f"the surface is not closed, {num_open_edges:,} edges are open: its outward side is a guess"
+        _warn(f"{path}: {reason}", console)
+
+
+def print_paths(paths: list[Path], console: Console) -> None:
+    """Prints the paths of files, one a line."""
+    for path in paths:
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
 def _warn(message: str, console: Console) -> None:
     console.print(f"warning: {message}", highlight=False, soft_wrap=True)

@@ -19,11 +19,13 @@ class SurfaceElements(NamedTuple):
         area: Areas [N], in the squared unit of the positions.
         normal: Outward unit normals [N, 3]; zero for a cell without area.
         num_open_edges: Edges that do not join exactly two consistently oriented cells; 0 for a closed surface.
+        orientation: 1 if the polygons turn counter-clockwise seen from outside, else -1.
     """
 
     area: NDArray[np.float64]
     normal: NDArray[np.float64]
     num_open_edges: int
+    orientation: float
 
 
 def check_surface(mesh: Mesh) -> None:
@@ -32,7 +34,7 @@ def check_surface(mesh: Mesh) -> None:
     Raises:
         ValueError: It is not.
     """
-    _polygons(mesh)
+    polygons(mesh)
 
 
 def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceElements:
@@ -53,7 +55,7 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     Raises:
         ValueError: The mesh is not a surface of polygons, or must be closed but is not.
     """
-    connectivity, offsets = _polygons(mesh)
+    connectivity, offsets = polygons(mesh)
     points = np.asarray(mesh.dataset.points, dtype=np.float64)
     points = points - (points.min(axis=0) + points.max(axis=0)) / 2
     following = _following(len(connectivity), offsets)
@@ -70,7 +72,7 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
             "cells, so it has no outward side"
         )
     sign = -1.0 if volume < -1e-9 * area.sum() * np.abs(points).max() else 1.0
-    return SurfaceElements(area, sign * vector_area / np.where(area > 0, area, 1.0)[:, None], num_open)
+    return SurfaceElements(area, sign * vector_area / np.where(area > 0, area, 1.0)[:, None], num_open, sign)
 
 
 def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
@@ -79,10 +81,10 @@ def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
     Raises:
         ValueError: The mesh is not a surface of polygons.
     """
-    _polygons(mesh)
+    polygons(mesh)
     with vtk_messages():
         triangles = Mesh(mesh.path, mesh.dataset.triangulate())
-    connectivity, _ = _polygons(triangles)
+    connectivity, _ = polygons(triangles)
     return np.asarray(triangles.dataset.points, dtype=np.float64)[connectivity.reshape(-1, 3)]
 
 
@@ -106,8 +108,12 @@ def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return triangles, polygon + dataset.GetNumberOfVerts() + dataset.GetNumberOfLines()
 
 
-def _polygons(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The corners of all polygons, and where each polygon starts and ends among them."""
+def polygons(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the corners of all polygons among the points, and where each polygon starts and ends among them.
+
+    Raises:
+        ValueError: The mesh is not a surface of polygons.
+    """
     dataset: Any = mesh.dataset
     if not dataset.IsA("vtkPolyData") or not dataset.n_cells or dataset.GetNumberOfPolys() != dataset.n_cells:
         raise ValueError(f"{mesh.path}: expected a surface of polygons and no other cells, got {_kind(dataset)}")

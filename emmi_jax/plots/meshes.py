@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emmi_jax.meshes.mesh import Location
 from emmi_jax.meshes.surfaces import fan_triangles
 from emmi_jax.meshes.vtk import vtk_messages
-from emmi_jax.plots.panels import Quantity, View, draw_comparison, field_label, magnitude
+from emmi_jax.plots.panels import Quantity, View, draw_comparison, draw_signed, field_label, magnitude
 from emmi_jax.plots.parity import draw_parity
 from emmi_jax.plots.rasterize import Window, rasterize
 from emmi_jax.plots.render import MAX_TRIANGLES, can_render, render_triangles
@@ -105,6 +105,26 @@ def draw_mesh_fields(fields: MeshFields, folder: Path, *, geometry: Array | None
             path = folder / f"{fields.branch}_{name}_parity.png"
             paths.append(draw_parity(path, title, words, predicted, fields.reference[name], truth=_TRUTH))
     return paths
+
+
+def draw_surface_push(path: Path, title: str, dataset: Any, values: Array, label: str) -> Path:
+    """Draws where to push a surface, from the front, from the side and from above: red in, blue out.
+
+    Args:
+        path: The PNG file, written atomically.
+        title: Title of the figure.
+        dataset: The surface, a `pyvista.PolyData`.
+        values: Values [V] at its points, positive where pushing inwards helps.
+        label: What the values are.
+
+    Returns:
+        `path`.
+    """
+    dataset = dataset.copy(deep=False)
+    dataset.clear_data()
+    dataset.point_data["values"] = np.ascontiguousarray(values)
+    scenes = _surface_scenes(dataset, "points")
+    return draw_signed(path, title, [scene.view for scene in scenes], [s.arrays["values"] for s in scenes], label)
 
 
 def _with_arrays(fields: MeshFields, arrays: Mapping[str, Array]) -> Any:

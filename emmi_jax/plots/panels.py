@@ -68,22 +68,43 @@ def draw_comparison(
     Returns:
         `path`.
     """
-    num_columns = 1 if quantities[0].exact is None else 3
+    return _draw_panels(path, title, views, _panels(quantities, truth), _bar_labels(quantities))
+
+
+def draw_signed(path: Path, title: str, views: Sequence[View], values: Sequence[Array], label: str) -> Path:
+    """Draws one row per view of a quantity whose sign matters: red where it is positive, blue where it is negative.
+
+    Args:
+        path: The PNG file, written atomically.
+        title: Title of the figure.
+        views: The rows.
+        values: The quantity [N] for each view, at its points.
+        label: What the colours mean.
+
+    Returns:
+        `path`.
+    """
+    panel = Panel("", values, _scale_around_zero(np.concatenate(values)), "RdBu_r")
+    return _draw_panels(path, title, views, [panel], (label,))
+
+
+def _draw_panels(path: Path, title: str, views: Sequence[View], panels: Sequence[Panel], labels: Sequence[str]) -> Path:
+    """Draws one row per view and one column per panel; the first two share a colour bar."""
+    num_columns = len(panels)
     low, high = _PANEL_HEIGHTS
     heights = [min(max(_PANEL_WIDTH * view.aspect, low), high) + 0.7 for view in views]
     figure = Figure(figsize=(2.2 + _PANEL_WIDTH * num_columns, 0.6 + sum(heights)), layout="compressed")
     figure.suptitle(title)
     grid: Any = figure.subplots(len(views), num_columns, squeeze=False, height_ratios=heights)
-    panels = _panels(quantities, truth)
     for row, view, *columns in zip(grid, views, *(panel.values for panel in panels), strict=True):
         for axes, panel, values in zip(row, panels, columns, strict=True):
             view.paint(axes, values, panel.scale, panel.color_map)
             axes.set_aspect("equal")
             axes.locator_params(nbins=5)
-            axes.set_title(f"{panel.name}, {view.title}", fontsize="medium")
+            axes.set_title(", ".join(filter(None, (panel.name, view.title))), fontsize="medium")
             axes.set_xlabel(view.x_label)
         row[0].set_ylabel(view.y_label)
-    for panel, columns, label in zip(panels[::2], (grid[:, :2], grid[:, 2:]), _bar_labels(quantities), strict=False):
+    for panel, columns, label in zip(panels[::2], (grid[:, :2], grid[:, 2:]), labels, strict=False):
         colors = ScalarMappable(panel.scale, panel.color_map)
         figure.colorbar(colors, ax=list(columns.flat), label=label, pad=0.015, aspect=20 * len(views), extend="both")
     return save_figure(figure, path)

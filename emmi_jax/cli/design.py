@@ -1,0 +1,77 @@
+"""`emmi-jax sensitivity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from emmi_jax.cli.prediction import force_reference
+
+
+def sensitivity(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    surface: Annotated[Path, typer.Option(metavar="MESH", help="The surface, a closed mesh of polygons.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output.")],
+    speed: Annotated[float, typer.Option(help="Free-stream speed in m/s.")],
+    functional: Annotated[str, typer.Option(metavar="NAME", help="drag, lift or side_force.")] = "drag",
+    area: Annotated[float | None, typer.Option(help="Reference area in m2.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Read the area from the column aRef of this table.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Free-stream density in kg/m3; default 1, for pressure over density.")
+    ] = None,
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="MESH", help="Surface that the model sees; default: --surface.")
+    ] = None,
+    volume: Annotated[
+        Path | None, typer.Option(metavar="MESH", help="Mesh to draw volume anchors from; default: the run's.")
+    ] = None,
+    smoothing: Annotated[
+        float | None, typer.Option(help="Length to smooth over; default: 2% of the longest side.")
+    ] = None,
+    allow_open: Annotated[bool, typer.Option("--allow-open", help="Guess the outside of an open surface.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn anchors.")] = 0,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Points per call of the model; default: by the memory of the device.", min=1)
+    ] = None,
+) -> int:
+    """Find where to push a surface to lower its drag, and by how much.
+
+    \b
+    The folder OUT receives the surface with these arrays at its points:
+      d_drag                  gradient: change of Cd per displacement
+      d_drag_normal           its part along the outward normal, per area
+      d_drag_normal_smoothed  the same, smoothed
+    and d_drag.png (red: push in, blue: pull out) and sensitivity.json.
+
+    \b
+    Example:
+      emmi-jax sensitivity runs/car --surface car.vtp --speed 38.889 \\
+          --area 2.17 --out push
+    """  # noqa: D301 - \b keeps the lines of the example
+    forces = force_reference(area, reference, speed, density)
+    if forces is None:
+        raise ValueError("forces need --speed and one of --area and --reference")
+    size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
+    from rich.console import Console
+
+    from emmi_jax.jobs.sensitivity import SensitivityJob, differentiate_surface
+    from emmi_jax.runs.load import load_run
+
+    job = SensitivityJob(
+        surface=surface,
+        out=out,
+        functional=functional.replace("-", "_"),
+        reference=forces,
+        geometry=geometry,
+        volume=volume,
+        smoothing=smoothing,
+        allow_open=allow_open,
+        seed=seed,
+        chunk_size=size,
+    )
+    differentiate_surface(job, load_run(run), console=Console(soft_wrap=False))
+    return 0

@@ -1,0 +1,246 @@
+"""Values and derivatives of functionals, chunk by chunk: memory does not grow with the number of points.
+
+Forward, each chunk reads the keys and values of the anchors and leaves a few sums. Backward, each chunk is computed
+again; what it says about the keys and values is added up, and goes back through the encoding once at the end.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emmi_jax.design.chunks import Chunk, Chunks
+from emmi_jax.design.encoding import Tree, floats, pull_encoding, push_encoding, push_pull_encoding, zeros_like
+from emmi_jax.design.program import Program, chunk_sums, pull_chunk, push_chunk, push_pull_chunk
+from emmi_jax.inference.streaming import QUERY_AXIS, device_mesh, encode_inputs
+from emmi_jax.ops.attention import forward_mode
+
+Pair: TypeAlias = tuple[Any, Any]
+"""Something and its derivative along a direction."""
+_Result = TypeVar("_Result")
+
+_CHUNKS_ON_DEVICE = 2
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where the numbers come from.
+
+    Args:
+        variables: ``{"params": ...}``.
+        inputs: The arguments of the model's call for one case, with a batch axis.
+        chunks: The points of each branch that the functional reads.
+        chunk_size: Rows of a chunk, a multiple of the number of devices.
+        advance: Called with the number of points of each chunk that is done.
+    """
+
+    variables: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    chunks: Mapping[str, Chunks]
+    chunk_size: int
+    advance: Callable[[int], object] = lambda num_points: None
+
+
+def streamed_value(program: Program, streams: Streams) -> jax.Array:
+    """Returns the functional."""
+    cache = _encode(program, streams)
+    return program.value(_forward(program, streams, cache))
+
+
+def streamed_gradient(
+    program: Program, streams: Streams, collect: Callable[[str, int, Any], None]
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Returns the functional, and its gradient with respect to the inputs.
+
+    Args:
+        program: What is computed.
+        streams: Where the numbers come from.
+        collect: Called with branch, first row, and the gradient [C, K, 3] with respect to the offsets of each chunk.
+
+    Returns:
+        The value; and the gradient by argument of the model: anchors [1, T, 3] by branch and geometry points [1, P, 3]
+        in model units, and the condition [1, c]. None where the model takes none.
+    """
+    cache = _encode(program, streams)
+    sums = _forward(program, streams, cache)
+    value, d_sums = jax.value_and_grad(program.value)(sums)
+    totals = jax.tree.map(zeros_like, (floats(cache), streams.inputs.get("condition")))
+    totals = jax.device_put(totals, NamedSharding(program.mesh, P()))
+    for branch, chunks in streams.chunks.items():
+        constants = _constants(program, streams, cache)
+
+        def start(number: int, chunk: Chunk, branch: str = branch, constants: Any = constants) -> Any:
+            nonlocal totals
+            totals, d_offset = pull_chunk(program, branch, *constants, chunk, d_sums[branch][number], totals)
+            return d_offset
+
+        for number, (chunk, d_offset) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
+            if d_offset is not None:
+                collect(branch, number * streams.chunk_size, d_offset)
+            streams.advance(int(chunk.is_real.sum()))
+    d_cache, d_condition = totals
+    with _first_device(program):
+        gradient = pull_encoding(program.model, streams.variables, streams.inputs, _on_first(program, d_cache))
+    if d_condition is not None:
+        gradient["condition"] = gradient["condition"] + _on_first(program, d_condition)
+    return value, gradient
+
+
+def streamed_derivative(
+    program: Program,
+    streams: Streams,
+    tangents: Mapping[str, Any],
+    moved: Callable[[str, int], Any],
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the functional and its derivative along one direction, in forward mode.
+
+    Args:
+        program: What is computed.
+        streams: Where the numbers come from.
+        tangents: Direction of the inputs: like the gradient of `streamed_gradient`.
+        moved: From branch and first row to the direction of the offsets [C, K, 3] of a chunk.
+    """
+    _, _, sums, d_sums = _push(program, streams, tangents, moved)
+    return jax.jvp(program.value, (sums,), (d_sums,))
+
+
+def streamed_second_derivative(
+    program: Program,
+    streams: Streams,
+    tangents: Mapping[str, Any],
+    moved: Callable[[str, int], Any],
+    collect: Callable[[str, int, Any], None],
+) -> tuple[Pair, Pair]:
+    """Returns the functional and its gradient, and the derivatives of both along one direction.
+
+    Args:
+        program: What is computed.
+        streams: Where the numbers come from.
+        tangents: See `streamed_derivative`.
+        moved: See `streamed_derivative`.
+        collect: Called as by `streamed_gradient`, with a pair: the gradient with respect to the offsets of each chunk,
+            and its derivative.
+
+    Returns:
+        The pairs of `streamed_gradient`'s results and of their derivatives: of the value, and of the gradient.
+    """
+    cache, d_cache, sums, sum_tangents = _push(program, streams, tangents, moved)
+    (value, d_sums), (derivative, d_sum_tangents) = jax.jvp(jax.value_and_grad(program.value), (sums,), (sum_tangents,))
+    zeros = jax.tree.map(zeros_like, (floats(cache), streams.inputs.get("condition")))
+    totals = jax.device_put((zeros, jax.tree.map(jnp.copy, zeros)), NamedSharding(program.mesh, P()))
+    for branch, chunks in streams.chunks.items():
+        *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
+
+        def start(
+            number: int, chunk: Chunk, branch: str = branch, constants: Any = constants, shared: Any = shared
+        ) -> Any:
+            nonlocal totals
+            own = _own_direction(program, streams, branch, number, chunk, moved), d_sum_tangents[branch][number]
+            with forward_mode(True):
+                totals, d_offset = push_pull_chunk(
+                    program, branch, *constants, chunk, d_sums[branch][number], shared, own, totals
+                )
+            return d_offset
+
+        for number, (_, d_offset) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
+            if d_offset[0] is not None:
+                collect(branch, number * streams.chunk_size, d_offset)
+    first, second = _on_first(program, totals)
+    with _first_device(program), forward_mode(True):
+        found = push_pull_encoding(
+            program.model, streams.variables, streams.inputs, first[0], dict(tangents), second[0]
+        )
+    for gradient, (_, d_condition) in zip(found, (first, second), strict=True):
+        if d_condition is not None:
+            gradient["condition"] = gradient["condition"] + d_condition
+    return (value, derivative), found
+
+
+def _push(
+    program: Program, streams: Streams, tangents: Mapping[str, Any], moved: Callable[[str, int], Any]
+) -> tuple[Tree, Tree, Tree, Tree]:
+    """Returns the cache and the sums of all chunks, each followed by its derivative along a direction."""
+    with _first_device(program), forward_mode(True):
+        cache, d_cache = push_encoding(program.model, streams.variables, streams.inputs, dict(tangents))
+    sums: dict[str, list[Any]] = {}
+    d_sums: dict[str, list[Any]] = {}
+    for branch, chunks in streams.chunks.items():
+        *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
+
+        def start(
+            number: int, chunk: Chunk, branch: str = branch, constants: Any = constants, shared: Any = shared
+        ) -> Any:
+            own = _own_direction(program, streams, branch, number, chunk, moved)
+            with forward_mode(True):
+                return push_chunk(program, branch, *constants, chunk, shared, own)
+
+        results = [result for _, result in _pipelined(program, chunks(streams.chunk_size), start)]
+        sums[branch], d_sums[branch] = [result[0] for result in results], [result[1] for result in results]
+    return cache, d_cache, sums, d_sums
+
+
+def _own_direction(
+    program: Program, streams: Streams, branch: str, number: int, chunk: Chunk, moved: Callable[[str, int], Any]
+) -> Any:
+    """Returns the direction of the offsets of a chunk on its devices; None if it has none."""
+    direction = None if chunk.offset is None else moved(branch, number * streams.chunk_size)
+    return jax.device_put(direction, NamedSharding(program.mesh, P(QUERY_AXIS)))
+
+
+def _encode(program: Program, streams: Streams) -> Tree:
+    with _first_device(program):
+        return encode_inputs(program.model, streams.variables, streams.inputs)
+
+
+def _forward(program: Program, streams: Streams, cache: Tree) -> dict[str, list[Any]]:
+    """Returns the sums of all chunks by branch."""
+    sums: dict[str, list[Any]] = {}
+    for branch, chunks in streams.chunks.items():
+        constants = _constants(program, streams, cache)
+
+        def start(number: int, chunk: Chunk, branch: str = branch, constants: Any = constants) -> Any:
+            return chunk_sums(program, branch, *constants, chunk)
+
+        sums[branch] = []
+        for chunk, result in _pipelined(program, chunks(streams.chunk_size), start):
+            sums[branch].append(result)
+            streams.advance(int(chunk.is_real.sum()))
+    return sums
+
+
+def _constants(program: Program, streams: Streams, cache: Tree, *more: Tree) -> tuple[Tree, ...]:
+    constants = (streams.variables, cache, streams.inputs.get("condition"), *more)
+    return tuple(jax.device_put(constants, NamedSharding(program.mesh, P())))
+
+
+def _first_device(program: Program) -> Any:
+    return jax.set_mesh(device_mesh(program.mesh.devices.reshape(-1)[:1].tolist()))
+
+
+def _pipelined(
+    program: Program, chunks: Iterator[Chunk], start: Callable[[int, Chunk], _Result]
+) -> Iterator[tuple[Chunk, _Result]]:
+    """Starts the next chunk before the result of the last one is read."""
+    pending: collections.deque[tuple[Chunk, _Result]] = collections.deque()
+    for number, chunk in enumerate(chunks):
+        on_devices = jax.device_put(chunk, NamedSharding(program.mesh, P(QUERY_AXIS)))
+        with jax.set_mesh(program.mesh):
+            result = start(number, on_devices)
+        for leaf in jax.tree.leaves(result):
+            leaf.copy_to_host_async()
+        pending.append((chunk, result))
+        if len(pending) == _CHUNKS_ON_DEVICE:
+            yield pending.popleft()
+    while pending:
+        yield pending.popleft()
+
+
+def _on_first(program: Program, tree: Tree) -> Tree:
+    return jax.device_put(tree, program.mesh.devices.reshape(-1)[0])

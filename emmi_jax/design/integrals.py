@@ -1,0 +1,122 @@
+"""Integrals, means and smooth extrema of a field over a surface or a box of the volume, as functionals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from numpy.typing import ArrayLike
+
+from emmi_jax.design.functionals import NO_LOGARITHM, Fields, Functional, PointFunction, Sums, per_point, vector
+
+Box: TypeAlias = tuple[ArrayLike, ArrayLike]
+"""Lowest and highest corner, [3] each."""
+
+
+def integral(branch: str, field: str, *, component: int | None = None, box: Box | None = None) -> Functional:
+    """Returns the integral of a field over a surface or a volume.
+
+    Args:
+        branch: The branch.
+        field: The field.
+        component: Component of a vector; None means its magnitude, or a scalar itself.
+        box: Only cells with their centre in this box count; a cell on its way through a face has no derivative.
+
+    Raises:
+        ValueError: A corner is not 3 finite numbers.
+    """
+    return per_point(branch, _sized(branch, _scalar(branch, field, component), box, lambda value, size: value * size))
+
+
+def mean(branch: str, field: str, *, component: int | None = None, box: Box | None = None) -> Functional:
+    """Returns the mean of a field over a surface or a volume; see `integral`."""
+    scalar = _scalar(branch, field, component)
+    value = _sized(branch, scalar, box, lambda value, size: value * size)
+    size = _sized(branch, scalar, box, lambda value, size: size)
+    sums = Sums(branch, lambda *point: {"value": value(*point), "size": size(*point)})
+    return Functional((sums,), lambda totals: totals[0]["value"] / totals[0]["size"])
+
+
+def smooth_maximum(
+    branch: str, field: str, *, sharpness: float, component: int | None = None, box: Box | None = None
+) -> Functional:
+    """Returns a differentiable stand-in for the largest value of a field, log(mean(exp(k·f))) / k.
+
+    It lies below the maximum, the closer the larger the sharpness k, and does not depend on how fine the mesh is.
+
+    Args:
+        branch: The branch.
+        field: The field.
+        sharpness: k, in the inverse unit of the field; values within 1/k of the maximum take part.
+        component: Component of a vector; None means its magnitude, or a scalar itself.
+        box: Only cells with their centre in this box count.
+
+    Raises:
+        ValueError: The sharpness is not positive, or a corner is not 3 finite numbers.
+    """
+    if not 0 < sharpness < float("inf"):
+        raise ValueError(f"sharpness must be positive, got {sharpness}")
+    return _smooth_extremum(branch, _scalar(branch, field, component), sharpness, box)
+
+
+def smooth_minimum(
+    branch: str, field: str, *, sharpness: float, component: int | None = None, box: Box | None = None
+) -> Functional:
+    """Returns a differentiable stand-in for the smallest value of a field; see `smooth_maximum`."""
+    if not 0 < sharpness < float("inf"):
+        raise ValueError(f"sharpness must be positive, got {sharpness}")
+    return _smooth_extremum(branch, _scalar(branch, field, component), -sharpness, box)
+
+
+def _smooth_extremum(branch: str, scalar: Callable[[Fields], jax.Array], factor: float, box: Box | None) -> Functional:
+    def exponent(value: jax.Array, size: jax.Array) -> jax.Array:
+        return jnp.where(size > 0, factor * value + jnp.log(jnp.where(size > 0, size, 1)), NO_LOGARITHM)
+
+    weighted = _sized(branch, scalar, box, exponent, outside=NO_LOGARITHM)
+    size = _sized(branch, scalar, box, lambda value, size: size)
+    sums = Sums(
+        branch, lambda *point: {"exponent": weighted(*point), "size": size(*point)}, logarithmic=frozenset({"exponent"})
+    )
+    return Functional((sums,), lambda totals: (totals[0]["exponent"] - jnp.log(totals[0]["size"])) / factor)
+
+
+def _scalar(branch: str, field: str, component: int | None) -> Callable[[Fields], jax.Array]:
+    def scalar(fields: Fields) -> jax.Array:
+        if field not in fields:
+            raise ValueError(f"the branch {branch!r} has the fields {list(fields)}, got {field!r}")
+        values = fields[field]
+        if component is not None and not 0 <= component < values.shape[1]:
+            raise ValueError(f"{branch}/{field} has {values.shape[1]} components, got component={component}")
+        if component is not None or values.shape[1] == 1:
+            return values[:, component or 0]
+        squared = jnp.square(values).sum(axis=-1)
+        return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+    return scalar
+
+
+def _sized(
+    branch: str,
+    scalar: Callable[[Fields], jax.Array],
+    box: Box | None,
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    outside: float = 0.0,
+) -> PointFunction:
+    """Returns what each point in the box contributes, from its value and the size of its cell."""
+    corners = None if box is None else [vector("a corner of the box", corner) for corner in box]
+
+    def terms(position: jax.Array, fields: Fields, normal: Any, size: jax.Array | None) -> jax.Array:
+        if size is None:
+            raise ValueError(
+                f"the points of {branch!r} have no cell sizes to integrate with: pass a PointSet with them"
+            )
+        result = combine(scalar(fields), size)
+        if corners is None:
+            return result
+        low, high = (jnp.asarray(corner, position.dtype) for corner in corners)
+        return jnp.where(((position >= low) & (position <= high)).all(axis=-1), result, outside)
+
+    return terms

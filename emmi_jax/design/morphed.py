@@ -1,0 +1,163 @@
+"""Functionals of a shape that follows parameters, and their derivatives by the chain rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.design.derivatives import (
+    directional_derivative,
+    evaluate,
+    hessian_vector_product,
+    sensitivity,
+)
+from emmi_jax.design.draws import Draws, draw_case
+from emmi_jax.design.functionals import Functional
+from emmi_jax.design.morphs import (
+    Morph,
+    Parameters,
+    displacements,
+    displacements_along,
+    parameter_gradient,
+    parameter_gradient_along,
+)
+from emmi_jax.design.problem import Sensitivity
+from emmi_jax.design.surface import Surface, Vertices
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.points import Array
+
+
+@dataclass(frozen=True, eq=False)
+class MorphedCase:
+    """A case whose shape is a function of parameters; points are drawn once, on the shape before it is morphed.
+
+    The morph moves the vertices of the surface and of the geometry's mesh, the points drawn on them, and the anchors of
+    the other branches. Points that functionals sum over in other branches stay where they are.
+
+    Args:
+        surrogate: The surrogate.
+        surface: The surface before it is morphed.
+        functional: What to compute.
+        morph: The morph.
+        geometry: The surface that shows the geometry to the model, if it is another mesh.
+        options: Other arguments of `Case`: points, anchors, condition, seed, chunk_size, devices.
+
+    Example:
+        >>> lattice = Lattice.around(surface, (6, 4, 4))  # doctest: +SKIP
+        >>> case = MorphedCase(surrogate, surface, drag(speed=38.889, area=2.17), lattice)  # doctest: +SKIP
+        >>> value, gradient = case.gradient(lattice.zeros())  # doctest: +SKIP
+    """
+
+    surrogate: Surrogate
+    surface: Surface
+    functional: Functional
+    morph: Morph
+    geometry: Surface | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    draws: Draws | None = None
+
+    def __post_init__(self) -> None:
+        if self.draws is None:
+            chosen = {name: self.options[name] for name in ("points", "anchors", "seed") if name in self.options}
+            drawn = draw_case(self.surrogate, self.surface, geometry=self.geometry, **chosen)
+            object.__setattr__(self, "draws", drawn)
+
+    def moved(self, parameters: Parameters) -> Surface:
+        """Returns the surface at these parameters."""
+        return _moved(self.surface, self.morph, parameters)
+
+    def value(self, parameters: Parameters) -> float:
+        """Returns the functional at these parameters."""
+        return evaluate(self.surrogate, self.moved(parameters), self.functional, **self._at(parameters))
+
+    def gradient(self, parameters: Parameters) -> tuple[float, Parameters]:
+        """Returns the functional and its gradient with respect to the parameters, a tree like these."""
+        result = self.sensitivity(parameters)
+        return result.value, self.pull_back(parameters, result)
+
+    def sensitivity(self, parameters: Parameters) -> Sensitivity:
+        """Returns the functional at these parameters and its gradient with respect to the moved vertices."""
+        return sensitivity(self.surrogate, self.moved(parameters), self.functional, **self._at(parameters))
+
+    def pull_back(self, parameters: Parameters, result: Sensitivity) -> Parameters:
+        """Takes a sensitivity at these parameters back to them."""
+        return parameter_gradient(self.morph, parameters, *self._stacked(result))
+
+    def _stacked(self, result: Sensitivity) -> tuple[Vertices, Vertices]:
+        """Returns the positions [N, 3] of all that moves before it is morphed, and the gradients there."""
+        position, gradient = [self.surface.vertices], [result.vertices]
+        if self.geometry is not None and result.geometry is not None:
+            position.append(self.geometry.vertices)
+            gradient.append(result.geometry)
+        for branch, anchors in self._anchors.items():
+            position.append(np.asarray(anchors, np.float64))
+            gradient.append(result.anchors[branch])
+        return np.concatenate(position), np.concatenate(gradient)
+
+    def _along(self, parameters: Parameters, direction: Parameters) -> dict[str, Vertices]:
+        """Returns how vertices, as the branch ``surface``, and the anchors of the other branches move."""
+        if self.geometry is not None:
+            raise ValueError("the geometry is another mesh, which moves in `gradient` only")
+        moving = {GEOMETRY_BRANCH: self.surface.vertices, **self._anchors}
+        return {
+            branch: displacements_along(self.morph, parameters, direction, np.asarray(position, np.float64))
+            for branch, position in moving.items()
+        }
+
+    def derivative(self, parameters: Parameters, direction: Parameters) -> tuple[float, float]:
+        """Returns the functional and its derivative along one direction of the parameters, in forward mode.
+
+        Raises:
+            ValueError: The geometry is another mesh: use `gradient`.
+        """
+        along = self._along(parameters, direction)
+        return directional_derivative(
+            self.surrogate,
+            self.moved(parameters),
+            self.functional,
+            along.pop(GEOMETRY_BRANCH),
+            anchor_direction=along,
+            **self._at(parameters),
+        )
+
+    def hessian_vector_product(self, parameters: Parameters, direction: Parameters) -> tuple[Parameters, Parameters]:
+        """Returns the gradient with respect to the parameters, and the Hessian times a direction of them.
+
+        Raises:
+            ValueError: The geometry is another mesh: use differences of `gradient`.
+        """
+        along = self._along(parameters, direction)
+        result, second = hessian_vector_product(
+            self.surrogate,
+            self.moved(parameters),
+            self.functional,
+            along.pop(GEOMETRY_BRANCH),
+            anchor_direction=along,
+            **self._at(parameters),
+        )
+        bent = parameter_gradient_along(self.morph, parameters, direction, *self._stacked(result))
+        product = jax.tree.map(np.add, self.pull_back(parameters, second), bent)
+        return self.pull_back(parameters, result), product
+
+    @property
+    def _anchors(self) -> Mapping[str, Array]:
+        return {} if self.draws is None else self.draws.anchors
+
+    def _at(self, parameters: Parameters) -> dict[str, Any]:
+        """Returns the arguments of `Case` at these parameters."""
+        moved = {
+            branch: position + displacements(self.morph, parameters, np.asarray(position, np.float64))
+            for branch, position in self._anchors.items()
+        }
+        draws = None if self.draws is None else replace(self.draws, anchors=moved)
+        geometry = None if self.geometry is None else _moved(self.geometry, self.morph, parameters)
+        return {**self.options, "draws": draws, "geometry": geometry}
+
+
+def _moved(surface: Surface, morph: Morph, parameters: Parameters) -> Surface:
+    return surface.moved(surface.vertices + displacements(morph, parameters, surface.vertices))

@@ -1,0 +1,208 @@
+"""What is computed for each chunk: the sums of a functional and their derivatives, shared by devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.design.chunks import Chunk, chunk_elements
+from emmi_jax.design.encoding import Tree, floats, merged, widened
+from emmi_jax.design.functionals import Functional, Terms
+from emmi_jax.inference.streaming import QUERY_AXIS, device_mesh, query_fields
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+
+_SHARED, _SHARE = P(), P(QUERY_AXIS)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is computed, static under `jit`.
+
+    Args:
+        model: The model.
+        normalizer: The scales of its fields.
+        functional: The functional.
+        mesh: The devices that share each chunk, along the axis `QUERY_AXIS`.
+    """
+
+    model: AnchoredBranchedUPT
+    normalizer: Normalizer
+    functional: Functional
+    mesh: Mesh
+
+    @classmethod
+    def on_devices(
+        cls,
+        model: AnchoredBranchedUPT,
+        normalizer: Normalizer,
+        functional: Functional,
+        devices: Sequence[jax.Device],
+    ) -> Program:
+        """Returns the program whose chunks these devices share."""
+        return cls(model, normalizer.for_fields(model.config.fields), functional, device_mesh(devices))
+
+    def sums(self, branch: str, variables: Tree, cache: Tree, condition: Tree, chunk: Chunk) -> list[Terms | None]:
+        """Returns the sums of a chunk; None for those of other branches."""
+        elements = chunk_elements(chunk, self.normalizer.position_scale)
+        variables = {**variables, "cache": cache}
+        scaled = query_fields(self.model, branch, variables, condition, elements.model_position)
+        fields = {name: self.normalizer.denormalize_field(branch, name, values) for name, values in scaled.items()}
+        point = (elements.position, fields, elements.normal, elements.size)
+        return [
+            sums.of_points(_checked(sums.terms(*point), len(chunk.is_real)), chunk.is_real)
+            if sums.branch == branch
+            else None
+            for sums in self.functional.sums
+        ]
+
+    def value(self, chunk_sums: Mapping[str, Sequence[list[Terms | None]]]) -> jax.Array:
+        """Returns the functional of the sums of all chunks, by branch."""
+        totals = []
+        for number, sums in enumerate(self.functional.sums):
+            of_chunks = [chunk[number] for chunk in chunk_sums[sums.branch]]
+            totals.append(sums.of_chunks(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *of_chunks)))
+        return self.functional.value(totals)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def chunk_sums(program: Program, branch: str, variables: Tree, cache: Tree, condition: Tree, chunk: Chunk) -> Tree:
+    """Returns the sums of a chunk with a leading axis for the devices."""
+
+    def on_one_device(*args: Any) -> Tree:
+        return _stacked(program.sums(branch, *args))
+
+    specs = (_SHARED, _SHARED, _SHARED, _SHARE)
+    return _on_each_device(program, on_one_device, specs, _SHARE)(variables, cache, condition, chunk)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=7)
+def pull_chunk(
+    program: Program,
+    branch: str,
+    variables: Tree,
+    cache: Tree,
+    condition: Tree,
+    chunk: Chunk,
+    d_sums: Tree,
+    totals: Tree,
+) -> tuple[Tree, Tree]:
+    """Adds the gradient of a chunk with respect to cache and condition to the totals; returns that of its offsets."""
+
+    def on_one_device(variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, d_sums: Tree) -> Tree:
+        gradient = _gradient_of_sums(program, branch, variables, cache, chunk)
+        *shared, d_offset = gradient(floats(cache), condition, chunk.offset, d_sums)
+        return _total(tuple(shared)), d_offset
+
+    specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARE)
+    shared, d_offset = _on_each_device(program, on_one_device, specs, (_SHARED, _SHARE))(
+        variables, cache, condition, chunk, d_sums
+    )
+    return jax.tree.map(jnp.add, totals, shared), d_offset
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def push_chunk(
+    program: Program,
+    branch: str,
+    variables: Tree,
+    cache: Tree,
+    condition: Tree,
+    chunk: Chunk,
+    shared_tangents: Tree,
+    own_tangents: Tree,
+) -> tuple[Tree, Tree]:
+    """Returns the sums of a chunk and their derivatives along the direction of cache, condition and offsets."""
+
+    def on_one_device(variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, shared: Tree, own: Tree) -> Tree:
+        sums = _sums_of_chunk(program, branch, variables, cache, chunk)
+        return jax.jvp(sums, (floats(cache), condition, chunk.offset), (*shared, own))
+
+    specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARED, _SHARE)
+    return _on_each_device(program, on_one_device, specs, (_SHARE, _SHARE))(
+        variables, cache, condition, chunk, shared_tangents, own_tangents
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=9)
+def push_pull_chunk(
+    program: Program,
+    branch: str,
+    variables: Tree,
+    cache: Tree,
+    condition: Tree,
+    chunk: Chunk,
+    d_sums: Tree,
+    shared_tangents: Tree,
+    own_tangents: Tree,
+    totals: Tree,
+) -> tuple[Tree, Tree]:
+    """Does what `pull_chunk` does, and differentiates it along a direction of cache and condition, offsets and d_sums.
+
+    Returns pairs of a gradient and its derivative: the totals with respect to cache and condition, and for the offsets.
+    """
+
+    def on_one_device(
+        variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, d_sums: Tree, shared: Tree, own: Tree
+    ) -> Tree:
+        gradient = _gradient_of_sums(program, branch, variables, cache, chunk)
+        found = jax.jvp(gradient, (floats(cache), condition, chunk.offset, d_sums), (*shared, *own))
+        return tuple(_total(tuple(part[:2])) for part in found), tuple(part[2] for part in found)
+
+    specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARE, _SHARED, _SHARE)
+    shared, d_offset = _on_each_device(program, on_one_device, specs, (_SHARED, _SHARE))(
+        variables, cache, condition, chunk, d_sums, shared_tangents, own_tangents
+    )
+    return jax.tree.map(jnp.add, totals, shared), d_offset
+
+
+def _sums_of_chunk(program: Program, branch: str, variables: Tree, cache: Tree, chunk: Chunk) -> Callable[..., Tree]:
+    """Returns the sums as a function of the floats of the cache, the condition and the offsets."""
+
+    def sums(moving: Tree, condition: Tree, offset: Tree) -> Tree:
+        return _stacked(
+            program.sums(branch, variables, merged(moving, cache), condition, chunk._replace(offset=offset))
+        )
+
+    return sums
+
+
+def _gradient_of_sums(program: Program, branch: str, variables: Tree, cache: Tree, chunk: Chunk) -> Callable[..., Tree]:
+    """Returns the gradients with respect to the same, as a function of these and the weights of the sums."""
+
+    def gradient(moving: Tree, condition: Tree, offset: Tree, weights: Tree) -> Tree:
+        return jax.vjp(_sums_of_chunk(program, branch, variables, cache, chunk), moving, condition, offset)[1](weights)
+
+    return gradient
+
+
+def _total(tree: Tree) -> Tree:
+    """Adds up what all devices found."""
+    return jax.lax.psum(jax.tree.map(widened, tree), QUERY_AXIS)
+
+
+def _on_each_device(program: Program, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+    # Queries do not see each other. Kernels do not say how their outputs vary over the devices: that is not checked.
+    return jax.shard_map(function, mesh=program.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _checked(terms: Any, num_points: int) -> Terms:
+    """Refuses what is no term per point."""
+    for name, values in terms.items():
+        if not getattr(values, "shape", None) or values.shape[0] != num_points:
+            raise ValueError(
+                f"a functional must return an array [{num_points}, ...], one row for each point; "
+                f"the term {name!r} is {getattr(values, 'shape', values)!r}"
+            )
+    return terms
+
+
+def _stacked(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[None], tree)

@@ -1,0 +1,156 @@
+"""A surface whose vertices may move: its polygons, and points that move with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emmi_jax.meshes.mesh import Mesh, read_mesh
+from emmi_jax.meshes.surfaces import polygons, surface_elements
+
+Vertices = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A surface of polygons.
+
+    Args:
+        vertices: Positions [V, 3].
+        corners: Indices [N, K] of the corners of each cell among the vertices, counter-clockwise seen from outside; a
+            cell with fewer corners than K repeats its last one.
+        num_corners: Corners [N] of each cell.
+        num_open_edges: Edges that do not join exactly two consistently oriented cells.
+        mesh: The mesh that it was read from, if any.
+
+    Example:
+        >>> surface = read_surface(Path("car.vtp"))  # doctest: +SKIP
+        >>> raised = surface.moved(surface.vertices + [0.0, 0.0, 0.01])  # doctest: +SKIP
+    """
+
+    vertices: Vertices
+    corners: NDArray[np.int64]
+    num_corners: NDArray[np.int64]
+    num_open_edges: int = 0
+    mesh: Mesh | None = None
+
+    @classmethod
+    def from_mesh(cls, mesh: Mesh, *, require_closed: bool = True) -> Surface:
+        """Returns the surface of a mesh; see `read_surface`."""
+        elements = surface_elements(mesh, require_closed=require_closed)
+        connectivity, offsets = polygons(mesh)
+        num_corners = np.diff(offsets)
+        column = np.minimum(np.arange(num_corners.max()), num_corners[:, None] - 1)
+        if elements.orientation < 0:
+            column = num_corners[:, None] - 1 - column
+        vertices = np.array(mesh.dataset.points, dtype=np.float64)
+        corners = connectivity[offsets[:-1, None] + column]
+        return cls(vertices, corners, num_corners, elements.num_open_edges, mesh)
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells."""
+        return len(self.corners)
+
+    def moved(self, vertices: ArrayLike) -> Surface:
+        """Returns the surface with its vertices in other places [V, 3].
+
+        Raises:
+            ValueError: The shape is wrong, or a position is not finite.
+        """
+        array = np.array(vertices, dtype=np.float64)
+        if array.shape != self.vertices.shape or not np.isfinite(array).all():
+            raise ValueError(
+                f"vertices must be finite numbers of shape {list(self.vertices.shape)}, got shape {list(array.shape)}"
+            )
+        return replace(self, vertices=array)
+
+    def centers(self) -> Vertices:
+        """Returns the mean [N, 3] of the corners of each cell."""
+        return self.at_centers(np.arange(self.num_cells)).position(self.vertices)
+
+    def areas(self) -> NDArray[np.float64]:
+        """Returns the area [N] of each cell."""
+        corners = self.vertices[self.corners]
+        return np.linalg.norm(_vector_area(np, corners - corners[:, :1]), axis=-1)
+
+    def at_centers(self, cells: NDArray[np.int64]) -> MovingPoints:
+        """Returns the centres of cells [T] as points that move with the vertices."""
+        number = self.num_corners[cells, None]
+        weights = (np.arange(self.corners.shape[1]) < number) / number
+        return MovingPoints(self.corners[cells], weights)
+
+    def triangles(self) -> NDArray[np.int64]:
+        """Cuts the cells into triangles; returns their corners [F, 3] among the vertices."""
+        following = np.arange(1, self.corners.shape[1] - 1)
+        fans = np.stack([self.corners[:, [0, i, i + 1]] for i in following], axis=1)
+        return fans[following + 1 < self.num_corners[:, None]]
+
+
+def read_surface(path: Path | str, *, require_closed: bool = True) -> Surface:
+    """Reads a surface of polygons from a mesh file.
+
+    Args:
+        path: A `.vtp`, `.vtk`, `.stl`, `.ply` or `.obj` file.
+        require_closed: Whether to refuse a surface with open edges, whose outward side is a guess.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is unusable, is not a surface of polygons, or must be closed but is not.
+    """
+    return Surface.from_mesh(read_mesh(Path(path)), require_closed=require_closed)
+
+
+class MovingPoints(NamedTuple):
+    """Points that move with vertices: means of the vertices `idx` [T, K] with the weights [T, K]."""
+
+    idx: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    def position(self, vertices: Vertices) -> Vertices:
+        """Returns the positions [T, 3]."""
+        return np.einsum("tk,tkn->tn", self.weights, vertices[self.idx])
+
+    def add_gradient(self, gradient: NDArray[Any], out: Vertices) -> None:
+        """Adds the gradient with respect to the positions [T, 3] to that with respect to the vertices [V, 3]."""
+        add_rows(out, self.idx, self.weights[..., None] * gradient[:, None])
+
+
+def add_rows(out: Vertices, idx: NDArray[np.int64], rows: NDArray[Any]) -> None:
+    """Adds rows [..., 3] to those of `out` [V, 3] at idx [...]; an index may repeat."""
+    num_axes = out.shape[1]
+    for axis in range(num_axes):
+        np.add.at(out[:, axis], idx.reshape(-1), rows[..., axis].reshape(-1).astype(np.float64))
+
+
+def cell_elements(offset: jax.Array, num_corners: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes what the corners of cells say about them; differentiable.
+
+    Args:
+        offset: Corners [N, K, 3] relative to any point of their cell, to keep the digits of small cells.
+        num_corners: Corners [N] of each cell; the rest repeat the last one.
+
+    Returns:
+        The mean of the corners [N, 3], relative to the same point; unit normals [N, 3], zero for a cell without area;
+        and areas [N].
+    """
+    number = num_corners[:, None].astype(offset.dtype)
+    is_corner = jnp.arange(offset.shape[1])[:, None] < num_corners[:, None, None]
+    mean = jnp.where(is_corner, offset, 0).sum(axis=1) / number
+    vector_area = _vector_area(jnp, offset)
+    squared = jnp.square(vector_area).sum(axis=-1)
+    # The root has no derivative at 0.
+    area = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return mean, vector_area / jnp.where(area > 0, area, 1)[:, None], area
+
+
+def _vector_area(xp: Any, corners: Any) -> Any:
+    """Returns area times normal [N, 3]; a repeated corner adds nothing."""
+    edges = corners[:, 1:] - corners[:, :1]
+    return xp.cross(edges[:, :-1], edges[:, 1:]).sum(axis=1) / 2
