@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.data.cases import Case
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.files.atomic import JsonDict, read_json
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
@@ -43,11 +45,18 @@ TENSORS = {
 }
 
 
-class Case(NamedTuple):
-    """A case: points with fields by branch, and points [P, 3] of its geometry, if there is an `.stl` file."""
+def case_names(path: Path) -> list[str]:
+    """Returns the names of the folders in a folder that hold cases, in the order of their numbers.
 
-    points: dict[str, PointSet]
-    geometry: Array | None
+    Where there are none, the folders in those folders are looked at: `param1/1dc58be2`.
+    """
+    if not path.is_dir():
+        return []
+    for pattern in ("*/", "*/*/"):
+        found = [folder.relative_to(path).as_posix() for folder in path.glob(pattern) if case_branches(folder)]
+        if found:
+            return sorted(found, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+    return []
 
 
 def case_branches(path: Path) -> tuple[str, ...]:

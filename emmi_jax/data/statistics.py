@@ -16,6 +16,21 @@ class DataMoments(NamedTuple):
     position: Moments
     fields: dict[str, dict[str, tuple[Moments, Moments | None]]]
 
+    def merge(self, other: DataMoments) -> DataMoments:
+        """Returns the statistics of both sets of data together.
+
+        Raises:
+            ValueError: The fields differ.
+        """
+        names, others = ({branch: list(of) for branch, of in data.fields.items()} for data in (self, other))
+        if names != others:
+            raise ValueError(f"cannot merge statistics of the fields {names} and {others}")
+        fields = {
+            branch: {name: _merge(known, other.fields[branch][name]) for name, known in of_branch.items()}
+            for branch, of_branch in self.fields.items()
+        }
+        return DataMoments(self.position.merge(other.position), fields)
+
     def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
         """Returns the normalizer of data with these statistics.
 
@@ -40,6 +55,21 @@ class DataMoments(NamedTuple):
         return Normalizer.from_box(
             self.position.minimum, self.position.maximum, position_range=position_range, fields=scales
         )
+
+
+def merge(parts: Iterable[DataMoments]) -> DataMoments:
+    """Returns the statistics of all parts of the data together.
+
+    Raises:
+        ValueError: There is no part, or one has other fields.
+    """
+    parts = iter(parts)
+    merged = next(parts, None)
+    if merged is None:
+        raise ValueError("cannot measure statistics: there are no points")
+    for part in parts:
+        merged = merged.merge(part)
+    return merged
 
 
 def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from emmi_jax.convert import PRESETS
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_collection import CaseCollection, case_folders
+from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import case_branches, find_sources, read_case_folder, sources_to_json
-from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, read_split
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
-from emmi_jax.data.statistics import measure
 from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.npz import read_case
+from emmi_jax.jobs.cases import open_cases
 from emmi_jax.training.settings import TrainSettings
 
 
@@ -34,11 +32,10 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     if settings.data is None:
         return EllipsoidDataset(sampling, batch_size=batch_size)
     path = Path(settings.data)
-    folders = _collected_folders(path)
-    if folders:
-        load_case = partial(read_case_folder, load_tensor=load_torch_tensor, with_cell_sizes=is_weighted)
-        split = _split(settings, folders)
-        return CaseCollection(split, load_case, sampling, batch_size=batch_size, name=path.name)
+    opened = open_cases(settings.data, with_cell_sizes=is_weighted)
+    if opened is not None:
+        split = opened.split(settings.split)
+        return CaseCollection(split, opened.cases, sampling, batch_size=batch_size, name=path.name)
     if settings.split is not None:
         raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
     if path.is_dir():
@@ -57,15 +54,17 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:
     free = settings.divergence_free
     if settings.statistics is not None:
         return read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
-    moments = measure(dataset.train_chunks())
-    return moments.normalizer(position_range=settings.position_range, divergence_free=free)
+    return dataset.measure().normalizer(position_range=settings.position_range, divergence_free=free)
 
 
 def field_sources(settings: TrainSettings) -> JsonDict:
     """Returns the arrays of mesh files that hold the fields, as in `fields.json`; empty if the data are no folder."""
-    if settings.data is None or not (path := Path(settings.data)).is_dir():
+    if settings.data is None:
         return {}
-    return sources_to_json(find_sources(next(iter(_collected_folders(path)), path)))
+    if (opened := open_cases(settings.data)) is not None:
+        return sources_to_json(opened.sources)
+    path = Path(settings.data)
+    return sources_to_json(find_sources(path)) if path.is_dir() else {}
 
 
 def read_statistics(source: str) -> Normalizer:
@@ -112,7 +111,8 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
 
 
 def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
-    branches = case_branches(next(iter(_collected_folders(Path(data))), Path(data)))
+    opened = open_cases(data)
+    branches = case_branches(Path(data)) if opened is None else opened.branches_of(opened.names[0])
     blocks: tuple[str, ...] = ("self", "cross") * 2 if len(branches) > 1 else ("self",) * 4
     sampling = {"num_anchors": 128, "num_queries": 384}
     # The geometry branch sees the surface.
@@ -122,15 +122,3 @@ def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
     # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
     settings = TrainSettings(data=data, batch_size=1, position_range=5000.0)
     return settings.updated({"sampling": sampling, "model": {"physics_blocks": blocks, "max_wavelength": 10_000.0}})
-
-
-def _collected_folders(path: Path) -> list[Path]:
-    """Returns the case folders in a folder that is not a case itself."""
-    return [] if case_branches(path) else case_folders(path)
-
-
-def _split(settings: TrainSettings, folders: list[Path]) -> CaseSplit:
-    if settings.split is not None:
-        return read_split(Path(settings.split), folders)
-    file = folders[0].parent / SPLIT_FILE
-    return read_split(file, folders) if file.is_file() else draw_split(folders)

@@ -1,0 +1,67 @@
+"""The cases that a path names, and what lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.data.case_folder import DRIVAERML, Sources, case_branches, case_names, find_sources, read_case_folder
+from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, read_split
+from emmi_jax.data.cases import Case, Cases, WholeCases
+
+
+class OpenCases(NamedTuple):
+    """Cases that can be read.
+
+    Args:
+        names: Their names.
+        cases: Reads them.
+        branches_of: Returns the branches of a case.
+        sources: The arrays of mesh files that hold the fields.
+        stored_split: The split beside the cases, if there is one.
+    """
+
+    names: list[str]
+    cases: Cases
+    branches_of: Callable[[str], tuple[str, ...]]
+    sources: Sources
+    stored_split: CaseSplit | None
+
+    def split(self, file: str | None) -> CaseSplit:
+        """Returns the split of a file, or else the one beside the cases, or else a random one."""
+        if file is not None:
+            return read_split(Path(file), self.names)
+        return self.stored_split or draw_split(self.names)
+
+
+def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources = DRIVAERML) -> OpenCases | None:
+    """Opens several cases.
+
+    Args:
+        data: Path of their folder.
+        with_cell_sizes: Whether to measure the cells of meshes.
+        sources: The arrays of meshes that hold the fields, unless a `fields.json` names them.
+
+    Returns:
+        The cases; None if the path is a single case or none.
+    """
+    path = Path(data)
+    names = [] if case_branches(path) else case_names(path)
+    if not names:
+        return None
+    load = partial(_load, path, with_cell_sizes=with_cell_sizes, sources=sources)
+    file = path / SPLIT_FILE
+    return OpenCases(
+        names,
+        WholeCases(load),
+        lambda name: case_branches(path / name),
+        find_sources(path / names[0], sources),
+        read_split(file, names) if file.is_file() else None,
+    )
+
+
+def _load(root: Path, name: str, *, with_cell_sizes: bool, sources: Sources) -> Case:
+    return read_case_folder(root / name, load_torch_tensor, with_cell_sizes=with_cell_sizes, sources=sources)
