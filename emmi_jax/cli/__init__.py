@@ -18,9 +18,11 @@ except ModuleNotFoundError:
 from emmi_jax.cli.evaluation import evaluate
 from emmi_jax.cli.files import convert, info, stats
 from emmi_jax.cli.prediction import predict
+from emmi_jax.cli.preparation import prepare
 from emmi_jax.cli.training import train
 
 _COMMANDS: dict[str, Callable[..., int]] = {
+    "prepare": prepare,
     "train": train,
     "predict": predict,
     "evaluate": evaluate,

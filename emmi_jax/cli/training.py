@@ -20,7 +20,7 @@ _GEOMETRY_SIZES = ("num_geometry_points", "num_supernodes", "num_test_supernodes
 
 def train(
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="PATH",
             help="An .npz file with an array 'position' (N, 3) and fields (N,) or (N, C), or a folder, see above; "
@@ -97,7 +97,8 @@ def train(
     surface_position_vtp.pt, surface_pressure.pt, ….
     A folder of case folders is a data set. split.json assigns its cases to
     splits, {"train": ["run_1", "run_3"], "test": ["run_2"]}; by default a
-    random fifth is only tested on.
+    random fifth is only tested on. A store made by prepare, or its URL, is
+    a data set too.
     Settings come from the defaults, then --recipe, then --config, then the
     other options. A file has the form of emmi_jax/training/recipes/*.toml.
 
@@ -118,7 +119,7 @@ def train(
     from emmi_jax.jobs.train import train as run_training
 
     options = {
-        "data": None if data is None else str(data),
+        "data": data,
         "split": None if split is None else str(split),
         "statistics": statistics,
         "steps": steps,
@@ -173,9 +174,11 @@ def _free_path(out: Path, stem: str) -> Path:
 
 
 def _resolved(change: dict[str, Any], presets: Collection[str]) -> dict[str, Any]:
-    """Makes paths absolute, so that a run can be resumed from anywhere; names of published statistics stay."""
+    """Makes paths absolute, so that a run can be resumed from anywhere; URLs and published statistics stay."""
     return {
-        key: str(Path(value).resolve()) if key in _PATHS and isinstance(value, str) and value not in presets else value
+        key: str(Path(value).resolve())
+        if key in _PATHS and isinstance(value, str) and "://" not in value and value not in presets
+        else value
         for key, value in change.items()
     }
 

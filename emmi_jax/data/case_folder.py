@@ -66,8 +66,15 @@ def case_branches(path: Path) -> tuple[str, ...]:
     return tuple(branch for branch, pattern in MESHES.items() if any(path.glob(pattern)))
 
 
+def case_files(path: Path) -> list[Path]:
+    """Returns the files of a case folder that `read_case_folder` reads."""
+    tensors = [file for position, fields in TENSORS.values() for file in (position, *fields.values())]
+    names = [*MESHES.values(), *tensors, "*.stl", FIELDS_FILE, f"../{FIELDS_FILE}"]
+    return sorted(file for name in names for file in path.glob(name))
+
+
 def read_case_folder(
-    path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool = False, sources: Sources = DRIVAERML
+    path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool | None = False, sources: Sources = DRIVAERML
 ) -> Case:
     """Reads a case with a surface, a volume or both.
 
@@ -75,7 +82,7 @@ def read_case_folder(
         path: A folder with `boundary*.vtp`, `volume*.vtu` or both, and perhaps an `.stl` file of the geometry; see
             `find_sources` for the fields. Or a folder with the tensors of `TENSORS`: `surface_position_vtp.pt`, ….
         load_tensor: Reads a `.pt` file of one tensor.
-        with_cell_sizes: Whether to measure the cells of the meshes.
+        with_cell_sizes: Whether to measure the cells of the meshes; None: those of meshes that have sizes.
         sources: The arrays that hold the fields, unless a `fields.json` names them.
 
     Returns:
@@ -99,7 +106,7 @@ def read_case_folder(
             if file is not None:
                 if branch not in sources:
                     raise ValueError(f"{path}: {FIELDS_FILE} has no fields for the branch {branch!r} of {file.name}")
-                points[branch] = read_mesh(file).points(sources[branch], with_cell_sizes=with_cell_sizes)
+                points[branch] = _read_points(file, sources[branch], with_cell_sizes)
     if not points:
         wanted = [*MESHES.values(), *(position for position, _ in TENSORS.values()), "folders with them"]
         raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")
@@ -107,6 +114,15 @@ def read_case_folder(
     if geometry is None:
         return Case(points, None)
     return Case(points, sample_triangles(0, surface_triangles(read_mesh(geometry)), NUM_GEOMETRY_POINTS))
+
+
+def _read_points(file: Path, sources: Mapping[str, FieldSource], with_cell_sizes: bool | None) -> PointSet:
+    arrays = {source.array for source in sources.values()}
+    mesh = read_mesh(file, arrays)
+    points = mesh.points(sources, with_cell_sizes=with_cell_sizes or False)
+    if with_cell_sizes is None and mesh.location_of(arrays) == "cells" and (sizes := mesh.cell_sizes()).any():
+        return points._replace(cell_size=sizes)
+    return points
 
 
 def find_sources(path: Path, default: Sources = DRIVAERML) -> Sources:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, compress
@@ -30,6 +30,36 @@ class DataMoments(NamedTuple):
             for branch, of_branch in self.fields.items()
         }
         return DataMoments(self.position.merge(other.position), fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values as JSON has them."""
+        return {
+            "position": self.position.to_dict(),
+            "fields": {
+                branch: {name: [None if m is None else m.to_dict() for m in pair] for name, pair in of_branch.items()}
+                for branch, of_branch in self.fields.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> DataMoments:
+        """Inverts `to_dict`.
+
+        Raises:
+            ValueError: These are no statistics.
+        """
+        try:
+            position, branches = values["position"], values["fields"].items()
+            fields = {
+                branch: {
+                    name: (Moments.from_dict(plain), None if compressed is None else Moments.from_dict(compressed))
+                    for name, (plain, compressed) in of_branch.items()
+                }
+                for branch, of_branch in branches
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected statistics by branch and field: {error}") from None
+        return cls(Moments.from_dict(position), fields)
 
     def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
         """Returns the normalizer of data with these statistics.

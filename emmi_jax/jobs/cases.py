@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import DRIVAERML, Sources, case_branches, case_names, find_sources, read_case_folder
-from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, read_split
+from emmi_jax.data.case_folder import (
+    DRIVAERML,
+    Sources,
+    case_branches,
+    case_names,
+    find_sources,
+    parse_sources,
+    read_case_folder,
+)
+from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split
 from emmi_jax.data.cases import Case, Cases, WholeCases
+from emmi_jax.data.store import Store
+from emmi_jax.data.stored_case import STORE_FILE, is_store
 
 
 class OpenCases(NamedTuple):
@@ -41,13 +51,18 @@ def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources = D
     """Opens several cases.
 
     Args:
-        data: Path of their folder.
+        data: Path of their folder, or path or URL of a store.
         with_cell_sizes: Whether to measure the cells of meshes.
         sources: The arrays of meshes that hold the fields, unless a `fields.json` names them.
 
     Returns:
         The cases; None if the path is a single case or none.
+
+    Raises:
+        ValueError: The store or the split beside the cases is unusable.
     """
+    if is_store(data):
+        return _open_store(data)
     path = Path(data)
     names = [] if case_branches(path) else case_names(path)
     if not names:
@@ -60,6 +75,18 @@ def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources = D
         lambda name: case_branches(path / name),
         find_sources(path / names[0], sources),
         read_split(file, names) if file.is_file() else None,
+    )
+
+
+def _open_store(location: str) -> OpenCases:
+    store = Store(location)
+    split = store.split
+    return OpenCases(
+        store.names,
+        store,
+        lambda name: tuple(store.shapes(name)),
+        parse_sources(store.sources, f"{location}/{STORE_FILE}"),
+        None if split is None else parse_split(split, store.names, f"{location}/{SPLIT_FILE}"),
     )
 
 

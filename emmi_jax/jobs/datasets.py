@@ -12,6 +12,7 @@ from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
+from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.npz import read_case
 from emmi_jax.jobs.cases import open_cases
@@ -27,7 +28,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     """
     sampling, batch_size = settings.sampling, settings.batch_size
     is_weighted = sampling.method == "weighted"
-    if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
+    if is_weighted and (settings.data is None or not (is_store(settings.data) or Path(settings.data).is_dir())):
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     if settings.data is None:
         return EllipsoidDataset(sampling, batch_size=batch_size)

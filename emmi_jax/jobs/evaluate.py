@@ -29,7 +29,7 @@ class EvaluationJob:
     """What to compare a run with.
 
     Args:
-        data: Folder of a case, or of several; None for the data that the run was trained on.
+        data: Folder of a case or of several, or a store; None for the data that the run was trained on.
         split: Which of several cases: `train`, `validation`, `test` or `all`. Splits are those of the run, or
             of `split.json` beside other data.
         repeats: How many draws of anchors, geometry points and supernodes to average the metrics over.
@@ -37,7 +37,7 @@ class EvaluationJob:
             that of the run.
     """
 
-    data: Path | None = None
+    data: str | None = None
     split: str = "test"
     repeats: int = 1
     out: Path | None = None
@@ -85,7 +85,7 @@ def _chosen_cases(
 ) -> tuple[str, str | None, dict[str, Callable[[], Case]]]:
     """Returns the data, the split, and what reads each case to compare with; a single case is in no split."""
     trained_on = None if config.settings is None else config.settings["data"]
-    data = trained_on if job.data is None else str(job.data)
+    data = trained_on if job.data is None else job.data
     if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
     sources, is_weighted = config.field_sources() or DRIVAERML, surrogate.sampling.method == "weighted"
