@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +50,12 @@ class CaseCollection:
         """Describes the data in one line."""
         return f"{self.name}: {self.split.summary}"
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the names or the content of the training cases."""
+        prints = {name: self.cases.fingerprint(name) for name in self.split.train}
+        return hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:32]
+
     def measure(self) -> DataMoments:
         """Returns the statistics of all training cases."""
         return merge(map(self.measure_case, self.split.train))
@@ -88,10 +96,14 @@ class CaseCollection:
         points, geometry = self.cases.draw(name, rng, self.sampling, num_points)
         return Case(points, geometry_points(points, geometry, self.sampling, name=name))
 
+    def check_fields(self, name: str, found: Mapping[str, Mapping[str, int]]) -> None:
+        """Refuses a case whose channels by branch and field are not those of the first case."""
+        if found != self.fields:
+            raise ValueError(f"{name}: has the fields {found}, the case {self.split.train[0]} has {self.fields}")
+
     def _check(self, name: str) -> None:
         shapes = self.cases.shapes(name)
-        if (found := {branch: dict(shape.fields) for branch, shape in shapes.items()}) != self.fields:
-            raise ValueError(f"{name}: has the fields {found}, the case {self.split.train[0]} has {self.fields}")
+        self.check_fields(name, {branch: dict(shape.fields) for branch, shape in shapes.items()})
         for branch, shape in shapes.items():
             if shape.num_points < self._points_per_step:
                 raise ValueError(

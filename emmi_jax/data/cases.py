@@ -47,16 +47,20 @@ class Cases(Protocol):
     def measure(self, name: str) -> DataMoments:
         """Returns the statistics of a case."""
 
+    def fingerprint(self, name: str) -> str:
+        """Returns what changes if the content of a case does; copies of the data have the same."""
+
 
 class WholeCases:
     """Cases that are read whole; the last 16 that were drawn from stay in memory.
 
     Args:
         load_case: Reads the case of a name.
+        fingerprint: Returns its fingerprint.
     """
 
-    def __init__(self, load_case: Callable[[str], Case]) -> None:
-        self.read = load_case
+    def __init__(self, load_case: Callable[[str], Case], fingerprint: Callable[[str], str]) -> None:
+        self.read, self.fingerprint = load_case, fingerprint
         self._kept = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
 
     def shapes(self, name: str) -> dict[str, BranchShape]:

@@ -16,6 +16,14 @@ class DataMoments(NamedTuple):
     position: Moments
     fields: dict[str, dict[str, tuple[Moments, Moments | None]]]
 
+    @property
+    def channels(self) -> dict[str, dict[str, int]]:
+        """Number of channels by branch and field."""
+        return {
+            branch: {name: len(plain.mean) for name, (plain, _) in of_branch.items()}
+            for branch, of_branch in self.fields.items()
+        }
+
     def merge(self, other: DataMoments) -> DataMoments:
         """Returns the statistics of both sets of data together.
 

@@ -76,6 +76,10 @@ class Store:
         """Returns the statistics of a case, which were measured when it was stored."""
         return self.cases[name].moments
 
+    def fingerprint(self, name: str) -> str:
+        """Returns the fingerprint of the files that a case was made of, and the type of its fields."""
+        return f"{self.cases[name].source} {self.dtype}"
+
     def read(self, name: str) -> Case:
         """Reads a whole case."""
         case = self.cases[name]

@@ -12,6 +12,7 @@ from emmi_jax.data.case_folder import (
     DRIVAERML,
     Sources,
     case_branches,
+    case_files,
     case_names,
     find_sources,
     parse_sources,
@@ -21,6 +22,7 @@ from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_sp
 from emmi_jax.data.cases import Case, Cases, WholeCases
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
+from emmi_jax.files.fingerprint import fingerprint
 
 
 class OpenCases(NamedTuple):
@@ -71,7 +73,7 @@ def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources = D
     file = path / SPLIT_FILE
     return OpenCases(
         names,
-        WholeCases(load),
+        WholeCases(load, lambda name: fingerprint(case_files(path / name), path)),
         lambda name: case_branches(path / name),
         find_sources(path / names[0], sources),
         read_split(file, names) if file.is_file() else None,

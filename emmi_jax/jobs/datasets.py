@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from emmi_jax.convert import PRESETS
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_branches, find_sources, read_case_folder, sources_to_json
+from emmi_jax.data.case_folder import case_branches, case_files, find_sources, read_case_folder, sources_to_json
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
 from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
+from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
 from emmi_jax.jobs.cases import open_cases
+from emmi_jax.jobs.statistics import measure_collection
 from emmi_jax.training.settings import TrainSettings
 
 
@@ -45,8 +49,13 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     return PointCloudDataset({"volume": read_case(path)}, sampling, batch_size=batch_size, name=path.name)
 
 
-def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:
+def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Console) -> Normalizer:
     """Returns the normalizer that the settings name, or measures one on the training data.
+
+    Args:
+        settings: The settings.
+        dataset: The data that they name.
+        console: Where progress is printed.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -55,7 +64,21 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:
     free = settings.divergence_free
     if settings.statistics is not None:
         return read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
-    return dataset.measure().normalizer(position_range=settings.position_range, divergence_free=free)
+    if settings.data is not None and isinstance(dataset, CaseCollection):
+        moments = measure_collection(Path(settings.data), dataset, console=console)
+    else:
+        moments = dataset.measure()
+    return moments.normalizer(position_range=settings.position_range, divergence_free=free)
+
+
+def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:
+    """Returns what changes if the content of the training data does; None for the built-in data."""
+    if settings.data is None:
+        return None
+    if isinstance(dataset, CaseCollection):
+        return dataset.fingerprint
+    path = Path(settings.data)
+    return fingerprint(case_files(path) if path.is_dir() else [path], path.parent)
 
 
 def field_sources(settings: TrainSettings) -> JsonDict:

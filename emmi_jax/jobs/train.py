@@ -19,7 +19,7 @@ from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset, Sample, normalize_sample
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.datasets import field_sources, load_dataset, make_normalizer
+from emmi_jax.jobs.datasets import data_fingerprint, field_sources, load_dataset, make_normalizer
 from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
@@ -61,7 +61,10 @@ def train(settings: TrainSettings, path: Path, *, resume: bool, console: Console
     stored = RunDirectory.open(path).read_config() if resume else None
     if stored is not None and stored.is_converted:
         settings = settings.updated({"model": _options(settings, stored.model)})
-    config = _run_config(settings, dataset) if stored is None else _resumed_config(settings, dataset, stored)
+    if stored is None:
+        config = _run_config(settings, dataset, make_normalizer(settings, dataset, console=console))
+    else:
+        config = _resumed_config(settings, dataset, stored)
     trainer = _make_trainer(settings, config.model)
     # What cannot be trained is refused while there is nothing to clean up.
     batch = normalize_sample(config.normalizer, dataset.train_batch(settings.seed, 0))
@@ -91,7 +94,7 @@ def show_plan(settings: TrainSettings, *, console: Console) -> None:
     """
     dataset = load_dataset(settings)
     if settings.statistics is not None:
-        make_normalizer(settings, dataset)
+        make_normalizer(settings, dataset, console=console)
     config = model_config(settings, dataset.fields)
     trainer = _make_trainer(settings, config)
     batch = jax.tree.map(
@@ -138,7 +141,7 @@ def _resumed_config(settings: TrainSettings, dataset: Dataset, stored: RunConfig
     """Returns the configuration of a run that was trained before, or of converted weights."""
     if stored.settings is not None:
         check_same_config(stored.settings, settings.to_dict(), path="settings.")
-    config = _run_config(settings, dataset, weights=stored if stored.is_converted else None)
+    config = _run_config(settings, dataset, stored.normalizer, weights=stored if stored.is_converted else None)
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
         config = replace(config, model=replace(config.model, dtype=stored.model.dtype))
     if stored.settings is not None:
@@ -151,16 +154,16 @@ def _options(settings: TrainSettings, model: AbUptConfig) -> JsonDict:
     return {name: value for name, value in model.to_dict().items() if name in settings.model}
 
 
-def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None = None) -> RunConfig:
-    """Returns everything that a run depends on; converted weights bring their model and normalizer."""
+def _run_config(
+    settings: TrainSettings, dataset: Dataset, normalizer: Normalizer, weights: RunConfig | None = None
+) -> RunConfig:
+    """Returns everything that a run depends on; converted weights bring their model."""
     model = model_config(settings, dataset.fields)
-    if weights is None:
-        normalizer = make_normalizer(settings, dataset)
-    else:
+    if weights is not None:
         if settings.statistics is not None:
             raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
         check_same_config(weights.model.fields, model.fields, path="fields.")
-        model, normalizer = weights.model, weights.normalizer
+        model = weights.model
     return RunConfig(
         model=model,
         normalizer=normalizer,
@@ -168,6 +171,7 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
         sources=field_sources(settings) or (weights.sources if weights is not None else {}),
         settings=settings.to_dict(),
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
+        data_fingerprint=data_fingerprint(settings, dataset),
         is_converted=weights is not None,
     )
 

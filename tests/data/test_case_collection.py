@@ -36,7 +36,7 @@ def load_case(name: str) -> Case:
 
 
 def make(sampling: Sampling = SAMPLING, split: CaseSplit = SPLIT, load=load_case) -> CaseCollection:
-    return CaseCollection(split, WholeCases(load), sampling, batch_size=2)
+    return CaseCollection(split, WholeCases(load, str), sampling, batch_size=2)
 
 
 def numbers(position: np.ndarray) -> set[int]:
