@@ -9,8 +9,9 @@ from rich.console import Console
 from emmi_jax.convert import PRESETS
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_branches, case_files, find_sources, read_case_folder, sources_to_json
+from emmi_jax.data.case_folder import case_branches, case_files, find_sources, read_case_folder
 from emmi_jax.data.ellipsoids import EllipsoidDataset
+from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
@@ -40,6 +41,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     opened = open_cases(settings.data, with_cell_sizes=is_weighted)
     if opened is not None:
         split = opened.split(settings.split)
+        opened.check(list(split.split_of))
         return CaseCollection(split, opened.cases, sampling, batch_size=batch_size, name=path.name)
     if settings.split is not None:
         raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")

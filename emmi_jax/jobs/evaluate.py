@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import DRIVAERML, case_branches, read_case_folder
+from emmi_jax.data.case_folder import case_branches, read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
@@ -88,7 +88,7 @@ def _chosen_cases(
     data = trained_on if job.data is None else job.data
     if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
-    sources, is_weighted = config.field_sources() or DRIVAERML, surrogate.sampling.method == "weighted"
+    sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
     opened = open_cases(data, with_cell_sizes=is_weighted, sources=sources)
     if opened is None:
         path = Path(data)
@@ -102,6 +102,7 @@ def _chosen_cases(
     is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
     names = _names_in_split(job.split, data, opened, config.split if is_own else None)
     _check_branches({name: opened.branches_of(name) for name in names}, surrogate)
+    opened.check(names)
     return data, job.split, {name: partial(opened.cases.read, name) for name in names}
 
 

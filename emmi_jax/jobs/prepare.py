@@ -11,13 +11,15 @@ from pathlib import Path
 from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import case_files, case_names, find_sources, read_case_folder, sources_to_json
+from emmi_jax.data.case_folder import case_files, case_names, find_sources, read_case_folder
 from emmi_jax.data.case_split import read_split
+from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
 from emmi_jax.files.atomic import JsonDict, read_json
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.zarr import ArrayFolder
+from emmi_jax.jobs.cases import check_cases
 from emmi_jax.jobs.progress import ProgressBar
 
 
@@ -51,8 +53,8 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
 
     Raises:
         FileNotFoundError: There is no split file.
-        ValueError: There are no cases, or the store is of other data; or a case is unusable: then the store has the
-            cases that were finished before.
+        ValueError: There are no cases, the store is of other data, or files of cases are missing or broken; nothing is
+            written. Or a case has unusable values: then the store has the cases that were finished before.
     """
     if job.dtype not in DTYPES:
         raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, got {job.dtype!r}")
@@ -60,6 +62,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     if not names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
     split = _read_split(job, names)
+    check_cases(job.data, names)
     folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0]))
     _write_head(folder, names, job.dtype, sources)
     if split is not None:

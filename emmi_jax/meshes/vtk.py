@@ -129,6 +129,29 @@ def vtk_messages() -> Iterator[list[str]]:
         )
 
 
+def array_names(path: Path) -> set[str]:
+    """Returns the names of the arrays of a `.vtp` or `.vtu` file, of which only the header is read.
+
+    Raises:
+        ValueError: The header is damaged, or the end of the file is missing.
+    """
+    import_pyvista()
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 256))
+        is_whole = b"</VTKFile>" in file.read()
+    with vtk_messages() as messages:
+        reader = _vtk_class(*_READERS[path.suffix.lower()])()
+        reader.SetFileName(str(path))
+        if is_whole:
+            reader.UpdateInformation()
+            selections = reader.GetCellDataArraySelection(), reader.GetPointDataArraySelection()
+            found = {s.GetArrayName(i) for s in selections for i in range(s.GetNumberOfArrays())}
+    if messages or not is_whole:
+        reason = messages[0] if messages else "its end is missing"
+        raise ValueError(f"{path}: not a {path.suffix} file, or a damaged one: {reason}")
+    return found
+
+
 def _select_arrays(reader: Any, wanted: Collection[str]) -> None:
     """Leaves out the arrays that are not wanted, and those on points if cells have all; if any is absent, none."""
     reader.UpdateInformation()

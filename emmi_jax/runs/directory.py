@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from emmi_jax.config import AbUptConfig, Config
-from emmi_jax.data.case_folder import Sources, parse_sources
+from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
 from emmi_jax.data.sampling import Sampling

@@ -84,10 +84,12 @@ def test_more_workers_make_the_same_store(data, prepared, tmp_path):
 def test_an_interrupted_store_is_completed_and_only_changed_or_damaged_cases_are_made_again(data, tmp_path, capsys):
     cars, store = shutil.copytree(data, tmp_path / "cars"), tmp_path / "store"
     (volume := cars / "run_2" / "volume_1.vtu").rename(tmp_path / "volume.vtu")
-    volume.write_text("garbage")
+    broken = volume_dataset()
+    broken.cell_data["U"][0] = np.nan
+    broken.save(volume)
     command = ["prepare", str(cars), "--out", str(store)]
     assert main(command) == 2
-    assert "volume_1.vtu: not a .vtu file" in capsys.readouterr().err
+    assert "values of 'U' are NaN or infinite" in capsys.readouterr().err
     assert main(["train", "--data", str(store), "--out", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
     assert "1 of 3 cases are not in the store, 'run_2' is the first" in error
@@ -107,6 +109,20 @@ def test_an_interrupted_store_is_completed_and_only_changed_or_damaged_cases_are
     assert main(command) == 0
     assert "3 cases, 2 of them in" in capsys.readouterr().out
     assert contents(store) != before
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_broken_cases_are_reported_together_before_anything_is_written(command, data, tmp_path, capsys):
+    cars = shutil.copytree(data, tmp_path / "cars")
+    (cars / "run_0" / "volume_1.vtu").unlink()
+    (cars / "run_2" / "boundary_1.vtp").write_text("garbage")
+    options = ["prepare", str(cars)] if command == "prepare" else ["train", "--data", str(cars)]
+    assert main([*options, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "2 of 3 cases are unusable: run_0: no volume; run_2: " in error
+    assert "boundary_1.vtp: not a .vtp file, or a damaged one" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_on_a_store_trains_resumes_and_is_evaluated(prepared, data, tmp_path):
