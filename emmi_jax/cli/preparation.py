@@ -12,7 +12,8 @@ def prepare(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of cases, as train --data takes it.")],
     out: Annotated[str, typer.Option(metavar="STORE", help="Folder of the store, or a URL that TensorStore opens.")],
     split: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Assigns cases to splits; default: split.json beside them.")
+        str | None,
+        typer.Option(metavar="NAME|FILE.json", help="Assigns cases to splits, as for train; kept in the store."),
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="NAME", help="Type of the fields: float32 or float16.")] = "float32",
     workers: Annotated[int, typer.Option(help="Processes; each holds one case in memory.", min=1)] = 1,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from emmi_jax.data.case_split import PUBLISHED_SPLITS
+from emmi_jax.data.published import STATISTICS
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
 from emmi_jax.training.settings import TrainSettings
@@ -15,6 +16,7 @@ from emmi_jax.training.settings import TrainSettings
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
 _PATHS = ("data", "split", "statistics")
+_PUBLISHED = (*STATISTICS, *PUBLISHED_SPLITS)
 _GEOMETRY_SIZES = ("num_geometry_points", "num_supernodes", "num_test_supernodes")
 
 
@@ -28,14 +30,18 @@ def train(
         ),
     ] = None,
     split: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Assigns cases to splits, see above; default: split.json beside them."),
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.json",
+            help=f"Assigns cases to splits, see above: a file, or {', '.join(PUBLISHED_SPLITS)}; default: split.json "
+            "beside them.",
+        ),
     ] = None,
     statistics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE.json",
-            help="Statistics to use instead of measured ones: drivaerml-tutorial, or the config.json of another run.",
+            help=f"Statistics to use instead of measured ones: {', '.join(STATISTICS)}, or the config.json of a run.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of all runs.")] = Path("runs"),
@@ -114,13 +120,12 @@ def train(
     """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
-    from emmi_jax.convert import PRESETS
     from emmi_jax.jobs.train import show_plan
     from emmi_jax.jobs.train import train as run_training
 
     options = {
         "data": data,
-        "split": None if split is None else str(split),
+        "split": split,
         "statistics": statistics,
         "steps": steps,
         "batch_size": batch_size,
@@ -145,7 +150,7 @@ def train(
         raise ValueError("--dry-run plans a new run, --resume continues one: choose one of them")
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
-    changes = [_resolved(change, PRESETS) for change in changes]
+    changes = [_resolved(change) for change in changes]
     source = next((change["data"] for change in reversed(changes) if "data" in change), None)
     if not isinstance(source, str | None):
         raise ValueError(f"data must be a path or none, got {source!r}")
@@ -173,11 +178,11 @@ def _free_path(out: Path, stem: str) -> Path:
     return out / f"{stem}-{number}"
 
 
-def _resolved(change: dict[str, Any], presets: Collection[str]) -> dict[str, Any]:
+def _resolved(change: dict[str, Any]) -> dict[str, Any]:
     """Makes paths absolute, so that a run can be resumed from anywhere; URLs and published statistics stay."""
     return {
         key: str(Path(value).resolve())
-        if key in _PATHS and isinstance(value, str) and "://" not in value and value not in presets
+        if key in _PATHS and isinstance(value, str) and "://" not in value and value not in _PUBLISHED
         else value
         for key, value in change.items()
     }

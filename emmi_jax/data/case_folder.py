@@ -10,6 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emmi_jax.data.cases import Case
+from emmi_jax.data.drivaernet import (
+    SHEAR,
+    design_branches,
+    design_files,
+    design_names,
+    is_drivaernet,
+    read_design,
+)
 from emmi_jax.data.field_sources import DRIVAERML, FIELDS_FILE, Sources, published_sources, read_sources
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.data.shapenet_car import BRANCHES, read_shapenet_car, shapenet_car_files
@@ -42,6 +50,8 @@ def case_names(path: Path) -> list[str]:
     """
     if not path.is_dir():
         return []
+    if is_drivaernet(path):
+        return design_names(path)
     for pattern in ("*/", "*/*/"):
         found = [folder.relative_to(path).as_posix() for folder in path.glob(pattern) if case_branches(folder)]
         if found:
@@ -50,7 +60,12 @@ def case_names(path: Path) -> list[str]:
 
 
 def case_branches(path: Path) -> tuple[str, ...]:
-    """Returns the branches that a folder has positions of; none if it is not a folder."""
+    """Returns the branches that a folder has positions of; none if it is not a folder.
+
+    A design of DrivAerNet++ counts as a folder of this name in that of the data set.
+    """
+    if is_drivaernet(path.parent):
+        return design_branches(path.parent, path.name)
     if found := tensor_files(path):
         return tuple(found)
     if any((path / name).is_file() for name in BRANCHES.values()):
@@ -60,6 +75,8 @@ def case_branches(path: Path) -> tuple[str, ...]:
 
 def case_files(path: Path) -> list[Path]:
     """Returns the files of a case folder that `read_case_folder` reads."""
+    if is_drivaernet(path.parent):
+        return sorted(design_files(path.parent, path.name).values())
     found = [path / name for files in tensor_files(path).values() for name in (files.position, *files.fields.values())]
     found = [file for file in [*found, geometry_file(path)] if file is not None and file.is_file()]
     if not found and not (found := shapenet_car_files(path)):
@@ -87,6 +104,8 @@ def case_problem(
         return tensor_problem(path, load_tensor)
     if len(shapenet_car_files(path)) < 3 and shapenet_car_files(path):
         return f"expected 3 files, found {', '.join(file.name for file in shapenet_car_files(path))}"
+    if is_drivaernet(path.parent):
+        return None if SHEAR in design_files(path.parent, path.name) else f"no file in {SHEAR}"
     try:
         _check_meshes(path, find_sources(path, sources))
     except (OSError, ValueError) as error:
@@ -116,6 +135,10 @@ def read_case_folder(
         ValueError: The folder holds no case or several, or a file is unusable; or cell sizes are needed but there are
             none.
     """
+    if is_drivaernet(path.parent):
+        if with_cell_sizes:
+            raise ValueError(f"{path}: points have no cell sizes to weight them")
+        return Case(read_design(path.parent, path.name), None)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     geometry = _only(path, path.glob("*.stl"))

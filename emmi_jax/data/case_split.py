@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from emmi_jax.files.atomic import read_json
 SPLIT_FILE = "split.json"
 TEST_FRACTION = 0.2
 SPLITS = ("train", "validation", "test")
+_FOLDER = files("emmi_jax.data") / "splits"
+PUBLISHED_SPLITS = sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir())
+
 _SPLIT_STREAM = 0  # `case_collection` uses 1 and 2
 
 
@@ -65,12 +70,13 @@ def draw_split(names: Sequence[str]) -> CaseSplit:
     return CaseSplit([names[i] for i in sorted(order[num_test:])], [names[i] for i in sorted(order[:num_test])])
 
 
-def read_split(path: Path, names: Sequence[str]) -> CaseSplit:
-    """Reads the split of cases from a file.
+def read_split(source: str | Path, names: Sequence[str]) -> CaseSplit:
+    """Reads the split of cases.
 
     Args:
-        path: JSON such as `{"train": ["run_1", "run_3"], "validation": ["run_4"], "test": ["run_2"]}`, with the names
-            of cases; `validation` may be absent.
+        source: Name of a published split, or path of JSON such as
+            `{"train": ["run_1", "run_3"], "validation": ["run_4"], "test": ["run_2"]}`, with the names of cases;
+            `validation` may be absent.
         names: All cases; those that the file does not name are left out.
 
     Raises:
@@ -78,7 +84,14 @@ def read_split(path: Path, names: Sequence[str]) -> CaseSplit:
         ValueError: It is not JSON of this form, `train` or `test` is empty, a name occurs twice, or a case does not
             exist; the message quotes the names.
     """
-    return parse_split(read_json(path), names, path)
+    return parse_split(split_content(source), names, source)
+
+
+def split_content(source: str | Path) -> Any:
+    """Returns the content of a split file, or of a published split of this name; see `read_split`."""
+    if source in PUBLISHED_SPLITS:
+        return json.loads((_FOLDER / f"{source}.json").read_text())
+    return read_json(Path(source))
 
 
 def parse_split(parts: Any, names: Sequence[str], path: Path | str) -> CaseSplit:

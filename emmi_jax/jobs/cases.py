@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import (
@@ -18,9 +18,11 @@ from emmi_jax.data.case_folder import (
 )
 from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split
 from emmi_jax.data.cases import Case, Cases, WholeCases
+from emmi_jax.data.drivaernet import design_split
 from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
+from emmi_jax.files.atomic import read_json
 from emmi_jax.files.fingerprint import fingerprint
 
 _MOST_SHOWN = 5
@@ -46,9 +48,9 @@ class OpenCases(NamedTuple):
     stored_split: CaseSplit | None
 
     def split(self, file: str | None) -> CaseSplit:
-        """Returns the split of a file, or else the one beside the cases, or else a random one."""
+        """Returns a published split or that of a file, or else the one beside the cases, or else a random one."""
         if file is not None:
-            return read_split(Path(file), self.names)
+            return read_split(file, self.names)
         return self.stored_split or draw_split(self.names)
 
 
@@ -74,15 +76,21 @@ def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources | N
     if not names:
         return None
     load = partial(_load, path, with_cell_sizes=with_cell_sizes, sources=sources)
-    file = path / SPLIT_FILE
+    stored = stored_split(path)
     return OpenCases(
         names,
         WholeCases(load, lambda name: fingerprint(case_files(path / name), path)),
         lambda name: case_branches(path / name),
         partial(check_cases, path, sources=sources),
         find_sources(path / names[0], sources),
-        read_split(file, names) if file.is_file() else None,
+        None if stored is None else parse_split(stored, names, path / SPLIT_FILE),
     )
+
+
+def stored_split(root: Path) -> Any:
+    """Returns the split beside cases, as a split file or the lists of designs of DrivAerNet++ have it, if any."""
+    file = root / SPLIT_FILE
+    return read_json(file) if file.is_file() else design_split(root)
 
 
 def check_cases(root: Path, names: Sequence[str], sources: Sources | None = None) -> None:

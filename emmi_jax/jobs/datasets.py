@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emmi_jax.convert import PRESETS
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import case_branches, case_files, find_sources, read_case_folder
@@ -14,6 +13,7 @@ from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
+from emmi_jax.data.published import STATISTICS
 from emmi_jax.data.samples import Dataset
 from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
@@ -94,21 +94,21 @@ def field_sources(settings: TrainSettings) -> JsonDict:
 
 
 def read_statistics(source: str) -> Normalizer:
-    """Returns the normalizer of a published model or of a run.
+    """Returns published statistics, or the normalizer of a run.
 
     Args:
-        source: Name of a published model, such as `drivaerml-tutorial`; or path of a run's `config.json`, or of JSON
+        source: Name of published statistics, such as `drivaerml-tutorial`; or path of a run's `config.json`, or of JSON
             with the values of a `Normalizer` alone, as under `normalizer` there.
 
     Raises:
         FileNotFoundError: It is neither a name nor a file.
         ValueError: The file does not hold statistics.
     """
-    if source in PRESETS:
-        return PRESETS[source].normalizer
+    if source in STATISTICS:
+        return STATISTICS[source]
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(PRESETS)}")
+        raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(STATISTICS)}")
     try:
         values = read_json_object(path)
         return Normalizer.from_dict(values.get("normalizer", values))

@@ -12,14 +12,14 @@ from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import case_files, case_names, find_sources, read_case_folder
-from emmi_jax.data.case_split import read_split
+from emmi_jax.data.case_split import parse_split, split_content
 from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
-from emmi_jax.files.atomic import JsonDict, read_json
+from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.zarr import ArrayFolder
-from emmi_jax.jobs.cases import check_cases
+from emmi_jax.jobs.cases import check_cases, stored_split
 from emmi_jax.jobs.progress import ProgressBar
 
 
@@ -31,7 +31,8 @@ class PrepareJob:
         data: Folder of the raw cases.
         out: Path or URL of the store.
         dtype: Type of the stored fields, `float32` or `float16`; positions are always float32.
-        split: File that assigns cases to splits; None for `split.json` beside the cases, if there is one.
+        split: File that assigns cases to splits, or name of a published split; None for `split.json` beside the cases,
+            if there is one.
         workers: Processes; each holds one case.
         cell_sizes: Whether to keep the cell sizes of meshes, which weighted draws need.
     """
@@ -39,7 +40,7 @@ class PrepareJob:
     data: Path
     out: str
     dtype: str = "float32"
-    split: Path | None = None
+    split: str | None = None
     workers: int = 1
     cell_sizes: bool = True
 
@@ -78,11 +79,9 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
 
 
 def _read_split(job: PrepareJob, names: Sequence[str]) -> JsonDict | None:
-    file = job.split or job.data / SPLIT_FILE
-    if job.split is None and not file.is_file():
-        return None
-    read_split(file, names)
-    content: JsonDict = read_json(file)
+    content = stored_split(job.data) if job.split is None else split_content(job.split)
+    if content is not None:
+        parse_split(content, names, job.split or job.data / SPLIT_FILE)
     return content
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from emmi_jax.data.case_split import CaseSplit, draw_split, read_split
+from emmi_jax.data.case_split import CaseSplit, draw_split, read_split, split_content
 
 NAMES = [f"run_{number}" for number in range(10)]
 
@@ -68,6 +68,21 @@ def test_an_unusable_file_is_named_with_what_is_wrong(content, message, tmp_path
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read_split(write(tmp_path / "split.json", content), NAMES)
     assert str(error.value).startswith(str(tmp_path / "split.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("drivaerml", [400, 34, 50]), ("ahmedml", [400, 50, 50]), ("shapenet-car", [789, 0, 100])]
+)
+def test_published_splits_have_names_and_sizes(name, sizes):
+    content = split_content(name)
+    names = [case for listed in content.values() for case in listed]
+    split = read_split(name, ["another", *names])
+    assert [len(split.train), len(split.validation), len(split.test), split.num_left_out] == [*sizes, 1]
+
+
+def test_a_published_split_of_other_cases_is_refused_by_its_name():
+    with pytest.raises(ValueError, match="ahmedml: 500 of 500 cases do not exist: 'run_1', "):
+        read_split("ahmedml", ["car_1", "car_2"])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -14,6 +14,7 @@ from emmi_jax.data.case_folder import (
     read_case_folder,
 )
 from emmi_jax.data.field_sources import AHMEDML, DRIVAERML
+from emmi_jax.jobs.cases import open_cases, stored_split
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import surface_dataset, volume_dataset
 from tests.data.test_case_folder import load_tensor, write_tensors
@@ -145,6 +146,60 @@ def test_tensors_of_shapenet_car(tmp_path):
         "volume": ["velocity"],
     }
     np.testing.assert_array_equal(case.points["volume"].fields["velocity"], arrays["volume_velocity"])
+
+
+def write_design(root: Path, design: str, part: str) -> None:
+    """Points whose fields tell where they are, in another order in each file."""
+    pyvista, points = import_pyvista(), RNG.normal(size=(30, 3)).astype(np.float32)
+    for folder, name, values in (
+        ("PressureVTK", "p", lambda x: x[:, 0]),
+        ("WallShearStressVTK_Updated", "wallShearStress", lambda x: x * 2),
+    ):
+        cloud = pyvista.PolyData(RNG.permutation(points))
+        cloud.point_data[name] = values(np.asarray(cloud.points))
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        cloud.save(root / folder / f"{design}.vtk")
+    grid = pyvista.PolyData(points).cast_to_unstructured_grid()
+    grid.point_data["U"], grid.point_data["p"] = points * 3, points[:, 1]
+    (root / "CFD" / part).mkdir(parents=True, exist_ok=True)
+    grid.save(root / "CFD" / part / f"{design}.vtk")
+
+
+def test_drivaernet_has_designs_whose_files_are_in_another_order(tmp_path):
+    for number, part in enumerate(("F_D_WM_WW_part1", "F_D_WM_WW_part2", "F_D_WM_WW_part2")):
+        write_design(tmp_path, f"F_D_WM_WW_{number:04}", part)
+    names = case_names(tmp_path)
+    assert names == ["F_D_WM_WW_0000", "F_D_WM_WW_0001", "F_D_WM_WW_0002"]
+    for name in names:
+        assert case_branches(tmp_path / name) == BOTH
+        assert len(case_files(tmp_path / name)) == 3
+        assert case_problem(tmp_path / name, load_tensor, BOTH) is None
+        case = read_case_folder(tmp_path / name, load_tensor)
+        surface, volume = case.points["surface"], case.points["volume"]
+        np.testing.assert_array_equal(surface.fields["pressure"][:, 0], surface.position[:, 0])
+        np.testing.assert_array_equal(surface.fields["wallshearstress"], surface.position * 2)
+        np.testing.assert_array_equal(volume.fields["velocity"], volume.position * 3)
+        np.testing.assert_array_equal(volume.fields["pressure"][:, 0], volume.position[:, 1])
+    assert stored_split(tmp_path) is None
+    for part, name in zip(("train", "val", "test"), names, strict=True):
+        (tmp_path / f"{part}_design_ids.txt").write_text(f"{name}\n")
+    assert open_cases(str(tmp_path)).split(None).split_of == {
+        names[0]: "train",
+        names[1]: "validation",
+        names[2]: "test",
+    }
+
+
+def test_surfaces_of_drivaernet_that_differ_or_lack_the_shear_are_named(tmp_path):
+    for design in ("a", "b"):
+        write_design(tmp_path / "differ", design, "part1")
+    shear = tmp_path / "differ" / "WallShearStressVTK_Updated"
+    (shear / "a.vtk").write_bytes((shear / "b.vtk").read_bytes())
+    with pytest.raises(ValueError, match=r"a\.vtk: 30 of 30 points of the pressure are not among its 30 points"):
+        read_case_folder(tmp_path / "differ" / "a", load_tensor)
+    write_design(tmp_path / "lack", "a", "part1")
+    (tmp_path / "lack" / "WallShearStressVTK_Updated" / "a.vtk").unlink()
+    assert case_problem(tmp_path / "lack" / "a", load_tensor, BOTH) == "no file in WallShearStressVTK_Updated"
 
 
 @pytest.mark.parametrize(
