@@ -72,7 +72,7 @@ def train(
         float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.optimizer.learning_rate:g}.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Settings of a published model: {', '.join(RECIPES)}.")
+        str | None, typer.Option(metavar="NAME", help=f"Settings for a data set: {', '.join(RECIPES)}.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings of your own, over those of --recipe.")
@@ -115,6 +115,7 @@ def train(
       emmi-jax train --data car.npz --steps 2000
       emmi-jax train --data run_1
       emmi-jax train --data DrivAerML --recipe drivaerml --set model.dim=256
+      emmi-jax train --data bodies --recipe bodies
 
     Defaults below are those of the built-in data.
     """  # noqa: D301 - \b keeps the lines of the example
@@ -201,9 +202,9 @@ def _settings_to_resume(
     config = RunDirectory.open(path).read_config()
     if config.settings is not None:
         return TrainSettings.from_dict(config.settings), changes
-    # Converted weights bring their model and their scales; a recipe is welcome for the rest.
+    # Converted weights bring their model and their scales, and the data are others; a recipe is welcome for the rest.
     recipe, *others = changes
     if given := [key for change in others for key in change if key.split(".")[0] == "model"]:
         raise ValueError(f"{path} has a model of its own, got {', '.join(given)}")
-    rest = {key: value for key, value in recipe.items() if key not in ("model", "statistics")}
+    rest = {key: value for key, value in recipe.items() if key not in ("model", "statistics", "split")}
     return default_settings(data, geometry=config.model.has_geometry), [rest, *others]

@@ -44,7 +44,9 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         opened.check(list(split.split_of))
         return CaseCollection(split, opened.cases, sampling, batch_size=batch_size, name=path.name)
     if settings.split is not None:
-        raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
+        raise ValueError(
+            f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
+        )
     if path.is_dir():
         points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
         return PointCloudDataset(points, sampling, batch_size=batch_size, geometry=geometry, name=path.name)
