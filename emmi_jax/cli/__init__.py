@@ -37,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train transformer surrogates of physics fields and predict with them.\n\n"
     "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
-    "  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
+    "  emmi-jax prepare DrivAerML --out store\n  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
 )
 for _name, _command in _COMMANDS.items():
