@@ -128,6 +128,8 @@ def read_rows(array: ts.TensorStore, start: int, num_rows: int) -> Read:
     parts = [array[start : min(end, num_all)].read()]
     if end > num_all:
         parts.append(array[: end - num_all].read())
+    if len(parts) == 1:
+        return lambda: np.asarray(parts[0].result())
     return lambda: np.concatenate([part.result() for part in parts])
 
 

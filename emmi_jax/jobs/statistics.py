@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import stat
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, suppress
@@ -94,10 +95,11 @@ def _measure_folder(path: Path) -> DataMoments:
 
 
 def _cache_paths(path: Path) -> list[Path]:
-    """Returns where statistics may be kept, beside the cases first."""
+    """Returns where statistics may be kept: beside the cases, unless that folder is read-only, or else at home."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    return [path / CACHE_FILE, home / "emmi_jax" / f"statistics-{digest}.json"]
+    beside = [path / CACHE_FILE] if path.stat().st_mode & stat.S_IWUSR else []
+    return [*beside, home / "emmi_jax" / f"statistics-{digest}.json"]
 
 
 def _read_cache(path: Path) -> dict[str, tuple[str, DataMoments]]:

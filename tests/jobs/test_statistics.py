@@ -79,9 +79,12 @@ def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, mea
     assert len(measured) == 2
 
 
-def test_the_cache_of_the_user_serves_a_folder_that_cannot_be_written_to(data, tmp_path, monkeypatch, measured):
+@pytest.mark.parametrize("protect", [lambda path: path.chmod(0o555), lambda path: (path / CACHE_FILE).mkdir()])
+def test_the_cache_of_the_user_serves_a_folder_that_cannot_be_written_to(
+    protect, data, tmp_path, monkeypatch, measured
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (data / CACHE_FILE).mkdir()  # even root cannot replace a folder by a file
+    protect(data)
     first = normalizer(data)
     assert (normalizer(data), len(measured)) == (first, 2)
     assert [file.name[:11] for file in (tmp_path / "cache" / "emmi_jax").iterdir()] == ["statistics-"]
