@@ -36,7 +36,7 @@ ROOMS = {
 }
 """Number of each file or folder of the package; the package's own `__init__` comes last."""
 
-LAZY = {"torch", "pyvista", "matplotlib", "optax", "orbax", "rich", "typer", "scipy"}
+LAZY = {"torch", "pyvista", "matplotlib", "optax", "orbax", "tensorstore", "rich", "typer", "scipy"}
 
 
 def module_name(path: Path, package: Path) -> str:

@@ -19,9 +19,11 @@ from emmi_jax.cli.design import sensitivity
 from emmi_jax.cli.evaluation import evaluate
 from emmi_jax.cli.files import convert, info, stats
 from emmi_jax.cli.prediction import predict
+from emmi_jax.cli.preparation import prepare
 from emmi_jax.cli.training import train
 
 _COMMANDS: dict[str, Callable[..., int]] = {
+    "prepare": prepare,
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
@@ -37,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train transformer surrogates of physics fields, predict and design with them.\n\n"
     "\b\nExample:\n  emmi-jax train\n  emmi-jax predict runs/ellipsoids-1 --points car.npz --out fields.npz\n"
-    "  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
+    "  emmi-jax prepare DrivAerML --out store\n  emmi-jax info runs/ellipsoids-1\n  emmi-jax stats car.npz\n"
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
 )
 for _name, _command in _COMMANDS.items():

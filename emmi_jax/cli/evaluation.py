@@ -15,7 +15,7 @@ _SPLITS = (*SPLITS, "all")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Folder of a case or of several; default: those of the run.")
+        str | None, typer.Option(metavar="PATH", help="Folder of a case or of several, or a store; default: the run's.")
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help=f"Which of several cases: {', '.join(_SPLITS)}.")] = "test",
     repeats: Annotated[int, typer.Option(help="Draws of anchors to average the metrics over.", min=1)] = 1,

@@ -59,13 +59,14 @@ def info(
 
 
 def stats(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".npz, .npy or mesh files.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".npz, .npy or mesh files; or one store.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the numbers as JSON.")] = None,
 ) -> int:
     """List count, min, max, mean and deviation of every array.
 
     Arrays of the same name in several files count as one. Files are read in
-    chunks. Rows with NaN or infinite values are left out and reported.
+    chunks. Rows with NaN or infinite values are left out and reported. A store
+    has its statistics in itself, so nothing is read.
 
     \b
     Example:
@@ -73,12 +74,14 @@ def stats(
     """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
+    from emmi_jax.data.stored_case import is_store
     from emmi_jax.files.atomic import write_json
-    from emmi_jax.jobs.stats import file_statistics, statistics_json, statistics_table
+    from emmi_jax.jobs.stats import file_statistics, statistics_json, statistics_table, store_statistics
 
-    statistics = file_statistics(files)
+    is_one_store = len(files) == 1 and is_store(files[0])
+    statistics = store_statistics(files[0]) if is_one_store else file_statistics([Path(file) for file in files])
     console = Console(soft_wrap=False)
-    console.print(statistics_table(statistics, ", ".join(map(str, files))), highlight=False)
+    console.print(statistics_table(statistics, ", ".join(files)), highlight=False)
     for name, moments in statistics.items():
         if moments.num_not_finite:
             print(f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import typer
 
+from emmi_jax.data.case_split import PUBLISHED_SPLITS
+from emmi_jax.data.published import STATISTICS
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
 from emmi_jax.training.settings import TrainSettings
@@ -16,12 +17,13 @@ from emmi_jax.training.settings import TrainSettings
 _DEFAULTS = default_settings(None)
 _BUILT_IN_NAME = "ellipsoids"
 _PATHS = ("data", "split", "statistics")
+_PUBLISHED = (*STATISTICS, *PUBLISHED_SPLITS)
 _GEOMETRY_SIZES = ("num_geometry_points", "num_supernodes", "num_test_supernodes")
 
 
 def train(
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="PATH",
             help="An .npz file with an array 'position' (N, 3) and fields (N,) or (N, C), or a folder, see above; "
@@ -29,14 +31,18 @@ def train(
         ),
     ] = None,
     split: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Assigns cases to splits, see above; default: split.json beside them."),
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.json",
+            help=f"Assigns cases to splits, see above: a file, or {', '.join(PUBLISHED_SPLITS)}; default: split.json "
+            "beside them.",
+        ),
     ] = None,
     statistics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE.json",
-            help="Statistics to use instead of measured ones: drivaerml-tutorial, or the config.json of another run.",
+            help=f"Statistics to use instead of measured ones: {', '.join(STATISTICS)}, or the config.json of a run.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of all runs.")] = Path("runs"),
@@ -67,7 +73,7 @@ def train(
         float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.optimizer.learning_rate:g}.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Settings of a published model: {', '.join(RECIPES)}.")
+        str | None, typer.Option(metavar="NAME", help=f"Settings for a data set: {', '.join(RECIPES)}.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings of your own, over those of --recipe.")
@@ -117,7 +123,8 @@ def train(
     surface_position_vtp.pt, surface_pressure.pt, ….
     A folder of case folders is a data set. split.json assigns its cases to
     splits, {"train": ["run_1", "run_3"], "test": ["run_2"]}; by default a
-    random fifth is only tested on.
+    random fifth is only tested on. A store made by prepare, or its URL, is
+    a data set too.
     Settings come from the defaults, then --recipe, then --config, then the
     other options. A file has the form of emmi_jax/training/recipes/*.toml.
 
@@ -128,20 +135,20 @@ def train(
       emmi-jax train --data car.npz --steps 2000
       emmi-jax train --data run_1
       emmi-jax train --data DrivAerML --recipe drivaerml --set model.dim=256
+      emmi-jax train --data bodies --recipe bodies
 
     Defaults below are those of the built-in data.
     """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
-    from emmi_jax.convert import PRESETS
     from emmi_jax.jobs.train import show_plan
     from emmi_jax.jobs.train import train as run_training
     from emmi_jax.training.devices import Layout
     from emmi_jax.training.processes import connected, is_main
 
     options = {
-        "data": None if data is None else str(data),
-        "split": None if split is None else str(split),
+        "data": data,
+        "split": split,
         "statistics": statistics,
         "steps": steps,
         "batch_size": batch_size,
@@ -166,7 +173,7 @@ def train(
         raise ValueError("--dry-run plans a new run, --resume continues one: choose one of them")
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
-    changes = [_resolved(change, PRESETS) for change in changes]
+    changes = [_resolved(change) for change in changes]
     source = next((change["data"] for change in reversed(changes) if "data" in change), None)
     if not isinstance(source, str | None):
         raise ValueError(f"data must be a path or none, got {source!r}")
@@ -198,10 +205,12 @@ def _free_path(out: Path, stem: str) -> Path:
     return out / f"{stem}-{number}"
 
 
-def _resolved(change: dict[str, Any], presets: Collection[str]) -> dict[str, Any]:
-    """Makes paths absolute, so that a run can be resumed from anywhere; names of published statistics stay."""
+def _resolved(change: dict[str, Any]) -> dict[str, Any]:
+    """Makes paths absolute, so that a run can be resumed from anywhere; URLs and published statistics stay."""
     return {
-        key: str(Path(value).resolve()) if key in _PATHS and isinstance(value, str) and value not in presets else value
+        key: str(Path(value).resolve())
+        if key in _PATHS and isinstance(value, str) and "://" not in value and value not in _PUBLISHED
+        else value
         for key, value in change.items()
     }
 
@@ -219,9 +228,9 @@ def _settings_to_resume(
     config = RunDirectory.open(path).read_config()
     if config.settings is not None:
         return TrainSettings.from_dict(config.settings), changes
-    # Converted weights bring their model and their scales; a recipe is welcome for the rest.
+    # Converted weights bring their model and their scales, and the data are others; a recipe is welcome for the rest.
     recipe, *others = changes
     if given := [key for change in others for key in change if key.split(".")[0] == "model"]:
         raise ValueError(f"{path} has a model of its own, got {', '.join(given)}")
-    rest = {key: value for key, value in recipe.items() if key not in ("model", "statistics")}
+    rest = {key: value for key, value in recipe.items() if key not in ("model", "statistics", "split")}
     return default_settings(data, geometry=config.model.has_geometry), [rest, *others]

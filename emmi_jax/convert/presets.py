@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from emmi_jax.config import AbUptConfig, SupernodePoolingConfig
-from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.published import STATISTICS
 from emmi_jax.data.sampling import Sampling
 
 
@@ -25,26 +26,6 @@ class Preset(NamedTuple):
     sources: dict[str, dict[str, Any]]
 
 
-# Positions in metres, velocity in m/s, vorticity in 1/s; pressure and wall shear stress for a density of 1.
-_DRIVAERML = Normalizer(
-    position_low=(-40.0,) * 3,
-    position_high=(80.0,) * 3,
-    position_scale=1000 / 120,
-    fields={
-        "surface": {
-            "pressure": FieldScale(mean=(-229.772,), std=(269.345,)),
-            "wallshearstress": FieldScale(mean=(-1.20054, 1.49358e-3, -7.20107e-2), std=(2.07670, 1.35628, 1.11426)),
-        },
-        "volume": {
-            "totalpcoeff": FieldScale(mean=(0.171387,), std=(0.500826,)),
-            "velocity": FieldScale(mean=(16.7909, -3.82238e-2, 0.407968), std=(16.4115, 8.63614, 6.64996)),
-            "vorticity": FieldScale(
-                mean=(-1.47814e-2, 0.787642, 2.81023e-3), std=(5.45681, 5.77081, 5.46175), log_scale=True
-            ),
-        },
-    },
-)
-
 # Source: Alkin et al. 2025, "AB-UPT" (arXiv 2502.09692), the DrivAerML model.
 PRESETS: dict[str, Preset] = {
     "drivaerml-tutorial": Preset(
@@ -60,7 +41,7 @@ PRESETS: dict[str, Preset] = {
             geometry_depth=1,
             supernode_pooling=SupernodePoolingConfig(radius=0.25, max_degree=32, mode="relpos"),
         ),
-        _DRIVAERML,
+        STATISTICS["drivaerml-tutorial"],
         Sampling(
             num_anchors=16_384,
             num_queries=0,

@@ -1,73 +1,131 @@
-"""A simulated case in a folder: meshes as in DrivAerML, or tensors made of them."""
+"""A simulated case in a folder: meshes, or tensors made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from emmi_jax.data.cases import Case
+from emmi_jax.data.drivaernet import (
+    SHEAR,
+    design_branches,
+    design_files,
+    design_names,
+    is_drivaernet,
+    read_design,
+)
+from emmi_jax.data.field_sources import DRIVAERML, FIELDS_FILE, Sources, published_sources, read_sources
 from emmi_jax.data.sampling import sample_triangles
-from emmi_jax.files.atomic import JsonDict, read_json
+from emmi_jax.data.shapenet_car import BRANCHES, read_shapenet_car, shapenet_car_files
+from emmi_jax.data.tensors import (
+    LoadTensor,
+    geometry_file,
+    read_positions,
+    read_tensors,
+    tensor_files,
+    tensor_problem,
+)
+from emmi_jax.files.atomic import check_space
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.surfaces import surface_triangles
-from emmi_jax.points import Array, PointSet
+from emmi_jax.meshes.vtk import array_names
+from emmi_jax.points import PointSet
 
-LoadTensor: TypeAlias = Callable[[Path], NDArray[Any]]
-Sources: TypeAlias = dict[str, dict[str, FieldSource]]
-
-FIELDS_FILE = "fields.json"
 NUM_GEOMETRY_POINTS = 65_536
 """Points drawn on the triangles of an `.stl` file."""
 
 MESHES = {"surface": "boundary*.vtp", "volume": "volume*.vtu"}
-DRIVAERML: Sources = {
-    "surface": {"pressure": FieldSource("pMeanTrim"), "wallshearstress": FieldSource("wallShearStressMeanTrim")},
-    "volume": {"totalpcoeff": FieldSource("CptMeanTrim"), "velocity": FieldSource("UMeanTrim")},
-}
-TENSORS = {
-    "surface": (
-        "surface_position_vtp.pt",
-        {"pressure": "surface_pressure.pt", "wallshearstress": "surface_wallshearstress.pt"},
-    ),
-    "volume": (
-        "volume_cell_position.pt",
-        {
-            "totalpcoeff": "volume_cell_totalpcoeff.pt",
-            "velocity": "volume_cell_velocity.pt",
-            "vorticity": "volume_cell_vorticity.pt",
-        },
-    ),
-}
+PARTS = {branch: f"{pattern}.*.part" for branch, pattern in MESHES.items()}
+"""A large mesh may come in files that are one after another: `volume_1.vtu.00.part`, `volume_1.vtu.01.part`."""
 
 
-class Case(NamedTuple):
-    """A case: points with fields by branch, and points [P, 3] of its geometry, if there is an `.stl` file."""
+def case_names(path: Path) -> list[str]:
+    """Returns the names of the folders in a folder that hold cases, in the order of their numbers.
 
-    points: dict[str, PointSet]
-    geometry: Array | None
+    Where there are none, the folders in those folders are looked at: `param1/1dc58be2`.
+    """
+    if not path.is_dir():
+        return []
+    if is_drivaernet(path):
+        return design_names(path)
+    for pattern in ("*/", "*/*/"):
+        found = [folder.relative_to(path).as_posix() for folder in path.glob(pattern) if case_branches(folder)]
+        if found:
+            return sorted(found, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+    return []
 
 
 def case_branches(path: Path) -> tuple[str, ...]:
-    """Returns the branches that a folder has positions of; none if it is not a folder."""
-    if _holds_tensors(path):
-        return tuple(branch for branch, (position, _) in TENSORS.items() if (path / position).is_file())
-    return tuple(branch for branch, pattern in MESHES.items() if any(path.glob(pattern)))
+    """Returns the branches that a folder has positions of; none if it is not a folder.
+
+    A design of DrivAerNet++ counts as a folder of this name in that of the data set.
+    """
+    if is_drivaernet(path.parent):
+        return design_branches(path.parent, path.name)
+    if found := tensor_files(path):
+        return tuple(found)
+    if any((path / name).is_file() for name in BRANCHES.values()):
+        return tuple(branch for branch, name in BRANCHES.items() if (path / name).is_file())
+    return tuple(branch for branch in MESHES if _mesh_files(path, branch))
+
+
+def case_files(path: Path) -> list[Path]:
+    """Returns the files of a case folder that `read_case_folder` reads."""
+    if is_drivaernet(path.parent):
+        return sorted(design_files(path.parent, path.name).values())
+    found = [path / name for files in tensor_files(path).values() for name in (files.position, *files.fields.values())]
+    found = [file for file in [*found, geometry_file(path)] if file is not None and file.is_file()]
+    if not found and not (found := shapenet_car_files(path)):
+        found = [file for branch in MESHES for file in _mesh_files(path, branch)]
+        found += [file for folder in (path, path.parent) if (file := folder / FIELDS_FILE).is_file()]
+    return sorted([*found, *path.glob("*.stl")])
+
+
+def case_problem(
+    path: Path, load_tensor: LoadTensor, branches: Collection[str], sources: Sources | None = None
+) -> str | None:
+    """Says why a case cannot be read, as far as names, sizes and headers of its files tell; None if nothing is wrong.
+
+    Args:
+        path: The folder.
+        load_tensor: Reads a `.pt` file of one tensor, or maps it.
+        branches: The branches that it must have.
+        sources: See `read_case_folder`.
+    """
+    if missing := sorted(set(branches) - set(case_branches(path))):
+        return f"no {' and no '.join(missing)}"
+    if empty := [file.name for file in case_files(path) if not file.stat().st_size]:
+        return f"{', '.join(empty)}: empty"
+    if tensor_files(path):
+        return tensor_problem(path, load_tensor)
+    if len(shapenet_car_files(path)) < 3 and shapenet_car_files(path):
+        return f"expected 3 files, found {', '.join(file.name for file in shapenet_car_files(path))}"
+    if is_drivaernet(path.parent):
+        return None if SHEAR in design_files(path.parent, path.name) else f"no file in {SHEAR}"
+    try:
+        _check_meshes(path, find_sources(path, sources))
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def read_case_folder(
-    path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool = False, sources: Sources = DRIVAERML
+    path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool | None = False, sources: Sources | None = None
 ) -> Case:
     """Reads a case with a surface, a volume or both.
 
     Args:
         path: A folder with `boundary*.vtp`, `volume*.vtu` or both, and perhaps an `.stl` file of the geometry; see
-            `find_sources` for the fields. Or a folder with the tensors of `TENSORS`: `surface_position_vtp.pt`, ….
+            `find_sources` for the fields. Or a folder with the tensors of a published data set, or with the three files
+            of ShapeNet-Car.
         load_tensor: Reads a `.pt` file of one tensor.
-        with_cell_sizes: Whether to measure the cells of the meshes.
-        sources: The arrays that hold the fields, unless a `fields.json` names them.
+        with_cell_sizes: Whether to measure the cells of the meshes; None: those of meshes that have sizes.
+        sources: The arrays that hold the fields, unless a `fields.json` names them; None for those of DrivAerML or
+            AhmedML.
 
     Returns:
         The case; fields are [N, F], float32 or float64 as in the files.
@@ -77,114 +135,111 @@ def read_case_folder(
         ValueError: The folder holds no case or several, or a file is unusable; or cell sizes are needed but there are
             none.
     """
+    if is_drivaernet(path.parent):
+        if with_cell_sizes:
+            raise ValueError(f"{path}: points have no cell sizes to weight them")
+        return Case(read_design(path.parent, path.name), None)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
-    if _holds_tensors(path):
+    geometry = _only(path, path.glob("*.stl"))
+    if (is_tensors := bool(tensor_files(path))) or shapenet_car_files(path):
         if with_cell_sizes:
-            raise ValueError(f"{path}: tensors have no cell sizes to weight their points")
-        points = _read_tensors(path, load_tensor)
+            what = "tensors" if is_tensors else "points"
+            raise ValueError(f"{path}: {what} have no cell sizes to weight their points")
+        points = read_tensors(path, load_tensor) if is_tensors else read_shapenet_car(path)
+        if geometry is None and (tensor := geometry_file(path)) is not None:
+            return Case(points, read_positions(tensor, load_tensor))
     else:
-        sources, points = find_sources(path, sources), {}
-        for branch, pattern in MESHES.items():
-            file = _only(path, pattern)
-            if file is not None:
-                if branch not in sources:
-                    raise ValueError(f"{path}: {FIELDS_FILE} has no fields for the branch {branch!r} of {file.name}")
-                points[branch] = read_mesh(file).points(sources[branch], with_cell_sizes=with_cell_sizes)
-    if not points:
-        wanted = [*MESHES.values(), *(position for position, _ in TENSORS.values()), "folders with them"]
-        raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")
-    geometry = _only(path, "*.stl")
+        points = _read_meshes(path, find_sources(path, sources), with_cell_sizes)
     if geometry is None:
         return Case(points, None)
     return Case(points, sample_triangles(0, surface_triangles(read_mesh(geometry)), NUM_GEOMETRY_POINTS))
 
 
-def find_sources(path: Path, default: Sources = DRIVAERML) -> Sources:
-    """Returns the arrays that hold the fields of a case folder.
-
-    They come from `fields.json` in the folder or in the one above; else they are the default.
-    """
-    files = (folder / FIELDS_FILE for folder in (path, path.parent))
-    return next((read_sources(file) for file in files if file.is_file()), default)
-
-
-def read_sources(path: Path) -> Sources:
-    """Reads a `fields.json`.
-
-    Args:
-        path: JSON such as `{"surface": {"pressure": "p", "shear": {"array": "tau", "scale": -1.0}}}`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not JSON of this form.
-    """
-    return parse_sources(read_json(path), path)
-
-
-def parse_sources(branches: Any, path: Path | str) -> Sources:
-    """Returns the arrays by branch and field that the content of a `fields.json` names; see `read_sources`."""
-    if not isinstance(branches, Mapping) or not all(isinstance(fields, Mapping) for fields in branches.values()):
-        raise ValueError(
-            f"{path}: expected fields by branch, as {{'surface': {{'pressure': 'p'}}}}, got {branches!r:.80}"
-        )
-    return {
-        branch: {name: _source(path, name, value) for name, value in fields.items()}
-        for branch, fields in branches.items()
-    }
-
-
-def sources_to_json(sources: Sources) -> JsonDict:
-    """Inverts `parse_sources`."""
-    return {
-        branch: {name: {"array": source.array, "scale": source.scale} for name, source in fields.items()}
-        for branch, fields in sources.items()
-    }
-
-
-def _source(path: Path | str, name: str, value: Any) -> FieldSource:
-    match value:
-        case str():
-            return FieldSource(value)
-        case {"array": str(array), **rest} if set(rest) <= {"scale"}:
-            scale = rest.get("scale", 1.0)
-            if isinstance(scale, int | float) and np.isfinite(scale) and scale:
-                return FieldSource(array, float(scale))
-    raise ValueError(f"{path}: field {name!r} must be an array's name, or its 'array' and 'scale', got {value!r}")
-
-
-def _holds_tensors(path: Path) -> bool:
-    return any((path / position).is_file() for position, _ in TENSORS.values())
-
-
-def _only(path: Path, pattern: str) -> Path | None:
-    files = sorted(path.glob(pattern))
-    if len(files) > 1:
-        raise ValueError(f"{path}: a case has one {pattern}, found {', '.join(file.name for file in files)}")
-    return files[0] if files else None
-
-
-def _read_tensors(path: Path, load_tensor: LoadTensor) -> dict[str, PointSet]:
+def _read_meshes(path: Path, sources: Sources, with_cell_sizes: bool | None) -> dict[str, PointSet]:
     points = {}
-    for branch, (position_file, field_files) in TENSORS.items():
-        if not (path / position_file).is_file():
-            continue
-        position = _rows(path / position_file, load_tensor, None)
-        if position.shape[1] != 3:
-            raise ValueError(f"{path / position_file}: has the shape {position.shape}, expected (N, 3)")
-        fields = {name: _rows(path / file, load_tensor, len(position)) for name, file in field_files.items()}
-        points[branch] = PointSet(position, fields)
+    for branch in MESHES:
+        if (files := _mesh_files(path, branch)) and branch not in sources:
+            raise ValueError(f"{path}: {FIELDS_FILE} has no fields for the branch {branch!r} of {files[0].name}")
+        if files:
+            with _joined(path, files) as file:
+                points[branch] = _read_points(file, sources[branch], with_cell_sizes)
+    if not points:
+        wanted = [*MESHES.values(), "tensors such as surface_position_vtp.pt", *BRANCHES.values(), "folders with them"]
+        raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")
     return points
 
 
-def _rows(path: Path, load_tensor: LoadTensor, num_rows: int | None) -> Array:
-    array = load_tensor(path)
-    if array.dtype not in (np.float32, np.float64):
-        # Half precision and integers; NumPy does not know the kind of bfloat16.
-        array = array.astype(np.float32)
-    if array.ndim not in (1, 2) or not array.size or len(array) != (num_rows or len(array)):
-        raise ValueError(f"{path}: has the shape {array.shape}, expected ({num_rows or 'N'}, channels)")
-    num_bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if num_bad:
-        raise ValueError(f"{path}: {num_bad} of {array.size} values are NaN or infinite")
-    return array.reshape(len(array), -1)
+def _read_points(file: Path, sources: Mapping[str, FieldSource], with_cell_sizes: bool | None) -> PointSet:
+    arrays = {source.array for source in sources.values()}
+    mesh = read_mesh(file, arrays)
+    points = mesh.points(sources, with_cell_sizes=with_cell_sizes or False)
+    if with_cell_sizes is None and mesh.location_of(arrays) == "cells" and (sizes := mesh.cell_sizes()).any():
+        return points._replace(cell_size=sizes)
+    return points
+
+
+def find_sources(path: Path, default: Sources | None = None) -> Sources:
+    """Returns the arrays that hold the fields of a case folder.
+
+    They come from `fields.json` in the folder or in the one above; else they are the default, or those of the published
+    data set, DrivAerML or AhmedML, whose arrays a mesh has.
+    """
+    for file in (folder / FIELDS_FILE for folder in (path, path.parent)):
+        if file.is_file():
+            return read_sources(file)
+    if default is not None:
+        return default
+    for branch, pattern in MESHES.items():
+        if files := sorted(path.glob(pattern)):
+            return published_sources(branch, array_names(files[0]))
+    return DRIVAERML
+
+
+def _mesh_files(path: Path, branch: str) -> list[Path]:
+    """Returns the mesh of a branch, or its parts in their order."""
+    return sorted(path.glob(MESHES[branch])) or sorted(path.glob(PARTS[branch]))
+
+
+def _check_meshes(path: Path, sources: Sources) -> None:
+    """Checks what can be known of the meshes before they are read."""
+    for branch in MESHES:
+        files = _mesh_files(path, branch)
+        if files and files[0].suffix == ".part":
+            _check_parts(path, files)
+        elif files:
+            wanted = {source.array for source in sources.get(branch, {}).values()}
+            file = _only(path, files)
+            if file is not None and (absent := sorted(wanted - array_names(file))):
+                raise ValueError(f"{file.name}: no array {', '.join(map(repr, absent))}")
+
+
+def _check_parts(path: Path, files: list[Path]) -> None:
+    numbers = [int(number) if (number := file.name.split(".")[-2]).isdigit() else -1 for file in files]
+    if numbers != list(range(len(files))):
+        raise ValueError(f"{path}: expected parts from 00 on without a gap, found {', '.join(f.name for f in files)}")
+
+
+@contextmanager
+def _joined(path: Path, files: list[Path]) -> Iterator[Path]:
+    """Yields the file of a mesh; parts are joined in a temporary one."""
+    if files[0].suffix != ".part":
+        if (file := _only(path, files)) is not None:
+            yield file
+        return
+    _check_parts(path, files)
+    with tempfile.TemporaryDirectory() as folder:
+        check_space(Path(folder), sum(file.stat().st_size for file in files))
+        joined = Path(folder, files[0].name.removesuffix(".00.part"))
+        with joined.open("wb") as target:
+            for file in files:
+                with file.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+        yield joined
+
+
+def _only(path: Path, files: Collection[Path] | Iterator[Path]) -> Path | None:
+    found = sorted(files)
+    if len(found) > 1:
+        raise ValueError(f"{path}: a case has one such file, found {', '.join(file.name for file in found)}")
+    return found[0] if found else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +17,15 @@ from emmi_jax.files.atomic import read_json
 SPLIT_FILE = "split.json"
 TEST_FRACTION = 0.2
 SPLITS = ("train", "validation", "test")
+_FOLDER = files("emmi_jax.data") / "splits"
+PUBLISHED_SPLITS = sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir())
+
 _SPLIT_STREAM = 0  # `case_collection` uses 1 and 2
 
 
 @dataclass(frozen=True)
 class CaseSplit:
-    """Folders of cases by split.
+    """Names of cases by split.
 
     Args:
         train: Trained on.
@@ -28,9 +34,9 @@ class CaseSplit:
         num_left_out: Cases in no split.
     """
 
-    train: Sequence[Path]
-    test: Sequence[Path]
-    validation: Sequence[Path] = ()
+    train: Sequence[str]
+    test: Sequence[str]
+    validation: Sequence[str] = ()
     num_left_out: int = 0
 
     @property
@@ -45,59 +51,71 @@ class CaseSplit:
 
     @property
     def split_of(self) -> dict[str, str]:
-        """The split of each case, by the name of its folder."""
-        return {folder.name: part for part in SPLITS for folder in getattr(self, part)}
+        """The split of each case, by its name."""
+        return {name: part for part in SPLITS for name in getattr(self, part)}
 
 
-def draw_split(folders: Sequence[Path]) -> CaseSplit:
+def draw_split(names: Sequence[str]) -> CaseSplit:
     """Draws a fifth of the cases to test on; the draw depends only on the number of cases.
 
     Raises:
         ValueError: There are fewer than two cases.
     """
-    if len(folders) < 2:
-        where = folders[0].parent if folders else "no folder"
+    if len(names) < 2:
         raise ValueError(
-            f"{where}: expected at least two cases, one to train on and one to test on, got {len(folders)}"
+            f"expected at least two cases, one to train on and one to test on, got {some_names(names) or 'none'}"
         )
-    order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(folders))
-    num_test = max(1, round(TEST_FRACTION * len(folders)))
-    return CaseSplit([folders[i] for i in sorted(order[num_test:])], [folders[i] for i in sorted(order[:num_test])])
+    order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(names))
+    num_test = max(1, round(TEST_FRACTION * len(names)))
+    return CaseSplit([names[i] for i in sorted(order[num_test:])], [names[i] for i in sorted(order[:num_test])])
 
 
-def read_split(path: Path, folders: Sequence[Path]) -> CaseSplit:
-    """Reads the split of cases from a file.
+def read_split(source: str | Path, names: Sequence[str]) -> CaseSplit:
+    """Reads the split of cases.
 
     Args:
-        path: JSON such as `{"train": ["run_1", "run_3"], "validation": ["run_4"], "test": ["run_2"]}`, with the names
-            of folders; `validation` may be absent.
-        folders: All cases; those that the file does not name are left out.
+        source: Name of a published split, or path of JSON such as
+            `{"train": ["run_1", "run_3"], "validation": ["run_4"], "test": ["run_2"]}`, with the names of cases;
+            `validation` may be absent.
+        names: All cases; those that the file does not name are left out.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not JSON of this form, `train` or `test` is empty, a name occurs twice, or a case does not
             exist; the message quotes the names.
     """
-    names = read_json(path)
-    if not isinstance(names, dict) or not {"train", "test"} <= set(names) <= set(SPLITS):
-        found = sorted(names) if isinstance(names, dict) else type(names).__name__
+    return parse_split(split_content(source), names, source)
+
+
+def split_content(source: str | Path) -> Any:
+    """Returns the content of a split file, or of a published split of this name; see `read_split`."""
+    if source in PUBLISHED_SPLITS:
+        return json.loads((_FOLDER / f"{source}.json").read_text())
+    return read_json(Path(source))
+
+
+def parse_split(parts: Any, names: Sequence[str], path: Path | str) -> CaseSplit:
+    """Returns the split of cases that the content of a split file describes; see `read_split`."""
+    if not isinstance(parts, dict) or not {"train", "test"} <= set(parts) <= set(SPLITS):
+        found = sorted(parts) if isinstance(parts, dict) else type(parts).__name__
         raise ValueError(f"{path}: expected lists 'train', 'test' and perhaps 'validation', got {found}")
-    for part, listed in names.items():
+    for part, listed in parts.items():
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise ValueError(f"{path}: {part!r} must be a list of folder names, got {listed!r:.80}")
+            raise ValueError(f"{path}: {part!r} must be a list of names of cases, got {listed!r:.80}")
         if not listed and part != "validation":
             raise ValueError(f"{path}: {part!r} is empty, expected at least one case")
-    everything = [name for listed in names.values() for name in listed]
+    everything = [name for listed in parts.values() for name in listed]
     if twice := [name for name, count in Counter(everything).items() if count > 1]:
-        raise ValueError(f"{path}: a case is in one split only, but these are named twice: {_some(twice)}")
-    by_name = {folder.name: folder for folder in folders}
-    if absent := [name for name in everything if name not in by_name]:
-        raise ValueError(f"{path}: {len(absent)} of {len(everything)} cases do not exist: {_some(absent)}")
-    # In the order of the folders, so that the order in the file does not matter.
-    parts = {part: [f for f in folders if f.name in set(listed)] for part, listed in names.items()}
-    return CaseSplit(**parts, num_left_out=len(folders) - len(everything))
+        raise ValueError(f"{path}: a case is in one split only, but these are named twice: {some_names(twice)}")
+    known = set(names)
+    if absent := [name for name in everything if name not in known]:
+        raise ValueError(f"{path}: {len(absent)} of {len(everything)} cases do not exist: {some_names(absent)}")
+    # In the order of the cases, so that the order in the file does not matter.
+    ordered = {part: [name for name in names if name in set(listed)] for part, listed in parts.items()}
+    return CaseSplit(**ordered, num_left_out=len(names) - len(everything))
 
 
-def _some(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
+    """Quotes the first names of many."""
     shown = ", ".join(map(repr, names[:5]))
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

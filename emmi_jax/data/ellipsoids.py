@@ -11,6 +11,7 @@ from emmi_jax.data.draws import add_supernodes
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, SHELL_SCALE, Ellipsoid, random_ellipsoids
 from emmi_jax.data.samples import Context, Sample, case_of_sample
 from emmi_jax.data.sampling import Sampling
+from emmi_jax.data.statistics import DataMoments, measure
 from emmi_jax.points import Array, PointSet, split_points
 
 NUM_TRAIN_CASES = 400
@@ -59,16 +60,9 @@ class EllipsoidDataset:
             f"{len(self.test_bodies)} to test on"
         )
 
-    def train_chunks(self) -> Iterator[tuple[str, PointSet]]:
-        """Yields 128 points of each training ellipsoid, then the corners of the box that holds every shell."""
-        rng = np.random.default_rng([_STATISTICS_STREAM])
-        parts = [sample_body(body, rng, _POINTS_FOR_STATISTICS) for body in self.train_bodies]
-        for branch, names in self.fields.items():
-            position = np.concatenate([part[branch].position for part in parts])
-            fields = {name: np.concatenate([part[branch].fields[name] for part in parts]) for name in names}
-            yield branch, PointSet(position, fields)
-        reach = SHELL_SCALE * SEMI_AXIS_RANGE[1]
-        yield "volume", PointSet(np.array([[-reach] * 3, [reach] * 3]), {})
+    def measure(self) -> DataMoments:
+        """Returns the statistics of 128 points of each training ellipsoid, and of the box that holds every shell."""
+        return measure(self._statistics_chunks())
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a training ellipsoid, in physical units."""
@@ -85,6 +79,16 @@ class EllipsoidDataset:
         sizes = self.sampling.num_test_anchors, NUM_TEST_QUERIES, self.sampling.num_test_supernodes
         for number, body in enumerate(self.test_bodies):
             yield self._draw(np.random.default_rng([_TEST_STREAM, number]), body, *sizes)
+
+    def _statistics_chunks(self) -> Iterator[tuple[str, PointSet]]:
+        rng = np.random.default_rng([_STATISTICS_STREAM])
+        parts = [sample_body(body, rng, _POINTS_FOR_STATISTICS) for body in self.train_bodies]
+        for branch, names in self.fields.items():
+            position = np.concatenate([part[branch].position for part in parts])
+            fields = {name: np.concatenate([part[branch].fields[name] for part in parts]) for name in names}
+            yield branch, PointSet(position, fields)
+        reach = SHELL_SCALE * SEMI_AXIS_RANGE[1]
+        yield "volume", PointSet(np.array([[-reach] * 3, [reach] * 3]), {})
 
     def _draw(
         self, rng: np.random.Generator, body: Ellipsoid, num_anchors: int, num_queries: int, num_supernodes: int

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -85,6 +86,32 @@ class Moments:
             mean=self.mean + difference * (other.count / count),
             squares=self.squares + other.squares + np.square(difference) * (self.count * other.count / count),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values as JSON has them."""
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Moments:
+        """Inverts `to_dict`.
+
+        Raises:
+            ValueError: These are not the statistics of finite values.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            raise ValueError(f"expected {', '.join(names)}, got {values!r:.80}")
+        counts, arrays = names[:2], names[2:]
+        if not all(type(values[name]) is int and values[name] >= 0 for name in counts):
+            raise ValueError(f"expected numbers of rows, got {[values[name] for name in counts]}")
+        if not all(isinstance(values[name], list) for name in arrays):
+            raise ValueError(f"expected lists of numbers, got {values!r:.80}")
+        found = {name: np.array(values[name], np.float64) for name in arrays}
+        if len({array.shape for array in found.values()}) > 1 or not all(
+            array.ndim == 1 and np.isfinite(array).all() for array in found.values()
+        ):
+            raise ValueError(f"expected as many finite numbers of each kind, got {values!r:.80}")
+        return cls(**{**values, **found})
 
     @property
     def std(self) -> NDArray[np.float64]:

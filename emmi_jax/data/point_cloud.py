@@ -10,7 +10,7 @@ import numpy as np
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample
 from emmi_jax.data.sampling import Sampling
-from emmi_jax.data.statistics import point_chunks
+from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.points import Array, PointSet, take_points
 
 TEST_FRACTION = 0.2
@@ -75,9 +75,9 @@ class PointCloudDataset:
         """Anchors and geometry of all predictions: training points, drawn once."""
         return self._anchored.context
 
-    def train_chunks(self) -> Iterator[tuple[str, PointSet]]:
-        """Yields the training points."""
-        return point_chunks(self.train_points)
+    def measure(self) -> DataMoments:
+        """Returns the statistics of the training points."""
+        return measure(point_chunks(self.train_points))
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a draw of anchors and queries from the training points, in physical units."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.statistics import DataMoments
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet
 
@@ -69,8 +70,8 @@ class Dataset(Protocol):
     def context(self) -> Context | None:
         """Anchors and geometry of all predictions, if the data are a single case."""
 
-    def train_chunks(self) -> Iterable[tuple[str, PointSet]]:
-        """Yields the points to measure statistics from, with their branch."""
+    def measure(self) -> DataMoments:
+        """Returns the statistics of the training data."""
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns the training sample of a number; it does not depend on other samples, all have the same shapes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, compress
@@ -15,6 +15,59 @@ class DataMoments(NamedTuple):
 
     position: Moments
     fields: dict[str, dict[str, tuple[Moments, Moments | None]]]
+
+    @property
+    def channels(self) -> dict[str, dict[str, int]]:
+        """Number of channels by branch and field."""
+        return {
+            branch: {name: len(plain.mean) for name, (plain, _) in of_branch.items()}
+            for branch, of_branch in self.fields.items()
+        }
+
+    def merge(self, other: DataMoments) -> DataMoments:
+        """Returns the statistics of both sets of data together.
+
+        Raises:
+            ValueError: The fields differ.
+        """
+        names, others = ({branch: list(of) for branch, of in data.fields.items()} for data in (self, other))
+        if names != others:
+            raise ValueError(f"cannot merge statistics of the fields {names} and {others}")
+        fields = {
+            branch: {name: _merge(known, other.fields[branch][name]) for name, known in of_branch.items()}
+            for branch, of_branch in self.fields.items()
+        }
+        return DataMoments(self.position.merge(other.position), fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values as JSON has them."""
+        return {
+            "position": self.position.to_dict(),
+            "fields": {
+                branch: {name: [None if m is None else m.to_dict() for m in pair] for name, pair in of_branch.items()}
+                for branch, of_branch in self.fields.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> DataMoments:
+        """Inverts `to_dict`.
+
+        Raises:
+            ValueError: These are no statistics.
+        """
+        try:
+            position, branches = values["position"], values["fields"].items()
+            fields = {
+                branch: {
+                    name: (Moments.from_dict(plain), None if compressed is None else Moments.from_dict(compressed))
+                    for name, (plain, compressed) in of_branch.items()
+                }
+                for branch, of_branch in branches
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected statistics by branch and field: {error}") from None
+        return cls(Moments.from_dict(position), fields)
 
     def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
         """Returns the normalizer of data with these statistics.
@@ -40,6 +93,21 @@ class DataMoments(NamedTuple):
         return Normalizer.from_box(
             self.position.minimum, self.position.maximum, position_range=position_range, fields=scales
         )
+
+
+def merge(parts: Iterable[DataMoments]) -> DataMoments:
+    """Returns the statistics of all parts of the data together.
+
+    Raises:
+        ValueError: There is no part, or one has other fields.
+    """
+    parts = iter(parts)
+    merged = next(parts, None)
+    if merged is None:
+        raise ValueError("cannot measure statistics: there are no points")
+    for part in parts:
+        merged = merged.merge(part)
+    return merged
 
 
 def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:

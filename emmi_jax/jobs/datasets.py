@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from emmi_jax.convert import PRESETS
+from rich.console import Console
+
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_collection import CaseCollection, case_folders
-from emmi_jax.data.case_folder import case_branches, find_sources, read_case_folder, sources_to_json
-from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, read_split
+from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.case_folder import case_branches, case_files, find_sources, read_case_folder
 from emmi_jax.data.ellipsoids import EllipsoidDataset
+from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
+from emmi_jax.data.published import STATISTICS
 from emmi_jax.data.samples import Dataset
-from emmi_jax.data.statistics import measure
+from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
+from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
+from emmi_jax.jobs.cases import open_cases
+from emmi_jax.jobs.statistics import measure_collection
 from emmi_jax.training.settings import TrainSettings
 
 
@@ -29,26 +33,33 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     """
     sampling = settings.sampling
     is_weighted = sampling.method == "weighted"
-    if is_weighted and (settings.data is None or not Path(settings.data).is_dir()):
+    if is_weighted and (settings.data is None or not (is_store(settings.data) or Path(settings.data).is_dir())):
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     if settings.data is None:
         return EllipsoidDataset(sampling)
     path = Path(settings.data)
-    folders = _collected_folders(path)
-    if folders:
-        load_case = partial(read_case_folder, load_tensor=load_torch_tensor, with_cell_sizes=is_weighted)
-        split = _split(settings, folders)
-        return CaseCollection(split, load_case, sampling, name=path.name)
+    opened = open_cases(settings.data, with_cell_sizes=is_weighted)
+    if opened is not None:
+        split = opened.split(settings.split)
+        opened.check(list(split.split_of))
+        return CaseCollection(split, opened.cases, sampling, name=path.name)
     if settings.split is not None:
-        raise ValueError(f"{settings.split}: a split needs a folder of cases, {path} is none")
+        raise ValueError(
+            f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
+        )
     if path.is_dir():
         points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
         return PointCloudDataset(points, sampling, geometry=geometry, name=path.name)
     return PointCloudDataset({"volume": read_case(path)}, sampling, name=path.name)
 
 
-def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:
+def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Console) -> Normalizer:
     """Returns the normalizer that the settings name, or measures one on the training data.
+
+    Args:
+        settings: The settings.
+        dataset: The data that they name.
+        console: Where progress is printed.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -57,33 +68,49 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset) -> Normalizer:
     free = settings.divergence_free
     if settings.statistics is not None:
         return read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
-    moments = measure(dataset.train_chunks())
+    if settings.data is not None and isinstance(dataset, CaseCollection):
+        moments = measure_collection(Path(settings.data), dataset, console=console)
+    else:
+        moments = dataset.measure()
     return moments.normalizer(position_range=settings.position_range, divergence_free=free)
+
+
+def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:
+    """Returns what changes if the content of the training data does; None for the built-in data."""
+    if settings.data is None:
+        return None
+    if isinstance(dataset, CaseCollection):
+        return dataset.fingerprint
+    path = Path(settings.data)
+    return fingerprint(case_files(path) if path.is_dir() else [path], path.parent)
 
 
 def field_sources(settings: TrainSettings) -> JsonDict:
     """Returns the arrays of mesh files that hold the fields, as in `fields.json`; empty if the data are no folder."""
-    if settings.data is None or not (path := Path(settings.data)).is_dir():
+    if settings.data is None:
         return {}
-    return sources_to_json(find_sources(next(iter(_collected_folders(path)), path)))
+    if (opened := open_cases(settings.data)) is not None:
+        return sources_to_json(opened.sources)
+    path = Path(settings.data)
+    return sources_to_json(find_sources(path)) if path.is_dir() else {}
 
 
 def read_statistics(source: str) -> Normalizer:
-    """Returns the normalizer of a published model or of a run.
+    """Returns published statistics, or the normalizer of a run.
 
     Args:
-        source: Name of a published model, such as `drivaerml-tutorial`; or path of a run's `config.json`, or of JSON
+        source: Name of published statistics, such as `drivaerml-tutorial`; or path of a run's `config.json`, or of JSON
             with the values of a `Normalizer` alone, as under `normalizer` there.
 
     Raises:
         FileNotFoundError: It is neither a name nor a file.
         ValueError: The file does not hold statistics.
     """
-    if source in PRESETS:
-        return PRESETS[source].normalizer
+    if source in STATISTICS:
+        return STATISTICS[source]
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(PRESETS)}")
+        raise FileNotFoundError(f"{path}: no such file; published statistics are {', '.join(STATISTICS)}")
     try:
         values = read_json_object(path)
         return Normalizer.from_dict(values.get("normalizer", values))
@@ -112,7 +139,8 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
 
 
 def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
-    branches = case_branches(next(iter(_collected_folders(Path(data))), Path(data)))
+    opened = open_cases(data)
+    branches = case_branches(Path(data)) if opened is None else opened.branches_of(opened.names[0])
     blocks: tuple[str, ...] = ("self", "cross") * 2 if len(branches) > 1 else ("self",) * 4
     sampling = {"num_anchors": 128, "num_queries": 384}
     # The geometry branch sees the surface.
@@ -122,15 +150,3 @@ def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
     # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
     settings = TrainSettings(data=data, batch_size=1, position_range=5000.0)
     return settings.updated({"sampling": sampling, "model": {"physics_blocks": blocks, "max_wavelength": 10_000.0}})
-
-
-def _collected_folders(path: Path) -> list[Path]:
-    """Returns the case folders in a folder that is not a case itself."""
-    return [] if case_branches(path) else case_folders(path)
-
-
-def _split(settings: TrainSettings, folders: list[Path]) -> CaseSplit:
-    if settings.split is not None:
-        return read_split(Path(settings.split), folders)
-    file = folders[0].parent / SPLIT_FILE
-    return read_split(file, folders) if file.is_file() else draw_split(folders)

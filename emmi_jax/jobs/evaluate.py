@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_collection import case_folders
-from emmi_jax.data.case_folder import DRIVAERML, Case, Sources, case_branches, read_case_folder
-from emmi_jax.data.case_split import SPLIT_FILE, read_split
+from emmi_jax.data.case_folder import case_branches, read_case_folder
+from emmi_jax.data.case_split import SPLIT_FILE
+from emmi_jax.data.cases import Case
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.cases import OpenCases, open_cases
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
@@ -27,7 +29,7 @@ class EvaluationJob:
     """What to compare a run with.
 
     Args:
-        data: Folder of a case, or of several; None for the data that the run was trained on.
+        data: Folder of a case or of several, or a store; None for the data that the run was trained on.
         split: Which of several cases: `train`, `validation`, `test` or `all`. Splits are those of the run, or
             of `split.json` beside other data.
         repeats: How many draws of anchors, geometry points and supernodes to average the metrics over.
@@ -35,7 +37,7 @@ class EvaluationJob:
             that of the run.
     """
 
-    data: Path | None = None
+    data: str | None = None
     split: str = "test"
     repeats: int = 1
     out: Path | None = None
@@ -58,72 +60,82 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
         raise ValueError(f"{out} is a file, expected a folder")
     # Anchors come from each case, even if the run has a context: that of another case, perhaps.
     surrogate, config = replace(load_run(path), context=None), RunDirectory.open(path).read_config()
-    data, split, folders = _chosen_cases(job, config)
-    _check_cases(folders, surrogate)
+    data, split, chosen = _chosen_cases(job, config, surrogate)
     by_case: dict[str, dict[str, Metrics]] = {}
-    with ProgressBar(console, len(folders) * job.repeats, unit="predictions") as progress:
-        for folder in folders:
-            case, repeats = _read(folder, surrogate, config.field_sources() or DRIVAERML), []
+    with ProgressBar(console, len(chosen) * job.repeats, unit="predictions") as progress:
+        for name, read in chosen.items():
+            case, repeats = _checked(name, read(), surrogate), []
             for seed in range(job.repeats):
                 repeats.append(_case_metrics(surrogate, case, seed=seed))
-                progress.advance(1, folder.name)
-            by_case[folder.name] = mean_metrics(repeats)
+                progress.advance(1, name)
+            by_case[name] = mean_metrics(repeats)
     mean = mean_metrics(list(by_case.values()))
     out.mkdir(parents=True, exist_ok=True)
-    name = "evaluation" if split is None else f"evaluation_{split}"
-    content = {"data": str(data), "split": split, "repeats": job.repeats, "mean": mean, "cases": by_case}
-    write_json(out / f"{name}.json", content)
-    write_atomically(out / f"{name}.csv", _csv(by_case))
-    cases = "1 case" if len(folders) == 1 else f"{len(folders)} cases"
+    stem = "evaluation" if split is None else f"evaluation_{split}"
+    content = {"data": data, "split": split, "repeats": job.repeats, "mean": mean, "cases": by_case}
+    write_json(out / f"{stem}.json", content)
+    write_atomically(out / f"{stem}.csv", _csv(by_case))
+    cases = "1 case" if len(chosen) == 1 else f"{len(chosen)} cases"
     console.print(metrics_table(f"Mean over {cases}", mean))
-    console.print(f"{out / name}.json and .csv have every case", highlight=False, soft_wrap=True)
+    console.print(f"{out / stem}.json and .csv have every case", highlight=False, soft_wrap=True)
 
 
-def _chosen_cases(job: EvaluationJob, config: RunConfig) -> tuple[Path, str | None, list[Path]]:
-    """Returns the data, the split, and the folders of the cases to compare with; a single case is in no split."""
+def _chosen_cases(
+    job: EvaluationJob, config: RunConfig, surrogate: Surrogate
+) -> tuple[str, str | None, dict[str, Callable[[], Case]]]:
+    """Returns the data, the split, and what reads each case to compare with; a single case is in no split."""
     trained_on = None if config.settings is None else config.settings["data"]
-    if job.data is None and trained_on is None:
+    data = trained_on if job.data is None else job.data
+    if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
-    data = job.data or Path(trained_on or "")
-    if not data.is_dir():
-        raise FileNotFoundError(f"{data} is no folder of cases")
-    if case_branches(data):
-        return data, None, [data]
-    folders = case_folders(data)
-    if not folders:
-        raise ValueError(f"{data}: no cases in this folder")
-    if job.split == "all":
-        return data, job.split, folders
-    is_own = trained_on is not None and data.resolve() == Path(trained_on).resolve()
-    if is_own and config.split is not None:
-        split_of: Mapping[str, str] = config.split
-    elif (file := data / SPLIT_FILE).is_file():
-        split_of = read_split(file, folders).split_of
-    else:
-        raise ValueError(f"{data} has no {SPLIT_FILE}, so no split {job.split!r}: use --split all")
-    chosen = [folder for folder in folders if split_of.get(folder.name) == job.split]
+    sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
+    opened = open_cases(data, with_cell_sizes=is_weighted, sources=sources)
+    if opened is None:
+        path = Path(data)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{data} is no folder of cases")
+        if not (branches := case_branches(path)):
+            raise ValueError(f"{data}: no cases in this folder")
+        _check_branches({path.name: branches}, surrogate)
+        read = partial(read_case_folder, path, load_torch_tensor, with_cell_sizes=is_weighted, sources=sources)
+        return data, None, {path.name: read}
+    is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
+    names = _names_in_split(job.split, data, opened, config.split if is_own else None)
+    _check_branches({name: opened.branches_of(name) for name in names}, surrogate)
+    opened.check(names)
+    return data, job.split, {name: partial(opened.cases.read, name) for name in names}
+
+
+def _names_in_split(split: str, data: str, opened: OpenCases, own_split: Mapping[str, str] | None) -> list[str]:
+    """Returns the names of the cases in a split: that of the run, if the data are its own, or of the data."""
+    if split == "all":
+        return opened.names
+    split_of = own_split
+    if split_of is None and opened.stored_split is not None:
+        split_of = opened.stored_split.split_of
+    if split_of is None:
+        raise ValueError(f"{data} has no {SPLIT_FILE}, so no split {split!r}: use --split all")
+    chosen = [name for name in opened.names if split_of.get(name) == split]
     if not chosen:
-        raise ValueError(f"{data}: no case is in the split {job.split!r}")
-    if absent := sorted(set(split_of) - {folder.name for folder in folders}):
+        raise ValueError(f"{data}: no case is in the split {split!r}")
+    if absent := sorted(set(split_of) - set(opened.names)):
         raise ValueError(f"{data}: cases of the split do not exist: {', '.join(absent)}")
-    return data, job.split, chosen
+    return chosen
 
 
-def _check_cases(folders: Sequence[Path], surrogate: Surrogate) -> None:
+def _check_branches(branches: Mapping[str, Collection[str]], surrogate: Surrogate) -> None:
     """Refuses cases without a branch of the model, all at once."""
     needed = surrogate.model.config.branches
-    lacking = [folder.name for folder in folders if not set(needed) <= set(case_branches(folder))]
-    if lacking:
+    if lacking := [name for name, found in branches.items() if not set(needed) <= set(found)]:
         raise ValueError(f"the model has the branches {list(needed)}; cases that lack one: {', '.join(lacking)}")
 
 
-def _read(folder: Path, surrogate: Surrogate, sources: Sources) -> Case:
-    is_weighted = surrogate.sampling.method == "weighted"
-    case = read_case_folder(folder, load_torch_tensor, with_cell_sizes=is_weighted, sources=sources)
+def _checked(name: str, case: Case, surrogate: Surrogate) -> Case:
+    """Refuses a case without a field of the model."""
     for branch, names in surrogate.model.config.fields.items():
-        found = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}
+        found = {field: values.shape[-1] for field, values in case.points[branch].fields.items()}
         if not dict(names).items() <= found.items():
-            raise ValueError(f"{folder}: {branch} has the fields {found}, expected {dict(names)}")
+            raise ValueError(f"{name}: {branch} has the fields {found}, expected {dict(names)}")
     return case
 
 

@@ -34,7 +34,7 @@ def draw_pictures(dataset: Dataset, surrogate: Surrogate, run: RunDirectory) -> 
     elif isinstance(dataset, PointCloudDataset):
         paths += _draw_points(dataset.test_points, predict, run.path)
     elif isinstance(dataset, CaseCollection):
-        paths += _draw_points(dataset.read_case(dataset.split.test[0]).points, predict, run.path)
+        paths += _draw_points(dataset.cases.read(dataset.split.test[0]).points, predict, run.path)
     return paths
 
 

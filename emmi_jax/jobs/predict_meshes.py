@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emmi_jax.data.case_folder import Sources, read_sources
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.field_sources import Sources, read_sources
 from emmi_jax.files.atomic import check_space, write_json
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import (

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from emmi_jax.data.moments import Moments
+from emmi_jax.data.statistics import merge
+from emmi_jax.data.store import Store
 from emmi_jax.files.npy import map_array
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.mesh import read_mesh
@@ -48,6 +50,18 @@ def file_statistics(paths: Sequence[Path]) -> dict[str, Moments]:
         if not num_arrays:
             raise ValueError(f"{path}: holds no array")
     return found
+
+
+def store_statistics(location: str) -> dict[str, Moments]:
+    """Returns the statistics of positions and fields that a store holds, those of all its cases together.
+
+    Raises:
+        ValueError: It is no store, or a damaged one.
+    """
+    store = Store(location)
+    position, fields = merge(map(store.measure, store.names))
+    of_fields = {f"{branch}/{name}": pair[0] for branch, names in fields.items() for name, pair in names.items()}
+    return {"position": position} | of_fields
 
 
 def statistics_json(statistics: Mapping[str, Moments]) -> dict[str, Any]:

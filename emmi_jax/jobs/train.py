@@ -15,10 +15,11 @@ from rich.console import Console
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.baselines import baselines
 from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.datasets import field_sources, load_dataset, make_normalizer
+from emmi_jax.jobs.datasets import data_fingerprint, field_sources, load_dataset, make_normalizer
 from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
@@ -72,7 +73,10 @@ def train(
     if stored is not None and stored.is_converted:
         settings = settings.updated({"model": _options(settings, stored.model)})
     devices = Devices.make(settings, layout)
-    config = _run_config(settings, dataset) if stored is None else _resumed_config(settings, dataset, stored)
+    if stored is None:
+        config = _run_config(settings, dataset, _measured(settings, dataset, console))
+    else:
+        config = _resumed_config(settings, dataset, stored)
     trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer)
     # What cannot be trained is refused while there is nothing to clean up.
     jax.eval_shape(trainer.train_step, trainer.state, trainer.put(trainer.host_batch(0)))
@@ -107,7 +111,7 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     """
     dataset = load_dataset(settings)
     if settings.statistics is not None:
-        make_normalizer(settings, dataset)
+        make_normalizer(settings, dataset, console=console)
     config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
     trainer = Trainer.make(settings, dataset, devices, config, normalizer=None)
     step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), trainer.put(trainer.host_batch(0))).compile()
@@ -131,11 +135,21 @@ def _write_config(path: Path, config: RunConfig, dataset: Dataset, stored: RunCo
     return run
 
 
+def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> Normalizer:
+    """Measures statistics in the main process; the others find them."""
+    if not is_main():
+        wait_for_all("statistics")
+    normalizer = make_normalizer(settings, dataset, console=console)
+    if is_main():
+        wait_for_all("statistics")
+    return normalizer
+
+
 def _resumed_config(settings: TrainSettings, dataset: Dataset, stored: RunConfig) -> RunConfig:
     """Returns the configuration of a run that was trained before, or of converted weights."""
     if stored.settings is not None:
         check_same_config(stored.settings, settings.to_dict(), path="settings.")
-    config = _run_config(settings, dataset, weights=stored if stored.is_converted else None)
+    config = _run_config(settings, dataset, stored.normalizer, weights=stored if stored.is_converted else None)
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
         config = replace(config, model=replace(config.model, dtype=stored.model.dtype))
     if stored.settings is not None:
@@ -148,16 +162,16 @@ def _options(settings: TrainSettings, model: AbUptConfig) -> JsonDict:
     return {name: value for name, value in model.to_dict().items() if name in settings.model}
 
 
-def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None = None) -> RunConfig:
-    """Returns everything that a run depends on; converted weights bring their model and normalizer."""
+def _run_config(
+    settings: TrainSettings, dataset: Dataset, normalizer: Normalizer, weights: RunConfig | None = None
+) -> RunConfig:
+    """Returns everything that a run depends on; converted weights bring their model."""
     model = model_config(settings, dataset.fields)
-    if weights is None:
-        normalizer = make_normalizer(settings, dataset)
-    else:
+    if weights is not None:
         if settings.statistics is not None:
             raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
         check_same_config(weights.model.fields, model.fields, path="fields.")
-        model, normalizer = weights.model, weights.normalizer
+        model = weights.model
     return RunConfig(
         model=model,
         normalizer=normalizer,
@@ -165,6 +179,7 @@ def _run_config(settings: TrainSettings, dataset: Dataset, weights: RunConfig | 
         sources=field_sources(settings) or (weights.sources if weights is not None else {}),
         settings=settings.to_dict(),
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
+        data_fingerprint=data_fingerprint(settings, dataset),
         is_converted=weights is not None,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -125,15 +125,19 @@ class Mesh:
         return values if source.scale == 1.0 else values * float(source.scale)
 
 
-def read_mesh(path: Path) -> Mesh:
+def read_mesh(path: Path, arrays: Collection[str] | None = None) -> Mesh:
     """Reads a mesh from a `.stl`, `.vtp`, `.vtu`, `.vtk`, `.ply` or `.obj` file.
+
+    Args:
+        path: The file.
+        arrays: The arrays to read from a `.vtp` or `.vtu` file that has them; None for all.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The extension is unknown, the file is damaged, the mesh is empty or a coordinate is not finite.
         ImportError: pyvista is not installed.
     """
-    dataset = read_dataset(path)
+    dataset = read_dataset(path, arrays)
     if not dataset.n_points:
         raise ValueError(f"{path}: the mesh is empty")
     _check_finite(path, "coordinates", np.asarray(dataset.points))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,12 @@ _PLY_SIZES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 
 _PLY_SIZES |= {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "float32": 4, "float64": 8}
 
 
-def read_dataset(path: Path) -> Any:
+def read_dataset(path: Path, arrays: Collection[str] | None = None) -> Any:
     """Reads a `.stl`, `.vtp`, `.vtu`, `.vtk`, `.ply` or `.obj` file.
+
+    Args:
+        path: The file.
+        arrays: The arrays to read from a `.vtp` or `.vtu` file that has them; None for all.
 
     Returns:
         A `pyvista.DataSet`.
@@ -51,6 +55,8 @@ def read_dataset(path: Path) -> Any:
     with vtk_messages() as messages:
         reader = _vtk_class(*_READERS[suffix])()
         reader.SetFileName(str(path))
+        if arrays is not None and suffix in (".vtp", ".vtu"):
+            _select_arrays(reader, arrays)
         reader.Update()
         output = reader.GetOutput()
     if messages:
@@ -121,6 +127,45 @@ def vtk_messages() -> Iterator[list[str]]:
         messages += re.findall(
             r"^(?:ERROR|Warning|Generic Warning): In .*\n(?:\w+ \(0x\w+\): )?(.*)", window.GetOutput(), re.MULTILINE
         )
+
+
+def array_names(path: Path) -> set[str]:
+    """Returns the names of the arrays of a `.vtp` or `.vtu` file, of which only the header is read.
+
+    Raises:
+        ValueError: The header is damaged, or the end of the file is missing.
+    """
+    import_pyvista()
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 256))
+        is_whole = b"</VTKFile>" in file.read()
+    with vtk_messages() as messages:
+        reader = _vtk_class(*_READERS[path.suffix.lower()])()
+        reader.SetFileName(str(path))
+        if is_whole:
+            reader.UpdateInformation()
+            selections = reader.GetCellDataArraySelection(), reader.GetPointDataArraySelection()
+            found = {s.GetArrayName(i) for s in selections for i in range(s.GetNumberOfArrays())}
+    if messages or not is_whole:
+        reason = messages[0] if messages else "its end is missing"
+        raise ValueError(f"{path}: not a {path.suffix} file, or a damaged one: {reason}")
+    return found
+
+
+def _select_arrays(reader: Any, wanted: Collection[str]) -> None:
+    """Leaves out the arrays that are not wanted, and those on points if cells have all; if any is absent, none."""
+    reader.UpdateInformation()
+    cells, points = reader.GetCellDataArraySelection(), reader.GetPointDataArraySelection()
+    in_cells, on_points = (
+        {selection.GetArrayName(i) for i in range(selection.GetNumberOfArrays())} for selection in (cells, points)
+    )
+    if set(wanted) <= in_cells:
+        points.DisableAllArrays()
+    elif not set(wanted) <= on_points:
+        return
+    for selection, names in ((cells, in_cells), (points, on_points)):
+        for name in names - set(wanted):
+            selection.DisableArray(name)
 
 
 def _vtk_class(module: str, name: str) -> Any:

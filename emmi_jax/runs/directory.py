@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from emmi_jax.config import AbUptConfig, Config
-from emmi_jax.data.case_folder import Sources, parse_sources
+from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
 from emmi_jax.data.sampling import Sampling
@@ -33,6 +33,7 @@ class RunConfig(Config):
         sources: The arrays of mesh files that hold the fields, by branch and field; empty if the data are no meshes.
         settings: Settings of the training; None for weights that were not trained here.
         split: Which case is in which split, for data of several cases.
+        data_fingerprint: What changes if the content of the training data does; None where it is unknown.
         is_converted: Whether the weights came from elsewhere, trained further or not.
     """
 
@@ -42,6 +43,7 @@ class RunConfig(Config):
     sources: Mapping[str, Any]
     settings: JsonDict | None = None
     split: Mapping[str, str] | None = None
+    data_fingerprint: str | None = None
     is_converted: bool = False
 
     def __post_init__(self) -> None:

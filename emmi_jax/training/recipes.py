@@ -13,7 +13,7 @@ RECIPES = sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir())
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """Returns the settings of a published model, for `TrainSettings.updated`.
+    """Returns the settings for a public data set, for `TrainSettings.updated`.
 
     Raises:
         ValueError: There is no such recipe; the message names the nearest.

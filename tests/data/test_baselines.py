@@ -7,7 +7,6 @@ from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.potential_flow import Ellipsoid, random_ellipsoids
 from emmi_jax.data.sampling import Sampling
-from emmi_jax.data.statistics import measure
 from emmi_jax.points import PointSet
 
 SAMPLING = Sampling(num_anchors=4, num_queries=4, num_test_anchors=8)
@@ -28,7 +27,7 @@ def test_the_mean_predictor_repeats_the_mean():
 @pytest.mark.parametrize("is_given", [True, False])
 def test_the_mean_predictor_of_a_single_case_has_the_means_of_the_normalizer(known, is_given):
     dataset = PointCloudDataset({"volume": known}, SAMPLING)
-    normalizer = measure(dataset.train_chunks()).normalizer(position_range=1.0)
+    normalizer = dataset.measure().normalizer(position_range=1.0)
     if is_given:
         scales = {
             "linear": FieldScale(mean=(5.0,), std=(1.0,)),
@@ -49,7 +48,7 @@ def test_baselines_predict_every_field_at_every_query(known):
         (PointCloudDataset({"volume": known}, SAMPLING), "nearest_neighbors"),
         (ellipsoids, "nearest_case"),
     ):
-        normalizer = measure(dataset.train_chunks()).normalizer(position_range=1.0)
+        normalizer = dataset.measure().normalizer(position_range=1.0)
         for number, sample in enumerate(dataset.test_samples()):
             found = baselines(dataset, normalizer, number, sample)
             assert set(found) == {"mean_predictor", other}

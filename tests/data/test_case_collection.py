@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_collection import CaseCollection, case_folders
-from emmi_jax.data.case_folder import Case, read_case_folder
+from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.case_folder import case_names, read_case_folder
 from emmi_jax.data.case_split import CaseSplit, draw_split
+from emmi_jax.data.cases import Case, WholeCases
 from emmi_jax.data.sampling import Sampling
-from emmi_jax.data.statistics import measure
 from emmi_jax.points import PointSet
 from tests.data.case_folders import write_case_folder
 
@@ -20,13 +20,13 @@ SAMPLING = Sampling(
     num_supernodes=3,
     num_test_supernodes=4,
 )
-FOLDERS = [Path(f"run_{number}") for number in range(10)]
-SPLIT = draw_split(FOLDERS)
+NAMES = [f"run_{number}" for number in range(10)]
+SPLIT = draw_split(NAMES)
 
 
-def load_case(folder: Path) -> Case:
+def load_case(name: str) -> Case:
     """Points whose x tells the case: run 3 has surface points at x in [3, 3.5] and one more point a case."""
-    number = int(folder.name.removeprefix("run_"))
+    number = int(name.removeprefix("run_"))
     rng = np.random.default_rng(number)
     points = {}
     for branch, num_points in (("surface", 40 + number), ("volume", 60 + number)):
@@ -36,15 +36,15 @@ def load_case(folder: Path) -> Case:
 
 
 def make(sampling: Sampling = SAMPLING, split: CaseSplit = SPLIT, load=load_case) -> CaseCollection:
-    return CaseCollection(split, load, sampling)
+    return CaseCollection(split, WholeCases(load, str), sampling)
 
 
 def numbers(position: np.ndarray) -> set[int]:
     return set(np.floor(position[..., 0]).astype(int).flat)
 
 
-def of(folders: list[Path]) -> set[int]:
-    return {int(folder.name.removeprefix("run_")) for folder in folders}
+def of(names: list[str]) -> set[int]:
+    return {int(name.removeprefix("run_")) for name in names}
 
 
 def test_test_cases_are_never_trained_on():
@@ -84,7 +84,7 @@ def test_every_epoch_has_each_training_case_once_in_an_order_of_its_own():
 
 
 def test_validation_samples_are_the_same_each_time():
-    dataset = make(split=CaseSplit(FOLDERS[:2], FOLDERS[2:4], FOLDERS[4:6]))
+    dataset = make(split=CaseSplit(NAMES[:2], NAMES[2:4], NAMES[4:6]))
     first, second = list(dataset.validation_samples()), list(dataset.validation_samples())
     assert [numbers(sample.queries["volume"].position) for sample in first] == [{4}, {5}]
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -92,9 +92,9 @@ def test_validation_samples_are_the_same_each_time():
 
 def test_statistics_are_those_of_all_training_points():
     dataset = make()
-    cases = [load_case(folder).points for folder in dataset.split.train]
+    cases = [load_case(name).points for name in dataset.split.train]
     whole = np.concatenate([case["volume"].fields["pressure"] for case in cases])
-    normalizer = measure(dataset.train_chunks()).normalizer(position_range=1000.0)
+    normalizer = dataset.measure().normalizer(position_range=1000.0)
     np.testing.assert_allclose(normalizer.fields["volume"]["pressure"].mean, whole.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(normalizer.fields["volume"]["pressure"].std, whole.std(axis=0), rtol=1e-12)
     position = np.concatenate([points.position for case in cases for points in case.values()])
@@ -103,7 +103,7 @@ def test_statistics_are_those_of_all_training_points():
 
 
 def test_validation_cases_are_neither_trained_nor_tested_on():
-    dataset = make(split=CaseSplit(FOLDERS[:2], FOLDERS[2:4], FOLDERS[4:6]))
+    dataset = make(split=CaseSplit(NAMES[:2], NAMES[2:4], NAMES[4:6]))
     seen = {n for number in range(40) for n in numbers(dataset.train_sample(0, number).anchors["volume"].position)}
     tested = {n for sample in dataset.test_samples() for n in numbers(sample.queries["volume"].position)}
     assert (seen, tested) == ({0, 1}, {2, 3})
@@ -126,52 +126,54 @@ def test_test_cases_have_one_shape_and_queries_that_are_no_anchors():
 
 
 def test_cases_are_read_again_only_when_memory_is_full(monkeypatch):
-    monkeypatch.setattr("emmi_jax.data.case_collection.NUM_CASES_IN_MEMORY", 10)
+    monkeypatch.setattr("emmi_jax.data.cases.NUM_CASES_IN_MEMORY", 10)
     read = []
 
-    def load(folder: Path) -> Case:
-        read.append(folder)
-        return load_case(folder)
+    def load(name: str) -> Case:
+        read.append(name)
+        return load_case(name)
 
     dataset = make(load=load)
-    list(dataset.train_chunks())
+    dataset.measure()
     for number in range(40):
         dataset.train_sample(0, number)
     list(dataset.test_samples())
-    assert sorted(read) == FOLDERS
+    assert sorted(read) == NAMES
 
 
 def test_a_case_with_other_fields_is_named():
-    def load(folder: Path) -> Case:
-        case = load_case(folder)
-        if folder.name == "run_7":
+    def load(name: str) -> Case:
+        case = load_case(name)
+        if name == "run_7":
             case.points["volume"].fields["speed"] = np.ones((67, 1))
         return case
 
     with pytest.raises(ValueError, match=r"run_7: has the fields .*'speed': 1.*, the case run_\d has"):
-        list(make(load=load).train_chunks())
+        make(load=load).measure()
 
 
 def test_a_case_that_is_too_small_is_named():
     sampling = Sampling(num_anchors=20, num_queries=23, num_test_anchors=8)
     with pytest.raises(ValueError, match=r"run_\d: surface: 4\d points are too few: a step draws 43"):
-        list(make(sampling).train_chunks())
+        make(sampling).measure()
 
 
 def test_folders_of_cases_are_found_in_the_order_of_their_numbers(tmp_path: Path):
+    (tmp_path / "cars").mkdir()
     for number in (10, 9, 1):
-        write_case_folder(tmp_path / f"run_{number}")
-    (tmp_path / "notes").mkdir()
+        write_case_folder(tmp_path / "cars" / f"run_{number}")
+    (tmp_path / "cars" / "notes").mkdir()
     (tmp_path / "README").touch()
-    assert [folder.name for folder in case_folders(tmp_path)] == ["run_1", "run_9", "run_10"]
-    assert case_folders(tmp_path / "README") == []
+    assert case_names(tmp_path / "cars") == ["run_1", "run_9", "run_10"]
+    assert case_names(tmp_path) == ["cars/run_1", "cars/run_9", "cars/run_10"]
+    assert case_names(tmp_path / "README") == []
 
 
 def test_one_file_of_fields_serves_all_cases(tmp_path: Path):
     for number in range(2):
         write_case_folder(tmp_path / f"run_{number}")
         (tmp_path / f"run_{number}" / "fields.json").replace(tmp_path / "fields.json")
-    dataset = make(split=draw_split(case_folders(tmp_path)), load=lambda folder: read_case_folder(folder, np.load))
+    dataset = make(split=draw_split(case_names(tmp_path)), load=lambda name: read_case_folder(tmp_path / name, np.load))
     assert dataset.fields == {
         "surface": {"pressure_coefficient": 1},
         "volume": {"velocity": 3, "pressure_coefficient": 1},

@@ -5,7 +5,6 @@ import pytest
 from emmi_jax.data.ellipsoids import EllipsoidDataset, sample_body
 from emmi_jax.data.potential_flow import random_ellipsoids
 from emmi_jax.data.sampling import Sampling
-from emmi_jax.data.statistics import measure
 
 SAMPLING = Sampling(
     num_anchors=6,
@@ -79,14 +78,12 @@ def test_test_samples_have_the_test_sizes(dataset):
 
 
 def test_statistics_come_from_the_training_geometries_alone():
-    few, many = (
-        measure(EllipsoidDataset(SAMPLING, num_train_cases=10, num_test_cases=n).train_chunks()) for n in (1, 5)
-    )
+    few, many = (EllipsoidDataset(SAMPLING, num_train_cases=10, num_test_cases=n).measure() for n in (1, 5))
     assert few.normalizer(position_range=1.0) == many.normalizer(position_range=1.0)
 
 
 def test_positions_fill_the_position_range(dataset):
-    normalizer = measure(dataset.train_chunks()).normalizer(position_range=100.0)
+    normalizer = dataset.measure().normalizer(position_range=100.0)
     assert (normalizer.position_low, normalizer.position_high) == ((-4.8,) * 3, (4.8,) * 3)
     for points in dataset.train_sample(seed=0, number=0).anchors.values():
         scaled = normalizer.normalize_position(points.position)

@@ -4,7 +4,6 @@ import pytest
 
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.sampling import Sampling
-from emmi_jax.data.statistics import measure
 from emmi_jax.points import PointSet
 
 SAMPLING = Sampling(num_anchors=6, num_queries=5, num_test_anchors=8)
@@ -73,7 +72,7 @@ def test_statistics_do_not_see_the_test_points():
     held_out = np.isin(points.position[:, 0], dataset.test_points["volume"].position[:, 0])
     points.fields["velocity"][held_out] = 1e6
     other = PointCloudDataset({"volume": points}, SAMPLING)
-    first, second = (measure(d.train_chunks()).normalizer(position_range=1.0) for d in (dataset, other))
+    first, second = (d.measure().normalizer(position_range=1.0) for d in (dataset, other))
     assert first == second
 
 
@@ -139,7 +138,7 @@ def test_the_geometry_is_drawn_from_the_training_surface_or_from_given_points():
 def test_one_box_holds_the_training_points_of_all_branches():
     dataset = make_car()
     position = np.concatenate([points.position for points in dataset.train_points.values()])
-    normalizer = measure(dataset.train_chunks()).normalizer(position_range=1000.0)
+    normalizer = dataset.measure().normalizer(position_range=1000.0)
     assert normalizer.position_low == tuple(position.min(axis=0))
     assert set(normalizer.fields) == {"surface", "volume"}
 

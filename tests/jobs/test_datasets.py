@@ -70,7 +70,7 @@ def test_a_file_without_statistics_is_named(text, tmp_path: Path):
 
 
 def test_what_is_neither_a_name_nor_a_file_is_refused_with_the_names():
-    with pytest.raises(FileNotFoundError, match="drivaer: no such file; published statistics are drivaerml-tutorial"):
+    with pytest.raises(FileNotFoundError, match="drivaer: no such file; published statistics are drivaerml-tut"):
         read_statistics("drivaer")
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
-from emmi_jax.data.case_folder import DRIVAERML, parse_sources, read_sources
+from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources
 from emmi_jax.data.samples import Sample
 from emmi_jax.jobs.datasets import default_settings, field_sources, load_dataset
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
@@ -188,7 +189,7 @@ def test_cases_of_drivaerml_train_under_the_published_statistics_without_measuri
         volume.cell_data["CptMeanTrim"], volume.cell_data["UMeanTrim"] = volume.cell_data["Cp"], volume.cell_data["U"]
         surface.save(case / f"boundary_{number}.vtp")
         volume.save(case / f"volume_{number}.vtu")
-    monkeypatch.delattr("emmi_jax.jobs.datasets.measure")
+    monkeypatch.delattr(CaseCollection, "measure")
     run(tiny_settings(tmp_path / "cars", statistics="drivaerml-tutorial", steps=1, **GEOMETRY), tmp_path / "run")
     normalizer = load_run(tmp_path / "run").normalizer
     assert normalizer.position_scale == pytest.approx(1000 / 120)

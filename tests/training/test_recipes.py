@@ -3,6 +3,9 @@ import re
 import pytest
 
 from emmi_jax.convert import PRESETS
+from emmi_jax.data.case_split import split_content
+from emmi_jax.data.published import STATISTICS
+from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
 from emmi_jax.training.settings import TrainSettings, model_config
 
@@ -11,11 +14,12 @@ from emmi_jax.training.settings import TrainSettings, model_config
 def test_a_recipe_sets_all_that_the_data_do_not_and_leaves_nothing_to_defaults(name):
     recipe = read_recipe(name)
     settings = TrainSettings(data="cases").updated(recipe)
-    assert {"statistics", "steps", "batch_size", "sampling", "model", "optimizer"} <= set(recipe)
-    assert set(settings.model) == set(recipe["model"])
+    of_data = {"position_range"} if name == "bodies" else {"statistics", "split"}
+    assert set(recipe) == {"steps", "batch_size", "checkpoint_every", "sampling", "model", "optimizer"} | of_data
+    assert set(settings.model) - set(recipe["model"]) == ({"supernode_pooling"} if name == "bodies" else set())
     for section in ("sampling", "optimizer"):
         left = set(settings.to_dict()[section]) - set(recipe[section])
-        assert left <= {"method", "supernode_method", "accumulation"}
+        assert left <= {"method", "supernode_method", "accumulation"} | ({"ema_decay"} if name == "bodies" else set())
 
 
 def test_the_drivaerml_recipe_trains_the_published_model():
@@ -28,6 +32,36 @@ def test_the_drivaerml_recipe_trains_the_published_model():
     assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("lion", 5e-5, 0.05)
     assert (optimizer.clip_norm, optimizer.ema_decay, settings.steps) == (0.25, 0.9999, 500 * 400)
     assert optimizer.learning_rate * optimizer.final_fraction == pytest.approx(1e-6)
+
+
+def test_the_recipes_of_other_published_models_differ_where_they_should():
+    drivaerml, ahmedml, shapenet_car = (
+        TrainSettings(data="cases").updated(read_recipe(name)) for name in ("drivaerml", "ahmedml", "shapenet-car")
+    )
+    assert ahmedml.sampling == drivaerml.sampling
+    assert ahmedml.optimizer == shapenet_car.optimizer == drivaerml.optimizer
+    assert ahmedml.model["physics_blocks"] == ("perceiver", *("self", "cross") * 4, "self")
+    assert ahmedml.model["decoder_depths"] == {"surface": 2, "volume": 2}
+    assert {k for k in ahmedml.model if ahmedml.model[k] != drivaerml.model[k]} == {"physics_blocks", "decoder_depths"}
+    assert {k for k in ahmedml.model if ahmedml.model[k] != shapenet_car.model[k]} == {"supernode_pooling"}
+    assert shapenet_car.model["supernode_pooling"]["radius"] == 9.0
+    sampling = shapenet_car.sampling
+    assert {sampling.num_anchors, sampling.num_geometry_points, sampling.num_supernodes} == {3586}
+    assert (ahmedml.steps, shapenet_car.steps) == (500 * 400, 500 * 789)
+    for settings in (drivaerml, ahmedml, shapenet_car):
+        train = split_content(settings.split)["train"]
+        assert settings.steps == 500 * len(train)
+        fields = {
+            b: {n: len(s.mean) for n, s in of.items()} for b, of in STATISTICS[settings.statistics].fields.items()
+        }
+        assert model_config(settings, fields).has_geometry
+
+
+def test_the_recipe_of_the_bodies_has_the_defaults_of_a_case_with_both_branches(tmp_path):
+    for name in ("boundary_1.vtp", "volume_1.vtu"):
+        (tmp_path / name).touch()
+    defaults = default_settings(str(tmp_path))
+    assert defaults.updated(read_recipe("bodies")) == defaults
 
 
 def test_an_unknown_recipe_is_refused_by_the_nearest_name():

@@ -1,0 +1,84 @@
+"""Cases by name, as a collection reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from emmi_jax.data.sampling import Sampling
+from emmi_jax.data.statistics import DataMoments, measure, point_chunks
+from emmi_jax.points import Array, PointSet
+
+NUM_CASES_IN_MEMORY = 16
+
+
+class Case(NamedTuple):
+    """A case: points with fields by branch, and points [P, 3] of its geometry, if there are any."""
+
+    points: dict[str, PointSet]
+    geometry: Array | None
+
+
+class BranchShape(NamedTuple):
+    """How many points a branch of a case has, and the number of channels of each field."""
+
+    num_points: int
+    fields: Mapping[str, int]
+
+
+class Cases(Protocol):
+    """Reads cases by their names."""
+
+    def shapes(self, name: str) -> dict[str, BranchShape]:
+        """Returns what a case consists of, by branch."""
+
+    def read(self, name: str) -> Case:
+        """Reads a whole case."""
+
+    def draw(self, name: str, rng: np.random.Generator, sampling: Sampling, num_points: int) -> Case:
+        """Reads a part of a case to draw from: a random sample of at least `num_points` of each branch, if it has them.
+
+        The part has enough points of the geometry for `sampling`, if the case has them.
+        """
+
+    def measure(self, name: str) -> DataMoments:
+        """Returns the statistics of a case."""
+
+    def fingerprint(self, name: str) -> str:
+        """Returns what changes if the content of a case does; copies of the data have the same."""
+
+
+class WholeCases:
+    """Cases that are read whole; the last 16 that were drawn from stay in memory.
+
+    Args:
+        load_case: Reads the case of a name.
+        fingerprint: Returns its fingerprint.
+    """
+
+    def __init__(self, load_case: Callable[[str], Case], fingerprint: Callable[[str], str]) -> None:
+        self.read, self.fingerprint = load_case, fingerprint
+        self._kept = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
+
+    def shapes(self, name: str) -> dict[str, BranchShape]:
+        """Returns what a case consists of, by branch."""
+        return branch_shapes(self._kept(name).points)
+
+    def draw(self, name: str, rng: np.random.Generator, sampling: Sampling, num_points: int) -> Case:
+        """Returns the whole case."""
+        return self._kept(name)
+
+    def measure(self, name: str) -> DataMoments:
+        """Returns the statistics of a case."""
+        return measure(point_chunks(self._kept(name).points))
+
+
+def branch_shapes(points: Mapping[str, PointSet]) -> dict[str, BranchShape]:
+    """Returns the shapes of points by branch."""
+    return {
+        branch: BranchShape(len(part.position), {name: values.shape[-1] for name, values in part.fields.items()})
+        for branch, part in points.items()
+    }

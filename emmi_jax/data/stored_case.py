@@ -1,0 +1,163 @@
+"""The JSON files of a store, and the names of its arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emmi_jax.data.cases import BranchShape
+from emmi_jax.data.statistics import DataMoments
+from emmi_jax.files.atomic import JsonDict
+from emmi_jax.files.zarr import ArrayFolder, Shape
+
+STORE_FILE, CASE_FILE, SPLIT_FILE = "store.json", "case.json", "split.json"
+DTYPES = ("float32", "float16")
+GEOMETRY = "geometry"
+
+_VERSION = 1
+
+
+def is_store(location: str) -> bool:
+    """Returns whether this is a URL, or a folder with a `store.json`."""
+    return "://" in location or Path(location, STORE_FILE).is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCase:
+    """What a case in a store consists of; the content of its `case.json`.
+
+    Args:
+        shapes: Points and fields by branch.
+        with_cell_sizes: The branches with cell sizes.
+        num_geometry_points: Points of the geometry; 0 for none.
+        moments: Statistics of the case, before any rounding.
+        source: Fingerprint of the files that it was made of.
+    """
+
+    shapes: Mapping[str, BranchShape]
+    with_cell_sizes: Sequence[str]
+    num_geometry_points: int
+    moments: DataMoments
+    source: str
+
+    def to_dict(self) -> JsonDict:
+        """Returns the values as JSON has them."""
+        return {
+            "version": _VERSION,
+            "branches": {
+                branch: {"num_points": shape.num_points, "fields": dict(shape.fields)}
+                for branch, shape in self.shapes.items()
+            },
+            "with_cell_sizes": list(self.with_cell_sizes),
+            "num_geometry_points": self.num_geometry_points,
+            "statistics": self.moments.to_dict(),
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> StoredCase:
+        """Inverts `to_dict`.
+
+        Raises:
+            ValueError: The values are of another form.
+        """
+        match values:
+            case {
+                "version": 1,
+                "branches": dict(branches),
+                "with_cell_sizes": list(with_cell_sizes),
+                "num_geometry_points": int(num_geometry_points),
+                "statistics": statistics,
+                "source": str(source),
+            } if branches and num_geometry_points >= 0 and set(map(str, with_cell_sizes)) <= set(branches):
+                return cls(
+                    shapes={branch: _branch_shape(shape) for branch, shape in branches.items()},
+                    with_cell_sizes=with_cell_sizes,
+                    num_geometry_points=num_geometry_points,
+                    moments=DataMoments.from_dict(statistics),
+                    source=source,
+                )
+        raise ValueError(f"expected branches with their numbers of points, got {values!r:.80}")
+
+    def arrays(self, dtype: str) -> dict[str, tuple[Shape, str]]:
+        """Returns shape and type of each array of the case, by its name."""
+        found: dict[str, tuple[Shape, str]] = {}
+        for branch, (num_points, fields) in self.shapes.items():
+            found[position_array(branch)] = (num_points, 3), "float32"
+            found |= {field_array(branch, name): ((num_points, channels), dtype) for name, channels in fields.items()}
+            if branch in self.with_cell_sizes:
+                found[cell_size_array(branch)] = (num_points,), "float32"
+        if self.num_geometry_points:
+            found[GEOMETRY] = (self.num_geometry_points, 3), "float32"
+        return found
+
+
+def read_head(folder: ArrayFolder) -> JsonDict:
+    """Reads `store.json`.
+
+    Raises:
+        ValueError: There is none, or it is of another kind or version.
+    """
+    values = folder.read_json(STORE_FILE)
+    match values:
+        case None:
+            raise ValueError(f"{folder.location}: no store: it has no {STORE_FILE}")
+        case {"version": 1, "dtype": str(dtype), "cases": [*names], "sources": dict()} if (
+            names and dtype in DTYPES and all(map(_is_name, names)) and len(set(names)) == len(names)
+        ):
+            return dict(values)
+    raise ValueError(f"{folder.location}/{STORE_FILE}: not the list of cases of a store: {values!r:.80}")
+
+
+def write_head(folder: ArrayFolder, names: Sequence[str], dtype: str, sources: JsonDict) -> None:
+    """Writes `store.json`."""
+    folder.write_json(STORE_FILE, {"version": _VERSION, "dtype": dtype, "cases": list(names), "sources": sources})
+
+
+def read_case(folder: ArrayFolder, dtype: str, name: str) -> StoredCase | None:
+    """Reads the `case.json` of a case and checks the sizes of its files; None if the case is not finished.
+
+    Raises:
+        ValueError: It is of another kind, or a file is missing or truncated.
+    """
+    key = f"{name}/{CASE_FILE}"
+    values = folder.read_json(key)
+    if values is None:
+        return None
+    try:
+        case = StoredCase.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{folder.location}/{key}: not a case of a store: {error}") from None
+    for array, (shape, of_array) in case.arrays(dtype).items():
+        folder.check_size(f"{name}/{array}", shape, of_array)
+    return case
+
+
+def _branch_shape(values: Any) -> BranchShape:
+    match values:
+        case {"num_points": int(num_points), "fields": dict(fields)} if num_points > 0 and all(
+            type(channels) is int and channels > 0 for channels in fields.values()
+        ):
+            return BranchShape(num_points, fields)
+    raise ValueError(f"expected a number of points and fields, got {values!r:.80}")
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and not {"", ".", ".."} & set(name.split("/"))
+
+
+def position_array(branch: str) -> str:
+    """Returns the name of the positions [N, 3] of a branch."""
+    return f"{branch}/position"
+
+
+def cell_size_array(branch: str) -> str:
+    """Returns the name of the cell sizes [N] of a branch."""
+    return f"{branch}/cell_size"
+
+
+def field_array(branch: str, name: str) -> str:
+    """Returns the name of a field [N, F] of a branch."""
+    return f"{branch}/fields/{name}"

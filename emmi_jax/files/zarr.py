@@ -1,0 +1,160 @@
+"""Arrays and JSON below a path or a URL: zarr v3 through TensorStore, uncompressed, in checksummed chunks of shards."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import DTypeLike, NDArray
+
+CHUNK_ROWS = 16_384
+"""Rows that are read at once."""
+
+SHARD_CHUNKS = 1024
+"""Chunks per file."""
+
+Shape: TypeAlias = tuple[int, ...]
+Read: TypeAlias = Callable[[], NDArray[Any]]
+
+_CACHE_BYTES = 64 << 20
+_CHECKSUM_BYTES, _INDEX_BYTES = 4, 16
+_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
+_CODECS = [_LITTLE_ENDIAN, {"name": "crc32c"}]
+
+
+class ArrayFolder:
+    """A place for arrays and JSON.
+
+    Args:
+        location: Path of a folder, or a URL that TensorStore opens, such as `gs://bucket/store` or `file:///data/store`.
+
+    Raises:
+        ValueError: TensorStore knows no such URL.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.path = None if "://" in location else Path(location).absolute()
+        """The folder; None for a URL."""
+        spec: Any = f"{location.rstrip('/')}/"
+        if self.path is not None:
+            spec = {"driver": "file", "path": f"{self.path}/"}
+        context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._context, self._root = context, ts.KvStore.open(spec, context=context).result()
+
+    def read_json(self, key: str) -> Any:
+        """Reads JSON; None if there is none.
+
+        Raises:
+            ValueError: It is not JSON, or cannot be read.
+        """
+        found = self._root.read(key).result()
+        if found.state != "value":
+            return None
+        try:
+            return json.loads(found.value)
+        except ValueError as error:
+            raise ValueError(f"{self.location}/{key}: not JSON: {error}") from None
+
+    def write_json(self, key: str, value: Mapping[str, Any]) -> None:
+        """Writes JSON atomically."""
+        self._root.write(key, (json.dumps(value, indent=2) + "\n").encode()).result()
+
+    def delete(self, name: str) -> None:
+        """Deletes everything below a name."""
+        self._root.delete_range(ts.KvStore.KeyRange(f"{name}/", f"{name}0")).result()  # "0" follows "/"
+        if self.path is not None:
+            shutil.rmtree(self.path / name, ignore_errors=True)  # the folders that are left
+
+    def write_array(self, name: str, values: NDArray[Any], order: NDArray[np.int64], dtype: DTypeLike) -> None:
+        """Writes the rows of an array [N] or [N, F] in an order, one shard in memory at a time."""
+        array = self._open(name, values.shape, dtype, ts.OpenMode(create=True, delete_existing=True))
+        step = _shard_rows(len(values))
+        for start in range(0, len(values), step):
+            rows = order[start : start + step]
+            array[start : start + len(rows)].write(values[rows].astype(dtype)).result()
+
+    def open_array(self, name: str, shape: Shape, dtype: DTypeLike) -> ts.TensorStore:
+        """Opens an array that must have this shape and type; nothing but its metadata is read.
+
+        Raises:
+            ValueError: There is no such array, or it differs.
+        """
+        return self._open(name, shape, dtype, ts.OpenMode(open=True))
+
+    def check_size(self, name: str, shape: Shape, dtype: DTypeLike) -> None:
+        """Checks that the files of an array are as long as its shape demands; a URL is not checked.
+
+        Raises:
+            ValueError: A file is missing or truncated; the message names it.
+        """
+        if self.path is None:
+            return
+        shard_rows, chunk_rows = _shard_rows(shape[0]), _chunk_rows(shape[0])
+        chunk_bytes = chunk_rows * math.prod(shape[1:]) * np.dtype(dtype).itemsize + _CHECKSUM_BYTES
+        index_bytes = shard_rows // chunk_rows * _INDEX_BYTES + _CHECKSUM_BYTES
+        for number, start in enumerate(range(0, shape[0], shard_rows)):
+            file = self.path.joinpath(name, "c", str(number), *("0" for _ in shape[1:]))
+            num_chunks = -(-min(shard_rows, shape[0] - start) // chunk_rows)
+            expected = num_chunks * chunk_bytes + index_bytes
+            found = file.stat().st_size if file.is_file() else 0
+            if found != expected:
+                raise ValueError(f"{file}: has {found} bytes, expected {expected}: the store is damaged")
+
+    def _open(self, name: str, shape: Shape, dtype: DTypeLike, mode: ts.OpenMode) -> ts.TensorStore:
+        spec = {
+            "driver": "zarr3",
+            "metadata": _metadata(shape, np.dtype(dtype).name),
+            # A missing chunk is an error instead of zeros, so chunks of zeros must be there.
+            "fill_missing_data_reads": False,
+            "store_data_equal_to_fill_value": True,
+        }
+        return ts.open(spec, kvstore=self._root / f"{name}/", context=self._context, open_mode=mode).result()
+
+
+def read_rows(array: ts.TensorStore, start: int, num_rows: int) -> Read:
+    """Begins to read rows from `start`, going on from the first row after the last one.
+
+    Returns:
+        A function that waits for the rows and returns them; it raises a ValueError if a chunk is missing or damaged.
+    """
+    end, num_all = start + num_rows, array.shape[0]
+    parts = [array[start : min(end, num_all)].read()]
+    if end > num_all:
+        parts.append(array[: end - num_all].read())
+    if len(parts) == 1:
+        return lambda: np.asarray(parts[0].result())
+    return lambda: np.concatenate([part.result() for part in parts])
+
+
+def _chunk_rows(num_rows: int) -> int:
+    return min(CHUNK_ROWS, num_rows)
+
+
+def _shard_rows(num_rows: int) -> int:
+    chunk_rows = _chunk_rows(num_rows)
+    return chunk_rows * min(SHARD_CHUNKS, -(-num_rows // chunk_rows))
+
+
+def _metadata(shape: Shape, dtype: str) -> dict[str, Any]:
+    sharding = {
+        "chunk_shape": [_chunk_rows(shape[0]), *shape[1:]],
+        "codecs": _CODECS,
+        "index_codecs": _CODECS,
+        "index_location": "end",
+    }
+    grid = {"chunk_shape": [_shard_rows(shape[0]), *shape[1:]]}
+    return {
+        "shape": list(shape),
+        "data_type": dtype,
+        "fill_value": 0,
+        "chunk_grid": {"name": "regular", "configuration": grid},
+        "chunk_key_encoding": {"name": "default"},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+    }

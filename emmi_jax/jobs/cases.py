@@ -1,0 +1,129 @@
+"""The cases that a path names, and what lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.data.case_folder import (
+    case_branches,
+    case_files,
+    case_names,
+    case_problem,
+    find_sources,
+    read_case_folder,
+)
+from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split
+from emmi_jax.data.cases import Case, Cases, WholeCases
+from emmi_jax.data.drivaernet import design_split
+from emmi_jax.data.field_sources import Sources, parse_sources
+from emmi_jax.data.store import Store
+from emmi_jax.data.stored_case import STORE_FILE, is_store
+from emmi_jax.files.atomic import read_json
+from emmi_jax.files.fingerprint import fingerprint
+
+_MOST_SHOWN = 5
+
+
+class OpenCases(NamedTuple):
+    """Cases that can be read.
+
+    Args:
+        names: Their names.
+        cases: Reads them.
+        branches_of: Returns the branches of a case.
+        check: Refuses unusable cases among these names, all at once; a store was checked when it was opened.
+        sources: The arrays of mesh files that hold the fields.
+        stored_split: The split beside the cases, if there is one.
+    """
+
+    names: list[str]
+    cases: Cases
+    branches_of: Callable[[str], tuple[str, ...]]
+    check: Callable[[Sequence[str]], None]
+    sources: Sources
+    stored_split: CaseSplit | None
+
+    def split(self, file: str | None) -> CaseSplit:
+        """Returns a published split or that of a file, or else the one beside the cases, or else a random one."""
+        if file is not None:
+            return read_split(file, self.names)
+        return self.stored_split or draw_split(self.names)
+
+
+def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources | None = None) -> OpenCases | None:
+    """Opens several cases.
+
+    Args:
+        data: Path of their folder, or path or URL of a store.
+        with_cell_sizes: Whether to measure the cells of meshes.
+        sources: The arrays of meshes that hold the fields, unless a `fields.json` names them; None for those of
+            DrivAerML or AhmedML.
+
+    Returns:
+        The cases; None if the path is a single case or none.
+
+    Raises:
+        ValueError: The store or the split beside the cases is unusable.
+    """
+    if is_store(data):
+        return _open_store(data)
+    path = Path(data)
+    names = [] if case_branches(path) else case_names(path)
+    if not names:
+        return None
+    load = partial(_load, path, with_cell_sizes=with_cell_sizes, sources=sources)
+    stored = stored_split(path)
+    return OpenCases(
+        names,
+        WholeCases(load, lambda name: fingerprint(case_files(path / name), path)),
+        lambda name: case_branches(path / name),
+        partial(check_cases, path, sources=sources),
+        find_sources(path / names[0], sources),
+        None if stored is None else parse_split(stored, names, path / SPLIT_FILE),
+    )
+
+
+def stored_split(root: Path) -> Any:
+    """Returns the split beside cases, as a split file or the lists of designs of DrivAerNet++ have it, if any."""
+    file = root / SPLIT_FILE
+    return read_json(file) if file.is_file() else design_split(root)
+
+
+def check_cases(root: Path, names: Sequence[str], sources: Sources | None = None) -> None:
+    """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.
+
+    Args:
+        root: The folder of the cases.
+        names: Their names; each must have the branches that any has.
+        sources: See `open_cases`.
+
+    Raises:
+        ValueError: At least one is unusable; the message names the first five and what is wrong with each.
+    """
+    branches = {branch for name in names for branch in case_branches(root / name)}
+    problems = {name: case_problem(root / name, load_torch_tensor, branches, sources) for name in names}
+    found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
+    if found:
+        shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
+        raise ValueError(f"{root}: {len(found)} of {len(names)} cases are unusable: {shown}")
+
+
+def _open_store(location: str) -> OpenCases:
+    store = Store(location)
+    split = store.split
+    return OpenCases(
+        store.names,
+        store,
+        lambda name: tuple(store.shapes(name)),
+        lambda _: None,
+        parse_sources(store.sources, f"{location}/{STORE_FILE}"),
+        None if split is None else parse_split(split, store.names, f"{location}/{SPLIT_FILE}"),
+    )
+
+
+def _load(root: Path, name: str, *, with_cell_sizes: bool, sources: Sources | None) -> Case:
+    return read_case_folder(root / name, load_torch_tensor, with_cell_sizes=with_cell_sizes, sources=sources)

@@ -1,0 +1,130 @@
+"""`emmi-jax prepare`: raw cases into a store that training reads at disk speed."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.data.case_folder import case_files, case_names, find_sources, read_case_folder
+from emmi_jax.data.case_split import parse_split, split_content
+from emmi_jax.data.field_sources import sources_to_json
+from emmi_jax.data.store import write_case
+from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
+from emmi_jax.files.atomic import JsonDict
+from emmi_jax.files.fingerprint import fingerprint
+from emmi_jax.files.zarr import ArrayFolder
+from emmi_jax.jobs.cases import check_cases, stored_split
+from emmi_jax.jobs.progress import ProgressBar
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJob:
+    """What to prepare, and how.
+
+    Args:
+        data: Folder of the raw cases.
+        out: Path or URL of the store.
+        dtype: Type of the stored fields, `float32` or `float16`; positions are always float32.
+        split: File that assigns cases to splits, or name of a published split; None for `split.json` beside the cases,
+            if there is one.
+        workers: Processes; each holds one case.
+        cell_sizes: Whether to keep the cell sizes of meshes, which weighted draws need.
+    """
+
+    data: Path
+    out: str
+    dtype: str = "float32"
+    split: str | None = None
+    workers: int = 1
+    cell_sizes: bool = True
+
+
+def prepare(job: PrepareJob, *, console: Console) -> None:
+    """Makes a store, or completes one; cases that are in it already and have not changed are kept.
+
+    Args:
+        job: What to prepare.
+        console: Where progress is printed.
+
+    Raises:
+        FileNotFoundError: There is no split file.
+        ValueError: There are no cases, the store is of other data, or files of cases are missing or broken; nothing is
+            written. Or a case has unusable values: then the store has the cases that were finished before.
+    """
+    if job.dtype not in DTYPES:
+        raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, got {job.dtype!r}")
+    names = case_names(job.data)
+    if not names:
+        raise ValueError(f"{job.data}: no cases in the folders of this folder")
+    split = _read_split(job, names)
+    check_cases(job.data, names)
+    folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0]))
+    _write_head(folder, names, job.dtype, sources)
+    if split is not None:
+        folder.write_json(SPLIT_FILE, split)
+    prints = {name: fingerprint(case_files(job.data / name), job.data) for name in names}
+    missing = [name for name in names if not _is_done(folder, job.dtype, name, prints[name])]
+    num_done = len(names) - len(missing)
+    console.print(f"{job.data}: {len(names)} cases, {num_done} of them in {job.out}", highlight=False, soft_wrap=True)
+    if missing:
+        with ProgressBar(console, len(missing), unit="cases") as progress:
+            for name in _prepare_all(job, missing, prints):
+                progress.advance(1, name)
+
+
+def _read_split(job: PrepareJob, names: Sequence[str]) -> JsonDict | None:
+    content = stored_split(job.data) if job.split is None else split_content(job.split)
+    if content is not None:
+        parse_split(content, names, job.split or job.data / SPLIT_FILE)
+    return content
+
+
+def _write_head(folder: ArrayFolder, names: Sequence[str], dtype: str, sources: JsonDict) -> None:
+    """Writes the list of cases, or refuses a store of another kind."""
+    if folder.read_json(STORE_FILE) is not None:
+        stored = read_head(folder)
+        for what, old, new in (("dtype", stored["dtype"], dtype), ("field mapping", stored["sources"], sources)):
+            if old != new:
+                raise ValueError(f"{folder.location}: the store was made with the {what} {old!r}, now it is {new!r}")
+    elif folder.path is not None and folder.path.is_dir() and any(folder.path.iterdir()):
+        raise ValueError(f"{folder.location}: the folder is neither empty nor a store")
+    write_head(folder, names, dtype, sources)
+
+
+def _is_done(folder: ArrayFolder, dtype: str, name: str, source: str) -> bool:
+    """Returns whether a case is in the store, undamaged and made of the files that are there now."""
+    try:
+        stored = read_case(folder, dtype, name)
+    except ValueError:
+        return False
+    return stored is not None and stored.source == source
+
+
+def _prepare_all(job: PrepareJob, names: Sequence[str], prints: Mapping[str, str]) -> Iterator[str]:
+    """Prepares cases and yields their names as they are finished."""
+    if job.workers == 1:
+        for name in names:
+            _prepare_case(job, name, prints[name])
+            yield name
+        return
+    # Processes that are forked off one with threads may hang.
+    with ProcessPoolExecutor(job.workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_prepare_case, job, name, prints[name]): name for name in names}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _prepare_case(job: PrepareJob, name: str, source: str) -> None:
+    cell_sizes = None if job.cell_sizes else False
+    case = read_case_folder(job.data / name, load_torch_tensor, with_cell_sizes=cell_sizes)
+    write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source)

@@ -1,0 +1,128 @@
+"""Statistics of the training data, which are measured once: in parallel, and kept for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import stat
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.case_folder import case_files, read_case_folder
+from emmi_jax.data.cases import WholeCases
+from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks
+from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
+from emmi_jax.files.fingerprint import fingerprint
+from emmi_jax.jobs.progress import ProgressBar
+
+CACHE_FILE = ".emmi_jax_statistics.json"
+
+_VERSION = 1
+_SMALL_BYTES = 1 << 28
+"""Data that are measured before more processes have started."""
+
+_MEMORY_PER_BYTE = 4
+"""Memory to read a case, per byte of its files, which may be compressed."""
+
+
+def measure_collection(path: Path, dataset: CaseCollection, *, console: Console) -> DataMoments:
+    """Returns the statistics of the training cases of a folder; only those that are new or have changed are measured.
+
+    The statistics of each case are kept beside the cases, or in `~/.cache/emmi_jax` where that folder is read-only.
+
+    Args:
+        path: The folder.
+        dataset: Its cases.
+        console: Where progress is printed.
+
+    Raises:
+        ValueError: A case is unusable or has other fields than the first.
+    """
+    if not isinstance(dataset.cases, WholeCases):
+        return dataset.measure()
+    names = dataset.split.train
+    keys = {name: fingerprint(case_files(path / name), path, with_times=True) for name in names}
+    kept = _read_cache(path)
+    found = {name: kept[name][1] for name in names if name in kept and kept[name][0] == keys[name]}
+    missing = [name for name in names if name not in found]
+    if missing:
+        with (
+            ProgressBar(console, len(missing), unit="cases measured") as progress,
+            closing(_measure_all(path, dataset, missing)) as measured,
+        ):
+            try:
+                for name, moments in measured:
+                    found[name] = moments
+                    progress.advance(1, name)
+            finally:
+                _write_cache(path, kept | {name: (keys[name], moments) for name, moments in found.items()})
+    for name in names:
+        dataset.check_fields(name, found[name].channels)
+    return merge(found[name] for name in names)
+
+
+def _measure_all(
+    path: Path, dataset: CaseCollection, names: Sequence[str]
+) -> Generator[tuple[str, DataMoments], None, None]:
+    sizes = [sum(file.stat().st_size for file in case_files(path / name)) for name in names]
+    workers = 1
+    if sum(sizes) > _SMALL_BYTES:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        workers = max(1, min(os.cpu_count() or 1, len(names), free // (_MEMORY_PER_BYTE * max(sizes))))
+    if workers == 1:
+        for name in names:
+            yield name, dataset.measure_case(name)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_measure_folder, path / name): name for name in names}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _measure_folder(path: Path) -> DataMoments:
+    return measure(point_chunks(read_case_folder(path, load_torch_tensor).points))
+
+
+def _cache_paths(path: Path) -> list[Path]:
+    """Returns where statistics may be kept: beside the cases, unless that folder is read-only, or else at home."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    beside = [path / CACHE_FILE] if path.stat().st_mode & stat.S_IWUSR else []
+    return [*beside, home / "emmi_jax" / f"statistics-{digest}.json"]
+
+
+def _read_cache(path: Path) -> dict[str, tuple[str, DataMoments]]:
+    """Returns the key and the statistics of each case that was measured before; an unreadable file counts as none."""
+    for file in _cache_paths(path):
+        with suppress(OSError, ValueError):
+            match read_json_object(file):
+                case {"version": 1, "cases": dict(cases)}:
+                    return {name: _parse(entry) for name, entry in cases.items()}
+    return {}
+
+
+def _parse(entry: Any) -> tuple[str, DataMoments]:
+    match entry:
+        case {"key": str(key), "statistics": statistics}:
+            return key, DataMoments.from_dict(statistics)
+    raise ValueError(f"expected a key and statistics, got {entry!r:.80}")
+
+
+def _write_cache(path: Path, cases: Mapping[str, tuple[str, DataMoments]]) -> None:
+    entries = {name: {"key": key, "statistics": moments.to_dict()} for name, (key, moments) in cases.items()}
+    content: JsonDict = {"version": _VERSION, "cases": entries}
+    for file in _cache_paths(path):
+        with suppress(OSError):
+            write_json(file, content)
+            return

@@ -1,0 +1,124 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from emmi_jax.data import cases as cases_module
+from emmi_jax.jobs import statistics
+from emmi_jax.jobs.datasets import load_dataset, make_normalizer
+from emmi_jax.jobs.statistics import CACHE_FILE
+from tests.data.case_folders import volume_dataset, write_case_folder
+from tests.jobs import tiny_runs
+from tests.jobs.tiny_runs import run, tiny_settings
+
+GEOMETRY = tiny_runs.GEOMETRY | {"physics_blocks": ("perceiver", "cross")}
+SPLIT = {"train": ["run_0", "run_2"], "test": ["run_1"]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "cars"
+    path.mkdir()
+    for number in range(3):
+        write_case_folder(path / f"run_{number}")
+        volume_dataset(8 + number).save(path / f"run_{number}" / "volume_1.vtu")
+    (path / "split.json").write_text(json.dumps(SPLIT))
+    return path
+
+
+def normalizer(data: Path):
+    settings = tiny_settings(data)
+    return make_normalizer(settings, load_dataset(settings), console=Console(quiet=True))
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[int]:
+    """Counts how often a case was measured."""
+    calls, measure = [], cases_module.measure
+    monkeypatch.setattr(cases_module, "measure", lambda chunks: (calls.append(1), measure(chunks))[1])
+    return calls
+
+
+def test_a_case_is_measured_once_until_its_files_change(data, measured):
+    first = normalizer(data)
+    assert (normalizer(data), len(measured)) == (first, 2)
+    (data / "split.json").write_text(json.dumps({"train": ["run_0", "run_1"], "test": ["run_2"]}))
+    assert normalizer(data) != first
+    assert len(measured) == 3
+    os.utime(data / "run_0" / "volume_1.vtu", (1, 1))
+    normalizer(data)
+    assert len(measured) == 4
+
+
+def test_processes_measure_the_same(data, monkeypatch, measured):
+    expected = normalizer(data)
+    (data / CACHE_FILE).unlink()
+    monkeypatch.setattr(statistics, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert normalizer(data) == expected
+    assert len(measured) == 2  # those of this process
+
+
+def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, measured):
+    read, reading = statistics.CaseCollection.measure_case, []
+
+    def interrupted(self, name):
+        reading.append(name)
+        if len(reading) == 2:
+            raise KeyboardInterrupt
+        return read(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics.CaseCollection, "measure_case", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            normalizer(data)
+    normalizer(data)
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize("protect", [lambda path: path.chmod(0o555), lambda path: (path / CACHE_FILE).mkdir()])
+def test_the_cache_of_the_user_serves_a_folder_that_cannot_be_written_to(
+    protect, data, tmp_path, monkeypatch, measured
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    protect(data)
+    first = normalizer(data)
+    assert (normalizer(data), len(measured)) == (first, 2)
+    assert [file.name[:11] for file in (tmp_path / "cache" / "emmi_jax").iterdir()] == ["statistics-"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"version": 1}', '{"version": 1, "cases": {"run_0": {"key": 1}}}', '{"version": 0}']
+)
+def test_a_cache_that_cannot_be_read_counts_as_none(content, data, measured):
+    first = normalizer(data)
+    (data / CACHE_FILE).write_text(content)
+    assert (normalizer(data), len(measured)) == (first, 4)
+
+
+def test_a_case_with_other_fields_is_named(data, measured):
+    normalizer(data)
+    case = shutil.copytree(data / "run_2", data / "run_3")
+    fields = json.loads((case / "fields.json").read_text())
+    fields["volume"] = {"velocity": "U"}
+    (case / "fields.json").write_text(json.dumps(fields))
+    (data / "split.json").write_text(json.dumps({"train": ["run_0", "run_3"], "test": ["run_1"]}))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="run_3: has the fields"):
+            normalizer(data)
+
+
+def test_a_run_is_resumed_without_measuring_and_changed_data_are_noticed(data, tmp_path, monkeypatch):
+    settings = tiny_settings(data, steps=1, **GEOMETRY)
+    run(settings, tmp_path / "run")
+    (data / CACHE_FILE).unlink()
+    monkeypatch.delattr("emmi_jax.jobs.datasets.measure_collection")
+    run(settings, tmp_path / "run", resume=True)
+    os.utime(data / "run_0" / "volume_1.vtu", (1, 1))
+    run(settings, tmp_path / "run", resume=True)
+    volume_dataset(9).save(data / "run_0" / "volume_1.vtu")
+    with pytest.raises(ValueError, match="the run was started with data_fingerprint = "):
+        run(settings, tmp_path / "run", resume=True)
