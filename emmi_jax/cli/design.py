@@ -37,6 +37,9 @@ def sensitivity(
     chunk_size: Annotated[
         int | None, typer.Option(help="Points per call of the model; default: by the memory of the device.", min=1)
     ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
+    ] = "latest",
 ) -> int:
     """Find where to push a surface to lower its drag, and by how much.
 
@@ -73,5 +76,5 @@ def sensitivity(
         seed=seed,
         chunk_size=size,
     )
-    differentiate_surface(job, load_run(run), console=Console(soft_wrap=False))
+    differentiate_surface(job, load_run(run, checkpoint), console=Console(soft_wrap=False))
     return 0

@@ -20,6 +20,9 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="NAME", help=f"Which of several cases: {', '.join(_SPLITS)}.")] = "test",
     repeats: Annotated[int, typer.Option(help="Draws of anchors to average the metrics over.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output; default: the run's folder.")] = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
+    ] = "latest",
 ) -> int:
     """Compare a run with known cases, at every point of their meshes.
 
@@ -37,6 +40,6 @@ def evaluate(
 
     from emmi_jax.jobs.evaluate import EvaluationJob, evaluate_run
 
-    job = EvaluationJob(data=data, split=split, repeats=repeats, out=out)
+    job = EvaluationJob(data=data, split=split, repeats=repeats, out=out, checkpoint=checkpoint)
     evaluate_run(run, job, console=Console(soft_wrap=False))
     return 0

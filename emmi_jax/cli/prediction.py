@@ -40,6 +40,9 @@ def predict(
     chunk_size: Annotated[
         int | None, typer.Option(help="Points per call of the model; default: by the memory of the device.", min=1)
     ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
+    ] = "latest",
 ) -> int:
     """Predict fields at any number of points, in physical units.
 
@@ -77,7 +80,7 @@ def predict(
     from emmi_jax.runs.directory import RunDirectory
     from emmi_jax.runs.load import load_run
 
-    surrogate, console = load_run(run), Console(soft_wrap=False)
+    surrogate, console = load_run(run, checkpoint), Console(soft_wrap=False)
     if points is not None:
         predict_points(PointJob(points=points, out=out, chunk_size=size), surrogate, console=console)
         return 0

@@ -104,6 +104,12 @@ def train(
     ] = None,
     num_processes: Annotated[int | None, typer.Option(help="Number of processes, with --coordinator.")] = None,
     process_id: Annotated[int | None, typer.Option(help="Number of this process, with --coordinator.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace of the steps 11 to 15 into the run's profile/.")
+    ] = False,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Log to this project of Weights & Biases too.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Seed of weights and batches; default {_DEFAULTS.seed}.")] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help=f"Steps between checkpoints; default {_DEFAULTS.checkpoint_every}.")
@@ -141,7 +147,7 @@ def train(
     """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
-    from emmi_jax.jobs.train import show_plan
+    from emmi_jax.jobs.train import Extras, show_plan
     from emmi_jax.jobs.train import train as run_training
     from emmi_jax.training.devices import Layout
     from emmi_jax.training.processes import connected, is_main
@@ -190,7 +196,8 @@ def train(
         if dry_run:
             show_plan(settings, console=console, layout=layout)
             return 0
-        outcome = run_training(settings, path, resume=resume, console=console, layout=layout)
+        extras = Extras(profile=profile, wandb_project=wandb)
+        outcome = run_training(settings, path, resume=resume, console=console, layout=layout, extras=extras)
         if outcome.signal_number is None:
             return 0
         if is_main():

@@ -20,6 +20,7 @@ from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.cases import OpenCases, open_cases
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
+from emmi_jax.runs.checkpoints import LATEST
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
 
@@ -35,12 +36,14 @@ class EvaluationJob:
         repeats: How many draws of anchors, geometry points and supernodes to average the metrics over.
         out: Folder for `evaluation_<split>.json` and `.csv`, or `evaluation.json` and `.csv` of a single case; None for
             that of the run.
+        checkpoint: ``latest`` or ``best``.
     """
 
     data: str | None = None
     split: str = "test"
     repeats: int = 1
     out: Path | None = None
+    checkpoint: str = LATEST
 
 
 def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
@@ -59,7 +62,7 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
     if out.is_file():
         raise ValueError(f"{out} is a file, expected a folder")
     # Anchors come from each case, even if the run has a context: that of another case, perhaps.
-    surrogate, config = replace(load_run(path), context=None), RunDirectory.open(path).read_config()
+    surrogate, config = replace(load_run(path, job.checkpoint), context=None), RunDirectory.open(path).read_config()
     data, split, chosen = _chosen_cases(job, config, surrogate)
     by_case: dict[str, dict[str, Metrics]] = {}
     with ProgressBar(console, len(chosen) * job.repeats, unit="predictions") as progress:

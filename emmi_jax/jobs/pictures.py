@@ -28,7 +28,7 @@ def draw_pictures(dataset: Dataset, surrogate: Surrogate, run: RunDirectory) -> 
     """Draws the loss of a run, and predictions on its first test case, into PNG files; returns their paths."""
     sample = next(iter(dataset.test_samples()))
     predict = partial(encode_sample(surrogate, sample).predict, chunk_size=query_chunk_size(sample))
-    paths = [draw_loss(run.read_metrics(), run.path)]
+    paths = [draw_loss(run.read_metrics(), run.path, run.read_validation())]
     if isinstance(dataset, EllipsoidDataset):
         paths += _draw_ellipsoid(dataset.test_bodies[0], predict, run.path)
     elif isinstance(dataset, PointCloudDataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,28 @@ from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
+from emmi_jax.runs.trackers import Tracker, trackers
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.evaluation import evaluate, validate
 from emmi_jax.training.loop import LoopEnd, Row, Schedule, fit
 from emmi_jax.training.optimizer import learning_rates
 from emmi_jax.training.processes import is_main, wait_for_all
+from emmi_jax.training.profile import traced
 from emmi_jax.training.settings import TrainSettings, model_config
 from emmi_jax.training.step import TrainState
 from emmi_jax.training.trainer import Trainer
+
+
+class Extras(NamedTuple):
+    """What a run writes if asked.
+
+    Attributes:
+        profile: Whether to write a trace of a few steps into `profile/`.
+        wandb_project: Project of Weights & Biases that receives the metrics.
+    """
+
+    profile: bool = False
+    wandb_project: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -49,6 +64,7 @@ def train(
     resume: bool,
     console: Console,
     layout: Layout = Layout(),  # noqa: B008
+    extras: Extras = Extras(),  # noqa: B008
 ) -> Outcome:
     """Trains a model and leaves everything about it in a folder.
 
@@ -60,6 +76,7 @@ def train(
         resume: Whether to continue from the run's newest checkpoint.
         console: Where progress and the table of metrics are printed.
         layout: How devices share the work.
+        extras: What else to write.
 
     Returns:
         The outcome. A run that was stopped early has a checkpoint of its last step.
@@ -88,7 +105,7 @@ def train(
     console.print(f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False)
     if jax.device_count() > 1:
         console.print(f"devices: {devices.summary}", highlight=False)
-    end = _fit(trainer, run, console)
+    end = _fit(trainer, run, extras, console)
     if end.signal_number is not None:
         console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
         return Outcome(path, end.signal_number)
@@ -184,7 +201,7 @@ def _run_config(
     )
 
 
-def _fit(trainer: Trainer, run: RunDirectory, console: Console) -> LoopEnd:
+def _fit(trainer: Trainer, run: RunDirectory, extras: Extras, console: Console) -> LoopEnd:
     """Trains from the newest checkpoint, or from the first step."""
     settings, state = trainer.settings, trainer.init_state()
     validation_samples = list(trainer.dataset.validation_samples())
@@ -201,8 +218,10 @@ def _fit(trainer: Trainer, run: RunDirectory, console: Console) -> LoopEnd:
             restored = checkpoints.restore(wanted)
             state = TrainState(**restored) if start else trainer.init_state(restored["params"])
         batches = trainer.batches(start, settings.steps)
+        if extras.profile and is_main():
+            batches = traced(batches, run.path / "profile")
         progress = ProgressBar(console, settings.steps, unit="steps", start=start)
-        with contextlib.closing(batches), progress:
+        with contextlib.closing(batches), progress, _trackers(trainer, run, extras) as opened:
             return fit(
                 state,
                 run=run,
@@ -213,7 +232,16 @@ def _fit(trainer: Trainer, run: RunDirectory, console: Console) -> LoopEnd:
                 checkpoints=checkpoints,
                 show=show,
                 validate=lambda state: validate(trainer.surrogate(state), validation_samples),
+                trackers=opened,
             )
+
+
+def _trackers(
+    trainer: Trainer, run: RunDirectory, extras: Extras
+) -> contextlib.AbstractContextManager[Sequence[Tracker]]:
+    if not is_main():
+        return contextlib.nullcontext(())
+    return trackers(run, trainer.settings.to_dict(), wandb_project=extras.wandb_project)
 
 
 def _report_metrics(dataset: Dataset, surrogate: Surrogate, end: LoopEnd, run: RunDirectory, console: Console) -> None:

@@ -14,19 +14,23 @@ from emmi_jax.plots.panels import save_figure
 _NOT_LOSSES = {"step", "seconds", "learning_rate", "gradient_norm"}
 
 
-def draw_loss(rows: Sequence[dict[str, Any]], directory: Path) -> Path:
-    """Draws the loss and its parts over the steps into `loss.png`.
+def draw_loss(rows: Sequence[dict[str, Any]], directory: Path, validation: Sequence[dict[str, Any]] = ()) -> Path:
+    """Draws the loss and its parts over the steps into `loss.png`, and below them the errors of validations, if any.
 
     Args:
         rows: Losses of every step.
         directory: Folder of the picture.
+        validation: Relative L2 errors on the validation cases.
 
     Returns:
         Its path.
     """
     step = np.array([row["step"] for row in rows])
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    num_panels = 2 if validation else 1
+    figure = Figure(figsize=(8, 4.5 * num_panels), layout="constrained")
+    axes, *below = np.atleast_1d(figure.subplots(num_panels, sharex=True))
+    for panel in below:
+        _draw_validation(panel, validation)
     for name in [key for key in rows[0] if key not in _NOT_LOSSES]:
         values = np.array([row[name] for row in rows])
         style = {"color": "black", "linewidth": 2.0} if name == "loss" else {"linewidth": 1.2, "alpha": 0.8}
@@ -41,6 +45,17 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path) -> Path:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return save_figure(figure, directory / "loss.png")
+
+
+def _draw_validation(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    step = [row["step"] for row in rows]
+    for name in [key for key in rows[0] if key not in _NOT_LOSSES]:
+        style = {"color": "black", "linewidth": 2.0} if name == "mean" else {"linewidth": 1.2, "alpha": 0.8}
+        label = "mean of the fields" if name == "mean" else name
+        axes.plot(step, [row[name] for row in rows], marker=".", label=label, **style)
+    axes.set(yscale="log", xlabel="step", ylabel="relative L2 error", title="Validation")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

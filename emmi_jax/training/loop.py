@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from emmi_jax.data.samples import Sample
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
+from emmi_jax.runs.trackers import Tracker
 from emmi_jax.training.processes import is_main, vote
 from emmi_jax.training.step import Metrics, TrainState, TrainStep
 
@@ -64,6 +65,7 @@ class _Logs:
     learning_rates: NDArray[np.float32]
     start: int
     show: Callable[[Row], None]
+    trackers: Sequence[Tracker]
 
     def __post_init__(self) -> None:
         rows = self.run.truncate_metrics(self.start) if is_main() else []
@@ -87,11 +89,17 @@ class _Logs:
         if is_main():
             self.run.append(self.run.metrics_log, row)
             self.show(row)
+            self._track(step, {name: value for name, value in row.items() if name != "step"}, "train")
 
     def record_validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a validation."""
         if is_main():
             self.run.append(self.run.validation_log, {"step": step, **metrics, "seconds": self.seconds()})
+            self._track(step, metrics, "validation")
+
+    def _track(self, step: int, metrics: Mapping[str, float], part: str) -> None:
+        for track in self.trackers:
+            track(step, {f"{part}/{name}": value for name, value in metrics.items()})
 
 
 def fit(
@@ -105,6 +113,7 @@ def fit(
     checkpoints: Checkpoints,
     show: Callable[[Row], None],
     validate: Callable[[TrainState], Mapping[str, float]],
+    trackers: Sequence[Tracker] = (),
 ) -> LoopEnd:
     """Trains from one step to another, and saves checkpoints: periodically, at a signal, and at the end.
 
@@ -120,11 +129,12 @@ def fit(
         checkpoints: Where checkpoints go.
         show: Called with the metrics of every step.
         validate: Returns the metrics of a state, of which `mean` decides which checkpoint is the best.
+        trackers: Called in the main process with the metrics of every step and of every validation.
 
     Raises:
         ValueError: The loss or the gradient is not finite; the last checkpoint precedes this.
     """
-    logs = _Logs(run, learning_rates, schedule.start, show)
+    logs = _Logs(run, learning_rates, schedule.start, show, trackers)
     step, stopped, ballot = schedule.start, False, vote(False)
     pending: tuple[int, Metrics] | None = None
     with stop_on_signal() as stop:

@@ -11,8 +11,10 @@ from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources
 from emmi_jax.data.samples import Sample
 from emmi_jax.jobs.datasets import default_settings, field_sources, load_dataset
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
+from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
+from emmi_jax.training.evaluation import validate
 from tests.data.case_folders import AXES, BODY, surface_dataset, volume_dataset, write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings
@@ -259,3 +261,33 @@ def test_a_mesh_that_does_not_fit_is_refused_in_one_line(trained, folder, tmp_pa
     assert "bad.vtp: not a .vtp file, or a damaged one" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_validation_is_logged_repeatable_and_keeps_the_best_checkpoint(tmp_path, folder):
+    cases = tmp_path / "cases"
+    for number in range(3):
+        shutil.copytree(folder, cases / f"run_{number}")
+    (cases / "split.json").write_text(json.dumps({"train": ["run_0"], "validation": ["run_1"], "test": ["run_2"]}))
+    # A rate that ruins what the first steps have learned.
+    changes = GEOMETRY | {
+        "steps": 8,
+        "validate_every": 2,
+        "checkpoint_every": 100,
+        "learning_rate": 0.5,
+        "schedule": "constant",
+    }
+    path = tmp_path / "run"
+    run(tiny_settings(cases, **changes), path)
+    rows = RunDirectory(path).read_validation()
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    fields = [name for name in rows[0] if "/" in name]
+    assert rows[0]["mean"] == pytest.approx(np.mean([rows[0][name] for name in fields]))
+    best = min(rows, key=lambda row: row["mean"])["step"]
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        assert (checkpoints.step(), checkpoints.step("best")) == (8, best)
+    dataset = load_dataset(tiny_settings(cases, **changes))
+    for which, step in (("latest", 8), ("best", best)):
+        again = validate(load_run(path, which), list(dataset.validation_samples()))
+        assert again["mean"] == pytest.approx(next(row["mean"] for row in rows if row["step"] == step), rel=1e-5)
+    assert {event.name.split(".")[0] for event in (path / "tensorboard").iterdir()} == {"events"}
+    assert main(["evaluate", str(path), "--checkpoint", "best", "--out", str(tmp_path / "out")]) == 0

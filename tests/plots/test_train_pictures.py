@@ -44,3 +44,5 @@ def test_fields_are_drawn_at_the_points_nearest_to_the_middle_plane(channels, tm
 def test_the_loss_is_drawn(tmp_path):
     rows = [{"step": step, "seconds": 1.0, "loss": 1 / step, "volume/p": 1 / step} for step in range(1, 9)]
     assert is_picture(draw_loss(rows, tmp_path))
+    validation = [{"step": step, "volume/p": 1 / step, "mean": 1 / step, "seconds": 1.0} for step in (4, 8)]
+    assert is_picture(draw_loss(rows, tmp_path, validation))

@@ -1,0 +1,48 @@
+"""Where the metrics of a run go beside its own logs: TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import TypeAlias
+
+from emmi_jax.files.atomic import JsonDict
+from emmi_jax.runs.directory import RunDirectory
+
+Tracker: TypeAlias = Callable[[int, Mapping[str, float]], None]
+"""Receives the metrics of a step by name."""
+
+
+@contextlib.contextmanager
+def trackers(run: RunDirectory, settings: JsonDict, *, wandb_project: str | None = None) -> Iterator[Sequence[Tracker]]:
+    """Opens the trackers of a run and closes them.
+
+    Args:
+        run: The run; its folder receives `tensorboard/`, if tensorboardX is installed.
+        settings: Settings of the run, for Weights & Biases.
+        wandb_project: Project of Weights & Biases; None for none.
+
+    Raises:
+        ImportError: A project is given, but wandb is not installed.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = []
+        if find_spec("tensorboardX") is not None:
+            from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+
+            writer = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
+
+            def to_tensorboard(step: int, metrics: Mapping[str, float]) -> None:
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, step)
+
+            opened.append(to_tensorboard)
+        if wandb_project is not None:
+            import wandb  # type: ignore[import-not-found]
+
+            # The name of the run is that of its folder, so that a resumed run goes on there.
+            session = wandb.init(project=wandb_project, id=run.path.name, resume="allow", config=dict(settings))
+            stack.callback(session.finish)
+            opened.append(lambda step, metrics: session.log(dict(metrics), step=step))
+        yield opened

@@ -1,0 +1,49 @@
+import pytest
+
+from emmi_jax.training.processes import _in_cluster, connected, vote
+
+VARIABLES = (
+    "SLURM_STEP_NODELIST", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX",
+    "TPU_WORKER_HOSTNAMES",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8"}, False),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "a[1-2]"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_a_process_of_several_is_known_by_its_environment(environment, expected, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _in_cluster() is expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", None, None), "got no num_processes"),
+        ((None, 2, 0), "got no coordinator"),
+        (("localhost:1", 2, 2), r"process_id must lie in \[0, 2\), got 2"),
+    ],
+)
+def test_incomplete_or_impossible_addresses_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message), connected(*arguments):
+        pass
+
+
+@pytest.mark.parametrize("ask", [True, False])
+def test_one_process_has_the_outcome_that_it_asks_for(ask):
+    assert vote(ask)() is ask
