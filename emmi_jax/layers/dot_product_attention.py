@@ -57,7 +57,7 @@ class DotProductAttention(nn.Module):
         q, k, v = jnp.unstack(qkv.reshape(*x.shape[:2], 3, config.num_heads, config.head_dim), axis=2)
         if freqs is not None:
             q, k = apply_rope(q, freqs), apply_rope(k, freqs)
-        mask = gather_key_mask(mask, config.token_axis)
+        mask = gather_key_mask(mask, x.shape[1], config.token_axis)
         k, v = gather_shards((k, v), config.token_axis, axis=1)
         use_dropout = config.dropout > 0 and not deterministic
         y = dot_product_attention(

@@ -68,7 +68,10 @@ class PerceiverAttention(nn.Module):
         if kv is None:
             keys = self._cached(queries, k_freqs)
         else:
-            keys, mask = self._project(queries, kv, k_freqs, mask), gather_key_mask(mask, config.token_axis)
+            keys, mask = (
+                self._project(queries, kv, k_freqs, mask),
+                gather_key_mask(mask, kv.shape[1], config.token_axis),
+            )
         if keys.mask is not None:
             key_mask = keys.mask[:, None, None, :]
             mask = key_mask if mask is None else mask & key_mask

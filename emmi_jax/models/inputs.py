@@ -109,7 +109,7 @@ def lay_out(config: AbUptConfig, anchors: Arrays | None, queries: Arrays, anchor
             positions = given.get(branch)
             if positions is not None:
                 mask = anchor_masks.get(branch) if suffix == ANCHORS else None
-                masks.append(jnp.ones(positions.shape[:2], bool) if mask is None else jnp.asarray(mask))
+                masks.append(jnp.ones_like(positions[..., 0], bool) if mask is None else jnp.asarray(mask))
                 arrays.append(positions)
                 size += positions.shape[1]
             if positions is not None or suffix == ANCHORS:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -58,17 +59,22 @@ def gather_shards(tree: Tree, axis_name: str | None, axis: int) -> Tree:
     return whole
 
 
-def gather_key_mask(mask: jax.Array | None, axis_name: str | None) -> jax.Array | None:
-    """Joins the shards of a mask of keys, [B, N, 1, S] or with axes of size 1, as `gather_shards` does.
+def gather_key_mask(mask: jax.Array | None, num_keys: int, axis_name: str | None) -> jax.Array | None:
+    """Joins the shards of a mask of keys as `gather_shards` does.
+
+    Args:
+        mask: Booleans of shape [B, N, 1, S], B, N and S may be 1; or None.
+        num_keys: Keys of a shard.
+        axis_name: The axis of the mesh; None leaves the mask as it is.
 
     Raises:
         ValueError: The mask depends on the queries, so that the shards do not make a whole.
     """
-    if mask is None or axis_name is None or mask.shape[2:] == (1, 1):
+    if mask is None or axis_name is None:
         return mask
     if mask.shape[2] != 1:
         raise ValueError(f"tokens sharded over {axis_name!r} need a mask of keys alone, got {list(mask.shape)}")
-    return gather_shards(mask, axis_name, axis=3)
+    return gather_shards(jnp.broadcast_to(mask, (*mask.shape[:3], num_keys)), axis_name, axis=3)
 
 
 def vary_alike(tree: Tree) -> Tree:

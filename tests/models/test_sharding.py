@@ -23,7 +23,7 @@ CASES = [(implementation, mesh) for implementation in ("blockwise", "curls") for
 CASES += [("blockwise", "shard_map"), pytest.param("curls", "shard_map", marks=NO_ERF)]
 
 PROGRAM = """
-import json, re, sys
+import dataclasses, json, re, sys
 import jax
 import numpy as np
 from jax.sharding import AxisType
@@ -33,7 +33,7 @@ from emmi_jax.models.init import init_params
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 fields = {"surface": {"p": 1}, "volume": {"u": 3}}
 config = AbUptConfig(
-    dim=12, num_heads=2, fields=fields, physics_blocks=("perceiver", "self", "joint"), mlp_ratio=1,
+    dim=12, num_heads=2, fields=fields, physics_blocks=("perceiver", "self", "joint_untied"), mlp_ratio=1,
     decoder_depths={"volume": 1}, supernode_pooling=SupernodePoolingConfig(radius=None, k=4),
     vector_potentials={"volume": ("u",)} if sys.argv[1] == "curls" else {}, init_weights="torch",
     implementation="auto" if sys.argv[1] == "curls" else sys.argv[1],
@@ -43,15 +43,21 @@ params = init_params(model)
 rng = np.random.default_rng(0)
 positions = lambda num: rng.uniform(0, 100, (8, num, 3)).astype(np.float32)
 inputs = {
-    "anchors": {branch: positions(12) for branch in fields},
+    "anchors": {branch: positions(16) for branch in fields},
     "queries": {branch: positions(8) for branch in fields},
-    "geometry": Geometry(positions(16), np.tile(np.arange(8, dtype=np.int32), (8, 1))),
+    "geometry": Geometry(
+        positions(16), np.tile(np.arange(8, dtype=np.int32), (8, 1)), mask=rng.uniform(size=(8, 8)) < 0.8
+    ),
+    "anchor_masks": {"volume": rng.uniform(size=(8, 16)) < 0.8},
 }
 call = lambda params, inputs: model.apply({"params": params}, **inputs)
 one = jax.jit(call)(params, inputs)
 flops = jax.jit(call).lower(params, inputs).compile().cost_analysis()["flops"]
 found = {}
-for name, kind in (("explicit", AxisType.Explicit), ("automatic", AxisType.Auto), ("shard_map", AxisType.Explicit)):
+KINDS = {
+    "explicit": AxisType.Explicit, "automatic": AxisType.Auto, "shard_map": AxisType.Explicit, "tokens": AxisType.Auto,
+}
+for name, kind in KINDS.items():
     if name == "shard_map" and sys.argv[1] == "curls" and jax.__version_info__ >= (0, 12):
         continue
     mesh = jax.make_mesh((8,), ("data",), (kind,))
@@ -63,6 +69,16 @@ for name, kind in (("explicit", AxisType.Explicit), ("automatic", AxisType.Auto)
         run = call
         if name == "shard_map":
             run = jax.shard_map(call, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P("data"))
+        if name == "tokens":
+            by_tokens = AnchoredBranchedUPT(dataclasses.replace(config, token_axis="data"))
+            specs = jax.tree.map(lambda _: jax.P(None, "data"), inputs)
+            specs["geometry"] = specs["geometry"]._replace(position=jax.P())
+            place = lambda array, spec: jax.device_put(array, jax.NamedSharding(mesh, spec))
+            args = (args[0], jax.tree.map(place, inputs, specs))
+            run = jax.shard_map(
+                lambda params, inputs: by_tokens.apply({"params": params}, **inputs),
+                in_specs=(jax.P(), specs), out_specs=jax.P(None, "data"), check_vma=False,
+            )
         compiled = jax.jit(run).lower(*args).compile()
         many = compiled(*args)
     error = max(float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
@@ -96,3 +112,11 @@ def test_eight_devices_do_an_eighth_of_the_work_each_without_collectives(impleme
     assert found["error"] <= TOLERANCES["float32"].forward
     assert 0.5 <= found["share"] <= 1.25
     assert found["collectives"] == []
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "curls"])
+def test_devices_that_share_tokens_gather_keys_and_values_and_nothing_else(implementation: str) -> None:
+    found = results(implementation)["tokens"]
+    assert found["error"] <= TOLERANCES["float32"].forward
+    assert 0.5 <= found["share"] <= 1.6  # points of the geometry are embedded on every device
+    assert found["collectives"] == ["all-gather"]
