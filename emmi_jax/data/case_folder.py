@@ -192,7 +192,7 @@ def find_sources(path: Path, default: Sources | None = None) -> Sources:
         return default
     for branch, pattern in MESHES.items():
         if files := sorted(path.glob(pattern)):
-            return published_sources(branch, array_names(files[0]))
+            return published_sources(branch, _all_arrays(files[0]))
     return DRIVAERML
 
 
@@ -210,8 +210,13 @@ def _check_meshes(path: Path, sources: Sources) -> None:
         elif files:
             wanted = {source.array for source in sources.get(branch, {}).values()}
             file = _only(path, files)
-            if file is not None and (absent := sorted(wanted - array_names(file))):
+            if file is not None and (absent := sorted(wanted - _all_arrays(file))):
                 raise ValueError(f"{file.name}: no array {', '.join(map(repr, absent))}")
+
+
+def _all_arrays(file: Path) -> set[str]:
+    names = array_names(file)
+    return names.cells | names.points
 
 
 def _check_parts(path: Path, files: list[Path]) -> None:

@@ -6,6 +6,7 @@ was not finished. The rows of a case are permuted once: any run of rows is a ran
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -114,7 +115,7 @@ class Store:
             num_all, array = case.shapes[GEOMETRY_BRANCH].num_points, position_array(GEOMETRY_BRANCH)
         return self._rows(name, array, int(rng.integers(num_all)), min(num_points + CHUNK_ROWS, num_all))
 
-    def _points(self, name: str, branch: str, start: int, num_rows: int) -> Any:
+    def _points(self, name: str, branch: str, start: int, num_rows: int) -> Callable[[], PointSet]:
         """Begins to read rows of a branch; returns a function that returns them."""
         fields = self.cases[name].shapes[branch].fields
         position = self._rows(name, position_array(branch), start, num_rows)

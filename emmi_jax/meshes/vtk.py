@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emmi_jax.files.atomic import whole_file
 
@@ -25,6 +26,8 @@ _WRITERS = {
     ".vtu": ("vtkIOXML", "vtkXMLUnstructuredGridWriter", "vtkUnstructuredGrid"),
     ".vtk": ("vtkIOLegacy", "vtkGenericDataObjectWriter", "vtkDataSet"),
 }
+_END_BYTES = 1 << 10
+_TAGS = re.compile(rb"<(/?(?:CellData|PointData)|AppendedData|DataArray|Array)\b([^>]*)>")
 _PLY_SIZES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4, "double": 8}
 _PLY_SIZES |= {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "float32": 4, "float64": 8}
 
@@ -56,7 +59,7 @@ def read_dataset(path: Path, arrays: Collection[str] | None = None) -> Any:
         reader = _vtk_class(*_READERS[suffix])()
         reader.SetFileName(str(path))
         if arrays is not None and suffix in (".vtp", ".vtu"):
-            _select_arrays(reader, arrays)
+            _select_arrays(reader, path, arrays)
         reader.Update()
         output = reader.GetOutput()
     if messages:
@@ -129,42 +132,56 @@ def vtk_messages() -> Iterator[list[str]]:
         )
 
 
-def array_names(path: Path) -> set[str]:
-    """Returns the names of the arrays of a `.vtp` or `.vtu` file, of which only the header is read.
+class ArrayNames(NamedTuple):
+    """Names of the arrays in a file, in cells and on points."""
+
+    cells: set[str]
+    points: set[str]
+
+
+def array_names(path: Path) -> ArrayNames:
+    """Returns the names of the arrays of a `.vtp` or `.vtu` file without reading them.
+
+    VTK's own reader would parse the file for this, and once more to read it.
 
     Raises:
-        ValueError: The header is damaged, or the end of the file is missing.
+        ValueError: The file is of another kind, or its end is missing.
     """
-    import_pyvista()
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 256))
-        is_whole = b"</VTKFile>" in file.read()
-    with vtk_messages() as messages:
-        reader = _vtk_class(*_READERS[path.suffix.lower()])()
-        reader.SetFileName(str(path))
-        if is_whole:
-            reader.UpdateInformation()
-            selections = reader.GetCellDataArraySelection(), reader.GetPointDataArraySelection()
-            found = {s.GetArrayName(i) for s in selections for i in range(s.GetNumberOfArrays())}
-    if messages or not is_whole:
-        reason = messages[0] if messages else "its end is missing"
-        raise ValueError(f"{path}: not a {path.suffix} file, or a damaged one: {reason}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: empty")
+    found, section = ArrayNames(set(), set()), set[str]()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"<VTKFile", 0, _END_BYTES) < 0:
+            raise ValueError(f"{path}: not a {path.suffix} file, or a damaged one: it has no <VTKFile>")
+        if content.rfind(b"</VTKFile>", max(0, len(content) - _END_BYTES)) < 0:
+            raise ValueError(f"{path}: not a {path.suffix} file, or a damaged one: its end is missing")
+        for tag in _TAGS.finditer(content):
+            match tag[1]:
+                case b"AppendedData":
+                    break
+                case b"CellData" | b"PointData":
+                    section = found.cells if tag[1] == b"CellData" else found.points
+                case b"/CellData" | b"/PointData":
+                    section = set()
+                case _ if name := re.search(rb'\bName="([^"]*)"', tag[2]):
+                    section.add(name[1].decode(errors="replace"))
     return found
 
 
-def _select_arrays(reader: Any, wanted: Collection[str]) -> None:
+def _select_arrays(reader: Any, path: Path, wanted: Collection[str]) -> None:
     """Leaves out the arrays that are not wanted, and those on points if cells have all; if any is absent, none."""
-    reader.UpdateInformation()
-    cells, points = reader.GetCellDataArraySelection(), reader.GetPointDataArraySelection()
-    in_cells, on_points = (
-        {selection.GetArrayName(i) for i in range(selection.GetNumberOfArrays())} for selection in (cells, points)
-    )
-    if set(wanted) <= in_cells:
-        points.DisableAllArrays()
-    elif not set(wanted) <= on_points:
+    found, wanted = array_names(path), set(wanted)
+    if wanted <= found.cells:
+        kept = ArrayNames(wanted, set())
+    elif wanted <= found.points:
+        kept = ArrayNames(set(), wanted)
+    else:
         return
-    for selection, names in ((cells, in_cells), (points, on_points)):
-        for name in names - set(wanted):
+    for selection, names, of_these in (
+        (reader.GetCellDataArraySelection(), found.cells, kept.cells),
+        (reader.GetPointDataArraySelection(), found.points, kept.points),
+    ):
+        for name in names - of_these:
             selection.DisableArray(name)
 
 

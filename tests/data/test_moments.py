@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -76,3 +78,31 @@ def test_different_numbers_of_channels_do_not_mix():
 def test_no_chunk_is_refused():
     with pytest.raises(ValueError, match="there are no chunks"):
         Moments.of_chunks([])
+
+
+def test_moments_survive_json_exactly():
+    moments = Moments.of(np.random.default_rng(0).normal(size=(50, 3)) * 1e-7)
+    again = Moments.from_dict(json.loads(json.dumps(moments.to_dict())))
+    assert again.to_dict() == moments.to_dict()
+    np.testing.assert_array_equal(again.std, moments.std)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": -1},
+        {"count": True},
+        {"mean": [0.0, 1.0]},
+        {"mean": [float("nan")]},
+        {"mean": 0.0},
+        {"squares": [[0.0]]},
+        {"median": [0.0]},
+    ],
+)
+def test_other_json_is_refused(changes):
+    values = Moments.of([1.0, 2.0]).to_dict()
+    assert Moments.from_dict(values).count == 2
+    with pytest.raises(ValueError, match="expected"):
+        Moments.from_dict(values | changes)
+    with pytest.raises(ValueError, match="expected"):
+        Moments.from_dict([])

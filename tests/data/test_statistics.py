@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.normalization import FieldScale, compress
-from emmi_jax.data.statistics import measure
-from emmi_jax.points import PointSet
+from emmi_jax.data.statistics import DataMoments, measure, merge
+from emmi_jax.points import PointSet, take_points
 
 RNG = np.random.default_rng(0)
 POSITION = RNG.uniform(-3, 5, size=(90, 3))
@@ -62,3 +64,32 @@ def test_values_that_are_not_finite_are_refused(bad):
 def test_no_points_are_refused():
     with pytest.raises(ValueError, match="there are no points"):
         measure([])
+
+
+def test_statistics_survive_json_and_parts_merge_to_the_whole():
+    rng = np.random.default_rng(1)
+    points = PointSet(rng.normal(size=(40, 3)), {"vorticity": rng.normal(size=(40, 3)) * 1e3})
+    whole = measure([("volume", points)])
+    parts = [measure([("volume", take_points(points, part))]) for part in (slice(15), slice(15, None))]
+    merged = merge(DataMoments.from_dict(json.loads(json.dumps(part.to_dict()))) for part in parts)
+    assert merged.channels == whole.channels == {"volume": {"vorticity": 3}}
+    for found, expected in zip(merged.fields["volume"]["vorticity"], whole.fields["volume"]["vorticity"], strict=True):
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found.std, expected.std, rtol=1e-12)
+
+
+def test_statistics_of_other_fields_or_of_nothing_do_not_merge():
+    position = np.eye(3)
+    first, second = (measure([("volume", PointSet(position, {name: position}))]) for name in ("a", "b"))
+    with pytest.raises(ValueError, match=r"cannot merge statistics of the fields \{'volume': \['a'\]\}"):
+        merge([first, second])
+    with pytest.raises(ValueError, match="there are no points"):
+        merge([])
+
+
+@pytest.mark.parametrize(
+    "values", [None, {}, {"position": {}, "fields": []}, {"position": {}, "fields": {"volume": 1}}]
+)
+def test_other_json_is_no_statistics(values):
+    with pytest.raises(ValueError, match="expected"):
+        DataMoments.from_dict(values)
