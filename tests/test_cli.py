@@ -30,7 +30,7 @@ def trained(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY_OPTIONS = ["--steps", "2", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
 
 
-COMMANDS = ["train", "predict", "evaluate", "sensitivity", "convert", "info", "stats"]
+COMMANDS = ["train", "predict", "evaluate", "sensitivity", "optimize", "convert", "info", "stats"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -61,6 +61,25 @@ def test_no_arguments_show_the_help(capsys):
         (["train", "--resume"], "emmi-jax train: error: --resume needs the --name"),
         (["train", "--resume", "--name", "none"], "emmi-jax train: error: runs/none is not a run"),
         (["train", "--data", "none.npz"], "none.npz: no such file"),
+        (
+            [
+                "optimize",
+                "r",
+                "--surface",
+                "s.vtp",
+                "--out",
+                "o",
+                "--speed",
+                "3",
+                "--area",
+                "2",
+                "--lattice",
+                "6x4",
+                "--max-displacement",
+                "1",
+            ],
+            "emmi-jax optimize: error: --lattice must be three numbers such as 6x4x4, got '6x4'",
+        ),
         (["sensitivity", "r"], "emmi-jax sensitivity: error: Missing option"),
         (
             ["sensitivity", "r", "--surface", "s.vtp", "--out", "o", "--speed", "3"],

@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError:
     raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
 
-from emmi_jax.cli.design import sensitivity
+from emmi_jax.cli.design import optimize, sensitivity
 from emmi_jax.cli.evaluation import evaluate
 from emmi_jax.cli.files import convert, info, stats
 from emmi_jax.cli.prediction import predict
@@ -28,6 +28,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "predict": predict,
     "evaluate": evaluate,
     "sensitivity": sensitivity,
+    "optimize": optimize,
     "convert": convert,
     "info": info,
     "stats": stats,

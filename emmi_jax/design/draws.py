@@ -46,6 +46,14 @@ class Draws:
         neighbors = Neighbors(*(array[None] for array in self.neighbors))
         return Geometry(position[None], self.supernode_idx[None], neighbors)
 
+    def positions(self, surface: Surface, geometry: Surface | None) -> dict[str, Any]:
+        """Returns anchors and geometry of these shapes as `Surrogate.encode` takes them, in physical units."""
+        anchors = {**self.anchors, GEOMETRY_BRANCH: self.surface_anchors.position(surface.vertices)}
+        if self.geometry is None or self.supernode_idx is None:
+            return {"anchors": anchors}
+        position = self.geometry.position((geometry or surface).vertices)
+        return {"anchors": anchors, "geometry": Geometry(position, self.supernode_idx, self.neighbors)}
+
 
 def draw_case(
     surrogate: Surrogate,

@@ -80,7 +80,7 @@ def merged(new: Tree, old: Tree) -> Tree:
 
 def widened(leaf: jax.Array) -> jax.Array:
     """Returns an array in at least float32, to add many of them up."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
 
 
 def zeros_like(leaf: Any) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.design.derivatives import (
@@ -26,7 +27,7 @@ from emmi_jax.design.morphs import (
     parameter_gradient,
     parameter_gradient_along,
 )
-from emmi_jax.design.problem import Sensitivity
+from emmi_jax.design.problem import Case, Sensitivity
 from emmi_jax.design.surface import Surface, Vertices
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Array
@@ -71,9 +72,25 @@ class MorphedCase:
         """Returns the surface at these parameters."""
         return _moved(self.surface, self.morph, parameters)
 
+    def moved_geometry(self, parameters: Parameters) -> Surface | None:
+        """Returns the mesh of the geometry at these parameters, if it is another one."""
+        return None if self.geometry is None else _moved(self.geometry, self.morph, parameters)
+
     def value(self, parameters: Parameters) -> float:
         """Returns the functional at these parameters."""
         return evaluate(self.surrogate, self.moved(parameters), self.functional, **self._at(parameters))
+
+    def fields(self, parameters: Parameters) -> dict[str, NDArray[np.float32]]:
+        """Returns the predicted fields [N, F] in the cells of the surface at these parameters."""
+        surface, options = self.moved(parameters), self._at(parameters)
+        case = Case(surrogate=self.surrogate, **options)
+        inputs = options["draws"].positions(surface, options["geometry"])
+        encoded = self.surrogate.encode(**inputs, condition=case.condition)
+        predicted = encoded.predict(
+            {GEOMETRY_BRANCH: surface.centers()}, chunk_size=case.chunk_size, devices=case.devices
+        )
+        prefix = f"{GEOMETRY_BRANCH}_"
+        return {name.removeprefix(prefix): values for name, values in predicted.items()}
 
     def gradient(self, parameters: Parameters) -> tuple[float, Parameters]:
         """Returns the functional and its gradient with respect to the parameters, a tree like these."""
@@ -155,8 +172,7 @@ class MorphedCase:
             for branch, position in self._anchors.items()
         }
         draws = None if self.draws is None else replace(self.draws, anchors=moved)
-        geometry = None if self.geometry is None else _moved(self.geometry, self.morph, parameters)
-        return {**self.options, "draws": draws, "geometry": geometry}
+        return {**self.options, "draws": draws, "geometry": self.moved_geometry(parameters)}
 
 
 def _moved(surface: Surface, morph: Morph, parameters: Parameters) -> Surface:

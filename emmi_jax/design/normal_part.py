@@ -45,15 +45,10 @@ def normal_part(surface: Surface, gradient: Vertices, *, length: float) -> Norma
         raise ValueError(f"length must be 0 or positive, got {length}")
     if gradient.shape != surface.vertices.shape:
         raise ValueError(f"gradient must have the shape {list(surface.vertices.shape)}, got {list(gradient.shape)}")
-    # Some files repeat the corners of every polygon: what lies in one place moves together.
-    place, group = np.unique(surface.vertices, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    triangles = group[surface.triangles()]
+    place, group, triangles = _merged(surface)
     corners = place[triangles]
-    vector_area = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]) / 2
+    vector_area, normal = _normals(triangles, corners, len(place))
     triangle_area = np.linalg.norm(vector_area, axis=1)
-    normal = np.stack([_total(triangles, vector_area[:, axis], len(place)) for axis in range(3)], axis=1)
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     area = _total(triangles, triangle_area / 3, len(place))
     total = np.stack([np.bincount(group, gradient[:, axis], len(place)) for axis in range(3)], axis=1)
     along = np.where(area > 0, np.einsum("vn,vn->v", total, normal), 0.0)
@@ -63,6 +58,29 @@ def normal_part(surface: Surface, gradient: Vertices, *, length: float) -> Norma
     if length:
         smoothed = _solve(mass, length**2 * _stiffness(triangles, corners, triangle_area, len(place)), along)
     return NormalPart(raw[group], np.where(area > 0, smoothed, 0.0)[group])
+
+
+def vertex_normals(surface: Surface) -> Vertices:
+    """Returns the outward unit normals [V, 3] at the vertices, means of those of the cells by area; 0 without cells."""
+    place, group, triangles = _merged(surface)
+    return _normals(triangles, place[triangles], len(place))[1][group]
+
+
+def _merged(surface: Surface) -> tuple[Vertices, NDArray[np.int64], NDArray[np.int64]]:
+    """Returns different places [P, 3], that of each vertex [V] among them, and the triangles [F, 3] between them.
+
+    Some files repeat the corners of every polygon: what lies in one place moves together.
+    """
+    place, group = np.unique(surface.vertices, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    return place, group, group[surface.triangles()]
+
+
+def _normals(triangles: NDArray[np.int64], corners: Vertices, num_places: int) -> tuple[Vertices, Vertices]:
+    """Returns area times normal of the triangles [F, 3], and unit normals of the places [P, 3]."""
+    vector_area = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]) / 2
+    normal = np.stack([_total(triangles, vector_area[:, axis], num_places) for axis in range(3)], axis=1)
+    return vector_area, normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _total(triangles: NDArray[np.int64], values: NDArray[np.float64], num_vertices: int) -> NDArray[np.float64]:

@@ -77,8 +77,8 @@ def optimize(
         steps: Number of steps.
         penalties: What the shape must not do, such as `keep_volume()`.
         symmetry: Axis ``x``, ``y`` or ``z``: a `Lattice` then moves symmetrically about its middle plane across it.
-        transformation: An `optax.GradientTransformation`; by default Adam, with steps that shrink from a tenth of
-            `max_displacement`. For L-BFGS, chain `optax.scale_by_lbfgs()` with a step size, and do not redraw.
+        transformation: An `optax.GradientTransformation`; by default Adam, with steps that shrink and together go about
+            twice as far as the bound. For L-BFGS, chain `optax.scale_by_lbfgs()` with a step size, and do not redraw.
         redraw: Whether each step draws other points.
         checks: How many further draws the first and the last shape are compared on.
         advance: Called after each step.
@@ -95,7 +95,8 @@ def optimize(
         raise ValueError(f"steps and checks must be at least 1, got {steps} and {checks}")
     project = _projection(case, parameters, max_displacement, symmetry)
     if transformation is None:
-        transformation = optax.adam(optax.cosine_decay_schedule(max_displacement / 10, steps, alpha=0.1))
+        size = max_displacement * min(4 / steps, 1 / 4)
+        transformation = optax.adam(optax.cosine_decay_schedule(size, steps, alpha=0.1))
     first = current = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
         state = transformation.init(_as_jax(current))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.surfaces import polygons, surface_elements
+from emmi_jax.meshes.vtk import import_pyvista
 
 Vertices = NDArray[np.float64]
 
@@ -70,6 +71,20 @@ class Surface:
                 f"vertices must be finite numbers of shape {list(self.vertices.shape)}, got shape {list(array.shape)}"
             )
         return replace(self, vertices=array)
+
+    def dataset(self) -> Any:
+        """Returns the mesh that it was read from with its points moved, a `pyvista.PolyData` without arrays.
+
+        Raises:
+            ValueError: It was not read from a mesh.
+        """
+        if self.mesh is None:
+            raise ValueError("the surface was not read from a mesh")
+        dataset = self.mesh.dataset.copy(deep=False)
+        dataset.clear_data()
+        # Not `dataset.points`, which the copy shares.
+        dataset.SetPoints(import_pyvista().vtk_points(self.vertices))
+        return dataset
 
     def centers(self) -> Vertices:
         """Returns the mean [N, 3] of the corners of each cell."""

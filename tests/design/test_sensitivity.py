@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emmi_jax import AnchoredBranchedUPT
 from emmi_jax.data.samples import Context
 from emmi_jax.design import Surface, drag, evaluate, integral, lift, mean, per_point, read_surface, sensitivity
+from emmi_jax.design.encoding import pull_encoding
+from emmi_jax.design.program import chunk_sums, pull_chunk
 from emmi_jax.inference.meshes import (
     ForceReference,
     geometry_points,
@@ -86,6 +89,21 @@ def test_the_gradient_of_an_area_is_that_of_the_mesh(surrogate: Any) -> None:
     # A dilation by 1 + h grows an area by 2 h, and a shift leaves it alone.
     assert (found.vertices * SURFACE.vertices).sum() == pytest.approx(2 * found.value, rel=1e-5)
     np.testing.assert_allclose(found.vertices.sum(axis=0), 0, atol=1e-5)
+
+
+def test_half_precision_points_the_same_way(surrogate: Any) -> None:
+    half = replace(surrogate, model=AnchoredBranchedUPT(replace(surrogate.model.config, dtype="bfloat16")))
+    exact, rounded = (sensitivity(model, SURFACE, DRAG, **POINTS).vertices for model in (surrogate, half))
+    assert (exact * rounded).sum() > 0.98 * np.linalg.norm(exact) * np.linalg.norm(rounded)
+
+
+def test_other_draws_and_shapes_compile_nothing(surrogate: Any) -> None:
+    sensitivity(surrogate, SURFACE, DRAG, **POINTS, seed=1)
+    before = [function._cache_size() for function in (chunk_sums, pull_chunk, pull_encoding)]
+    for seed in (2, 3):
+        moved = SURFACE.moved(SURFACE.vertices * (1 + 0.01 * seed))
+        sensitivity(surrogate, moved, DRAG, **POINTS, seed=seed)
+    assert [function._cache_size() for function in (chunk_sums, pull_chunk, pull_encoding)] == before
 
 
 PROGRAM = """

@@ -1,0 +1,119 @@
+"""What `emmi-jax sensitivity` and `emmi-jax optimize` share: a surface, a functional of forces, and checks of both."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.design.coefficients import drag, lift, side_force
+from emmi_jax.design.functionals import Functional
+from emmi_jax.design.surface import Surface, read_surface
+from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.meshes import PRESSURES, ForceReference, query_mesh
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.predict_meshes import check_outputs
+from emmi_jax.jobs.progress import warn_few_anchors, warn_open, warn_outside
+from emmi_jax.points import PointSet
+
+FUNCTIONALS: dict[str, Callable[..., Functional]] = {"drag": drag, "lift": lift, "side_force": side_force}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesignJob:
+    """A surface and what to compute on it.
+
+    Args:
+        surface: Mesh file of the surface.
+        out: Folder for the results; made if it is missing.
+        functional: A key of `FUNCTIONALS`.
+        reference: What forces are divided by.
+        geometry: A surface that shows the geometry to the model; by default the surface itself.
+        volume: A mesh to draw the anchors of the branch ``volume`` from, unless the run stores them.
+        allow_open: Whether the surface may have open edges, so that its outward side is a guess.
+        seed: Seed of the draws.
+        chunk_size: Points per call of the model.
+    """
+
+    surface: Path
+    out: Path
+    functional: str
+    reference: ForceReference
+    geometry: Path | None = None
+    volume: Path | None = None
+    allow_open: bool = False
+    seed: int = 0
+    chunk_size: ChunkSize = "auto"
+
+    def coefficient(self, name: str) -> Functional:
+        """Returns the functional of this name."""
+        reference = self.reference
+        return FUNCTIONALS[name](speed=reference.speed, area=reference.area, density=reference.density)
+
+
+class DesignMeshes(NamedTuple):
+    """What a job reads: the surface, the mesh of the geometry if it is another one, and points by branch."""
+
+    surface: Surface
+    geometry: Surface | None
+    points: dict[str, PointSet]
+
+
+def check_design(job: DesignJob, surrogate: Surrogate) -> None:
+    """Refuses what cannot work while there is nothing to clean up.
+
+    Raises:
+        ValueError: The model lacks a branch or field, the functional is unknown, or a mesh would be overwritten.
+        ImportError: matplotlib is not installed.
+    """
+    config = surrogate.model.config
+    if job.functional not in FUNCTIONALS:
+        raise ValueError(f"functional must be one of {', '.join(FUNCTIONALS)}, got {job.functional!r}")
+    if GEOMETRY_BRANCH not in config.fields:
+        raise ValueError(f"the model has the branches {list(config.branches)}, none of which is {GEOMETRY_BRANCH!r}")
+    names = config.fields[GEOMETRY_BRANCH]
+    if not set(PRESSURES) & set(names):
+        raise ValueError(f"forces need a field {' or '.join(PRESSURES)}; the branch 'surface' has {list(names)}")
+    if job.geometry is not None and not config.has_geometry:
+        raise ValueError(f"{job.geometry}: the model has no geometry branch to show it to")
+    stored = {} if surrogate.context is None else surrogate.context.anchors
+    given = {GEOMETRY_BRANCH, *stored, *(() if job.volume is None else ("volume",))}
+    for branch in config.branches:
+        if branch not in given:
+            raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
+    if job.volume is not None and "volume" not in config.branches:
+        raise ValueError(f"{job.volume}: the model has no branch 'volume'")
+    importlib.import_module("matplotlib")
+    check_outputs(job.out, [job.surface, *filter(None, (job.geometry,))])
+
+
+def read_design(job: DesignJob, surrogate: Surrogate, console: Console) -> DesignMeshes:
+    """Reads the meshes of a job, and warns of what makes its results doubtful.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file is unusable, or the surface is open but must not be.
+    """
+    surface = read_surface(job.surface, require_closed=not job.allow_open)
+    geometry = None if job.geometry is None else read_surface(job.geometry, require_closed=False)
+    points = {}
+    if job.volume is not None:
+        mesh = query_mesh(job.volume)
+        is_weighted = surrogate.sampling.method == "weighted"
+        sizes = mesh.mesh.cell_sizes(mesh.location) if is_weighted else None
+        points["volume"] = PointSet(mesh.position, {}, sizes)
+    warn_open(job.surface, surface.num_open_edges, console)
+    warn_outside(surrogate.normalizer, job.surface, surface.vertices, console)
+    warn_few_anchors(surrogate.sampling, {GEOMETRY_BRANCH: surface.corners}, console)
+    return DesignMeshes(surface, geometry, points)
+
+
+def largest_output(surface: Surface, num_channels: int) -> int:
+    """Returns how many bytes a surface with so many numbers more for each point and cell takes at most."""
+    size = 0 if surface.mesh is None else 1024 * surface.mesh.dataset.GetActualMemorySize()
+    return int(size) + 4 * num_channels * (len(surface.vertices) + surface.num_cells)

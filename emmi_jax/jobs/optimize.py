@@ -1,0 +1,188 @@
+"""`emmi-jax optimize`: move a surface by a lattice of control points until a coefficient is lower."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from emmi_jax.design.draws import draw_case
+from emmi_jax.design.morphed import MorphedCase
+from emmi_jax.design.morphs import Lattice
+from emmi_jax.design.normal_part import vertex_normals
+from emmi_jax.design.optimization import Optimization, Step, optimize
+from emmi_jax.design.penalties import Penalty, keep_volume
+from emmi_jax.design.surface import Surface
+from emmi_jax.files.atomic import check_space, make_folder, whole_file, write_atomically, write_json
+from emmi_jax.inference.meshes import output_name
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.design import FUNCTIONALS, DesignJob, DesignMeshes, check_design, largest_output, read_design
+from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
+from emmi_jax.meshes.mesh import Mesh, write_mesh
+
+PENALTIES = {"volume": keep_volume}
+"""What `--keep` keeps."""
+
+_PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blue: pulled out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationJob(DesignJob):
+    """What to lower, and how; see `DesignJob`.
+
+    Args:
+        lattice: Control points along each axis, in a box around the surface.
+        max_displacement: How far a vertex may move, in the unit of the mesh.
+        steps: Number of steps.
+        keep: Keys of `PENALTIES`.
+        symmetry: Axis ``x``, ``y`` or ``z`` to stay symmetric along; None for no symmetry.
+    """
+
+    lattice: tuple[int, int, int]
+    max_displacement: float
+    steps: int = 50
+    keep: tuple[str, ...] = ()
+    symmetry: str | None = None
+
+
+def optimize_surface(job: OptimizationJob, surrogate: Surrogate, *, console: Console) -> None:
+    """Moves a surface until a coefficient is lower, and writes the new shape and how it got there to a folder.
+
+    Args:
+        job: What to lower.
+        surrogate: What predicts.
+        console: Where progress, warnings and results are printed.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file is unusable or does not fit the model, an option is out of range, or a mesh would be
+            overwritten.
+        UnwritableFileError: The disk is full, or too small for the output.
+    """
+    check_design(job, surrogate)
+    penalties = _penalties(job)
+    meshes = read_design(job, surrogate, console)
+    surface, geometry, points = meshes
+    channels = 6 + 2 * sum(surrogate.model.config.fields["surface"].values())
+    check_space(job.out, 2 * sum(largest_output(mesh, channels) for mesh in (surface, geometry) if mesh is not None))
+    lattice = Lattice.around(surface if geometry is None else _joined(surface, geometry), job.lattice)
+    options = {"points": points, "seed": job.seed, "chunk_size": job.chunk_size}
+    case = MorphedCase(surrogate, surface, job.coefficient(job.functional), lattice, geometry, options)
+    with ProgressBar(console, job.steps, unit="steps") as progress:
+
+        def advance(step: Step) -> None:
+            progress.advance(1, f"{job.functional} {step.value:z.5f}  moved {step.displacement:.4g}")
+
+        found = optimize(
+            case,
+            lattice.zeros(),
+            max_displacement=job.max_displacement,
+            steps=job.steps,
+            penalties=penalties,
+            symmetry=job.symmetry,
+            advance=advance,
+        )
+    if found.stopped:
+        console.print(f"warning: {found.stopped}: stopped", highlight=False, soft_wrap=True)
+    coefficients = _coefficients(job, surrogate, meshes, case, found)
+    paths = _write(job, case, lattice, found, coefficients)
+    rows = [[name, *(f"{value:z.5f}" for value in values.values())] for name, values in coefficients.items()]
+    console.print(new_table("Predicted coefficients", ["coefficient", "before", "after"], rows))
+    print_paths(paths, console)
+
+
+def _penalties(job: OptimizationJob) -> list[Penalty]:
+    """Checks the options that the library would refuse only after reading the meshes."""
+    if unknown := [name for name in job.keep if name not in PENALTIES]:
+        raise ValueError(f"keep must be among {', '.join(PENALTIES)}, got {unknown[0]!r}")
+    if len(job.lattice) != 3 or min(job.lattice) < 2:
+        raise ValueError(f"lattice must be three numbers of control points, each at least 2, got {job.lattice}")
+    if not 0 < job.max_displacement < np.inf:
+        raise ValueError(f"max_displacement must be positive, got {job.max_displacement}")
+    if job.symmetry not in (None, "x", "y", "z"):
+        raise ValueError(f"symmetry must be x, y or z, got {job.symmetry!r}")
+    return [PENALTIES[name]() for name in job.keep]
+
+
+def _joined(surface: Surface, geometry: Surface) -> Surface:
+    """Both meshes, for the box around them."""
+    return Surface(np.concatenate([surface.vertices, geometry.vertices]), surface.corners, surface.num_corners)
+
+
+def _coefficients(
+    job: OptimizationJob, surrogate: Surrogate, meshes: DesignMeshes, case: MorphedCase, found: Optimization
+) -> dict[str, dict[str, float]]:
+    """Returns every coefficient before and after, on the same draws, which no step has seen; means for the one lowered.
+
+    `optimize` counts its draws upwards from the seed of the job.
+    """
+    seed = job.seed + job.steps + 1
+    unseen = draw_case(surrogate, meshes.surface, geometry=meshes.geometry, points=meshes.points, seed=seed)
+    table = {job.functional: {"before": float(found.before.mean()), "after": float(found.after.mean())}}
+    for name in FUNCTIONALS:
+        if name == job.functional:
+            continue
+        other = MorphedCase(
+            surrogate, case.surface, job.coefficient(name), case.morph, case.geometry, case.options, unseen
+        )
+        start = np.zeros_like(found.parameters)
+        table[name] = {"before": other.value(start), "after": other.value(found.parameters)}
+    return table
+
+
+def _write(
+    job: OptimizationJob,
+    case: MorphedCase,
+    lattice: Lattice,
+    found: Optimization,
+    coefficients: dict[str, dict[str, float]],
+) -> list[Path]:
+    from emmi_jax.plots.meshes import draw_surface_push
+
+    make_folder(job.out)
+    surface, start = found.surface, np.zeros_like(found.parameters)
+    displacement = surface.vertices - case.surface.vertices
+    dataset = surface.dataset()
+    dataset.point_data["displacement"] = displacement.astype(np.float32)
+    fields: dict[str, Any] = {}
+    for when, parameters in (("before", start), ("after", found.parameters)):
+        fields |= {f"{when}_{name}": values for name, values in case.fields(parameters).items()}
+    paths = [job.out / output_name(job.surface)]
+    write_mesh(paths[0], Mesh(job.surface, dataset), fields, location="cells")
+    paths.append(_write_stl(job.out / f"{job.surface.stem}.stl", surface))
+    moved = case.moved_geometry(found.parameters)
+    if moved is not None and job.geometry is not None:
+        paths.append(_write_stl(job.out / f"{job.geometry.stem}.stl", moved))
+    along = np.einsum("vn,vn->v", displacement, vertex_normals(case.surface))
+    before, after = coefficients[job.functional].values()
+    title = f"How the surface moved: {job.functional.replace('_', ' ')} {before:z.4f} → {after:z.4f}"
+    paths.append(draw_surface_push(job.out / "displacement.png", title, dataset, -along, _PICTURE_LABEL))
+    write_atomically(job.out / "history.csv", _history(found))
+    summary = {
+        "coefficients": coefficients,
+        "before": found.before.tolist(),
+        "after": found.after.tolist(),
+        "stopped": found.stopped,
+        "lattice": {"low": lattice.low, "high": lattice.high, "displacements": found.parameters.tolist()},
+    }
+    write_json(job.out / "optimization.json", summary)
+    return [*paths, job.out / "history.csv", job.out / "optimization.json"]
+
+
+def _history(found: Optimization) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *Step._fields])
+    writer.writerows([number, *step] for number, step in enumerate(found.history, start=1))
+    return text.getvalue()
+
+
+def _write_stl(path: Path, surface: Surface) -> Path:
+    with whole_file(path) as partial:
+        surface.dataset().triangulate().save(partial)
+    return path
