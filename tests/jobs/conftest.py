@@ -1,7 +1,7 @@
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def coarse_pictures():
     """Pictures of few pixels take little time; tests/plots has the real ones."""
     with pytest.MonkeyPatch.context() as patch:
