@@ -72,7 +72,7 @@ def _case(num_points: int) -> dict[str, PointSet]:
 def _row(text: str, data: dict[str, PointSet], steps: int, changes: dict[str, Any]) -> dict[str, Any]:
     mesh, _, fsdp = text.partition("+")
     layout = Layout.parse(mesh, fsdp=bool(fsdp))
-    recipe = {key: value for key, value in read_recipe("drivaerml").items() if key != "statistics"}
+    recipe = {key: value for key, value in read_recipe("drivaerml").items() if key not in ("statistics", "split")}
     settings = TrainSettings().updated(recipe, {"batch_size": layout.data or 1, "steps": 10_000}, changes)
     dataset = PointCloudDataset(data, settings.sampling)
     trainer = Trainer.make(
