@@ -194,6 +194,8 @@ def test_settings_come_from_the_recipe_then_the_file_then_the_options(case, tmp_
         (["--config", "none.toml"], "none.toml"),
         (["--set", "data=3"], "data must be a path or none, got 3"),
         (["--dry-run", "--resume", "--name", "a"], "--dry-run plans a new run, --resume continues one"),
+        (["--init-from", "b", "--resume", "--name", "a"], "--init-from starts a new run: leave out --resume"),
+        (["--init-from", "b"], "b is not a run: it has no config.json"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused_in_one_line(options, message, tmp_path, capsys):
@@ -351,9 +353,9 @@ def test_what_cannot_be_trained_leaves_no_run(setting, case, tmp_path, capsys):
 
 def test_converted_weights_take_all_of_a_recipe_but_their_own_model_and_scales(case, tmp_path, asked, capsys):
     RunDirectory.create(tmp_path / "published", preset_config("drivaerml-tutorial"))
-    resume = ["train", "--data", str(case), "--out", str(tmp_path), "--name", "published", "--resume"]
-    assert main([*resume, "--recipe", "drivaerml"]) == 0
+    start = ["train", "--data", str(case), "--out", str(tmp_path), "--init-from", str(tmp_path / "published")]
+    assert main([*start, "--recipe", "drivaerml"]) == 0
     ((settings, _),) = asked
     assert (settings.optimizer.name, settings.sampling.num_anchors, settings.statistics) == ("lion", 16_384, None)
-    assert main([*resume, "--set", "model.dim=48"]) == 2
+    assert main([*start, "--set", "model.dim=48"]) == 2
     assert "published has a model of its own, got model.dim\n" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def convert(
     """Convert PyTorch weights of AB-UPT into a run.
 
     Pass the architecture with --preset or --config. The run works with
-    predict, info and train --resume.
+    predict, info and train --init-from.
 
     \b
     Example:

@@ -48,6 +48,10 @@ def train(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of all runs.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Folder of the run in --out; default: the next free number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint of --name.")] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Start from a trained or converted run: weights, model and statistics."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}.")] = None,
     batch_size: Annotated[int | None, typer.Option(help=f"Cases per step; default {_DEFAULTS.batch_size}.")] = None,
     num_anchors: Annotated[
@@ -177,6 +181,8 @@ def train(
     ]
     if resume and dry_run:
         raise ValueError("--dry-run plans a new run, --resume continues one: choose one of them")
+    if init_from is not None and (resume or dry_run):
+        raise ValueError("--init-from starts a new run: leave out --resume and --dry-run")
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
     changes = [_resolved(change) for change in changes]
@@ -185,7 +191,9 @@ def train(
         raise ValueError(f"data must be a path or none, got {source!r}")
     path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if source is None else Path(source).stem)
     if resume:
-        settings, changes = _settings_to_resume(path, source, changes)
+        settings = _stored_settings(path)
+    elif init_from is not None:
+        settings, changes = _settings_to_start_from(init_from, source, changes)
     else:
         settings = default_settings(source, geometry=not no_geometry)
     settings = settings.updated(*changes)
@@ -197,7 +205,9 @@ def train(
             show_plan(settings, console=console, layout=layout)
             return 0
         extras = Extras(profile=profile, wandb_project=wandb)
-        outcome = run_training(settings, path, resume=resume, console=console, layout=layout, extras=extras)
+        outcome = run_training(
+            settings, path, resume=resume, console=console, init_from=init_from, layout=layout, extras=extras
+        )
         if outcome.signal_number is None:
             return 0
         if is_main():
@@ -222,20 +232,31 @@ def _resolved(change: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _settings_to_resume(
-    path: Path, data: str | None, changes: list[dict[str, Any]]
-) -> tuple[TrainSettings, list[dict[str, Any]]]:
-    """Returns the settings of an earlier run and the changes that apply to it.
+def _stored_settings(path: Path) -> TrainSettings:
+    """Returns the settings of an earlier run.
 
     Raises:
-        ValueError: There is no such run, or the model of converted weights would change.
+        ValueError: There is no such run, or it was not trained.
+    """
+    from emmi_jax.runs.directory import RunDirectory
+
+    settings = RunDirectory.open(path).read_config().settings
+    if settings is None:
+        raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
+    return TrainSettings.from_dict(settings)
+
+
+def _settings_to_start_from(
+    path: Path, data: str | None, changes: list[dict[str, Any]]
+) -> tuple[TrainSettings, list[dict[str, Any]]]:
+    """Returns the settings to start from a run with, and the changes that apply to them; a recipe gives the rest.
+
+    Raises:
+        ValueError: There is no such run, or its model would change.
     """
     from emmi_jax.runs.directory import RunDirectory
 
     config = RunDirectory.open(path).read_config()
-    if config.settings is not None:
-        return TrainSettings.from_dict(config.settings), changes
-    # Converted weights bring their model and their scales, and the data are others; a recipe is welcome for the rest.
     recipe, *others = changes
     if given := [key for change in others for key in change if key.split(".")[0] == "model"]:
         raise ValueError(f"{path} has a model of its own, got {', '.join(given)}")

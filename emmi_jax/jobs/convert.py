@@ -80,7 +80,6 @@ def convert(file: Path, path: Path, config: RunConfig, *, layout: str | None) ->
         normalizer=config.normalizer,
         sampling=config.sampling,
         sources=config.sources,
-        is_converted=True,
     )
     run = RunDirectory.create(path, untrained)
     with Checkpoints(run.checkpoints) as checkpoints:

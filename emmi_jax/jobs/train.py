@@ -24,8 +24,10 @@ from emmi_jax.jobs.datasets import data_fingerprint, field_sources, load_dataset
 from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
+from emmi_jax.models.init import Params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
+from emmi_jax.runs.load import load_run
 from emmi_jax.runs.trackers import Tracker, trackers
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.evaluation import evaluate, validate
@@ -63,6 +65,7 @@ def train(
     *,
     resume: bool,
     console: Console,
+    init_from: Path | None = None,
     layout: Layout = Layout(),  # noqa: B008
     extras: Extras = Extras(),  # noqa: B008
 ) -> Outcome:
@@ -75,6 +78,7 @@ def train(
         path: The run's folder; it must not exist, or with `resume` must hold the same configuration.
         resume: Whether to continue from the run's newest checkpoint.
         console: Where progress and the table of metrics are printed.
+        init_from: Folder of a run, trained or converted, to start from: its weights, model and normalizer.
         layout: How devices share the work.
         extras: What else to write.
 
@@ -87,25 +91,31 @@ def train(
     """
     dataset = load_dataset(settings)
     stored = RunDirectory.open(path).read_config() if resume else None
-    if stored is not None and stored.is_converted:
-        settings = settings.updated({"model": _options(settings, stored.model)})
+    if stored is not None and stored.settings is None:
+        raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
+    source = None if init_from is None else RunDirectory.open(init_from).read_config()
+    params = None if init_from is None else load_run(init_from).params
+    if weights := stored if stored is not None and stored.is_fine_tuned else source:
+        settings = settings.updated({"model": _options(settings, weights.model)})
     devices = Devices.make(settings, layout)
-    if stored is None:
-        config = _run_config(settings, dataset, _measured(settings, dataset, console))
-    else:
+    if stored is not None:
         config = _resumed_config(settings, dataset, stored)
+    elif source is not None:
+        config = _run_config(settings, dataset, source.normalizer, weights=source)
+    else:
+        config = _run_config(settings, dataset, _measured(settings, dataset, console))
     trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer)
     # What cannot be trained is refused while there is nothing to clean up.
     jax.eval_shape(trainer.train_step, trainer.state, trainer.put(trainer.host_batch(0)))
-    if is_main():
-        _write_config(path, config, dataset, stored)
+    if stored is None and is_main():
+        _create(path, config, dataset)
     wait_for_all("configuration")
     run = RunDirectory.open(path)
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.state.params))
     console.print(f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False)
     if jax.device_count() > 1:
         console.print(f"devices: {devices.summary}", highlight=False)
-    end = _fit(trainer, run, extras, console)
+    end = _fit(trainer, run, params, extras, console)
     if end.signal_number is not None:
         console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
         return Outcome(path, end.signal_number)
@@ -142,14 +152,11 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     console.print(f"devices    {devices.summary}\nstep       {flops}, {size} per device", highlight=False)
 
 
-def _write_config(path: Path, config: RunConfig, dataset: Dataset, stored: RunConfig | None) -> RunDirectory:
-    """Makes the folder of a new run, or opens that of an earlier one; writes what is not there yet."""
-    run = RunDirectory.create(path, config) if stored is None else RunDirectory.open(path)
-    if stored is not None and stored.settings is None:
-        run.write_config(config)
-    if dataset.context is not None and (stored is None or stored.settings is None):
+def _create(path: Path, config: RunConfig, dataset: Dataset) -> None:
+    """Makes the folder of a new run."""
+    run = RunDirectory.create(path, config)
+    if dataset.context is not None:
         run.write_context(dataset.context)
-    return run
 
 
 def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> Normalizer:
@@ -163,14 +170,12 @@ def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> No
 
 
 def _resumed_config(settings: TrainSettings, dataset: Dataset, stored: RunConfig) -> RunConfig:
-    """Returns the configuration of a run that was trained before, or of converted weights."""
-    if stored.settings is not None:
-        check_same_config(stored.settings, settings.to_dict(), path="settings.")
-    config = _run_config(settings, dataset, stored.normalizer, weights=stored if stored.is_converted else None)
+    """Returns the configuration of a run that was trained before, if nothing has changed."""
+    check_same_config(stored.settings or {}, settings.to_dict(), path="settings.")
+    config = _run_config(settings, dataset, stored.normalizer, weights=stored if stored.is_fine_tuned else None)
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
         config = replace(config, model=replace(config.model, dtype=stored.model.dtype))
-    if stored.settings is not None:
-        check_same_config(stored.to_dict(), config.to_dict())
+    check_same_config(stored.to_dict(), config.to_dict())
     return config
 
 
@@ -197,13 +202,13 @@ def _run_config(
         settings=settings.to_dict(),
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
         data_fingerprint=data_fingerprint(settings, dataset),
-        is_converted=weights is not None,
+        is_fine_tuned=weights is not None,
     )
 
 
-def _fit(trainer: Trainer, run: RunDirectory, extras: Extras, console: Console) -> LoopEnd:
-    """Trains from the newest checkpoint, or from the first step."""
-    settings, state = trainer.settings, trainer.init_state()
+def _fit(trainer: Trainer, run: RunDirectory, params: Params | None, extras: Extras, console: Console) -> LoopEnd:
+    """Trains from the newest checkpoint, or from given or random parameters."""
+    settings, state = trainer.settings, trainer.init_state(params)
     validation_samples = list(trainer.dataset.validation_samples())
     validate_every = settings.validate_every if validation_samples else None
 
@@ -213,10 +218,9 @@ def _fit(trainer: Trainer, run: RunDirectory, extras: Extras, console: Console) 
     with Checkpoints(run.checkpoints) as checkpoints:
         start = checkpoints.step() or 0
         if checkpoints.step() is not None:
-            # Converted weights, whose checkpoint is that of step 0, come alone.
-            wanted = trainer.devices.like(trainer.state.items() if start else {"params": trainer.state.params})
-            restored = checkpoints.restore(wanted)
-            state = TrainState(**restored) if start else trainer.init_state(restored["params"])
+            state = TrainState(**checkpoints.restore(trainer.devices.like(trainer.state.items())))
+        elif params is not None:
+            checkpoints.save(0, state.items())  # to start from after an early end
         batches = trainer.batches(start, settings.steps)
         if extras.profile and is_main():
             batches = traced(batches, run.path / "profile")

@@ -34,7 +34,7 @@ class RunConfig(Config):
         settings: Settings of the training; None for weights that were not trained here.
         split: Which case is in which split, for data of several cases.
         data_fingerprint: What changes if the content of the training data does; None where it is unknown.
-        is_converted: Whether the weights came from elsewhere, trained further or not.
+        is_fine_tuned: Whether training started from another run, and took over its model and normalizer.
     """
 
     model: AbUptConfig
@@ -44,7 +44,7 @@ class RunConfig(Config):
     settings: JsonDict | None = None
     split: Mapping[str, str] | None = None
     data_fingerprint: str | None = None
-    is_converted: bool = False
+    is_fine_tuned: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

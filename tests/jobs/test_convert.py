@@ -115,7 +115,7 @@ def test_a_converted_run_with_a_condition_or_point_features_opens_again(changes:
     jax.tree.map(np.testing.assert_array_equal, surrogate.params, params)
 
 
-def test_a_converted_run_is_trained_on_and_keeps_its_model_and_scales(
+def test_a_run_starts_from_a_converted_one_and_keeps_its_model_and_scales(
     small_weights: tuple[Path, AbUptConfig], tmp_path: Path
 ) -> None:
     weights, config = small_weights
@@ -124,17 +124,47 @@ def test_a_converted_run_is_trained_on_and_keeps_its_model_and_scales(
     assert (
         main(["convert", str(weights), "--config", str(path), "--layout", "1.x", "--out", str(tmp_path / "run")]) == 0
     )
-    options = ["--batch-size", "1", "--num-anchors", "8", "--num-queries", "4"]
-    arguments = ["train", "--out", str(tmp_path), "--name", "run", "--resume", "--steps", "2", *options]
-    assert main(arguments) == 0
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    options = ["--batch-size", "1", "--num-anchors", "8", "--num-queries", "4", "--checkpoint-every", "1"]
+    train = ["train", "--out", str(tmp_path), "--name"]
+    assert main([*train, "tuned", "--init-from", str(tmp_path / "run"), "--steps", "2", *options]) == 0
+    tuned = tmp_path / "tuned"
+    stored = json.loads((tuned / "config.json").read_text())
     assert stored["model"] == config.to_dict()
-    assert stored["settings"]["steps"] == 2
+    assert (stored["settings"]["steps"], stored["is_fine_tuned"]) == (2, True)
     assert stored["normalizer"]["position_scale"] == 7.0
-    (tmp_path / "run" / "metrics.json").unlink()
-    assert main(["train", "--out", str(tmp_path), "--name", "run", "--resume"]) == 0
-    assert json.loads((tmp_path / "run" / "config.json").read_text()) == stored
-    assert (tmp_path / "run" / "metrics.json").is_file()
+    first = json.loads((tuned / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    (tuned / "metrics.json").unlink()
+    assert main([*train, "tuned", "--resume"]) == 0
+    assert json.loads((tuned / "config.json").read_text()) == stored
+    assert (tuned / "metrics.json").is_file()
+    # A run that was tuned is a run to start from too; what it has learned is where the next one begins.
+    assert main([*train, "again", "--init-from", str(tuned), "--steps", "1", *options]) == 0
+    assert json.loads((tmp_path / "again" / "metrics.jsonl").read_text().splitlines()[0])["loss"] != first
+    assert main([*train, "run", "--resume"]) == 2
+
+
+def test_a_fine_tuned_run_that_ends_before_its_first_checkpoint_resumes_from_the_weights_it_started_with(
+    small_weights: tuple[Path, AbUptConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, config = small_weights
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(_run_config(config).to_dict()))
+    main(["convert", str(weights), "--config", str(path), "--layout", "1.x", "--out", str(tmp_path / "run")])
+    options = ["--batch-size", "1", "--num-anchors", "8", "--num-queries", "4", "--steps", "2"]
+    train = ["train", "--out", str(tmp_path), "--name"]
+    for name in ("tuned", "broken"):
+        with monkeypatch.context() as patch:
+            if name == "broken":
+                patch.setattr("emmi_jax.training.loop._Logs.record", _fail)
+            main([*train, name, "--init-from", str(tmp_path / "run"), *options])
+    assert main([*train, "broken", "--resume"]) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal, load_run(tmp_path / "broken").params, load_run(tmp_path / "tuned").params
+    )
+
+
+def _fail(*args: object) -> None:
+    raise ValueError("the disk is full")
 
 
 def _run_config(model: AbUptConfig) -> RunConfig:

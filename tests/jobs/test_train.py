@@ -49,7 +49,8 @@ def assert_same_result(path: Path, expected: Path) -> None:
 def test_a_run_leaves_its_files(finished):
     names = {p.name for p in finished.iterdir()}
     pictures = {"loss.png", "volume_pressure.png", "volume_velocity.png"}
-    assert names == {"checkpoints", "config.json", "metrics.jsonl", "metrics.json", "context.npz"} | pictures
+    files = {"checkpoints", "config.json", "metrics.jsonl", "metrics.json", "context.npz", "tensorboard"}
+    assert names == files | pictures
 
 
 def test_a_run_can_learn_a_field_without_divergence(case, tmp_path):
