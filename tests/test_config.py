@@ -47,6 +47,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "dtype": None,
         "param_dtype": jnp.float32,
         "precision": None,
+        "token_axis": None,
     }
     assert AnchorAttentionConfig(**SIZES, branches=("a",)).anchor_suffix == "_anchors"
 

@@ -43,6 +43,7 @@ OTHER = AbUptConfig(
     dtype=jnp.bfloat16,
     param_dtype="float16",
     precision="highest",
+    token_axis="tokens",
     remat=True,
 )
 CONFIGS = [AbUptConfig(**SIZES), OTHER, SupernodePoolingConfig(), OTHER.supernode_pooling]
@@ -77,6 +78,7 @@ def test_defaults_are_those_of_the_documentation():
         "dtype": None,
         "param_dtype": "float32",
         "precision": None,
+        "token_axis": None,
         "remat": False,
         "vector_potentials": {},
     }
@@ -179,6 +181,7 @@ def test_attention_layers_get_the_values_of_the_model():
         dtype="bfloat16",
         param_dtype="float16",
         precision="highest",
+        token_axis="tokens",
         branches=("wing", "body"),
     )
 

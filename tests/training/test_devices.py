@@ -23,7 +23,6 @@ PROGRAM = """
 import json, sys
 import jax
 from emmi_jax import AnchoredBranchedUPT
-from emmi_jax.data.statistics import measure
 from emmi_jax.jobs.datasets import load_dataset
 from emmi_jax.models.init import init_params
 from emmi_jax.training.devices import Devices, Layout
@@ -33,7 +32,7 @@ from tests.jobs.tiny_runs import tiny_settings
 
 settings = tiny_settings(None, batch_size=8, num_anchors=32, num_queries=16, num_supernodes=8)
 dataset = load_dataset(settings)
-normalizer = measure(dataset.train_chunks()).normalizer(position_range=100.0)
+normalizer = dataset.measure().normalizer(position_range=100.0)
 config = model_config(settings, dataset.fields)
 params = init_params(AnchoredBranchedUPT(config))
 found = {}
