@@ -196,6 +196,10 @@ def test_settings_come_from_the_recipe_then_the_file_then_the_options(case, tmp_
         (["--dry-run", "--resume", "--name", "a"], "--dry-run plans a new run, --resume continues one"),
         (["--init-from", "b", "--resume", "--name", "a"], "--init-from starts a new run: leave out --resume"),
         (["--init-from", "b"], "b is not a run: it has no config.json"),
+        (["--wandb", "cars"], "--wandb needs a package: pip install wandb"),
+        (["--mesh", "data=2"], "the mesh data=2,tokens=1 needs 2 devices, there are 1"),
+        (["--mesh", "rows=2"], "a mesh has the form data=4,tokens=2, got 'rows=2'"),
+        (["--coordinator", "a:1"], "got no num_processes"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused_in_one_line(options, message, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -185,6 +186,8 @@ def train(
         raise ValueError("--init-from starts a new run: leave out --resume and --dry-run")
     if resume and name is None:
         raise ValueError("--resume needs the --name of the run to continue")
+    if wandb is not None and find_spec("wandb") is None:
+        raise ValueError("--wandb needs a package: pip install wandb")
     changes = [_resolved(change) for change in changes]
     source = next((change["data"] for change in reversed(changes) if "data" in change), None)
     if not isinstance(source, str | None):

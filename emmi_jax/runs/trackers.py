@@ -22,9 +22,6 @@ def trackers(run: RunDirectory, settings: JsonDict, *, wandb_project: str | None
         run: The run; its folder receives `tensorboard/`, if tensorboardX is installed.
         settings: Settings of the run, for Weights & Biases.
         wandb_project: Project of Weights & Biases; None for none.
-
-    Raises:
-        ImportError: A project is given, but wandb is not installed.
     """
     with contextlib.ExitStack() as stack:
         opened = []
