@@ -39,7 +39,7 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path, validation: Seque
     axes.set(
         yscale="log",
         xlabel="step",
-        ylabel="mean squared error, in variances of the field",
+        ylabel="loss, of normalized fields",
         title="Training loss (running mean)",
     )
     axes.grid(alpha=0.3, which="both")

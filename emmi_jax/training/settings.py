@@ -19,6 +19,7 @@ from emmi_jax.data.sampling import Sampling
 
 OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
+LOSSES = ("mse", "rmse")
 
 _OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes", "token_axis")
 _NOT_TRAINED = ("drop_path_rate",)
@@ -113,6 +114,8 @@ class TrainSettings(Config):
         batch_size: Cases per step.
         checkpoint_every: Steps between checkpoints.
         validate_every: Steps between validations, for data with a validation split; each saves a checkpoint.
+        loss: Error of a normalized field of a case, averaged over the cases: the mean square (``mse``) or its root
+            (``rmse``).
         loss_weights: Weights of the fields in the loss, by "branch/field"; those left out have 1.
         sampling: How many points of a case the model sees, and how they are drawn.
         model: Options of `AbUptConfig` that differ from the defaults of training: all but those that follow from the
@@ -134,6 +137,7 @@ class TrainSettings(Config):
     batch_size: int = 2
     checkpoint_every: int = 200
     validate_every: int = 500
+    loss: str = "mse"
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(**_SAMPLING))
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -164,6 +168,7 @@ class TrainSettings(Config):
                 raise ValueError(f"{name} must be a path or none, got {value!r}")
         if not self.model["physics_blocks"]:
             raise ValueError(f"physics_blocks must name at least one block, got {self.model['physics_blocks']!r}")
+        check_choice("loss", self.loss, LOSSES)
         _check_between("position_range", self.position_range, 0, math.inf, exclusive=True)
         for name, weight in self.loss_weights.items():
             _check_between(f"the loss weight of {name!r}", weight, 0, math.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -16,10 +16,13 @@ from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
 from emmi_jax.training.devices import DATA, TOKENS, Devices
-from emmi_jax.training.settings import OptimizerSettings
+from emmi_jax.training.settings import OptimizerSettings, TrainSettings
 
 Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metrics]]
+
+_SMALLEST_ERROR = 1e-8
+"""Added under the root, which has no derivative at 0."""
 
 
 class TrainState(NamedTuple):
@@ -51,8 +54,8 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, settings
     return TrainState(params, optimizer.init(params), average)
 
 
-def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:
-    """Returns the mean squared error of every field, over anchors and queries.
+def field_errors(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:
+    """Returns the mean squared error of every field of every case, over anchors and queries.
 
     Args:
         model: The model.
@@ -60,10 +63,10 @@ def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> M
         batch: Batch in model units.
 
     Returns:
-        Scalars by "branch/field", in squared standard deviations of the field.
+        Arrays [B] by "branch/field", in squared standard deviations of the field.
     """
     predictions: dict[str, jax.Array] = model.apply({"params": params}, **batch.model_inputs())  # type: ignore[assignment]
-    losses = {}
+    errors = {}
     for branch, points in batch.anchors.items():
         for name, values in points.fields.items():
             error = predictions[f"{branch}_{name}"].astype(values.dtype) - values
@@ -71,44 +74,46 @@ def field_losses(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> M
                 known = batch.queries[branch].fields[name]
                 query_error = predictions[f"query_{branch}_{name}"].astype(known.dtype) - known
                 error = jnp.concatenate([error, query_error], axis=1)
-            losses[f"{branch}/{name}"] = jnp.square(error).mean()
-    return losses
+            errors[f"{branch}/{name}"] = jnp.square(error).mean(axis=(1, 2))
+    return errors
 
 
 def make_train_step(
     model: AnchoredBranchedUPT,
     optimizer: optax.GradientTransformation,
-    settings: OptimizerSettings,
+    settings: TrainSettings,
     devices: Devices,
-    loss_weights: Mapping[str, float] | None = None,
 ) -> TrainStep:
     """Returns a compiled step; it donates the old state and returns the new one with the losses before the step.
 
     Args:
         model: The model.
         optimizer: The optimiser.
-        settings: The average and the accumulation are taken from here.
+        settings: The loss, its weights, the average and the accumulation are taken from here.
         devices: The devices that share a step.
-        loss_weights: Weights of the fields in the loss by "branch/field"; those left out have 1.
     """
+    ema_decay, num_micro = settings.optimizer.ema_decay, settings.optimizer.accumulation
     model = AnchoredBranchedUPT(dataclasses.replace(model.config, token_axis=devices.token_axis))
 
-    def losses_by_device(params: Params, batch: Sample) -> Metrics:
-        return {name: loss[None, None] for name, loss in field_losses(model, params, batch).items()}
+    def errors_by_device(params: Params, batch: Sample) -> Metrics:
+        return {name: errors[:, None] for name, errors in field_errors(model, params, batch).items()}
 
     def loss(params: Params, batch: Sample) -> tuple[jax.Array, Metrics]:
         # Each device computes its share as if it were alone; where parameters enter, gradients are summed. Pallas
         # kernels do not say how their outputs vary over the devices, so that is not checked.
         specs = (P(), devices.batch_specs(batch))
         by_device = jax.shard_map(
-            losses_by_device, mesh=devices.mesh, in_specs=specs, out_specs=P(DATA, TOKENS), check_vma=False
+            errors_by_device, mesh=devices.mesh, in_specs=specs, out_specs=P(DATA, TOKENS), check_vma=False
         )
-        losses = {name: loss.mean() for name, loss in by_device(params, batch).items()}
-        weights = jnp.array([(loss_weights or {}).get(name, 1.0) for name in losses], jnp.float32)
+        by_case = {name: errors.mean(axis=1) for name, errors in by_device(params, batch).items()}
+        if settings.loss == "rmse":
+            by_case = {name: jnp.sqrt(errors + _SMALLEST_ERROR) for name, errors in by_case.items()}
+        losses = {name: errors.mean() for name, errors in by_case.items()}
+        weights = jnp.array([settings.loss_weights.get(name, 1.0) for name in losses], jnp.float32)
         return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
 
     def gradient(params: Params, batch: Sample) -> tuple[tuple[jax.Array, Metrics], Params]:
-        of_batch, num_micro = jax.value_and_grad(loss, has_aux=True), settings.accumulation
+        of_batch = jax.value_and_grad(loss, has_aux=True)
         if num_micro == 1:
             return of_batch(params, batch)
         # Every device cuts its own cases into micro-batches.
@@ -126,8 +131,8 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, ema = optax.apply_updates(state.params, updates), state.ema
-        if settings.ema_decay is not None:
-            ema = optax.incremental_update(params, ema, _share_of_newest(settings.ema_decay, opt_state))
+        if ema_decay is not None:
+            ema = optax.incremental_update(params, ema, _share_of_newest(ema_decay, opt_state))
         metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
         new = TrainState(params, opt_state, ema)
         return jax.lax.with_sharding_constraint((new, metrics), (devices.state_shardings(new), devices.whole))

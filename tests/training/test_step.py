@@ -12,7 +12,7 @@ from emmi_jax.points import PointSet
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
 from emmi_jax.training.settings import OptimizerSettings, TrainSettings
-from emmi_jax.training.step import TrainState, field_losses, init_state, make_train_step
+from emmi_jax.training.step import TrainState, field_errors, init_state, make_train_step
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}}
 
@@ -49,7 +49,8 @@ def predict(model, params, batch):
 
 
 def measure(model, params, batch):
-    return jax.jit(lambda params: field_losses(model, params, batch))(params)
+    """Errors of the fields, averaged over the cases."""
+    return {name: errors.mean() for name, errors in jax.jit(lambda: field_errors(model, params, batch))().items()}
 
 
 def test_loss_is_the_mean_squared_error_over_anchors_and_queries(model, params, batch):
@@ -77,9 +78,7 @@ def train(model, batch, settings: TrainSettings, num_steps: int) -> tuple[list[T
     """States after each step, and their metrics."""
     optimizer = make_optimizer(settings)
     state = init_state(init_params(model, seed=0), optimizer, settings.optimizer)
-    step = make_train_step(
-        model, optimizer, settings.optimizer, Devices.make(settings, Layout()), settings.loss_weights
-    )
+    step = make_train_step(model, optimizer, settings, Devices.make(settings, Layout()))
     states, rows = [], []
     for _ in range(num_steps):
         state, metrics = step(state, batch)
@@ -101,6 +100,25 @@ def test_total_loss_is_the_weighted_mean_of_the_fields(model, batch):
         names = ("surface/pressure", "volume/velocity", "volume/pressure")
         expected = np.average([row[name] for name in names], weights=[settings.loss_weights.get(n, 1.0) for n in names])
         np.testing.assert_allclose(row["loss"], expected, rtol=1e-6)
+
+
+def test_rmse_is_the_mean_over_cases_of_the_root_of_their_errors(model, params, batch):
+    _, (row,) = train(model, batch, dataclasses.replace(make_settings(), loss="rmse"), 1)
+    for name, errors in jax.jit(lambda: field_errors(model, params, batch))().items():
+        np.testing.assert_allclose(row[name], np.sqrt(errors).mean(), rtol=1e-5)
+
+
+def test_rmse_of_a_perfect_prediction_has_a_finite_gradient(model, params, batch):
+    predictions = predict(model, params, batch)
+    exact = batch._replace(
+        anchors={
+            branch: points._replace(fields={name: predictions[f"{branch}_{name}"] for name in points.fields})
+            for branch, points in batch.anchors.items()
+        },
+        queries={},
+    )
+    _, (row,) = train(model, exact, dataclasses.replace(make_settings(), loss="rmse"), 1)
+    assert np.isfinite(row["gradient_norm"])
 
 
 def test_a_batch_in_parts_has_the_step_of_the_whole(model, batch):
@@ -132,7 +150,7 @@ def test_loss_and_state_are_float32_under_a_half_precision_model(model, batch):
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
     _, (expected,) = train(model, batch, make_settings(), 1)
     np.testing.assert_allclose(row["loss"], expected["loss"], rtol=0.02)
-    shapes = jax.eval_shape(lambda: field_losses(half, init_params(half, seed=0), batch))
+    shapes = jax.eval_shape(lambda: field_errors(half, init_params(half, seed=0), batch))
     assert {loss.dtype.name for loss in shapes.values()} == {"float32"}
 
 
