@@ -1,7 +1,7 @@
 """Predicts with a model that `emmi-jax export` wrote, on a machine without emmi_jax.
 
     pip install jax numpy flatbuffers
-    cp .../emmi_jax/deploy.py .
+    cp -r .../emmi_jax/deploy .
     python run_exported.py car.emmi points.npz fields.npz
 
 `points.npz` holds the points (N, 3) of each branch, in the unit of the training data. Anchors and the geometry are

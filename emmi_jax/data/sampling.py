@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import Config, check_count
-from emmi_jax.deploy import draw_farthest, draw_weighted
+from emmi_jax.deploy.draws import draw_farthest, draw_weighted
 
 Method: TypeAlias = Literal["uniform", "weighted", "farthest"]
 

@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, AxisType
 from numpy.typing import NDArray
 
 from emmi_jax.config import AbUptConfig
-from emmi_jax.deploy import FORMAT_VERSION, MANIFEST
+from emmi_jax.deploy.manifest import FORMAT_VERSION, MANIFEST
 from emmi_jax.files.atomic import whole_file
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE
 from emmi_jax.inference.streaming import QUERY_AXIS, query_fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -72,6 +73,6 @@ def test_a_model_trains_under_nnx() -> None:
 
     with jax.numpy_dtype_promotion("standard"):
         losses = [float(step(model, optimizer)) for _ in range(5)]
-    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
     outputs = MODEL.apply({"params": params(model)}, **inputs)
     np.testing.assert_allclose(outputs["surface_pressure"], model(**inputs)["surface_pressure"], atol=1e-6)
