@@ -22,7 +22,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "physics_blocks": ("perceiver_untied", "joint_untied"),
         "condition_dim": 2,
         "dtype": jnp.bfloat16,
-        "geometry_depth": 1,
         "supernode_pooling": SupernodePoolingConfig(radius=400.0),
         "sampling": {**GEOMETRY, "method": "weighted"},
     },

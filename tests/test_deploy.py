@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,6 +37,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def exported(file: Path) -> deploy.ExportedSurrogate:
+    return deploy.load(file)
+
+
 def arguments(kind: str, num_points: int) -> dict[str, Any]:
     run = surrogate(kind)
     points = {b: PointSet(POINTS[b][:num_points], {}, SIZES[b][:num_points]) for b in run.model.config.branches}
@@ -47,8 +53,7 @@ def arguments(kind: str, num_points: int) -> dict[str, Any]:
 def test_every_kind_of_model_exports_with_the_numbers_of_its_run(kind: str, tmp_path: Path) -> None:
     run, path = surrogate(kind), tmp_path / "model.emmi"
     export_surrogate(run, path)
-    exported = deploy.load(path)
-    queries = dict.fromkeys(run.model.config.branches, QUERIES)
+    exported, queries = deploy.load(path), {"volume": QUERIES}
     expected = run.encode(**arguments(kind, 30)).predict(queries)
     found = exported.encode(**arguments(kind, 30)).predict(queries)
     assert {name: values.tolist() for name, values in found.items()} == {n: v.tolist() for n, v in expected.items()}
@@ -61,15 +66,14 @@ def test_every_kind_of_model_exports_with_the_numbers_of_its_run(kind: str, tmp_
         assert np.abs(found[name] - values).max() <= tolerance * np.abs(values).max(), name
 
 
-def test_fields_units_and_kernels_can_be_read(file: Path) -> None:
-    exported = deploy.load(file)
+def test_fields_units_and_kernels_can_be_read(exported: deploy.ExportedSurrogate) -> None:
     assert exported.fields == {"surface": {"pressure": 1}, "volume": {"velocity": 3, "vorticity": 3}}
     assert exported.units == {"position": "m", "volume/velocity": "m/s"}
     assert set(exported.kernels.values()) == {"xla"}
 
 
-def test_a_stream_takes_iterables_and_maps_and_fills_out(file: Path) -> None:
-    encoded = deploy.load(file).encode(points=POINTS)
+def test_a_stream_takes_iterables_and_fills_out(exported: deploy.ExportedSurrogate) -> None:
+    encoded = exported.encode(points=POINTS)
     whole = encoded.predict({"volume": QUERIES}, chunk_size=4)
     chunks = list(encoded.stream({"volume": iter([QUERIES[:3], QUERIES[3:]])}, chunk_size=4))
     assert [(chunk.start, chunk.num_points) for chunk in chunks] == [(0, 4), (4, 4), (8, 3)]
@@ -104,8 +108,7 @@ def test_a_stream_takes_iterables_and_maps_and_fills_out(file: Path) -> None:
         (lambda s: s.encode(points=POINTS).predict({"volume": QUERIES}, out={}), "out must hold the arrays"),
     ],
 )
-def test_a_mistake_is_named(file: Path, call: Callable[[Any], Any], message: str) -> None:
-    exported = deploy.load(file)
+def test_a_mistake_is_named(exported: Any, call: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(exported)
 
@@ -259,3 +262,12 @@ def test_deploy_imports_neither_flax_nor_the_rest_of_the_package() -> None:
         "emmi_jax.deploy",
     }
     assert {"flax", "chex", "optax", "orbax", "typer"} & {name.split(".")[0] for name in imported} == set()
+
+
+def test_devices_take_turns_at_the_chunks(file: Path, exported: deploy.ExportedSurrogate) -> None:
+    device = jax.local_devices()[0]
+    found = deploy.load(file, devices=[device, device]).encode(points=POINTS).predict({"volume": QUERIES}, chunk_size=2)
+    expected = exported.encode(points=POINTS).predict({"volume": QUERIES}, chunk_size=2)
+    assert {name: a.tolist() for name, a in found.items()} == {name: a.tolist() for name, a in expected.items()}
+    with pytest.raises(ValueError, match="at least one device, got none"):
+        deploy.load(file, devices=[])

@@ -7,6 +7,7 @@ import os
 import platform as machine
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -92,9 +93,8 @@ def check_kernel(name: str, dtype: str) -> tuple[str, bool]:
     if refusal := KERNELS[name].refusal(Call(q, k)):
         return f"not here: it {refusal}", True
     implementation = next(key for key, entry in IMPLEMENTATIONS.items() if entry.kernel == name)
-    found = jax.jit(dot_product_attention, static_argnames=("implementation", "precision"))(
-        q, k, v, implementation=implementation, precision="highest"
-    )
+    attend = partial(dot_product_attention, implementation=implementation, precision="highest")
+    found = jax.jit(attend)(q, k, v)
     exact = [np.asarray(x, np.float64) for x in (q, k, v)]
     logits = np.einsum("btnh,bsnh->bnts", exact[0], exact[1]) / 8
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))

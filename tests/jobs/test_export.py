@@ -26,11 +26,11 @@ def test_a_run_on_a_single_case_brings_its_context(
     out = tmp_path / "new" / "tiny.emmi"
     assert main(["export", str(trained), "--out", str(out), "--unit", "position=m"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:-1]] == ["encode for cpu", "query/points for cpu"] * 2
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["encode for cpu", "query/volume for cpu"] * 2
     assert lines[-1].startswith(f"{out}: ")
     exported, surrogate = deploy.load(out), emmi_jax.load_run(trained)
     assert exported.units == {"position": "m"}
-    queries = {"points": np.linspace(-1, 1, 12).reshape(4, 3)}
+    queries = {"volume": np.linspace(-1, 1, 12).reshape(4, 3)}
     expected = surrogate.encode().predict(queries)
     found = exported.encode().predict(queries)
     assert {name: a.tolist() for name, a in found.items()} == {name: a.tolist() for name, a in expected.items()}
