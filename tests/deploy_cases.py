@@ -26,6 +26,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "sampling": {**GEOMETRY, "method": "weighted"},
     },
     "curls": {"physics_blocks": ("self",), "vector_potentials": {"volume": ("velocity",)}},
+    "bfloat16 with heads for cuDNN": {
+        "dim": 32,
+        "fields": {"volume": {"velocity": 3}},
+        "physics_blocks": ("self",),
+        "dtype": jnp.bfloat16,
+    },
     "one branch with a context": {
         "fields": {"volume": {"velocity": 3}},
         "physics_blocks": ("perceiver",),
@@ -43,7 +49,8 @@ def surrogate(kind: str) -> Surrogate:
         points = np.random.default_rng(1).uniform(-1, 1, (20, 3))
         context = Context({"volume": points[:9]}, Geometry(points, np.arange(7)))
     pooling = {"supernode_pooling": SupernodePoolingConfig(radius=None, k=3)}
-    config = AbUptConfig(dim=24, num_heads=2, mlp_ratio=1, decoder_depths={}, **{**pooling, **options})
+    sizes = {"dim": 24, "num_heads": 2, "mlp_ratio": 1}
+    config = AbUptConfig(decoder_depths={}, **{**sizes, **pooling, **options})
     model = AnchoredBranchedUPT(config)
     leaves, tree = jax.tree.flatten(init_params(model))
     keys = jax.random.split(jax.random.key(0), len(leaves))

@@ -45,13 +45,16 @@ class Members:
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.path, self._file = path, file
         self._left: dict[str, zipfile.ZipInfo] = {}
-        size = path.stat().st_size
+        size, total = path.stat().st_size, 0
         for info in file.infolist():
-            # Without compression no member is larger than the file, whatever it declares.
+            # Without compression all members together are no larger than the file, whatever they declare.
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
                 raise self.error(f"member {info.filename!r:.80} is compressed or encrypted")
-            if info.file_size > size:
-                raise self.error(f"member {info.filename!r:.80} declares {info.file_size} of {size} bytes")
+            total += info.file_size
+            if total > size:
+                raise self.error(
+                    f"member {info.filename!r:.80} declares {info.file_size} bytes, beyond the file's {size}"
+                )
             if info.filename in self._left:
                 raise self.error(f"member {info.filename!r:.80} occurs twice")
             self._left[info.filename] = info

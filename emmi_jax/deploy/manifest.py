@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from .draws import Sampling
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LARGEST_SIZE = 2**26
+"""The most points that arrays are made for before any are given."""
 
 
 class Scale(NamedTuple):
@@ -59,7 +62,8 @@ class Manifest(NamedTuple):
         num_axes = len(self.position_low)
         array = position if hasattr(position, "dtype") else np.asarray(position)
         # Half precision would move the points, by 10 % of the output and more.
-        is_exact = array.dtype.kind in "iu" or array.dtype in (np.float32, np.float64)
+        is_numpy = isinstance(array.dtype, np.dtype)
+        is_exact = is_numpy and (array.dtype.kind in "iu" or array.dtype in (np.float32, np.float64))
         if len(array.shape) != 2 or array.shape[1] != num_axes or not is_exact:
             raise ValueError(
                 f"{what} positions{f' from point {start}' if start else ''} must be float32, float64 or integer "
@@ -96,19 +100,37 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
         position_low=tuple(map(float, values["position"]["low"])),
         position_scale=float(values["position"]["scale"]),
         condition_dim=None if condition_dim is None else int(condition_dim),
-        sampling=Sampling(**values["sampling"]),
+        sampling=_sampling(**values["sampling"]),
         units={str(name): str(unit) for name, unit in values["units"].items()},
         arrays={
             str(name): (str(entry["dtype"]), tuple(map(_size, entry["shape"])))
             for name, entry in values["arrays"].items()
         },
-        programs=tuple(
-            Entry(**{**entry, "platforms": tuple(map(str, entry["platforms"]))}) for entry in values["programs"]
-        ),
+        programs=tuple(_entry(**entry) for entry in values["programs"]),
     )
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+def _sampling(*, method: str, supernode_method: str, **numbers: Any) -> Sampling:
+    for name in (method, supernode_method):
+        if name not in ("uniform", "weighted", "farthest"):
+            raise TypeError(f"unknown method {name!r:.40}")
+    sizes = {name: _size(number, LARGEST_SIZE) for name, number in numbers.items()}
+    return Sampling(**sizes, method=method, supernode_method=supernode_method)
+
+
+def _entry(
+    *, function: str, platforms: list[str], anchors: dict[str, int] | None, num_queries: int | None, kernel: str
+) -> Entry:
+    return Entry(
+        function=str(function),
+        platforms=tuple(map(str, platforms)),
+        anchors=None if anchors is None else {str(b): _size(number) for b, number in anchors.items()},
+        num_queries=None if num_queries is None else _size(num_queries, LARGEST_SIZE),
+        kernel=str(kernel),
+    )
+
+
+def _size(value: Any, largest: float = math.inf) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
         raise TypeError(f"expected a size, got {value!r:.40}")
     return value

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from .archive import Members, read_npy, read_program
-from .manifest import FORMAT_VERSION, MANIFEST, parse_manifest
+from .manifest import FORMAT_VERSION, MANIFEST, Manifest, parse_manifest
 from .surrogate import ExportedSurrogate
 
 _MAX_MANIFEST = 2**24
@@ -41,22 +41,7 @@ def load(path: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Ex
 
 
 def _read(members: Members, devices: Sequence[jax.Device]) -> ExportedSurrogate:
-    if members.manifest_size() > _MAX_MANIFEST:
-        raise members.error(f"{MANIFEST} has {members.manifest_size()} bytes")
-    try:
-        values = json.loads(members.read(MANIFEST))
-        if not isinstance(values, dict) or values.get("format") != "emmi":
-            raise members.error(f"{MANIFEST} is not that of an exported model")
-        if values["version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{members.path}: has format version {values['version']!r:.40}, expected {FORMAT_VERSION}: "
-                "export the run again, or use the emmi_jax that wrote it"
-            )
-        manifest = parse_manifest(values)
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
-        raise members.error(f"{MANIFEST}: {type(error).__name__}: {error!s:.80}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise members.error(f"{MANIFEST} is not JSON: {error!s:.80}") from None
+    manifest = _read_manifest(members)
     arrays = {
         name: read_npy(members, f"arrays/{number}.npy", dtype, shape)
         for number, (name, (dtype, shape)) in enumerate(manifest.arrays.items())
@@ -74,6 +59,27 @@ def _read(members: Members, devices: Sequence[jax.Device]) -> ExportedSurrogate:
         known = sorted({platform for entry in manifest.programs for platform in entry.platforms})
         raise ValueError(f"{members.path}: exported for {', '.join(known)}, but the devices are of {platform!r}")
     return ExportedSurrogate(manifest, arrays, programs, devices)
+
+
+def _read_manifest(members: Members) -> Manifest:
+    if members.manifest_size() > _MAX_MANIFEST:
+        raise members.error(f"{MANIFEST} has {members.manifest_size()} bytes")
+    content = members.read(MANIFEST)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise members.error(f"{MANIFEST} is not JSON: {error!s:.80}") from None
+    if not isinstance(values, dict) or values.get("format") != "emmi":
+        raise members.error(f"{MANIFEST} is not that of an exported model")
+    if values.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{members.path}: has format version {values.get('version')!r:.40}, expected {FORMAT_VERSION}: export the "
+            "run again, or use the emmi_jax that wrote it"
+        )
+    try:
+        return parse_manifest(values)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise members.error(f"{MANIFEST}: {type(error).__name__}: {error!s:.80}") from None
 
 
 def _platform(device: jax.Device) -> str:

@@ -15,6 +15,9 @@ from .archive import Program
 from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, as_points, draw_anchors, draw_geometry
 from .manifest import Manifest
 
+CHUNK_SIZE = 4096
+"""Queries per call where the file has a program for no number of its own."""
+
 
 class StreamedChunk(NamedTuple):
     """Fields at queries `start`, `start` + 1, … of a branch: arrays [num_points, F] float32 by field."""
@@ -257,8 +260,8 @@ class Encoded:
 
     def _chunk_size(self, chunk_size: int | str) -> int:
         if chunk_size == "auto":
-            programs = self.surrogate._programs
-            return next(program.num_queries for program in programs if program.num_queries is not None)
+            sizes = [program.num_queries for program in self.surrogate._programs if program.num_queries is not None]
+            return sizes[0] if sizes else CHUNK_SIZE
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
             raise ValueError(f"chunk_size must be 'auto' or a positive integer, got {chunk_size!r}")
         return int(chunk_size)

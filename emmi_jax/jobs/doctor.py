@@ -8,6 +8,7 @@ import platform as machine
 import textwrap
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +21,14 @@ from emmi_jax.config import AbUptConfig, SupernodePoolingConfig
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
-from emmi_jax.ops.attention import IMPLEMENTATIONS, KERNELS, Call, dot_product_attention, platform
+from emmi_jax.ops.attention import (
+    IMPLEMENTATIONS,
+    KERNELS,
+    Call,
+    dot_product_attention,
+    platform,
+    resolve_implementation,
+)
 
 REQUIRED = ("emmi-jax", "jax", "jaxlib", "flax", "chex", "numpy")
 OPTIONAL = {
@@ -72,6 +80,8 @@ def examine(console: Console) -> bool:
             text, passed = check_kernel(name, dtype)
             show(name, f"{dtype}: {text}")
             is_right &= passed
+    for dtype in TOLERANCES:
+        show("auto", f"{dtype}: takes {_choice(dtype)} for many tokens")
     text, passed = check_model()
     show("model", text)
     is_right &= passed
@@ -135,6 +145,11 @@ def tiny_model_fields() -> dict[str, NDArray[np.float64]]:
     return {name: np.asarray(values, np.float64) for name, values in outputs.items()}
 
 
+def _choice(dtype: str) -> str:
+    tokens: Any = jax.ShapeDtypeStruct((1, 2**14, 3, 64), dtype)
+    return resolve_implementation("auto", tokens, tokens)
+
+
 def _waves(number: int, *shape: int) -> NDArray[np.float32]:
     """Returns numbers in [-1, 1] that are the same everywhere."""
     values = np.sin(1.0 + number + 1.7 * np.arange(int(np.prod(shape)), dtype=np.float64) ** 1.1)
@@ -162,6 +177,8 @@ def _devices() -> Iterator[str]:
         stats = devices[0].memory_stats() or {}
         limit = f", {stats['bytes_limit'] / 2**30:.1f} GiB each" if "bytes_limit" in stats else ""
         yield f"{len(devices)} x {kind} ({platform()}){limit}"
+    if platform() == "cpu" and Path("/proc/driver/nvidia/version").exists():
+        yield "an NVIDIA driver is here, but jax uses the CPU: pip install 'emmi-jax[cuda13]' or [cuda12]"
 
 
 def _host_memory() -> str:
