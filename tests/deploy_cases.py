@@ -46,8 +46,9 @@ def surrogate(kind: str) -> Surrogate:
     options = {"fields": FIELDS, "geometry_depth": 0, **KINDS[kind]}
     sampling, context = options.pop("sampling", {}), None
     if options.pop("context", False):
-        points = np.random.default_rng(1).uniform(-1, 1, (20, 3))
-        context = Context({"volume": points[:9]}, Geometry(points, np.arange(7)))
+        # More points and supernodes than the sampling draws.
+        points = np.random.default_rng(1).uniform(-1, 1, (28, 3))
+        context = Context({"volume": points[:9]}, Geometry(points, np.arange(9)))
     pooling = {"supernode_pooling": SupernodePoolingConfig(radius=None, k=3)}
     sizes = {"dim": 24, "num_heads": 2, "mlp_ratio": 1}
     config = AbUptConfig(decoder_depths={}, **{**sizes, **pooling, **options})

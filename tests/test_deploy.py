@@ -183,10 +183,7 @@ def unrecorded_dtype(members: dict[str, bytes]) -> None:
         (manifest(programs=[{"function": "encode"}]), "manifest.json: TypeError"),
         (manifest(sampling={"method": "all", "supernode_method": "uniform"}), "unknown method 'all'"),
         (manifest(sampling={"method": "uniform", "supernode_method": "uniform", "num_anchors": "9"}), "got '9'"),
-        (
-            manifest(sampling={"method": "uniform", "supernode_method": "uniform", "num_geometry_points": 10**9}),
-            "got 1000000000",
-        ),
+        (manifest(geometry={"num_points": 10**9, "num_supernodes": 1}), "got 1000000000"),
         (unrecorded_dtype, "holds"),
         (pickled, "arrays/0.npy"),
         (bare_pickle, "arrays/0.npy"),

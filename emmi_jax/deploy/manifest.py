@@ -46,12 +46,17 @@ class Entry(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Names, scales, sampling and sizes; `arrays` are dtypes and shapes by name."""
+    """Names, scales, sampling and sizes.
+
+    `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that programs
+    take; None without a geometry branch.
+    """
 
     scales: dict[str, dict[str, Scale]]
     position_low: tuple[float, ...]
     position_scale: float
     condition_dim: int | None
+    geometry_sizes: tuple[int, int] | None
     sampling: Sampling
     units: dict[str, str]
     arrays: dict[str, tuple[str, tuple[int, ...]]]
@@ -100,6 +105,7 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
         position_low=tuple(map(float, values["position"]["low"])),
         position_scale=float(values["position"]["scale"]),
         condition_dim=None if condition_dim is None else int(condition_dim),
+        geometry_sizes=None if values["geometry"] is None else _geometry_sizes(**values["geometry"]),
         sampling=_sampling(**values["sampling"]),
         units={str(name): str(unit) for name, unit in values["units"].items()},
         arrays={
@@ -108,6 +114,10 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
         },
         programs=tuple(_entry(**entry) for entry in values["programs"]),
     )
+
+
+def _geometry_sizes(*, num_points: int, num_supernodes: int) -> tuple[int, int]:
+    return _size(num_points, LARGEST_SIZE), _size(num_supernodes, LARGEST_SIZE)
 
 
 def _sampling(*, method: str, supernode_method: str, **numbers: Any) -> Sampling:

@@ -109,7 +109,7 @@ class ExportedSurrogate:
             raise ValueError(f"the branches {empty!r} have no anchors: expected at least one")
         inputs = (
             tuple(position[None] for position in model_units.values()),
-            () if drawn is None else self._padded(drawn),
+            () if drawn is None else _padded(manifest, drawn),
             condition_input(condition, manifest.condition_dim),
         )
         encode = self._program("encode", sizes)
@@ -135,8 +135,7 @@ class ExportedSurrogate:
         available: Mapping[str, Points],
         anchors: Mapping[str, Array],
     ) -> Geometry | None:
-        sampling = self._manifest.sampling
-        if not sampling.num_geometry_points:
+        if self._manifest.geometry_sizes is None:
             if geometry is not None:
                 raise ValueError("a geometry is given, but the model has no geometry branch")
             return None
@@ -150,26 +149,7 @@ class ExportedSurrogate:
             raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
         if isinstance(geometry, tuple):
             return Geometry(geometry.position, geometry.supernode_idx)
-        return draw_geometry(rng, as_points("geometry", geometry), sampling)
-
-    def _padded(self, geometry: Geometry) -> tuple[Array, Array, Array]:
-        """Returns points, supernodes and which of these are real, of the sizes that the program takes."""
-        sampling = self._manifest.sampling
-        position, idx = self._manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry[1])
-        largest = (sampling.num_geometry_points, sampling.num_supernodes)
-        if idx.ndim != 1 or idx.dtype.kind not in "iu" or len(position) > largest[0] or len(idx) > largest[1]:
-            raise ValueError(
-                f"the geometry must have at most {largest[0]} points and {largest[1]} supernodes [M], "
-                f"got {len(position)} and {idx.dtype} of shape {list(idx.shape)}"
-            )
-        if len(idx) and not (idx.min() >= 0 and idx.max() < len(position)):
-            raise ValueError(f"supernodes must lie in [0, {len(position)}), got {idx.min()} … {idx.max()}")
-        # The model knows a point that is NaN as an absent one.
-        points = np.full((1, largest[0], position.shape[1]), np.nan, np.float32)
-        points[0, : len(position)] = position
-        supernodes, is_real = np.zeros((1, largest[1]), np.int32), np.zeros((1, largest[1]), bool)
-        supernodes[0, : len(idx)], is_real[0, : len(idx)] = idx, True
-        return points, supernodes, is_real
+        return draw_geometry(rng, as_points("geometry", geometry), self._manifest.sampling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +258,25 @@ def condition_input(condition: ArrayLike | None, condition_dim: int | None) -> t
     if not np.isfinite(values).all():
         raise ValueError(f"condition must hold finite numbers, got {values.tolist()}")
     return (values.astype(np.float32)[None],)
+
+
+def _padded(manifest: Manifest, geometry: Geometry) -> tuple[Array, Array, Array]:
+    """Returns points, supernodes and which of these are real, of the sizes that the program takes."""
+    position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry[1])
+    largest = manifest.geometry_sizes or (0, 0)
+    if idx.ndim != 1 or idx.dtype.kind not in "iu" or len(position) > largest[0] or len(idx) > largest[1]:
+        raise ValueError(
+            f"the geometry must have at most {largest[0]} points and {largest[1]} supernodes [M], "
+            f"got {len(position)} and {idx.dtype} of shape {list(idx.shape)}"
+        )
+    if len(idx) and not (idx.min() >= 0 and idx.max() < len(position)):
+        raise ValueError(f"supernodes must lie in [0, {len(position)}), got {idx.min()} … {idx.max()}")
+    # The model knows a point that is NaN as an absent one.
+    points = np.full((1, largest[0], position.shape[1]), np.nan, np.float32)
+    points[0, : len(position)] = position
+    supernodes, is_real = np.zeros((1, largest[1]), np.int32), np.zeros((1, largest[1]), bool)
+    supernodes[0, : len(idx)], is_real[0, : len(idx)] = idx, True
+    return points, supernodes, is_real
 
 
 def _cut(

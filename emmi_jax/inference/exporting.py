@@ -177,18 +177,21 @@ def _set_of_programs(
     positions = tuple(jax.ShapeDtypeStruct((1, size, axes), jnp.float32) for size in sizes[:-1])
     geometry = _geometry_shapes(surrogate) if config.has_geometry else ()
     condition = () if config.condition_dim is None else (jax.ShapeDtypeStruct((1, config.condition_dim), jnp.float32),)
-    with target_platform(platforms[0]), jax.sharding.use_abstract_mesh(_ONE_DEVICE):
-        exported = _export(encode, platforms, params, positions, geometry, condition)
-        yield Program("encode", platforms, anchors, None, exported)
-        entries = jax.eval_shape(encode, params, positions, geometry, condition)
-        for branch in branches:
-            position = jax.ShapeDtypeStruct((sizes[-1], axes), jnp.float32)
-            exported = _export(partial(query, branch), platforms, params, entries, condition, position)
-            yield Program(f"query/{branch}", platforms, anchors, num_queries, exported)
+    exported = _export(encode, platforms, params, positions, geometry, condition)
+    yield Program("encode", platforms, anchors, None, exported)
+    entries = jax.tree.unflatten(
+        exported.out_tree, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in exported.out_avals]
+    )
+    for branch in branches:
+        position = jax.ShapeDtypeStruct((sizes[-1], axes), jnp.float32)
+        exported = _export(partial(query, branch), platforms, params, entries, condition, position)
+        yield Program(f"query/{branch}", platforms, anchors, num_queries, exported)
 
 
 def _export(function: Callable[..., Any], platforms: tuple[str, ...], *args: Any) -> jax.export.Exported:
-    return jax.export.export(jax.jit(function), platforms=platforms, disabled_checks=_ALLOWED)(*args)
+    # Attention would be cut into shares for all devices of this process, if it knew of no mesh.
+    with target_platform(platforms[0]), jax.sharding.use_abstract_mesh(_ONE_DEVICE):
+        return jax.export.export(jax.jit(function), platforms=platforms, disabled_checks=_ALLOWED)(*args)
 
 
 def _geometry_shapes(surrogate: Surrogate) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -204,7 +207,7 @@ def _write(path: Path, surrogate: Surrogate, units: dict[str, str], programs: Se
     arrays = _arrays(surrogate)
     manifest = _manifest(surrogate, units, programs)
     manifest["arrays"] = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in arrays.items()}
-    with whole_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
+    with whole_file(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:
         file.writestr(MANIFEST, json.dumps(manifest, indent=1))
         for number, array in enumerate(arrays.values()):
             file.writestr(f"arrays/{number}.npy", _npy(array))
@@ -234,7 +237,7 @@ def _npy(array: NDArray[Any]) -> bytes:
 def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Program]) -> dict[str, Any]:
     config: AbUptConfig = surrogate.model.config
     normalizer, sampling = surrogate.normalizer, surrogate.sampling
-    num_points, num_supernodes = _geometry_sizes(surrogate) if config.has_geometry else (0, 0)
+    num_points, num_supernodes = _geometry_sizes(surrogate)
     return {
         "format": "emmi",
         "version": FORMAT_VERSION,
@@ -247,10 +250,11 @@ def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Pr
         "position": {"low": list(normalizer.position_low), "scale": normalizer.position_scale},
         "units": units,
         "condition_dim": config.condition_dim,
+        "geometry": {"num_points": num_points, "num_supernodes": num_supernodes} if config.has_geometry else None,
         "sampling": {
             "num_anchors": sampling.num_test_anchors,
-            "num_geometry_points": num_points,
-            "num_supernodes": num_supernodes,
+            "num_geometry_points": sampling.num_geometry_points,
+            "num_supernodes": sampling.num_test_supernodes,
             "method": sampling.method,
             "supernode_method": sampling.supernode_method,
         },
