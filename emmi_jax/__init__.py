@@ -69,6 +69,7 @@ _LAZY = {
     "rope_frequencies": "emmi_jax.ops.rope",
     "stream": "emmi_jax.inference.streaming",
 }
+__all__ = sorted(set(_LAZY) - {"load_run"})  # what `import *` brings must not need an extra
 
 
 def __getattr__(name: str) -> _Any:
