@@ -148,7 +148,8 @@ class ExportedSurrogate:
         if geometry is None:
             raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
         if isinstance(geometry, tuple):
-            return Geometry(geometry.position, geometry.supernode_idx)
+            # The package's own `Geometry` has more to it.
+            return Geometry(geometry[0], geometry[1])
         return draw_geometry(rng, as_points("geometry", geometry), self._manifest.sampling)
 
 
