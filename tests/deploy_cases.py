@@ -19,7 +19,8 @@ GEOMETRY: dict[str, Any] = {"num_geometry_points": 24, "num_supernodes": 6, "num
 KINDS: dict[str, dict[str, Any]] = {
     "geometry": {"physics_blocks": ("perceiver", "cross"), "sampling": {**GEOMETRY, "supernode_method": "farthest"}},
     "radius, condition and weighted draws in bfloat16": {
-        "physics_blocks": ("perceiver_untied", "joint"),
+        "fields": {"volume": FIELDS["volume"]},
+        "physics_blocks": ("perceiver_untied", "self"),
         "condition_dim": 2,
         "dtype": jnp.bfloat16,
         "supernode_pooling": SupernodePoolingConfig(radius=400.0),

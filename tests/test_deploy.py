@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
@@ -31,10 +32,21 @@ QUERIES = RNG.uniform(-1, 1, (11, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "model.emmi"
-    export_surrogate(surrogate("geometry"), path, units={"position": "m", "volume/velocity": "m/s"})
-    return path
+def exported_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports each kind of model once."""
+
+    @functools.cache
+    def export(kind: str) -> Path:
+        path = tmp_path_factory.mktemp("exported") / "model.emmi"
+        export_surrogate(surrogate(kind), path, units={"position": "m", "volume/velocity": "m/s"})
+        return path
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def file(exported_file: Callable[[str], Path]) -> Path:
+    return exported_file("geometry")
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +58,15 @@ def arguments(kind: str, num_points: int) -> dict[str, Any]:
     run = surrogate(kind)
     points = {b: PointSet(POINTS[b][:num_points], {}, SIZES[b][:num_points]) for b in run.model.config.branches}
     condition = None if run.model.config.condition_dim is None else [0.5, -1.0]
-    return {"points": points, "condition": condition, "seed": 3}
+    needs_geometry = run.model.config.has_geometry and run.context is None and "surface" not in points
+    geometry = POINTS["surface"] if needs_geometry else None
+    return {"points": points, "geometry": geometry, "condition": condition, "seed": 3}
 
 
 @pytest.fixture(scope="module", params=[kind for kind in KINDS if "cuDNN" not in kind])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def pair(request: pytest.FixtureRequest, exported_file: Callable[[str], Path]) -> Any:
     """A kind of model, its surrogate, and what came back from the file that it was exported to."""
-    run, path = surrogate(request.param), tmp_path_factory.mktemp("pair") / "model.emmi"
-    export_surrogate(run, path)
-    return request.param, run, deploy.load(path)
+    return request.param, surrogate(request.param), deploy.load(exported_file(request.param))
 
 
 def test_the_sizes_of_the_run_give_its_numbers_bit_for_bit(pair: Any) -> None:
