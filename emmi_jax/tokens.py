@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.export
 import numpy as np
 
 
@@ -16,8 +17,8 @@ class TokenSpec:
 
     Args:
         name: Name of the group, such as ``"surface_anchors"``.
-        size: Number of tokens, at least 0. None means that the input lacks these tokens and that their keys and values
-            come from the cache.
+        size: Number of tokens, at least 0, or a symbolic size of an export. None means that the input lacks these
+            tokens and that their keys and values come from the cache.
 
     Raises:
         ValueError: The name is empty or the size is not an integer >= 0.
@@ -29,7 +30,7 @@ class TokenSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a token group needs a non-empty string as its name, got {self.name!r}")
-        if self.size is None:
+        if self.size is None or jax.export.is_symbolic_dim(self.size):
             return
         if isinstance(self.size, bool) or not isinstance(self.size, (int, np.integer)) or self.size < 0:
             raise ValueError(

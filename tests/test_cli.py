@@ -30,7 +30,7 @@ def trained(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY_OPTIONS = ["--steps", "2", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
 
 
-COMMANDS = ["train", "predict", "evaluate", "sensitivity", "optimize", "convert", "info", "stats"]
+COMMANDS = ["train", "predict", "evaluate", "sensitivity", "optimize", "convert", "info", "stats", "export", "doctor"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

@@ -51,6 +51,7 @@ PUBLIC = {
         "params_from_torch",
         "params_to_torch",
     },
+    "emmi_jax.deploy": {"Encoded", "ExportedSurrogate", "Geometry", "Points", "StreamedChunk", "load"},
     "emmi_jax.design": {
         "Case",
         "Draws",

@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError:
     raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
 
+from emmi_jax.cli.deployment import doctor, export
 from emmi_jax.cli.design import optimize, sensitivity
 from emmi_jax.cli.evaluation import evaluate
 from emmi_jax.cli.files import convert, info, stats
@@ -32,6 +33,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "convert": convert,
     "info": info,
     "stats": stats,
+    "export": export,
+    "doctor": doctor,
 }
 
 app = typer.Typer(

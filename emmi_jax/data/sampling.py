@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import Config, check_count
+from emmi_jax.deploy.draws import draw_farthest, draw_weighted
 
 Method: TypeAlias = Literal["uniform", "weighted", "farthest"]
 
@@ -93,10 +94,10 @@ def sample_points(
     if not 0 <= num_points <= len(position):
         raise ValueError(f"cannot draw {num_points} of {len(position)} points")
     if method == "farthest":
-        return _farthest(rng, position, num_points)
+        return draw_farthest(rng, position, num_points)
     if weights is None:
         return rng.choice(len(position), num_points, replace=False)
-    return _weighted(rng, np.asarray(weights, dtype=np.float64), len(position), num_points)
+    return draw_weighted(rng, np.asarray(weights, dtype=np.float64), len(position), num_points)
 
 
 def sample_triangles(
@@ -144,32 +145,3 @@ def draw_on_triangles(
     # The other half of the parallelogram is folded back onto the triangle.
     u, v = np.where(u + v > 1, (1 - u, 1 - v), (u, v))
     return face, np.stack([1 - u - v, u, v], axis=1)
-
-
-def _weighted(
-    rng: np.random.Generator, weights: NDArray[np.float64], num_all: int, num_points: int
-) -> NDArray[np.int64]:
-    if weights.shape != (num_all,) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
-        raise ValueError(f"expected {num_all} finite weights >= 0, got shape {weights.shape}: {_extremes(weights)}")
-    if np.count_nonzero(weights) < num_points:
-        raise ValueError(f"cannot draw {num_points} points: {np.count_nonzero(weights)} of {num_all} have a weight")
-    # The order of exponential waiting times with these rates is that of successive draws with these weights.
-    with np.errstate(divide="ignore"):
-        waiting = rng.standard_exponential(num_all) / weights
-    idx = np.argpartition(waiting, num_points)[:num_points] if num_points < num_all else np.arange(num_all)
-    return idx[np.argsort(waiting[idx])]
-
-
-def _extremes(values: NDArray[np.float64]) -> str:
-    return f"{values.min():g} … {values.max():g}" if values.size else "empty"
-
-
-def _farthest(rng: np.random.Generator, position: NDArray[np.floating[Any]], num_points: int) -> NDArray[np.int64]:
-    idx = np.empty(num_points, np.int64)
-    nearest = np.full(len(position), np.inf)
-    for i in range(num_points):
-        idx[i] = np.argmax(nearest) if i else rng.integers(len(position))
-        np.minimum(nearest, np.square(position - position[idx[i]]).sum(axis=1), out=nearest)
-        # Below every distance, so that no point is drawn twice where points coincide.
-        nearest[idx[i]] = -1.0
-    return idx

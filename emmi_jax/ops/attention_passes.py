@@ -74,7 +74,7 @@ def _bounded(inputs: Inputs, tiling: Tiling) -> Array | None:
     """Returns whether |q·k| <= |q| |k| keeps logits below `SAFE_LOGIT`; None where this costs more than it saves."""
     q, k = inputs.q, inputs.k
     # Devices that share the work would have to agree on an answer.
-    if k.shape[1] < 8 * k.shape[3] or tiling.shares != (1, 1, 1):
+    if not isinstance(k.shape[1], int) or k.shape[1] < 8 * k.shape[3] or tiling.shares != (1, 1, 1):
         return None
     longest_q, longest_k = (jnp.square(x.astype(jnp.float32)).sum(-1).max() for x in (q, k))
     return longest_q * longest_k < SAFE_LOGIT**2 * q.shape[3]
@@ -96,7 +96,7 @@ def _forward(inputs: Inputs, tiling: Tiling, *, use_shift: bool) -> Outputs:
             weights = _exp2(logits - shift if use_shift else logits, mask)
             total = weights.sum(-1, keepdims=True)
             out = tiling.dot(tiling.drop(tiling.keep(place, inputs.rng), weights), v_rows)
-            if tiling.num_k > 1:
+            if tiling.num_k != 1:
                 rescale = jnp.exp2(old_shift - shift) if use_shift else 1.0
                 out, total = old_out * rescale + out, old_total * rescale + total
             return tuple(tiling.write(x, rows, (b, n, i)) for x, rows in zip(state, (out, shift, total), strict=True))
@@ -167,7 +167,7 @@ def backward(inputs: Inputs, outputs: Outputs, d_out: Array, tiling: Tiling) -> 
             weights = _exp2(tiling.dot(q_rows, transpose(k_rows)) - shift, mask)
             d_logits = weights * (tiling.drop(keep, tiling.dot(do_rows, transpose(v_rows))) - dot_rows)
             dq_rows = tiling.dot(d_logits, k_rows) / math.sqrt(q.shape[-1])
-            if tiling.num_k > 1:
+            if tiling.num_k != 1:
                 dq_rows = dq_rows + tiling.read(dq, (b, n, i))
             # On CPU a product with a transposed left operand runs at half speed. So the small operand is transposed
             # before, and the result after. The barrier keeps XLA from folding this back into the product.

@@ -24,6 +24,8 @@ from emmi_jax.ops.sharding import device_count, gather_axis, num_shares, partiti
 BLOCK_QUERIES = 2048
 BLOCK_QUERIES_BACKWARD = 1024
 BLOCK_KEYS = 2048
+# A symbolic size is always padded to a multiple of its tile.
+BLOCK_SYMBOLIC = 512
 
 
 def blockwise_attention(
@@ -70,9 +72,10 @@ def _attend(
     masks, reached = [], None
     if mask is not None:
         k, v, reached = set_aside_non_finite(k, v, mask)
-        mask = _pad(mask, 2, share_t, padded_t) if mask.shape[2] > 1 else mask
-        masks += [_pad(mask, 3, 1, padded_s) if mask.shape[3] > 1 else mask]
-    if padded_s > k.shape[1]:
+        mask = _pad(mask, 2, share_t, padded_t) if mask.shape[2] != 1 else mask
+        masks += [_pad(mask, 3, 1, padded_s) if mask.shape[3] != 1 else mask]
+    # Symbolic sizes have no order, but they can be told apart.
+    if padded_s != k.shape[1]:
         masks += [(jnp.arange(padded_s) < k.shape[1])[None, None, None]]
     padded = (_pad(q, 1, share_t, padded_t), _pad(k, 1, 1, padded_s), _pad(v, 1, 1, padded_s))
     out = _jitted_attention(*vary_alike((*padded, tuple(masks), rng)), tiling).out
@@ -97,6 +100,9 @@ def _tiling(
 
 def _cut(size: int, largest: int) -> tuple[int, int]:
     """Cuts an axis into blocks of equal size, without padding where a few more blocks avoid it."""
+    if not isinstance(size, int):
+        block = min(largest, BLOCK_SYMBOLIC)
+        return block, -(-size // block)
     fewest = -(-size // largest)
     num = next((num for num in range(fewest, 2 * fewest) if size % num == 0), fewest)
     return -(-size // num), num

@@ -309,3 +309,24 @@ def test_one_exported_program_serves_every_batch() -> None:
     )
     for actual, expected in zip(exported.call(*arrays), gradients(*arrays), strict=True):
         assert_close(actual, expected, FORWARD)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_an_export_takes_any_numbers_of_queries_and_keys(with_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_SYMBOLIC", 8)
+    t, s = jax.export.symbolic_shape("t, s")
+    shapes = [jax.ShapeDtypeStruct((1, size, 2, 4), jnp.float32) for size in (t, s, s)]
+    mask_shape = jax.ShapeDtypeStruct((1, 1, 1, s), bool)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        return blockwise_attention(q, k, v, mask=mask if with_mask else None)
+
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), (jax.sharding.AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        exported = jax.export.export(jax.jit(attend))(*shapes, mask_shape)
+    rng = np.random.default_rng(0)
+    for num_queries, num_keys in ((13, 21), (8, 16), (1, 1)):
+        q, k, v = (jnp.asarray(rng.normal(size=(1, n, 2, 4)), jnp.float32) for n in (num_queries, num_keys, num_keys))
+        mask = jnp.asarray(rng.random((1, 1, 1, num_keys)) < 0.7).at[..., 0].set(True)
+        expected = dense_attention(q, k, v, mask=mask if with_mask else None)
+        np.testing.assert_allclose(exported.call(q, k, v, mask), expected, atol=1e-6)

@@ -1,0 +1,19 @@
+"""Runs a model that `emmi-jax export` wrote; needs jax, numpy and flatbuffers, and nothing else of this package.
+
+>>> import emmi_jax.deploy
+>>> surrogate = emmi_jax.deploy.load("model.emmi")  # doctest: +SKIP
+>>> encoded = surrogate.encode(points={"surface": surface, "volume": volume})  # doctest: +SKIP
+>>> fields = encoded.predict({"volume": positions})  # {"volume_velocity": [N, 3], ...}  # doctest: +SKIP
+
+This folder can be copied into another project and imported there under any name.
+
+An exported file is an uncompressed zip: `manifest.json`, arrays as `.npy` and programs as StableHLO. Opening one reads
+JSON, numbers and programs for the accelerator, never Python code; nothing is extracted to disk.
+"""
+
+from .draws import Geometry as Geometry
+from .draws import Points as Points
+from .reading import load as load
+from .surrogate import Encoded as Encoded
+from .surrogate import ExportedSurrogate as ExportedSurrogate
+from .surrogate import StreamedChunk as StreamedChunk

@@ -1,0 +1,114 @@
+"""Draws of anchors, geometry points and supernodes from the points of a case, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+GEOMETRY_BRANCH = "surface"
+"""Branch whose points describe the geometry where nothing else does."""
+
+
+class Points(NamedTuple):
+    """Points to draw anchors from: positions [N, n], and the cell sizes [N] that weight the draw."""
+
+    position: Array
+    cell_size: Array | None = None
+
+
+class Geometry(NamedTuple):
+    """Points of a geometry [P, n], and the indices [M] of the supernodes among them."""
+
+    position: Array
+    supernode_idx: Array
+
+
+class Sampling(NamedTuple):
+    """How many points of a case the model sees, and how they are drawn."""
+
+    num_anchors: int
+    num_geometry_points: int
+    num_supernodes: int
+    method: str
+    supernode_method: str
+
+
+def draw_anchors(rng: np.random.Generator, branch: str, available: Mapping[str, Points], sampling: Sampling) -> Array:
+    """Returns the positions of drawn anchors of a branch.
+
+    Raises:
+        ValueError: There are no points to draw from, or they have no cell sizes to weight them.
+    """
+    points = available.get(branch)
+    if points is None or not len(points.position):
+        raise ValueError(f"no anchors for the branch {branch!r}: give them, or points to draw them from")
+    if sampling.method == "weighted" and points.cell_size is None:
+        raise ValueError("anchors are drawn by cell size, but the points have no cell sizes: pass the anchors instead")
+    num_anchors = min(sampling.num_anchors, len(points.position))
+    return np.asarray(points.position[draw(rng, sampling.method, points, num_anchors)])
+
+
+def draw_geometry(rng: np.random.Generator, points: Points, sampling: Sampling) -> Geometry:
+    """Draws points of the geometry and supernodes among them, or as many as there are."""
+    num_points = min(sampling.num_geometry_points, len(points.position))
+    position = points.position[draw(rng, "uniform", points, num_points)]
+    num_supernodes, method = min(sampling.num_supernodes, num_points), sampling.supernode_method
+    if method == "uniform":
+        # Drawn points are in no order, so the first are as good as any.
+        return Geometry(position, np.arange(num_supernodes))
+    return Geometry(position, draw(rng, method, Points(position), num_supernodes))
+
+
+def as_points(what: str, points: Any) -> Points:
+    """Returns positions, or an object with `position` and perhaps `cell_size`, as `Points`; refuses all else."""
+    position = getattr(points, "position", points)
+    if not isinstance(getattr(position, "dtype", None), np.dtype) or len(position.shape) != 2:
+        raise ValueError(f"the points of {what!r} must be an array [points, axes], got {type(position).__name__}")
+    return Points(position, getattr(points, "cell_size", None))
+
+
+def draw(rng: np.random.Generator, method: str, points: Points, num_points: int) -> NDArray[np.int64]:
+    """Draws points without replacement: `uniform`, `weighted` by cell size, or `farthest` from one another."""
+    num_all = len(points.position)
+    if method == "weighted":
+        return draw_weighted(rng, np.asarray(points.cell_size, np.float64), num_all, num_points)
+    if method == "farthest":
+        return draw_farthest(rng, points.position, num_points)
+    return rng.choice(num_all, num_points, replace=False)
+
+
+def draw_weighted(
+    rng: np.random.Generator, weights: NDArray[np.float64], num_all: int, num_points: int
+) -> NDArray[np.int64]:
+    """Draws points one after another, each with a probability proportional to its weight among those left.
+
+    Raises:
+        ValueError: The weights are unusable, or too few points have one.
+    """
+    if weights.shape != (num_all,) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
+        extremes = f"{weights.min():g} … {weights.max():g}" if weights.size else "empty"
+        raise ValueError(f"expected {num_all} finite weights >= 0, got shape {weights.shape}: {extremes}")
+    if np.count_nonzero(weights) < num_points:
+        raise ValueError(f"cannot draw {num_points} points: {np.count_nonzero(weights)} of {num_all} have a weight")
+    # The order of exponential waiting times with these rates is that of successive draws with these weights.
+    with np.errstate(divide="ignore"):
+        waiting = rng.standard_exponential(num_all) / weights
+    idx = np.argpartition(waiting, num_points)[:num_points] if num_points < num_all else np.arange(num_all)
+    return idx[np.argsort(waiting[idx])]
+
+
+def draw_farthest(rng: np.random.Generator, position: Array, num_points: int) -> NDArray[np.int64]:
+    """Draws the first point at random, and each next one as far as possible from those drawn."""
+    idx = np.empty(num_points, np.int64)
+    nearest = np.full(len(position), np.inf)
+    for i in range(num_points):
+        idx[i] = np.argmax(nearest) if i else rng.integers(len(position))
+        np.minimum(nearest, np.square(position - position[idx[i]]).sum(axis=1), out=nearest)
+        # Below every distance, so that no point is drawn twice where points coincide.
+        nearest[idx[i]] = -1.0
+    return idx

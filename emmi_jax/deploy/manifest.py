@@ -1,0 +1,146 @@
+"""What an exported file says about itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .draws import Sampling
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LARGEST_SIZE = 2**26
+"""The most points that arrays are made for before any are given."""
+
+
+class Scale(NamedTuple):
+    """Mean and deviation of each channel of a field, of the logarithm where there is one."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    log_scale: bool
+    limit: tuple[float, ...] | None
+
+    def denormalize(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Converts values [N, F] to physical units."""
+        x = values.astype(np.float64) * np.array(self.std) + np.array(self.mean)
+        if self.log_scale:
+            sign = np.where(x < 0, -1.0, 1.0)
+            x = sign * np.expm1(sign * x)
+        if self.limit is not None:
+            x = np.clip(x, -np.array(self.limit), np.array(self.limit))
+        return x.astype(np.float32)
+
+
+class Entry(NamedTuple):
+    """What the manifest says about a program; `anchors` and `num_queries` are None where any number will do."""
+
+    function: str
+    platforms: tuple[str, ...]
+    anchors: dict[str, int] | None
+    num_queries: int | None
+    kernel: str
+
+
+class Manifest(NamedTuple):
+    """Names, scales, sampling and sizes.
+
+    `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that programs
+    take; None without a geometry branch.
+    """
+
+    scales: dict[str, dict[str, Scale]]
+    position_low: tuple[float, ...]
+    position_scale: float
+    condition_dim: int | None
+    geometry_sizes: tuple[int, int] | None
+    sampling: Sampling
+    units: dict[str, str]
+    arrays: dict[str, tuple[str, tuple[int, ...]]]
+    programs: tuple[Entry, ...]
+
+    def to_model_units(self, what: str, position: Any, start: int = 0) -> NDArray[np.float32]:
+        """Returns checked positions [N, n] as the model takes them."""
+        num_axes = len(self.position_low)
+        array = position if hasattr(position, "dtype") else np.asarray(position)
+        # Half precision would move the points, by 10 % of the output and more.
+        is_numpy = isinstance(array.dtype, np.dtype)
+        is_exact = is_numpy and (array.dtype.kind in "iu" or array.dtype in (np.float32, np.float64))
+        if len(array.shape) != 2 or array.shape[1] != num_axes or not is_exact:
+            raise ValueError(
+                f"{what} positions{f' from point {start}' if start else ''} must be float32, float64 or integer "
+                f"arrays of shape [points, {num_axes}], got {array.dtype} of shape {list(array.shape)}"
+            )
+        array = np.asarray(array)
+        with np.errstate(over="ignore"):
+            values = (array.astype(np.float64) - np.array(self.position_low)) * self.position_scale
+            values = values.astype(np.float32)
+        is_finite = np.isfinite(values).all(axis=1)
+        if not is_finite.all():
+            first = int(np.argmin(is_finite))
+            raise ValueError(f"{what} position {start + first} is not finite: {array[first].tolist()}")
+        return values
+
+
+def parse_manifest(values: dict[str, Any]) -> Manifest:
+    """Reads the JSON of a manifest; a KeyError, TypeError, ValueError or AttributeError says what is wrong."""
+    scales = {
+        branch: {
+            name: Scale(
+                mean=tuple(map(float, scale["mean"])),
+                std=tuple(map(float, scale["std"])),
+                log_scale=bool(scale["log_scale"]),
+                limit=None if scale["limit"] is None else tuple(map(float, scale["limit"])),
+            )
+            for name, scale in fields.items()
+        }
+        for branch, fields in values["fields"].items()
+    }
+    condition_dim = values["condition_dim"]
+    return Manifest(
+        scales=scales,
+        position_low=tuple(map(float, values["position"]["low"])),
+        position_scale=float(values["position"]["scale"]),
+        condition_dim=None if condition_dim is None else int(condition_dim),
+        geometry_sizes=None if values["geometry"] is None else _geometry_sizes(**values["geometry"]),
+        sampling=_sampling(**values["sampling"]),
+        units={str(name): str(unit) for name, unit in values["units"].items()},
+        arrays={
+            str(name): (str(entry["dtype"]), tuple(map(_size, entry["shape"])))
+            for name, entry in values["arrays"].items()
+        },
+        programs=tuple(_entry(**entry) for entry in values["programs"]),
+    )
+
+
+def _geometry_sizes(*, num_points: int, num_supernodes: int) -> tuple[int, int]:
+    return _size(num_points, LARGEST_SIZE), _size(num_supernodes, LARGEST_SIZE)
+
+
+def _sampling(*, method: str, supernode_method: str, **numbers: Any) -> Sampling:
+    for name in (method, supernode_method):
+        if name not in ("uniform", "weighted", "farthest"):
+            raise TypeError(f"unknown method {name!r:.40}")
+    sizes = {name: _size(number, LARGEST_SIZE) for name, number in numbers.items()}
+    return Sampling(**sizes, method=method, supernode_method=supernode_method)
+
+
+def _entry(
+    *, function: str, platforms: list[str], anchors: dict[str, int] | None, num_queries: int | None, kernel: str
+) -> Entry:
+    return Entry(
+        function=str(function),
+        platforms=tuple(map(str, platforms)),
+        anchors=None if anchors is None else {str(b): _size(number) for b, number in anchors.items()},
+        num_queries=None if num_queries is None else _size(num_queries, LARGEST_SIZE),
+        kernel=str(kernel),
+    )
+
+
+def _size(value: Any, largest: float = math.inf) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+        raise TypeError(f"expected a size, got {value!r:.40}")
+    return value

@@ -1,0 +1,88 @@
+"""From an exported file to the model in it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from .archive import Members, read_npy, read_program
+from .manifest import FORMAT_VERSION, MANIFEST, Manifest, parse_manifest
+from .surrogate import ExportedSurrogate
+
+_MAX_MANIFEST = 2**24
+
+
+def load(path: str | Path, *, devices: Sequence[jax.Device] | None = None) -> ExportedSurrogate:
+    """Loads a file that `emmi-jax export` wrote.
+
+    Args:
+        path: The file.
+        devices: The devices to compute on, all of one platform; by default all local ones.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no such file, a damaged one, one of another version, or has no program for this platform.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    devices = jax.local_devices() if devices is None else list(devices)
+    if not devices:
+        raise ValueError("devices must name at least one device, got none")
+    try:
+        with zipfile.ZipFile(path) as file:
+            return _read(Members(path, file), devices)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: not an exported model, or a truncated one: {error}") from None
+
+
+def _read(members: Members, devices: Sequence[jax.Device]) -> ExportedSurrogate:
+    manifest = _read_manifest(members)
+    arrays = {
+        name: read_npy(members, f"arrays/{number}.npy", dtype, shape)
+        for number, (name, (dtype, shape)) in enumerate(manifest.arrays.items())
+    }
+    platform = _platform(devices[0])
+    programs = []
+    for number, entry in enumerate(manifest.programs):
+        name = f"programs/{number}"
+        if platform in entry.platforms:
+            programs.append(read_program(members, name, entry))
+        else:
+            members.skip(name)
+    members.finish()
+    if not programs:
+        known = sorted({platform for entry in manifest.programs for platform in entry.platforms})
+        raise ValueError(f"{members.path}: exported for {', '.join(known)}, but the devices are of {platform!r}")
+    return ExportedSurrogate(manifest, arrays, programs, devices)
+
+
+def _read_manifest(members: Members) -> Manifest:
+    if members.manifest_size() > _MAX_MANIFEST:
+        raise members.error(f"{MANIFEST} has {members.manifest_size()} bytes")
+    content = members.read(MANIFEST)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise members.error(f"{MANIFEST} is not JSON: {error!s:.80}") from None
+    if not isinstance(values, dict) or values.get("format") != "emmi":
+        raise members.error(f"{MANIFEST} is not that of an exported model")
+    if values.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{members.path}: has format version {values.get('version')!r:.40}, expected {FORMAT_VERSION}: export the "
+            "run again, or use the emmi_jax that wrote it"
+        )
+    try:
+        return parse_manifest(values)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise members.error(f"{MANIFEST}: {type(error).__name__}: {error!s:.80}") from None
+
+
+def _platform(device: jax.Device) -> str:
+    if device.platform != "gpu":
+        return device.platform
+    return "cuda" if "cuda" in device.client.platform_version else "rocm"

@@ -1,0 +1,317 @@
+"""A model of an exported file: cases are encoded once, then streamed."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .archive import Program
+from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, as_points, draw_anchors, draw_geometry
+from .manifest import Manifest
+
+CHUNK_SIZE = 4096
+"""Queries per call where the file has a program for no number of its own."""
+
+
+class StreamedChunk(NamedTuple):
+    """Fields at queries `start`, `start` + 1, … of a branch: arrays [num_points, F] float32 by field."""
+
+    branch: str
+    start: int
+    fields: dict[str, NDArray[np.float32]]
+
+    @property
+    def num_points(self) -> int:
+        """Number of queries in the chunk."""
+        return len(next(iter(self.fields.values())))
+
+
+class ExportedSurrogate:
+    """A model, its parameters, and how a case reaches it; positions and fields are in physical units.
+
+    Args:
+        manifest: What the file says about itself.
+        arrays: Parameters and context by name.
+        programs: The programs for the platform of the devices, those for fixed sizes first.
+        devices: The devices to compute on.
+    """
+
+    def __init__(
+        self, manifest: Manifest, arrays: Mapping[str, Array], programs: Sequence[Program], devices: Sequence[Any]
+    ) -> None:
+        self._manifest, self._programs, self._devices = manifest, programs, devices
+        self._context = {name: array for name, array in arrays.items() if name.startswith("context/")}
+        parameters = tuple(array for name, array in arrays.items() if name.startswith("parameters/"))
+        self._parameters = [jax.device_put(parameters, device) for device in devices]
+
+    @property
+    def fields(self) -> dict[str, dict[str, int]]:
+        """Numbers of channels by branch and field."""
+        return {
+            branch: {name: len(scale.mean) for name, scale in scales.items()}
+            for branch, scales in self._manifest.scales.items()
+        }
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The units that the file names: by `position` and `<branch>/<field>`."""
+        return dict(self._manifest.units)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The attention kernel of each program, by function and sizes."""
+        return {program.title: program.kernel for program in self._programs}
+
+    def encode(
+        self,
+        *,
+        anchors: Mapping[str, Array] | None = None,
+        geometry: Geometry | Array | None = None,
+        condition: ArrayLike | None = None,
+        points: Mapping[str, Points | Array] | None = None,
+        seed: int = 0,
+    ) -> Encoded:
+        """Encodes one case; its queries can then be predicted any number of times.
+
+        What is not given comes from the run's context, or else is drawn: anchors from `points`; geometry points from
+        `points` of the branch ``surface``, or else from its anchors; supernodes from the geometry points. The same seed
+        draws what `emmi_jax.Surrogate.encode` draws.
+
+        Args:
+            anchors: Positions [T, n] of any of the branches.
+            geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is.
+            condition: Array [condition_dim], if the model has one.
+            points: Points [N, n] of any of the branches to draw from; as `Points` they may bring cell sizes.
+            seed: Seed of the draws.
+
+        Raises:
+            ValueError: There is nothing to draw from, or too little; or an array does not fit the model.
+        """
+        manifest, rng = self._manifest, np.random.default_rng(seed)
+        available = {branch: as_points(branch, given) for branch, given in (points or {}).items()}
+        chosen: dict[str, Any] = {**self._stored_anchors(), **(anchors or {})}
+        if unknown := sorted({*chosen, *available} - set(manifest.scales)):
+            branches = tuple(manifest.scales)
+            raise ValueError(f"anchors or points name the unknown branches {unknown!r}; the branches are {branches!r}")
+        chosen = {
+            b: chosen[b] if b in chosen else draw_anchors(rng, b, available, manifest.sampling) for b in manifest.scales
+        }
+        model_units = {b: manifest.to_model_units(f"the anchor {b}", position) for b, position in chosen.items()}
+        drawn = self._geometry(rng, geometry, available, chosen)
+        sizes = {b: len(position) for b, position in model_units.items()}
+        if empty := [b for b, size in sizes.items() if not size]:
+            raise ValueError(f"the branches {empty!r} have no anchors: expected at least one")
+        inputs = (
+            tuple(position[None] for position in model_units.values()),
+            () if drawn is None else _padded(manifest, drawn),
+            condition_input(condition, manifest.condition_dim),
+        )
+        encode = self._program("encode", sizes)
+        entries = encode.run(self._parameters[0], *jax.device_put(inputs, self._devices[0]))
+        return Encoded(self, sizes, [jax.device_put((entries, inputs[2]), device) for device in self._devices])
+
+    def _program(self, function: str, sizes: Mapping[str, int], num_queries: int | None = None) -> Program:
+        """Returns the first program for these sizes: one with the run's own kernel, or else the one for any sizes."""
+        programs = [program for program in self._programs if program.function == function]
+        for program in programs:
+            if program.anchors in (None, sizes) and program.num_queries in (None, num_queries):
+                return program
+        raise ValueError(f"the file has no program {function!r} for {dict(sizes)} anchors and {num_queries} queries")
+
+    def _stored_anchors(self) -> dict[str, Array]:
+        prefix = "context/anchors/"
+        return {name.removeprefix(prefix): a for name, a in self._context.items() if name.startswith(prefix)}
+
+    def _geometry(
+        self,
+        rng: np.random.Generator,
+        geometry: Geometry | Array | None,
+        available: Mapping[str, Points],
+        anchors: Mapping[str, Array],
+    ) -> Geometry | None:
+        if self._manifest.geometry_sizes is None:
+            if geometry is not None:
+                raise ValueError("a geometry is given, but the model has no geometry branch")
+            return None
+        if geometry is None and "context/geometry" in self._context:
+            geometry = Geometry(self._context["context/geometry"], self._context["context/supernode_idx"])
+        if geometry is None and GEOMETRY_BRANCH in available:
+            geometry = available[GEOMETRY_BRANCH].position
+        if geometry is None:
+            geometry = anchors.get(GEOMETRY_BRANCH)
+        if geometry is None:
+            raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
+        if isinstance(geometry, tuple):
+            # The package's own `Geometry` has more to it.
+            return Geometry(geometry[0], geometry[1])
+        return draw_geometry(rng, as_points("geometry", geometry), self._manifest.sampling)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One case as the model has encoded it.
+
+    Args:
+        surrogate: What encoded it.
+        num_anchors: Numbers of anchors by branch.
+        constants: Keys and values of anchors and geometry, and the condition, on each device.
+    """
+
+    surrogate: ExportedSurrogate
+    num_anchors: Mapping[str, int]
+    constants: Sequence[Any]
+
+    def stream(self, queries: Mapping[str, Any], *, chunk_size: int | str = "auto") -> Iterator[StreamedChunk]:
+        """Yields the fields at the queries chunk by chunk, branch after branch, in physical units.
+
+        Every call of the model has the same shape; devices take turns, and copies overlap with computation.
+
+        Args:
+            queries: Positions [N, n] of any of the branches: arrays, memory-maps, or iterables of arrays of any length.
+            chunk_size: Queries per call; "auto" is the size that the file has its own program for.
+
+        Raises:
+            ValueError: A branch is unknown, or positions are not [N, n] or not finite.
+        """
+        surrogate = self.surrogate
+        manifest, devices = surrogate._manifest, surrogate._devices
+        if unknown := sorted(set(queries) - set(manifest.scales)):
+            branches = list(manifest.scales)
+            raise ValueError(f"queries name the unknown branches {unknown!r}; the branches are {branches!r}")
+        size = self._chunk_size(chunk_size)
+        pending: collections.deque[tuple[str, int, int, Any]] = collections.deque()
+        number = 0
+        for branch, source in queries.items():
+            run = surrogate._program(f"query/{branch}", self.num_anchors, size).run
+            for start, num_points, position in _cut(branch, source, size, manifest):
+                at = number % len(devices)
+                number += 1
+                fields = run(surrogate._parameters[at], *self.constants[at], jax.device_put(position, devices[at]))
+                for values in fields:
+                    values.copy_to_host_async()
+                pending.append((branch, start, num_points, fields))
+                if len(pending) == 2 * len(devices):
+                    yield _finish(manifest, *pending.popleft())
+        while pending:
+            yield _finish(manifest, *pending.popleft())
+
+    def predict(
+        self, queries: Mapping[str, Any], *, out: Mapping[str, Any] | None = None, chunk_size: int | str = "auto"
+    ) -> dict[str, Any]:
+        """Returns the fields [N, F] at the queries by ``<branch>_<field>``, in physical units.
+
+        Args:
+            queries: Positions [N, n] of any of the branches; see `stream`.
+            out: Arrays or memory-maps to fill instead of new ones, one for each field of the queried branches; needed
+                for iterables, whose length is unknown.
+            chunk_size: See `stream`.
+
+        Raises:
+            ValueError: See `stream`; or `out` does not fit.
+        """
+        fields = self.surrogate.fields
+        wanted = {f"{b}_{name}": (b, channels) for b in queries for name, channels in fields.get(b, {}).items()}
+        if out is None:
+            if unknown := sorted({b for b, _ in wanted.values() if not hasattr(queries[b], "shape")}):
+                raise ValueError(f"the number of queries of {unknown!r} is unknown: pass out, or stream the chunks")
+            out = {name: np.empty((queries[b].shape[0], size), np.float32) for name, (b, size) in wanted.items()}
+        if set(out) != set(wanted):
+            raise ValueError(f"out must hold the arrays {sorted(wanted)!r}, got {sorted(out)!r}")
+        done = dict.fromkeys(wanted, 0)
+        for chunk in self.stream(queries, chunk_size=chunk_size):
+            for field, values in chunk.fields.items():
+                name = f"{chunk.branch}_{field}"
+                done[name] = chunk.start + len(values)
+                if out[name].shape[1:] != values.shape[1:] or done[name] > len(out[name]):
+                    raise ValueError(
+                        f"out[{name!r}] has shape {list(out[name].shape)}, but there are at least {done[name]} queries "
+                        f"of {values.shape[1]} channels"
+                    )
+                out[name][chunk.start : done[name]] = values
+        for name, num_points in done.items():
+            if len(out[name]) != num_points:
+                raise ValueError(f"out[{name!r}] has {len(out[name])} rows, but there were {num_points} queries")
+        return dict(out)
+
+    def _chunk_size(self, chunk_size: int | str) -> int:
+        if chunk_size == "auto":
+            sizes = [program.num_queries for program in self.surrogate._programs if program.num_queries is not None]
+            return sizes[0] if sizes else CHUNK_SIZE
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
+            raise ValueError(f"chunk_size must be 'auto' or a positive integer, got {chunk_size!r}")
+        return int(chunk_size)
+
+
+def condition_input(condition: ArrayLike | None, condition_dim: int | None) -> tuple[NDArray[np.float32], ...]:
+    """Returns a checked condition [condition_dim] as [1, condition_dim], or nothing if the model has none."""
+    if condition_dim is None and condition is None:
+        return ()
+    values = np.asarray(condition if condition is not None else [])
+    if condition_dim is None or values.shape != (condition_dim,) or values.dtype.kind not in "fiu":
+        expected = "no condition" if condition_dim is None else f"{condition_dim} numbers as condition"
+        raise ValueError(f"the model takes {expected}, got {None if condition is None else values.tolist()}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"condition must hold finite numbers, got {values.tolist()}")
+    return (values.astype(np.float32)[None],)
+
+
+def _padded(manifest: Manifest, geometry: Geometry) -> tuple[Array, Array, Array]:
+    """Returns points, supernodes and which of these are real, of the sizes that the program takes."""
+    position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry[1])
+    largest = manifest.geometry_sizes or (0, 0)
+    if idx.ndim != 1 or idx.dtype.kind not in "iu" or len(position) > largest[0] or len(idx) > largest[1]:
+        raise ValueError(
+            f"the geometry must have at most {largest[0]} points and {largest[1]} supernodes [M], "
+            f"got {len(position)} and {idx.dtype} of shape {list(idx.shape)}"
+        )
+    if len(idx) and not (idx.min() >= 0 and idx.max() < len(position)):
+        raise ValueError(f"supernodes must lie in [0, {len(position)}), got {idx.min()} … {idx.max()}")
+    # The model knows a point that is NaN as an absent one.
+    points = np.full((1, largest[0], position.shape[1]), np.nan, np.float32)
+    points[0, : len(position)] = position
+    supernodes, is_real = np.zeros((1, largest[1]), np.int32), np.zeros((1, largest[1]), bool)
+    supernodes[0, : len(idx)], is_real[0, : len(idx)] = idx, True
+    return points, supernodes, is_real
+
+
+def _cut(
+    branch: str, source: Any, chunk_size: int, manifest: Manifest
+) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """Yields start, number of points and positions [chunk_size, n] in model units, zeros after the last query."""
+    if not hasattr(source, "shape") and (not isinstance(source, Iterable) or isinstance(source, str | Mapping)):
+        raise ValueError(f"the queries of {branch!r} must be an array or an iterable of arrays, got {source!r:.80}")
+    start, num_points, read = 0, 0, 0
+    position = np.zeros((chunk_size, len(manifest.position_low)), np.float32)
+    for array in [source] if hasattr(source, "shape") else source:
+        if isinstance(array, jax.Array):  # JAX would compile one slice per chunk
+            array = np.asarray(array)
+        for low in range(0, len(array), chunk_size):
+            rows = manifest.to_model_units(f"the query {branch}", array[low : low + chunk_size], read)
+            read += len(rows)
+            while len(rows):
+                taken = rows[: chunk_size - num_points]
+                position[num_points : num_points + len(taken)] = taken
+                num_points, rows = num_points + len(taken), rows[len(taken) :]
+                if num_points == chunk_size:
+                    yield start, num_points, position
+                    # A device on the host may compute on the old array itself, so it is not written again.
+                    position = np.zeros_like(position)
+                    start, num_points = start + chunk_size, 0
+    if num_points:
+        yield start, num_points, position
+
+
+def _finish(manifest: Manifest, branch: str, start: int, num_points: int, fields: Sequence[jax.Array]) -> StreamedChunk:
+    """Waits for the fields of a chunk."""
+    scales = manifest.scales[branch]
+    host = {
+        name: scale.denormalize(np.asarray(values)[:num_points].astype(np.float32))
+        for (name, scale), values in zip(scales.items(), fields, strict=True)
+    }
+    return StreamedChunk(branch, start, host)

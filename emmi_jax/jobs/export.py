@@ -1,0 +1,50 @@
+"""`emmi-jax export`: a run in one file that runs without this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from emmi_jax.inference.exporting import Program, export_surrogate
+from emmi_jax.runs.load import load_run
+
+
+def export_run(
+    run: Path, out: Path, *, platforms: Sequence[str], checkpoint: str, units: Sequence[str], console: Console
+) -> None:
+    """Writes a run to one file, and prints its programs.
+
+    Args:
+        run: The run's folder.
+        out: The file.
+        platforms: What it shall run on; none means the platform that JAX computes on.
+        checkpoint: ``latest`` or ``best``.
+        units: Names with their units, such as ``position=m``.
+        console: Where the programs are printed.
+
+    Raises:
+        ValueError: The run, a platform or a unit is unusable; nothing is written.
+        UnwritableFileError: The file cannot be written.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder, expected a file")
+    named = dict(_name_and_unit(text) for text in units)
+
+    def show(program: Program) -> None:
+        sizes = "any number of points" if program.anchors is None else f"{sum(program.anchors.values())} anchors"
+        queries = "" if program.num_queries is None else f", {program.num_queries} queries"
+        where = ",".join(program.platforms)
+        console.print(f"{program.function} for {where}: {sizes}{queries}, attention by {program.kernel}")
+
+    surrogate = load_run(run, checkpoint)
+    export_surrogate(surrogate, out, platforms=platforms, units=named, advance=show)
+    console.print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+
+
+def _name_and_unit(text: str) -> tuple[str, str]:
+    name, is_given, unit = text.partition("=")
+    if not is_given or not name or not unit:
+        raise ValueError(f"--unit must be NAME=UNIT such as position=m, got {text!r}")
+    return name, unit

@@ -1,0 +1,312 @@
+"""An exported file gives the numbers of its run, without the package; one that is damaged is refused."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from emmi_jax import deploy
+from emmi_jax.inference.exporting import Program, export_surrogate
+from emmi_jax.points import PointSet
+from tests.deploy_cases import KINDS, surrogate
+
+ROOT = Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+POINTS = {branch: RNG.uniform(-1, 1, (30, 3)) for branch in ("surface", "volume")}
+SIZES = {branch: RNG.uniform(0, 1, 30) for branch in POINTS}
+QUERIES = RNG.uniform(-1, 1, (11, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def exported_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports each kind of model once."""
+
+    @functools.cache
+    def export(kind: str) -> Path:
+        path = tmp_path_factory.mktemp("exported") / "model.emmi"
+        export_surrogate(surrogate(kind), path, units={"position": "m", "volume/velocity": "m/s"})
+        return path
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def file(exported_file: Callable[[str], Path]) -> Path:
+    return exported_file("geometry")
+
+
+@pytest.fixture(scope="module")
+def exported(file: Path) -> deploy.ExportedSurrogate:
+    return deploy.load(file)
+
+
+def arguments(kind: str, num_points: int) -> dict[str, Any]:
+    run = surrogate(kind)
+    points = {b: PointSet(POINTS[b][:num_points], {}, SIZES[b][:num_points]) for b in run.model.config.branches}
+    condition = None if run.model.config.condition_dim is None else [0.5, -1.0]
+    needs_geometry = run.model.config.has_geometry and run.context is None and "surface" not in points
+    geometry = POINTS["surface"] if needs_geometry else None
+    return {"points": points, "geometry": geometry, "condition": condition, "seed": 3}
+
+
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if "cuDNN" not in kind])
+def pair(request: pytest.FixtureRequest, exported_file: Callable[[str], Path]) -> Any:
+    """A kind of model, its surrogate, and what came back from the file that it was exported to."""
+    return request.param, surrogate(request.param), deploy.load(exported_file(request.param))
+
+
+def test_the_sizes_of_the_run_give_its_numbers_bit_for_bit(pair: Any) -> None:
+    kind, run, exported = pair
+    expected = run.encode(**arguments(kind, 30)).predict({"volume": QUERIES})
+    found = exported.encode(**arguments(kind, 30)).predict({"volume": QUERIES})
+    assert {name: values.tolist() for name, values in found.items()} == {n: v.tolist() for n, v in expected.items()}
+
+
+def test_any_sizes_give_the_numbers_of_the_run_to_rounding(pair: Any) -> None:
+    kind, run, exported = pair
+    # Fewer points than the run draws, and other anchors than those of a context.
+    few = arguments(kind, 7) | ({"anchors": {"volume": POINTS["volume"][:5]}} if run.context else {})
+    expected = run.encode(**few).predict({"volume": QUERIES})
+    found = exported.encode(**few).predict({"volume": QUERIES}, chunk_size=4)
+    tolerance = 2e-2 if "bfloat16" in kind else 1e-5
+    for name, values in expected.items():
+        assert np.abs(found[name] - values).max() <= tolerance * np.abs(values).max(), name
+
+
+def test_fields_units_and_kernels_can_be_read(exported: deploy.ExportedSurrogate) -> None:
+    assert exported.fields == {"surface": {"pressure": 1}, "volume": {"velocity": 3, "vorticity": 3}}
+    assert exported.units == {"position": "m", "volume/velocity": "m/s"}
+    assert set(exported.kernels.values()) == {"xla"}
+
+
+def test_a_stream_takes_iterables_and_fills_out(exported: deploy.ExportedSurrogate) -> None:
+    encoded = exported.encode(points=POINTS)
+    whole = encoded.predict({"volume": QUERIES}, chunk_size=4)
+    chunks = list(encoded.stream({"volume": iter([QUERIES[:3], QUERIES[3:]])}, chunk_size=4))
+    assert [(chunk.start, chunk.num_points) for chunk in chunks] == [(0, 4), (4, 4), (8, 3)]
+    joined = np.concatenate([chunk.fields["velocity"] for chunk in chunks])
+    assert joined.tolist() == whole["volume_velocity"].tolist()
+    out = {name: np.empty_like(values) for name, values in whole.items()}
+    encoded.predict({"volume": iter([QUERIES])}, out=out, chunk_size=4)
+    assert out["volume_velocity"].tolist() == whole["volume_velocity"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.encode(), "no anchors for the branch 'surface'"),
+        (lambda s: s.encode(points={**POINTS, "wake": QUERIES}), "unknown branches \\['wake'\\]"),
+        (lambda s: s.encode(points=POINTS, condition=[1.0]), "takes no condition, got \\[1.0\\]"),
+        (lambda s: s.encode(points=POINTS, anchors={"volume": POINTS["volume"][:0]}), "\\['volume'\\] have no anchors"),
+        (lambda s: s.encode(points=POINTS | {"volume": [[0.0]]}), "points of 'volume' must be an array"),
+        (
+            lambda s: s.encode(points=POINTS, geometry=deploy.Geometry(POINTS["surface"], np.arange(3))),
+            "at most 24 points and 8 supernodes",
+        ),
+        (
+            lambda s: s.encode(points=POINTS, geometry=deploy.Geometry(POINTS["surface"][:9], np.array([9]))),
+            "must lie in \\[0, 9\\)",
+        ),
+        (lambda s: s.encode(points=POINTS).predict({"wake": QUERIES}), "unknown branches"),
+        (lambda s: s.encode(points=POINTS).predict({"volume": QUERIES[:, :2]}), "shape \\[points, 3\\], got float32"),
+        (lambda s: s.encode(points=POINTS).predict({"volume": QUERIES * np.nan}), "volume position 0 is not finite"),
+        (lambda s: s.encode(points=POINTS).predict({"volume": iter([QUERIES])}), "pass out, or stream"),
+        (lambda s: s.encode(points=POINTS).predict({"volume": QUERIES}, chunk_size=0), "positive integer, got 0"),
+        (lambda s: s.encode(points=POINTS).predict({"volume": QUERIES}, out={}), "out must hold the arrays"),
+    ],
+)
+def test_a_mistake_is_named(exported: Any, call: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(exported)
+
+
+def edited(path: Path, folder: Path, change: Callable[[dict[str, bytes]], None], **options: Any) -> Path:
+    """The file with other members."""
+    with zipfile.ZipFile(path) as source:
+        members = {name: source.read(name) for name in source.namelist()}
+    change(members)
+    damaged = folder / "damaged.emmi"
+    with zipfile.ZipFile(damaged, "w", **options) as target:
+        for name, content in members.items():
+            target.writestr(name, content)
+    return damaged
+
+
+def manifest(**changes: Any) -> Callable[[dict[str, bytes]], None]:
+    def change(members: dict[str, bytes]) -> None:
+        members["manifest.json"] = json.dumps(json.loads(members["manifest.json"]) | changes).encode()
+
+    return change
+
+
+def pickled(members: dict[str, bytes]) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([print], dtype=object), allow_pickle=True)
+    members["arrays/0.npy"] = file.getvalue()
+
+
+def bare_pickle(members: dict[str, bytes]) -> None:
+    members["arrays/0.npy"] = pickle.dumps(print)
+
+
+def larger_header(members: dict[str, bytes]) -> None:
+    content = members["arrays/0.npy"]
+    members["arrays/0.npy"] = content[:10] + content[10:].replace(b"(", b"(1000000, ", 1)[: len(content) - 10]
+
+
+def unrecorded_dtype(members: dict[str, bytes]) -> None:
+    values = json.loads(members["manifest.json"])
+    next(iter(values["arrays"].values()))["dtype"] = "object"
+    members["manifest.json"] = json.dumps(values).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("manifest.json"), "'manifest.json' is missing"),
+        (lambda m: m.pop("arrays/0.npy"), "'arrays/0.npy' is missing"),
+        (lambda m: m.pop("programs/1"), "'programs/1' is missing"),
+        (lambda m: m.update({"../evil": b""}), "'../evil' is not in its manifest"),
+        (lambda m: m.update({"manifest.json": b"[1]"}), "not that of an exported model"),
+        (lambda m: m.update({"manifest.json": b"{"}), "not JSON"),
+        (lambda m: m.update({"manifest.json": b"[" * 200_000}), "manifest.json"),
+        (manifest(version=2), "format version 2, expected 1"),
+        (manifest(format="other"), "not that of an exported model"),
+        (manifest(fields={"surface": 3}), "manifest.json: AttributeError"),
+        (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [10**12]}}), "the manifest says float32"),
+        (manifest(position={"low": ["x"], "scale": 1}), "manifest.json: ValueError: could not convert"),
+        (lambda m: m.update({"manifest.json": b"1" * 5000}), "not JSON"),
+        (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [-1]}}), "expected a size, got -1"),
+        (manifest(programs=[]), "is not in its manifest"),
+        (manifest(programs=[{"function": "encode"}]), "manifest.json: TypeError"),
+        (manifest(sampling={"method": "all", "supernode_method": "uniform"}), "unknown method 'all'"),
+        (manifest(sampling={"method": "uniform", "supernode_method": "uniform", "num_anchors": "9"}), "got '9'"),
+        (manifest(geometry={"num_points": 10**9, "num_supernodes": 1}), "got 1000000000"),
+        (unrecorded_dtype, "holds"),
+        (pickled, "arrays/0.npy"),
+        (bare_pickle, "arrays/0.npy"),
+        (larger_header, "arrays/0.npy"),
+        (lambda m: m.update({"arrays/0.npy": m["arrays/0.npy"][:-1]}), "bytes, expected"),
+        (lambda m: m.update({"programs/0": m["programs/0"][:500]}), "programs/0 is no program"),
+        (lambda m: m.update({"programs/0": b"\x00" * 64}), "programs/0 is no program"),
+        (lambda m: m.update({"programs/0": b""}), "programs/0 is no program"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(
+    file: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        deploy.load(edited(file, tmp_path, change))
+    assert "\n" not in str(error.value)
+    assert "damaged.emmi" in str(error.value)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_read(file: Path, tmp_path: Path) -> None:
+    bomb = edited(file, tmp_path, lambda m: m.update({"a": bytes(10**7)}), compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="is compressed or encrypted"):
+        deploy.load(bomb)
+
+
+def test_a_declared_size_beyond_the_file_is_refused(file: Path, tmp_path: Path) -> None:
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
+    (tmp_path / "model.emmi").write_bytes(content)
+    with pytest.raises(ValueError, match=f"declares {2**31} bytes, beyond the file's {len(content)}"):
+        deploy.load(tmp_path / "model.emmi")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_refused(file: Path, tmp_path: Path, share: float) -> None:
+    content = file.read_bytes()
+    (tmp_path / "model.emmi").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="not an exported model, or a truncated one"):
+        deploy.load(tmp_path / "model.emmi")
+
+
+def test_flipped_bits_are_refused(file: Path, tmp_path: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[content.index(b"NUMPY") + 200] ^= 1
+    (tmp_path / "model.emmi").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read: Bad CRC-32"):
+        deploy.load(tmp_path / "model.emmi")
+
+
+def test_a_file_for_another_platform_has_its_kernels_and_says_so(tmp_path: Path) -> None:
+    programs: list[Program] = []
+    export_surrogate(surrogate("curls"), tmp_path / "model.emmi", platforms=["tpu"], advance=programs.append)
+    # A curl needs forward mode, which the kernel of TPUs lacks; and no kernel of TPUs takes any size.
+    kernels = {program.function: program.kernel for program in programs if program.anchors}
+    assert (kernels["query/surface"], kernels["query/volume"]) == ("splash", "xla")
+    assert {program.kernel for program in programs if not program.anchors} == {"xla"}
+    with pytest.raises(ValueError, match="exported for tpu, but the devices are of 'cpu'"):
+        deploy.load(tmp_path / "model.emmi")
+
+
+def test_cudnn_is_exported_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    run, programs = surrogate("bfloat16 with heads for cuDNN"), []
+    export_surrogate(run, tmp_path / "model.emmi", platforms=["cuda"], advance=programs.append)
+    assert {program.kernel for program in programs if program.function == "query/volume"} == {"cudnn", "xla"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"platforms": ["gpu"]}, "platforms must be some of cpu, cuda"), ({"units": {"wake": "m"}}, "got 'wake'")],
+)
+def test_a_mistaken_export_leaves_no_file(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_surrogate(surrogate("curls"), tmp_path / "model.emmi", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example_runs_without_the_package(file: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "examples" / "run_exported.py", tmp_path)
+    shutil.copytree(ROOT / "emmi_jax" / "deploy", tmp_path / "deploy")
+    np.savez(tmp_path / "points.npz", **POINTS)
+    code = (
+        "import runpy, sys; sys.path.insert(0, '.')\n"
+        "sys.modules.update(emmi_jax=None, flax=None, chex=None)\n"
+        f"sys.argv = ['run_exported.py', {str(file)!r}, 'points.npz', 'fields.npz']\n"
+        "runpy.run_path('run_exported.py', run_name='__main__')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "volume_velocity: 30 points" in run.stdout
+    expected = surrogate("geometry").encode(points=POINTS).predict(POINTS)
+    with np.load(tmp_path / "fields.npz") as found:
+        assert {name: found[name].tolist() for name in found} == {n: v.tolist() for n, v in expected.items()}
+
+
+def test_deploy_imports_neither_flax_nor_the_rest_of_the_package() -> None:
+    code = "import emmi_jax.deploy, json, sys; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = json.loads(run.stdout)
+    assert {".".join(name.split(".")[:2]) for name in imported if name.startswith("emmi_jax")} == {
+        "emmi_jax",
+        "emmi_jax.deploy",
+    }
+    assert {"flax", "chex", "optax", "orbax", "typer"} & {name.split(".")[0] for name in imported} == set()
+
+
+def test_devices_take_turns_at_the_chunks(file: Path, exported: deploy.ExportedSurrogate) -> None:
+    device = jax.local_devices()[0]
+    found = deploy.load(file, devices=[device, device]).encode(points=POINTS).predict({"volume": QUERIES}, chunk_size=2)
+    expected = exported.encode(points=POINTS).predict({"volume": QUERIES}, chunk_size=2)
+    assert {name: a.tolist() for name, a in found.items()} == {name: a.tolist() for name, a in expected.items()}
+    with pytest.raises(ValueError, match="at least one device, got none"):
+        deploy.load(file, devices=[])
