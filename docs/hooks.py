@@ -27,8 +27,8 @@ COPIES = ["LICENSE", *(str(path.relative_to(ROOT)) for path in (ROOT / "emmi_jax
 ORIGINS = {page: source for source, page in PAGES.items()}
 FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+PICTURE = re.compile(r"!\[[^\]]*\]\(([\w/]+\.png)\)")
 FIGURE = re.compile(r"!\[([^\]]*)\]\((figures/\w+)\.svg\)")
-ESCAPED_BAR = "\\|"  # within a table
 OPTIONS = re.compile(r"^<!-- options of (\w+) -->$", re.MULTILINE)
 
 
@@ -60,7 +60,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(target, posixpath.dirname(source) or ".")
 
     parts = FENCED.split(markdown)
-    parts[::2] = [LINK.sub(site_link, FIGURE.sub(light_and_dark, part)) for part in parts[::2]]
+    # A picture opens in full, which a phone needs.
+    parts[::2] = [PICTURE.sub(r"[\g<0>](\1)", FIGURE.sub(light_and_dark, part)) for part in parts[::2]]
+    parts[::2] = [LINK.sub(site_link, part) for part in parts[::2]]
     return OPTIONS.sub(lambda match: options_table(match[1]), "".join(parts))
 
 
@@ -85,12 +87,13 @@ def options_table(name: str) -> str:
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         kind, info = parameter.annotation.__origin__, parameter.annotation.__metadata__[0]
         required = parameter.default is parameter.empty
-        value = info.metavar or ("NUMBER" if {kind, *get_args(kind)} & {int, float} else "NAME")
+        option, value = "", info.metavar or ("NUMBER" if {kind, *get_args(kind)} & {int, float} else "NAME")
         if isinstance(info, OptionInfo):
-            option = (info.param_decls or [f"--{parameter.name.replace('_', '-')}"])[0]
-            value = option if kind is bool else f"{option} {value}"
-        meaning = info.help.replace(", see above", "") + " Required." * (required and isinstance(info, OptionInfo))
+            # The name comes first, which is where typer has its default.
+            named = isinstance(info.default, str)
+            option = f"`{info.default if named else '--' + parameter.name.replace('_', '-')}`<br>"
+        meaning = info.help.replace(", see above", "") + " Required." * (required and bool(option))
         if not required and parameter.default not in (None, False) and "default" not in meaning:
             meaning += f" Default: `{parameter.default}`."
-        rows.append(f"| `{value.replace('|', ESCAPED_BAR)}` | {meaning} |")
+        rows.append(f"| {option}{'' if kind is bool else f'`{value}`'} | {meaning} |")
     return "\n".join(rows)
