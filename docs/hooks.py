@@ -16,6 +16,7 @@ import nbconvert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from typer.models import OptionInfo
 
 from emmi_jax.cli import app
@@ -74,7 +75,9 @@ def light_and_dark(match: re.Match[str]) -> str:
 def add_notebook(files: Files, config: MkDocsConfig, source: Path, page: str) -> None:
     """Adds a notebook and its pictures."""
     resources: dict[str, Any] = {"unique_key": source.stem, "output_files_dir": f"{source.stem}_files"}
-    text, resources = nbconvert.MarkdownExporter().from_filename(str(source), resources=resources)
+    exporter = nbconvert.MarkdownExporter()
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    text, resources = exporter.from_filename(str(source), resources=resources)
     files.append(File.generated(config, page, content=text))
     for name, picture in resources["outputs"].items():
         files.append(File.generated(config, posixpath.join(posixpath.dirname(page), name), content=picture))
