@@ -1,4 +1,4 @@
-"""Draws the figures of the concepts, each for light and for dark pages: `python docs/figures/draw.py`.
+"""Draws the figures of the pages, each for light and for dark pages: `python docs/figures/draw.py`.
 
 Lengths are in inches. At the width of a phone an inch is about 75 pixels, so text of 9 points stays readable.
 """
@@ -6,10 +6,11 @@ Lengths are in inches. At the width of a phone an inch is about 75 pixels, so te
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -28,6 +29,7 @@ from emmi_jax import (
 from emmi_jax.tokens import token_slices
 
 WIDTH = 4.8
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 class Colors(NamedTuple):
@@ -362,11 +364,75 @@ def draw_cache(colors: Colors) -> Figure:
     return figure
 
 
+def draw_speed(colors: Colors) -> Figure:
+    """Draws PyTorch's time over ours, as the benchmarks have measured it."""
+    figure = Figure(figsize=(WIDTH, 5.6), facecolor=colors.page)
+    axes = figure.add_axes((0.36, 0.08, 0.6, 0.85), facecolor="none")
+    y, ticks = 0.0, []
+    for part, rows in _measured().items():
+        axes.text(
+            -0.58,
+            y,
+            part,
+            transform=axes.get_yaxis_transform(),
+            color=colors.text,
+            fontsize=9.5,
+            weight="bold",
+            va="center",
+        )
+        for name, row in rows:
+            y += 1
+            ticks.append((y, name))
+            axes.plot([1, row["ratio_torch"]], [y, y], color=colors.faint, lw=5, solid_capstyle="round", zorder=1)
+            axes.scatter(row["ratio_torch"], y, s=42, color=colors.surface, zorder=3, label="eager PyTorch")
+            if "ratio_compiled_torch" in row:
+                ratio = row["ratio_compiled_torch"]
+                axes.scatter(ratio, y, s=42, fc="none", ec=colors.accent, lw=1.5, zorder=4, label="compiled PyTorch")
+        y += 1.6
+    axes.axvline(1, color=colors.line, lw=1.2, zorder=2)
+    axes.set(ylim=(y - 1, -0.8), xlim=(0.8, 2.0), yticks=[tick for tick, _ in ticks])
+    axes.set_yticklabels([name for _, name in ticks], fontsize=9, color=colors.text)
+    axes.set_xlabel("time of PyTorch over ours", fontsize=9, color=colors.text)
+    axes.tick_params(colors=colors.line, labelcolor=colors.text, labelsize=9, length=0)
+    axes.grid(axis="x", color=colors.faint, lw=0.8, zorder=0)
+    axes.spines[:].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named, loc="upper right", ncols=2, fontsize=9, frameon=False, labelcolor=colors.text)
+    return figure
+
+
+def _measured() -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Returns rows of the results, by machine and name."""
+
+    def rows(file: str) -> list[dict[str, Any]]:
+        return json.loads((RESULTS / f"{file}.json").read_text())["rows"]
+
+    short = {"forward+backward": "+ backward", "both": "+ backward"}
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for machine, kernels, layers, model in (
+        ("H100, bfloat16", rows("attention_kernels_h100")[:2], rows("attention_h100"), rows("ab_upt_h100")),
+        (
+            "two processor cores, float32",
+            [],
+            [row for row in rows("attention") if (row["tokens"], row["dtype"]) == (2048, "float32")],
+            rows("ab_upt"),
+        ),
+    ):
+        found[machine] = [
+            *((f"kernel, {short.get(row['pass'], row['pass'])}", row) for row in kernels),
+            *((f"{row['attention']}, {short.get(row['pass'], row['pass'])}", row) for row in layers),
+            *(("training step", row) for row in model),
+        ]
+    return found
+
+
 FIGURES: dict[str, Callable[[Colors], Figure]] = {
     "patterns": draw_patterns,
     "model": draw_model,
     "walk": draw_walk,
     "cache": draw_cache,
+    "speed": draw_speed,
 }
 
 
