@@ -102,6 +102,15 @@ def test_commands_parse(page: Path) -> None:
                 group.commands[name].make_context(name, rest)
 
 
+def test_benchmarks_have_the_options_that_pages_name() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    commands = re.findall(r"python -m benchmarks\.(\w+)([^`\n]*)", text)
+    assert commands
+    for name, options in commands:
+        source = "".join((ROOT / "benchmarks" / f"{file}.py").read_text() for file in (name, "measure"))
+        assert [option for option in re.findall(r"--[\w-]+", options) if f'"{option}"' not in source] == [], name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_sections(page: Path) -> None:
     for link, section in re.findall(r"\]\((?!\w+:)([^)#]*)#?([^)]*)\)", page.read_text()):
