@@ -1,8 +1,10 @@
 """The README and the pages: every Python block runs, every command parses, every link leads somewhere."""
 
+import json
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.cli import app
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.sampling import Sampling
+from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.init import init_params
 from emmi_jax.runs.checkpoints import Checkpoints
@@ -100,6 +103,14 @@ def test_commands_parse(page: Path) -> None:
             if found:
                 name, *rest = shlex.split(arguments, comments=True)
                 group.commands[name].make_context(name, rest)
+
+
+@pytest.mark.parametrize("page", pages_with("(?:toml|json)"))
+def test_settings_and_json_are_valid(page: Path) -> None:
+    for _, text in blocks(page, "toml"):
+        assert default_settings(None).updated(tomllib.loads(text))
+    for _, text in blocks(page, "json"):
+        assert json.loads(text)
 
 
 def test_benchmarks_have_the_options_that_pages_name() -> None:
