@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import PIL.Image
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -105,8 +105,15 @@ def draw_meshes(folder: Path) -> None:
     run(f"train --data {case} --out {runs} --name meshes --steps 2500 --dim 48 --checkpoint-every 2500")
     meshes = f"--surface {case / 'boundary_1.vtp'} --volume {case / 'volume_1.vtu'} --geometry {case / 'body_1.stl'}"
     run(f"predict {runs / 'meshes'} {meshes} --compare --figures --out {fields}")
-    shutil.copy(fields / "surface_pressure_coefficient.png", DOCS / "mesh_surface.png")
-    shutil.copy(fields / "volume_velocity.png", DOCS / "mesh_slices.png")
+    shrink(fields / "surface_pressure_coefficient.png", DOCS / "mesh_surface.png")
+    shrink(fields / "volume_velocity.png", DOCS / "mesh_slices.png")
+
+
+def shrink(source: Path, target: Path) -> None:
+    """Writes a picture as small as a page needs it."""
+    picture = PIL.Image.open(source).convert("RGB")
+    picture.thumbnail((1300, 1300))
+    picture.save(target, optimize=True)
 
 
 if __name__ == "__main__":
