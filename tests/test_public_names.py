@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import types
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +101,9 @@ def test_public_names_have_a_docstring_of_their_own(module: str, name: str) -> N
     # A dataclass without one gets its signature.
     assert public.__doc__
     assert not public.__doc__.startswith(f"{name}(")
+
+
+def test_public_names_have_an_entry_in_the_reference():
+    pages = (Path(__file__).parents[1] / "docs" / "api").glob("*.md")
+    entries = {entry for page in pages for entry in re.findall(r"^::: (.*)", page.read_text(), re.MULTILINE)}
+    assert {f"{module}.{name}" for module, names in PUBLIC.items() for name in names} <= entries

@@ -1,7 +1,10 @@
-"""The README and the guide: every Python block runs, every command parses, every linked file exists."""
+"""The README and the pages: every Python block runs, every command parses, every link leads somewhere."""
 
+import json
 import re
+import runpy
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.cli import app
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.sampling import Sampling
+from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.init import init_params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+COMMANDS = "(?:sh|console|text)"
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -67,6 +72,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunDirectory.create(folder / "runs" / "car", config)
     with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(0, {"params": init_params(AnchoredBranchedUPT(model), seed=0)})
+    (folder / "runs" / "first").symlink_to(folder / "runs" / "car")
     np.save(folder / "positions.npy", _points("positions"))
     body = import_pyvista().Sphere(radius=0.3, center=(0.5, 0.5, 0.5), theta_resolution=8, phi_resolution=8)
     body.save(folder / "car.vtp")
@@ -88,23 +94,65 @@ def test_python_blocks_run(page: Path, workspace: Path, monkeypatch: pytest.Monk
     assert all(np.isfinite(result).all() and np.any(result) for result in results)
 
 
-@pytest.mark.parametrize("page", pages_with("sh"))
+@pytest.mark.parametrize("page", pages_with(COMMANDS))
 def test_commands_parse(page: Path) -> None:
     group: Any = typer.main.get_command(app)
-    for _, script in blocks(page, "sh"):
-        for line in script.splitlines():
+    for _, script in blocks(page, COMMANDS):
+        for line in script.replace("\\\n", " ").splitlines():
             _, found, arguments = line.partition("emmi-jax ")
             if found:
                 name, *rest = shlex.split(arguments, comments=True)
                 group.commands[name].make_context(name, rest)
 
 
+@pytest.mark.parametrize("page", pages_with("(?:toml|json)"))
+def test_settings_and_json_are_valid(page: Path) -> None:
+    for _, text in blocks(page, "toml"):
+        assert default_settings(None).updated(tomllib.loads(text))
+    for _, text in blocks(page, "json"):
+        assert json.loads(text)
+
+
+def test_benchmarks_have_the_options_that_pages_name() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    commands = re.findall(r"python -m benchmarks\.(\w+)([^`\n]*)", text)
+    assert commands
+    for name, options in commands:
+        source = "".join((ROOT / "benchmarks" / f"{file}.py").read_text() for file in (name, "measure"))
+        assert [option for option in re.findall(r"--[\w-]+", options) if f'"{option}"' not in source] == [], name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_linked_files_and_sections_exist(page: Path) -> None:
+def test_links_lead_to_files_and_sections(page: Path) -> None:
+    for link, section in re.findall(r"\]\((?!\w+:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = (page.parent / link).resolve() if link else page
+        assert target.exists(), link
+        assert not section or section in sections(target), f"{link}#{section}"
+
+
+def sections(page: Path) -> set[str]:
+    """What a link to a page can name: its titles, and the objects that it documents."""
     text = page.read_text()
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-    assert [link for link in links if not (page.parent / link).exists()] == []
-    sections = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.M)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= sections
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    names = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    return names | set(re.findall(r"^::: (.*)", text, re.MULTILINE))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert pages <= set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+
+
+def test_every_command_has_a_section_with_its_options() -> None:
+    page = (ROOT / "docs" / "command.md").read_text()
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == [command.name for command in app.registered_commands]
+    assert re.findall(r"^<!-- options of (\w+) -->$", page, re.MULTILINE) == re.findall(
+        r"^## (\w+)$", page, re.MULTILINE
+    )
+
+
+def test_the_script_draws_the_figures_that_are_committed(tmp_path: Path) -> None:
+    folder = ROOT / "docs" / "figures"
+    drawn = runpy.run_path(str(folder / "draw.py"))["draw_all"](tmp_path)
+    assert sorted(path.name for path in drawn) == sorted(path.name for path in folder.glob("*.svg"))
+    assert all(path.stat().st_size for path in drawn)

@@ -60,7 +60,7 @@ class NumericsConfig(Config):
             spelled ``truncnormal``), ``truncnormal002-identity`` (the same with a zero output projection), ``torch``
             (weights and biases uniform in ±1/sqrt(fan_in)) and ``zeros``.
         implementation: How attention runs: ``auto``, ``masked``, ``xla``, ``blockwise``, ``cudnn`` (NVIDIA GPU, half
-            precision) or ``splash`` (TPU); see the table in `emmi_jax.ops.attention.dot_product_attention`.
+            precision) or ``splash`` (TPU); see `emmi_jax.ops.attention.dot_product_attention`.
         dtype: Dtype of the computation: ``float32``, ``bfloat16`` or ``float16``; None takes that of inputs and
             parameters.
         param_dtype: Dtype of the parameters, one of the same three.

@@ -84,23 +84,19 @@ def dot_product_attention(
 ) -> jax.Array:
     """Computes softmax(q kᵀ / sqrt(H)) v, with the softmax in float32.
 
-    ============= ========== ========= ======================================= =====================
-    name          patterns   kernel    serves                                  memory
-    ============= ========== ========= ======================================= =====================
-    ``masked``    whole      dense     every call                              all logits
-    ``xla``       by pattern dense     every call                              all logits
-    ``blockwise`` by pattern blockwise every call                              linear in T and S
-    ``cudnn``     by pattern cudnn     NVIDIA GPU; no dropout; bfloat16 or     linear in T and S
-                                       float16; masks [B, 1, 1, S]; head_dim a
-                                       multiple of 8, at most 128 (256 from
-                                       Hopper on)
-    ``splash``    whole      splash    TPU; no dropout; float32 or bfloat16;   linear in T and S
-                                       masks [B, 1, 1, S] and rectangles
-    ============= ========== ========= ======================================= =====================
+    The implementations:
 
-    The second column matters to layers with attention patterns only: see `emmi_jax.layers.patterns`. ``auto`` is
-    ``splash`` on a TPU and ``cudnn`` on an NVIDIA GPU where they serve the call, and not under `forward_mode`;
-    otherwise ``xla`` for few logits and ``blockwise`` for many, or for a number unknown at trace time.
+    - ``masked``: one dense call for all patterns. It serves every call and holds all logits.
+    - ``xla``: a dense call by pattern. It serves every call and holds all logits.
+    - ``blockwise``: tiles, by pattern. It serves every call; memory is linear in T and S.
+    - ``cudnn``: cuDNN's flash attention, by pattern; memory is linear in T and S. It serves NVIDIA GPUs, bfloat16 and
+      float16, masks [B, 1, 1, S], a head_dim that is a multiple of 8 and at most 128 (256 from Hopper on); no dropout.
+    - ``splash``: a Pallas kernel, one call for all patterns; memory is linear in T and S. It serves TPUs, float32 and
+      bfloat16, masks [B, 1, 1, S] and rectangles; no dropout.
+
+    Patterns matter to layers that have them: see `emmi_jax.layers.patterns`. ``auto`` is ``splash`` on a TPU and
+    ``cudnn`` on an NVIDIA GPU where they serve the call, and not under `forward_mode`; otherwise ``xla`` for few logits
+    and ``blockwise`` for many, or for a number unknown at trace time.
 
     Args:
         q: Queries [B, T, N, H].
@@ -112,7 +108,7 @@ def dot_product_attention(
             they may overlap. None means all.
         dropout_rate: Rate of dropout on the attention weights.
         dropout_rng: Key of the dropout, needed unless the rate is 0.
-        implementation: A name of the table, or ``auto`` for the fastest that serves the call.
+        implementation: One of these names, or ``auto`` for the fastest that serves the call.
         precision: Precision of the matrix products.
 
     Returns:
