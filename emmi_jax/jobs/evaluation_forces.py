@@ -192,7 +192,7 @@ class ForceMetrics:
     def __init__(self, cases: Mapping[str, CaseForces], options: ForceOptions) -> None:
         self._options, self._references = options, {name: case.reference for name, case in cases.items()}
         is_over_area = any(case.reference.area != 1 for case in cases.values())
-        self.labels = dict(zip(NAMES, ("Cd", "Cl") if is_over_area else ("CdA [m²]", "ClA [m²]"), strict=True))
+        self.labels = dict(zip(NAMES, ("Cd", "Cl") if is_over_area else ("CdA, m²", "ClA, m²"), strict=True))
         self.kinds = [kind for kind in ("reference", "solver") if all(kind in case.known for case in cases.values())]
         of_draws = [case.predicted for case in cases.values()]
         self.predicted = {name: np.array([[draw[name] for draw in draws] for draws in of_draws]) for name in NAMES}
