@@ -1,7 +1,12 @@
 """Trains at the published sizes on a mesh of devices: ``python -m benchmarks.training --mesh data=1 data=2 tokens=2``.
 
 The batch has a case for each device of the axis `data`, so that a perfect mesh keeps the seconds of a step; devices of
-the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``.
+the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``. With ``--set
+neighbor_threads=4``, the host searches for the neighbours of the supernodes.
+
+With ``--torch``, a loop in PyTorch trains the same model on the same batches, in turns with ours: both with AdamW and the
+neighbours from the host. On two processor cores, with sizes that they can bear: ``python -m benchmarks.training --torch
+--set sampling.num_anchors=1024 sampling.num_geometry_points=4096 sampling.num_supernodes=1024 sampling.num_test_supernodes=1024``.
 """
 
 from __future__ import annotations
