@@ -21,8 +21,7 @@ OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
 
 _OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes", "token_axis")
-_NOT_TRAINED = ("drop_path_rate",)
-_MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA + _NOT_TRAINED]
+_MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA]
 _MOST = 100_000_000
 _LARGEST, _BELOW_ONE = 1e38, 0.999999
 _SAMPLING: dict[str, Any] = {"num_anchors": 96, "num_queries": 32, "num_test_anchors": 512}
@@ -118,8 +117,7 @@ class TrainSettings(Config):
         loss_weights: Weights of the fields in the loss, by "branch/field"; those left out have 1.
         sampling: How many points of a case the model sees, and how they are drawn.
         model: Options of `AbUptConfig` that differ from the defaults of training: all but those that follow from the
-            data, and `drop_path_rate`, as the step draws no random numbers. The dtype may be ``auto``: bfloat16 on GPU
-            and TPU, float32 on CPU.
+            data. The dtype may be ``auto``: bfloat16 on GPU and TPU, float32 on CPU; float16 is refused.
         optimizer: How the parameters move.
 
     Raises:
@@ -165,6 +163,8 @@ class TrainSettings(Config):
         for name in ("data", "split", "statistics"):
             if not isinstance(value := getattr(self, name), str | None) or value == "":
                 raise ValueError(f"{name} must be a path or none, got {value!r}")
+        if self.model["dtype"] == "float16":
+            raise ValueError("gradients underflow in float16: expected dtype auto, bfloat16 or float32, got 'float16'")
         if not self.model["physics_blocks"]:
             raise ValueError(f"physics_blocks must name at least one block, got {self.model['physics_blocks']!r}")
         _check_between("position_range", self.position_range, 0, math.inf, exclusive=True)

@@ -57,7 +57,9 @@ class Trainer(NamedTuple):
     ) -> Self:
         """Makes the trainer of a model."""
         model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
-        train_step = make_train_step(model, optimizer, settings.optimizer, devices, settings.loss_weights)
+        train_step = make_train_step(
+            model, optimizer, settings.optimizer, devices, settings.loss_weights, seed=settings.seed
+        )
         state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
         return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state)
 
