@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from emmi_jax.cli.vectors import parse_vector
 from emmi_jax.data.case_split import SPLITS
 
 _SPLITS = (*SPLITS, "all")
@@ -63,17 +64,9 @@ def evaluate(
         speed=speed,
         area=area,
         density=density,
-        drag_direction=_direction("--drag-direction", drag_direction),
-        lift_direction=_direction("--lift-direction", lift_direction),
+        drag_direction=parse_vector("--drag-direction", drag_direction),
+        lift_direction=parse_vector("--lift-direction", lift_direction),
     )
     job = EvaluationJob(data=data, split=split, repeats=repeats, forces=forces, out=out, checkpoint=checkpoint)
     evaluate_run(run, job, console=Console(soft_wrap=False))
     return 0
-
-
-def _direction(option: str, text: str) -> tuple[float, float, float]:
-    try:
-        x, y, z = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} must be three numbers with commas between them, got {text!r}") from None
-    return x, y, z
