@@ -87,7 +87,8 @@ def draw_coefficients(path: Path, coefficients: Sequence[Coefficient]) -> Path:
         axes.set(aspect="equal", xlim=ends, ylim=ends, xlabel=f"{label}, known", ylabel=f"{label}, predicted")
         axes.locator_params(nbins=5)
         axes.legend(loc="upper left")
-    figure.suptitle(f"{len(coefficients[0].predicted)} cases")
+    num_cases = len(coefficients[0].predicted)
+    figure.suptitle("1 case" if num_cases == 1 else f"{num_cases} cases")
     return save_figure(figure, path)
 
 
