@@ -1,7 +1,12 @@
 """Trains at the published sizes on a mesh of devices: ``python -m benchmarks.training --mesh data=1 data=2 tokens=2``.
 
 The batch has a case for each device of the axis `data`, so that a perfect mesh keeps the seconds of a step; devices of
-the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``.
+the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``. With ``--set
+neighbor_threads=4``, the host searches for the neighbours of the supernodes.
+
+With ``--torch``, a loop in PyTorch trains the same model on the same batches, in turns with ours: both with AdamW and
+the neighbours from the host. For two processor cores, cut the sizes down: ``--torch --set sampling.num_anchors=1024
+sampling.num_geometry_points=4096 sampling.num_supernodes=1024 sampling.num_test_supernodes=1024``.
 """
 
 from __future__ import annotations
@@ -39,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
     parser.add_argument("--points", type=int, default=2_000_000, help="points per branch of the case (%(default)s)")
     parser.add_argument("--set", nargs="*", default=[], help="settings over those of the recipe drivaerml")
+    parser.add_argument("--torch", action="store_true", help="train in PyTorch as well, on one device, and compare")
     parser.add_argument("--coordinator")
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -46,8 +52,14 @@ def main() -> None:
     with connected(options.coordinator, options.num_processes, options.process_id):
         from benchmarks import measure  # uses the devices
 
-        data = _case(options.points)
-        rows = [_row(mesh, data, options.steps, dict(map(parse_assignment, options.set))) for mesh in options.mesh]
+        data, changes = _case(options.points), dict(map(parse_assignment, options.set))
+        if options.torch:
+            from benchmarks import torch_loop
+
+            trainer = _trainer("data=1", data, {**torch_loop.SETTINGS, **changes})
+            rows = [torch_loop.compare(trainer, options.steps)]
+        else:
+            rows = [_row(mesh, data, options.steps, changes) for mesh in options.mesh]
         if is_main():
             title = f"recipe drivaerml {' '.join(options.set)}, {jax.process_count()} processes, {measure.DEVICE}"
             measure.report(title, rows, options.json)
@@ -69,16 +81,20 @@ def _case(num_points: int) -> dict[str, PointSet]:
     }
 
 
-def _row(text: str, data: dict[str, PointSet], steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+def _trainer(text: str, data: dict[str, PointSet], changes: dict[str, Any]) -> Trainer:
     mesh, _, fsdp = text.partition("+")
     layout = Layout.parse(mesh, fsdp=bool(fsdp))
     recipe = {key: value for key, value in read_recipe("drivaerml").items() if key not in ("statistics", "split")}
     settings = TrainSettings().updated(recipe, {"batch_size": layout.data or 1, "steps": 10_000}, changes)
     dataset = PointCloudDataset(data, settings.sampling)
-    trainer = Trainer.make(
+    return Trainer.make(
         settings, dataset, Devices.make(settings, layout), model_config(settings, dataset.fields), normalizer=None
     )
-    state = trainer.init_state()
+
+
+def _row(text: str, data: dict[str, PointSet], steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+    trainer = _trainer(text, data, changes)
+    settings, state = trainer.settings, trainer.init_state()
     compiled = trainer.train_step.lower(state, trainer.put(trainer.host_batch(0))).compile()  # type: ignore[attr-defined]
     memory, losses, seconds, waits = compiled.memory_analysis(), [], [], []
     batches = trainer.batches(0, steps + 10)

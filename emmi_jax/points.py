@@ -27,11 +27,13 @@ class PointSet(NamedTuple):
         position: Positions [..., T, n].
         fields: Values [..., T, F] by field.
         cell_size: Areas or volumes [T] of the mesh cells, which weight the draws.
+        area_vector: Outward normals times areas [T, 3] of the cells of a surface, to integrate forces over.
     """
 
     position: Array
     fields: dict[str, Array]
     cell_size: Array | None = None
+    area_vector: Array | None = None
 
 
 def take_points(points: PointSet, idx: slice | NDArray[np.integer[Any]]) -> PointSet:
@@ -40,6 +42,7 @@ def take_points(points: PointSet, idx: slice | NDArray[np.integer[Any]]) -> Poin
         points.position[idx],
         {name: values[idx] for name, values in points.fields.items()},
         None if points.cell_size is None else points.cell_size[idx],
+        None if points.area_vector is None else points.area_vector[idx],
     )
 
 

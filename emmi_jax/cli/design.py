@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from emmi_jax.cli.prediction import force_reference
+from emmi_jax.cli.vectors import parse_vector
 
 
 def sensitivity(
@@ -15,7 +16,7 @@ def sensitivity(
     surface: Annotated[Path, typer.Option(metavar="MESH", help="The surface, a closed mesh of polygons.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output.")],
     speed: Annotated[float, typer.Option(help="Free-stream speed in m/s.")],
-    functional: Annotated[str, typer.Option(metavar="NAME", help="drag, lift or side_force.")] = "drag",
+    functional: Annotated[str, typer.Option(metavar="NAME", help="drag, lift, side_force or moment.")] = "drag",
     area: Annotated[float | None, typer.Option(help="Reference area in m2.")] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Read the area from the column aRef of this table.")
@@ -23,6 +24,8 @@ def sensitivity(
     density: Annotated[
         float | None, typer.Option(help="Free-stream density in kg/m3; default 1, for pressure over density.")
     ] = None,
+    length: Annotated[float | None, typer.Option(help="Reference length in m, for the moment about y.")] = None,
+    about: Annotated[str, typer.Option(metavar="X,Y,Z", help="A point on the axis of the moment, in m.")] = "0,0,0",
     geometry: Annotated[
         Path | None, typer.Option(metavar="MESH", help="Surface that the model sees; default: --surface.")
     ] = None,
@@ -69,6 +72,8 @@ def sensitivity(
         out=out,
         functional=functional.replace("-", "_"),
         reference=forces,
+        length=length,
+        about=parse_vector("--about", about),
         geometry=geometry,
         volume=volume,
         smoothing=smoothing,
@@ -87,7 +92,7 @@ def optimize(
     lattice: Annotated[str, typer.Option(metavar="NxNxN", help="Control points along x, y and z.")],
     max_displacement: Annotated[float, typer.Option(help="How far a point may move, in the unit of the mesh.")],
     speed: Annotated[float, typer.Option(help="Free-stream speed in m/s.")],
-    functional: Annotated[str, typer.Option(metavar="NAME", help="What to lower: drag, lift or side_force.")] = "drag",
+    functional: Annotated[str, typer.Option(metavar="NAME", help="drag, lift, side_force or moment.")] = "drag",
     steps: Annotated[int, typer.Option(help="Number of steps.", min=1)] = 50,
     keep: Annotated[list[str] | None, typer.Option(metavar="NAME", help="What stays the same: volume.")] = None,
     symmetry: Annotated[
@@ -100,6 +105,8 @@ def optimize(
     density: Annotated[
         float | None, typer.Option(help="Free-stream density in kg/m3; default 1, for pressure over density.")
     ] = None,
+    length: Annotated[float | None, typer.Option(help="Reference length in m, for the moment about y.")] = None,
+    about: Annotated[str, typer.Option(metavar="X,Y,Z", help="A point on the axis of the moment, in m.")] = "0,0,0",
     geometry: Annotated[
         Path | None, typer.Option(metavar="MESH", help="Surface that the model sees; default: --surface.")
     ] = None,
@@ -143,6 +150,8 @@ def optimize(
         out=out,
         functional=functional.replace("-", "_"),
         reference=forces,
+        length=length,
+        about=parse_vector("--about", about),
         lattice=_lattice(lattice),
         max_displacement=max_displacement,
         steps=steps,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from emmi_jax.cli.vectors import parse_vector
 from emmi_jax.data.case_split import SPLITS
 
 _SPLITS = (*SPLITS, "all")
@@ -19,6 +20,21 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help=f"Which of several cases: {', '.join(_SPLITS)}.")] = "test",
     repeats: Annotated[int, typer.Option(help="Draws of anchors to average the metrics over.", min=1)] = 1,
+    speed: Annotated[
+        float | None, typer.Option(help="Free-stream speed in m/s, for forces; default: that of forces.json.")
+    ] = None,
+    area: Annotated[
+        float | None,
+        typer.Option(help="Reference area in m2; default: aRef of geo_ref_N.csv, or CdA and ClA in m2 are given."),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            help="Free-stream density in kg/m3; default: that of forces.json, or 1 for pressure over density."
+        ),
+    ] = None,
+    drag_direction: Annotated[str, typer.Option(metavar="X,Y,Z", help="Direction of the stream.")] = "1,0,0",
+    lift_direction: Annotated[str, typer.Option(metavar="X,Y,Z", help="Direction of the lift.")] = "0,0,1",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output; default: the run's folder.")] = None,
     checkpoint: Annotated[
         str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
@@ -27,11 +43,14 @@ def evaluate(
     """Compare a run with known cases, at every point of their meshes.
 
     Prints the mean over the cases, and writes evaluation_<split>.json and
-    .csv with every case.
+    .csv with every case, and pictures of predicted over known values. Where
+    the speed is known, also drag and lift, against the same sums over the
+    known fields, and against those that a solver wrote beside the cases:
+    forces.json with CdA and ClA, or force_mom_N.csv with Cd and Cl.
 
     \b
     Example:
-      emmi-jax evaluate runs/cars-1
+      emmi-jax evaluate runs/cars-1 --speed 38.889
       emmi-jax evaluate runs/cars-1 --data new_cars --split all --repeats 5
     """  # noqa: D301 - \b keeps the lines of the example
     if split not in _SPLITS:
@@ -39,7 +58,15 @@ def evaluate(
     from rich.console import Console
 
     from emmi_jax.jobs.evaluate import EvaluationJob, evaluate_run
+    from emmi_jax.jobs.evaluation_forces import ForceOptions
 
-    job = EvaluationJob(data=data, split=split, repeats=repeats, out=out, checkpoint=checkpoint)
+    forces = ForceOptions(
+        speed=speed,
+        area=area,
+        density=density,
+        drag_direction=parse_vector("--drag-direction", drag_direction),
+        lift_direction=parse_vector("--lift-direction", lift_direction),
+    )
+    job = EvaluationJob(data=data, split=split, repeats=repeats, forces=forces, out=out, checkpoint=checkpoint)
     evaluate_run(run, job, console=Console(soft_wrap=False))
     return 0

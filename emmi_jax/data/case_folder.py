@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emmi_jax.data.cases import Case
+from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.drivaernet import (
     SHEAR,
     design_branches,
@@ -31,7 +32,7 @@ from emmi_jax.data.tensors import (
 )
 from emmi_jax.files.atomic import check_space
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
-from emmi_jax.meshes.surfaces import surface_triangles
+from emmi_jax.meshes.surfaces import is_surface, surface_elements, surface_triangles
 from emmi_jax.meshes.vtk import array_names
 from emmi_jax.points import PointSet
 
@@ -114,7 +115,12 @@ def case_problem(
 
 
 def read_case_folder(
-    path: Path, load_tensor: LoadTensor, *, with_cell_sizes: bool | None = False, sources: Sources | None = None
+    path: Path,
+    load_tensor: LoadTensor,
+    *,
+    with_cell_sizes: bool | None = False,
+    with_area_vectors: bool = False,
+    sources: Sources | None = None,
 ) -> Case:
     """Reads a case with a surface, a volume or both.
 
@@ -124,6 +130,7 @@ def read_case_folder(
             of ShapeNet-Car.
         load_tensor: Reads a `.pt` file of one tensor.
         with_cell_sizes: Whether to measure the cells of the meshes; None: those of meshes that have sizes.
+        with_area_vectors: Whether to measure the area vectors of a surface mesh of polygons with fields in its cells.
         sources: The arrays that hold the fields, unless a `fields.json` names them; None for those of DrivAerML or
             AhmedML.
 
@@ -150,32 +157,41 @@ def read_case_folder(
         if geometry is None and (tensor := geometry_file(path)) is not None:
             return Case(points, read_positions(tensor, load_tensor))
     else:
-        points = _read_meshes(path, find_sources(path, sources), with_cell_sizes)
+        points = _read_meshes(path, find_sources(path, sources), with_cell_sizes, with_area_vectors)
     if geometry is None:
         return Case(points, None)
     return Case(points, sample_triangles(0, surface_triangles(read_mesh(geometry)), NUM_GEOMETRY_POINTS))
 
 
-def _read_meshes(path: Path, sources: Sources, with_cell_sizes: bool | None) -> dict[str, PointSet]:
+def _read_meshes(
+    path: Path, sources: Sources, with_cell_sizes: bool | None, with_area_vectors: bool
+) -> dict[str, PointSet]:
     points = {}
     for branch in MESHES:
         if (files := _mesh_files(path, branch)) and branch not in sources:
             raise ValueError(f"{path}: {FIELDS_FILE} has no fields for the branch {branch!r} of {files[0].name}")
         if files:
             with _joined(path, files) as file:
-                points[branch] = _read_points(file, sources[branch], with_cell_sizes)
+                measure = with_area_vectors and branch == GEOMETRY_BRANCH
+                points[branch] = _read_points(file, sources[branch], with_cell_sizes, measure)
     if not points:
         wanted = [*MESHES.values(), "tensors such as surface_position_vtp.pt", *BRANCHES.values(), "folders with them"]
         raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")
     return points
 
 
-def _read_points(file: Path, sources: Mapping[str, FieldSource], with_cell_sizes: bool | None) -> PointSet:
+def _read_points(
+    file: Path, sources: Mapping[str, FieldSource], with_cell_sizes: bool | None, with_area_vectors: bool
+) -> PointSet:
     arrays = {source.array for source in sources.values()}
     mesh = read_mesh(file, arrays)
     points = mesh.points(sources, with_cell_sizes=with_cell_sizes or False)
-    if with_cell_sizes is None and mesh.location_of(arrays) == "cells" and (sizes := mesh.cell_sizes()).any():
-        return points._replace(cell_size=sizes)
+    is_in_cells = mesh.location_of(arrays) == "cells"
+    if with_cell_sizes is None and is_in_cells and (sizes := mesh.cell_sizes()).any():
+        points = points._replace(cell_size=sizes)
+    if with_area_vectors and is_in_cells and is_surface(mesh):
+        elements = surface_elements(mesh, require_closed=False)
+        points = points._replace(area_vector=elements.normal * elements.area[:, None])
     return points
 
 

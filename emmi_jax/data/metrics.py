@@ -47,6 +47,33 @@ def field_metrics(predicted: Array, reference: Array) -> Metrics:
     }
 
 
+def coefficient_metrics(predicted: Array, reference: Array) -> dict[str, float | None]:
+    """Compares a number per case, such as the drag coefficient, with its reference.
+
+    Args:
+        predicted: Values [N], one per case.
+        reference: Values [N].
+
+    Returns:
+        `mae`, the mean absolute error in the unit of the number; `mae_percent`, the same in per cent of the mean
+        absolute reference; `r2`, one minus the squared error over the squared deviation of the reference from its mean;
+        `spearman`, the correlation of the ranks, where equal values share theirs. What is undefined is None: `r2` where
+        all references are equal, as that of a single case is; `spearman` where all values of either are.
+    """
+    from scipy.stats import rankdata
+
+    error, deviation = np.abs(predicted - reference), reference - reference.mean()
+    mean, spread = float(np.abs(reference).mean()), float(np.vdot(deviation, deviation))
+    ranks = [rankdata(values) for values in (predicted, reference)]
+    is_ranked = all(np.ptp(rank) > 0 for rank in ranks)
+    return {
+        "mae": float(error.mean()),
+        "mae_percent": 100 * float(error.mean()) / mean if mean > 0 else None,
+        "r2": 1 - float(np.vdot(error, error)) / spread if spread > 0 else None,
+        "spearman": float(np.corrcoef(*ranks)[0, 1]) if is_ranked else None,
+    }
+
+
 def mean_metrics(metrics: Sequence[Mapping[str, Metrics]]) -> dict[str, Metrics]:
     """Returns the mean of every metric of every field over cases or repeats."""
     return {

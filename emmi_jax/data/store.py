@@ -15,6 +15,7 @@ import numpy as np
 
 from emmi_jax.data.cases import BranchShape, Case, branch_shapes
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.data.stored_case import (
@@ -22,6 +23,7 @@ from emmi_jax.data.stored_case import (
     GEOMETRY,
     SPLIT_FILE,
     StoredCase,
+    area_vector_array,
     cell_size_array,
     field_array,
     position_array,
@@ -85,8 +87,14 @@ class Store:
         """Reads a whole case."""
         case = self.cases[name]
         points = {branch: self._points(name, branch, 0, shape.num_points) for branch, shape in case.shapes.items()}
+        vectors = {
+            branch: self._rows(name, area_vector_array(branch), 0, case.shapes[branch].num_points)
+            for branch in case.with_area_vectors
+        }
         geometry = self._rows(name, GEOMETRY, 0, case.num_geometry_points) if case.num_geometry_points else None
-        return Case({branch: read() for branch, read in points.items()}, None if geometry is None else geometry())
+        whole = {branch: read() for branch, read in points.items()}
+        whole |= {branch: whole[branch]._replace(area_vector=read()) for branch, read in vectors.items()}
+        return Case(whole, None if geometry is None else geometry())
 
     def draw(self, name: str, rng: np.random.Generator, sampling: Sampling, num_points: int) -> Case:
         """Reads a run of rows of each branch to draw from.
@@ -145,7 +153,9 @@ class Store:
         return ValueError(f"{self.location}/{name}/{array}: the store is damaged: {str(error).splitlines()[0]}")
 
 
-def write_case(folder: ArrayFolder, name: str, case: Case, *, dtype: str, source: str) -> None:
+def write_case(
+    folder: ArrayFolder, name: str, case: Case, *, dtype: str, source: str, forces: KnownForces | None = None
+) -> None:
     """Writes a case in place of an earlier one; an exception leaves none.
 
     Args:
@@ -154,6 +164,7 @@ def write_case(folder: ArrayFolder, name: str, case: Case, *, dtype: str, source
         case: The case.
         dtype: Type of the fields.
         source: Fingerprint of the files that it was made of.
+        forces: What a solver wrote beside the case.
 
     Raises:
         ValueError: A field does not fit into the type.
@@ -166,9 +177,11 @@ def write_case(folder: ArrayFolder, name: str, case: Case, *, dtype: str, source
     stored = StoredCase(
         shapes=branch_shapes(case.points),
         with_cell_sizes=[branch for branch, part in case.points.items() if part.cell_size is not None],
+        with_area_vectors=[branch for branch, part in case.points.items() if part.area_vector is not None],
         num_geometry_points=0 if case.geometry is None else len(case.geometry),
         moments=moments,
         source=source,
+        forces=forces,
     )
     arrays = stored.arrays(dtype)
     rng = np.random.default_rng([_PERMUTATION_STREAM, *name.encode()])
@@ -180,6 +193,8 @@ def write_case(folder: ArrayFolder, name: str, case: Case, *, dtype: str, source
             values_of |= {field_array(branch, field): values for field, values in part.fields.items()}
             if part.cell_size is not None:
                 values_of[cell_size_array(branch)] = part.cell_size
+            if part.area_vector is not None:
+                values_of[area_vector_array(branch)] = part.area_vector
             for array, values in values_of.items():
                 folder.write_array(f"{name}/{array}", values, order, arrays[array][1])
         if case.geometry is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emmi_jax.data.cases import BranchShape
+from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder, Shape
@@ -31,16 +32,20 @@ class StoredCase:
     Args:
         shapes: Points and fields by branch.
         with_cell_sizes: The branches with cell sizes.
+        with_area_vectors: The branches with area vectors.
         num_geometry_points: Points of the geometry; 0 for none.
         moments: Statistics of the case, before any rounding.
         source: Fingerprint of the files that it was made of.
+        forces: What a solver wrote beside the case.
     """
 
     shapes: Mapping[str, BranchShape]
     with_cell_sizes: Sequence[str]
+    with_area_vectors: Sequence[str]
     num_geometry_points: int
     moments: DataMoments
     source: str
+    forces: KnownForces | None
 
     def to_dict(self) -> JsonDict:
         """Returns the values as JSON has them."""
@@ -51,9 +56,11 @@ class StoredCase:
                 for branch, shape in self.shapes.items()
             },
             "with_cell_sizes": list(self.with_cell_sizes),
+            "with_area_vectors": list(self.with_area_vectors),
             "num_geometry_points": self.num_geometry_points,
             "statistics": self.moments.to_dict(),
             "source": self.source,
+            "forces": None if self.forces is None else self.forces._asdict(),
         }
 
     @classmethod
@@ -63,21 +70,31 @@ class StoredCase:
         Raises:
             ValueError: The values are of another form.
         """
-        match values:
+        # Stores of version 0.1 have neither of these.
+        absent: JsonDict = {"with_area_vectors": [], "forces": None}
+        match absent | values if isinstance(values, dict) else values:
             case {
                 "version": 1,
                 "branches": dict(branches),
                 "with_cell_sizes": list(with_cell_sizes),
+                "with_area_vectors": list(with_area_vectors),
                 "num_geometry_points": int(num_geometry_points),
                 "statistics": statistics,
                 "source": str(source),
-            } if branches and num_geometry_points >= 0 and set(map(str, with_cell_sizes)) <= set(branches):
+                "forces": forces,
+            } if (
+                branches
+                and num_geometry_points >= 0
+                and set(map(str, [*with_cell_sizes, *with_area_vectors])) <= set(branches)
+            ):
                 return cls(
                     shapes={branch: _branch_shape(shape) for branch, shape in branches.items()},
                     with_cell_sizes=with_cell_sizes,
+                    with_area_vectors=with_area_vectors,
                     num_geometry_points=num_geometry_points,
                     moments=DataMoments.from_dict(statistics),
                     source=source,
+                    forces=None if forces is None else KnownForces.from_dict(forces),
                 )
         raise ValueError(f"expected branches with their numbers of points, got {values!r:.80}")
 
@@ -89,6 +106,8 @@ class StoredCase:
             found |= {field_array(branch, name): ((num_points, channels), dtype) for name, channels in fields.items()}
             if branch in self.with_cell_sizes:
                 found[cell_size_array(branch)] = (num_points,), "float32"
+            if branch in self.with_area_vectors:
+                found[area_vector_array(branch)] = (num_points, 3), "float32"
         if self.num_geometry_points:
             found[GEOMETRY] = (self.num_geometry_points, 3), "float32"
         return found
@@ -156,6 +175,11 @@ def position_array(branch: str) -> str:
 def cell_size_array(branch: str) -> str:
     """Returns the name of the cell sizes [N] of a branch."""
     return f"{branch}/cell_size"
+
+
+def area_vector_array(branch: str) -> str:
+    """Returns the name of the area vectors [N, 3] of a branch."""
+    return f"{branch}/area_vector"
 
 
 def field_array(branch: str, name: str) -> str:

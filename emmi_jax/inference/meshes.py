@@ -200,15 +200,12 @@ def output_name(path: Path) -> str:
     return path.name if path.suffix.lower() in _WRITABLE else f"{path.stem}.vtp"
 
 
-def check_forces(surface: BranchMesh, fields: Collection[str]) -> str:
-    """Refuses what `surface_forces` cannot integrate, before predicting; returns the name of the pressure."""
+def check_forces(surface: BranchMesh, fields: Collection[str]) -> None:
+    """Refuses what `surface_forces` cannot integrate, before predicting."""
     if surface.location != "cells":
         raise ValueError(f"{surface.mesh.path}: forces need fields in the cells of the surface, they are on its points")
     check_surface(surface.mesh)
-    for name in PRESSURES:
-        if name in fields:
-            return name
-    raise ValueError(f"forces need a field {' or '.join(PRESSURES)}; the branch {GEOMETRY_BRANCH!r} has {list(fields)}")
+    force_fields(fields)
 
 
 def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: ForceReference) -> Forces:
@@ -222,17 +219,47 @@ def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: Force
     Raises:
         ValueError: There is no pressure, the fields are not in cells, or the mesh is not a surface.
     """
-    pressure = check_forces(surface, predicted)
+    check_forces(surface, predicted)
     elements = surface_elements(surface.mesh, require_closed=False)
-    unit = reference.dynamic_pressure if pressure == "pressure_coefficient" else 1.0
-    shear = next((name for name in SHEAR_SIGNS if name in predicted), None)
 
     def coefficients(fields: Mapping[str, Array]) -> dict[str, float]:
-        traction = None if shear is None else SHEAR_SIGNS[shear] * fields[shear]
-        force = integrate_forces(elements.normal, elements.area, unit * fields[pressure], traction)
+        force = surface_force(fields, elements.normal, elements.area, dynamic_pressure=reference.dynamic_pressure)
         return force_coefficients(force, area=reference.area, dynamic_pressure=reference.dynamic_pressure)
 
     found = {"predicted": coefficients(predicted)}
-    if {pressure, shear} - {None} <= set(surface.reference):
+    if set(force_fields(predicted)) <= set(surface.reference):
         found["reference"] = coefficients(surface.reference)
     return Forces(found, elements.num_open_edges)
+
+
+def force_fields(fields: Collection[str]) -> list[str]:
+    """Returns the names of the pressure and, if there is one, of the wall shear stress that forces are integrated from.
+
+    Raises:
+        ValueError: There is no pressure.
+    """
+    pressure = [name for name in PRESSURES if name in fields][:1]
+    if not pressure:
+        raise ValueError(
+            f"forces need a field {' or '.join(PRESSURES)}; the branch {GEOMETRY_BRANCH!r} has {list(fields)}"
+        )
+    return pressure + [name for name in SHEAR_SIGNS if name in fields][:1]
+
+
+def surface_force(fields: Mapping[str, Array], normal: Array, area: Array, *, dynamic_pressure: float) -> Array:
+    """Integrates the force on a surface, [3] in N, or in m⁴/s² for pressure over density.
+
+    Args:
+        fields: Fields [N, F] in the cells of the surface, see `force_fields`.
+        normal: Outward unit normals [N, 3].
+        area: Areas [N], m².
+        dynamic_pressure: The unit of a pressure coefficient, Pa.
+
+    Raises:
+        ValueError: There is no pressure, or the shapes do not match.
+    """
+    pressure, *shear = force_fields(fields)
+    unit = dynamic_pressure if pressure == "pressure_coefficient" else 1.0
+    traction = SHEAR_SIGNS[shear[0]] * fields[shear[0]] if shear else None
+    force: Array = integrate_forces(normal, area, unit * fields[pressure], traction)
+    return force

@@ -20,6 +20,7 @@ from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_sp
 from emmi_jax.data.cases import Case, Cases, WholeCases
 from emmi_jax.data.drivaernet import design_split
 from emmi_jax.data.field_sources import Sources, parse_sources
+from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import read_json
@@ -35,6 +36,7 @@ class OpenCases(NamedTuple):
         names: Their names.
         cases: Reads them.
         branches_of: Returns the branches of a case.
+        forces_of: Returns the forces that a solver wrote beside a case, if it did.
         check: Refuses unusable cases among these names, all at once; a store was checked when it was opened.
         sources: The arrays of mesh files that hold the fields.
         stored_split: The split beside the cases, if there is one.
@@ -43,6 +45,7 @@ class OpenCases(NamedTuple):
     names: list[str]
     cases: Cases
     branches_of: Callable[[str], tuple[str, ...]]
+    forces_of: Callable[[str], KnownForces | None]
     check: Callable[[Sequence[str]], None]
     sources: Sources
     stored_split: CaseSplit | None
@@ -54,12 +57,15 @@ class OpenCases(NamedTuple):
         return self.stored_split or draw_split(self.names)
 
 
-def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources | None = None) -> OpenCases | None:
+def open_cases(
+    data: str, *, with_cell_sizes: bool = False, with_area_vectors: bool = False, sources: Sources | None = None
+) -> OpenCases | None:
     """Opens several cases.
 
     Args:
         data: Path of their folder, or path or URL of a store.
         with_cell_sizes: Whether to measure the cells of meshes.
+        with_area_vectors: Whether to measure the area vectors of surface meshes, too.
         sources: The arrays of meshes that hold the fields, unless a `fields.json` names them; None for those of
             DrivAerML or AhmedML.
 
@@ -75,12 +81,13 @@ def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources | N
     names = [] if case_branches(path) else case_names(path)
     if not names:
         return None
-    load = partial(_load, path, with_cell_sizes=with_cell_sizes, sources=sources)
+    load = partial(_load, path, with_cell_sizes=with_cell_sizes, with_area_vectors=with_area_vectors, sources=sources)
     stored = stored_split(path)
     return OpenCases(
         names,
         WholeCases(load, lambda name: fingerprint(case_files(path / name), path)),
         lambda name: case_branches(path / name),
+        lambda name: read_known_forces(path / name),
         partial(check_cases, path, sources=sources),
         find_sources(path / names[0], sources),
         None if stored is None else parse_split(stored, names, path / SPLIT_FILE),
@@ -119,11 +126,18 @@ def _open_store(location: str) -> OpenCases:
         store.names,
         store,
         lambda name: tuple(store.shapes(name)),
+        lambda name: store.cases[name].forces,
         lambda _: None,
         parse_sources(store.sources, f"{location}/{STORE_FILE}"),
         None if split is None else parse_split(split, store.names, f"{location}/{SPLIT_FILE}"),
     )
 
 
-def _load(root: Path, name: str, *, with_cell_sizes: bool, sources: Sources | None) -> Case:
-    return read_case_folder(root / name, load_torch_tensor, with_cell_sizes=with_cell_sizes, sources=sources)
+def _load(root: Path, name: str, *, with_cell_sizes: bool, with_area_vectors: bool, sources: Sources | None) -> Case:
+    return read_case_folder(
+        root / name,
+        load_torch_tensor,
+        with_cell_sizes=with_cell_sizes,
+        with_area_vectors=with_area_vectors,
+        sources=sources,
+    )

@@ -6,12 +6,12 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
-from emmi_jax.design.coefficients import drag, lift, side_force
+from emmi_jax.design.coefficients import drag, lift, moment, side_force
 from emmi_jax.design.functionals import Functional
 from emmi_jax.design.surface import Surface, read_surface
 from emmi_jax.inference.chunks import ChunkSize
@@ -21,7 +21,12 @@ from emmi_jax.jobs.predict_meshes import check_outputs
 from emmi_jax.jobs.progress import warn_few_anchors, warn_open, warn_outside
 from emmi_jax.points import PointSet
 
-FUNCTIONALS: dict[str, Callable[..., Functional]] = {"drag": drag, "lift": lift, "side_force": side_force}
+FUNCTIONALS: dict[str, Callable[..., Functional]] = {
+    "drag": drag,
+    "lift": lift,
+    "side_force": side_force,
+    "moment": moment,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class DesignJob:
         out: Folder for the results; made if it is missing.
         functional: A key of `FUNCTIONALS`.
         reference: What forces are divided by.
+        length: What a moment is divided by beside that, m; required for the functional ``moment``.
+        about: A point on the axis of the moment, which is along y, m.
         geometry: A surface that shows the geometry to the model; by default the surface itself.
         volume: A mesh to draw the anchors of the branch ``volume`` from, unless the run stores them.
         allow_open: Whether the surface may have open edges, so that its outward side is a guess.
@@ -44,6 +51,8 @@ class DesignJob:
     out: Path
     functional: str
     reference: ForceReference
+    length: float | None = None
+    about: tuple[float, float, float] = (0.0, 0.0, 0.0)
     geometry: Path | None = None
     volume: Path | None = None
     allow_open: bool = False
@@ -53,7 +62,13 @@ class DesignJob:
     def coefficient(self, name: str) -> Functional:
         """Returns the functional of this name."""
         reference = self.reference
-        return FUNCTIONALS[name](speed=reference.speed, area=reference.area, density=reference.density)
+        options: dict[str, Any] = {"length": self.length, "about": self.about} if name == "moment" else {}
+        return FUNCTIONALS[name](speed=reference.speed, area=reference.area, density=reference.density, **options)
+
+    @property
+    def known_coefficients(self) -> list[str]:
+        """The names of those that can be computed: without a length there is no moment."""
+        return [name for name in FUNCTIONALS if name != "moment" or self.length is not None]
 
 
 class DesignMeshes(NamedTuple):
@@ -74,6 +89,9 @@ def check_design(job: DesignJob, surrogate: Surrogate) -> None:
     config = surrogate.model.config
     if job.functional not in FUNCTIONALS:
         raise ValueError(f"functional must be one of {', '.join(FUNCTIONALS)}, got {job.functional!r}")
+    if job.functional not in job.known_coefficients:
+        raise ValueError("a moment needs --length, its reference length")
+    job.coefficient(job.functional)
     if GEOMETRY_BRANCH not in config.fields:
         raise ValueError(f"the model has the branches {list(config.branches)}, none of which is {GEOMETRY_BRANCH!r}")
     names = config.fields[GEOMETRY_BRANCH]

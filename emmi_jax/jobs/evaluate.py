@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -15,11 +16,15 @@ from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import case_branches, read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case
+from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.cases import OpenCases, open_cases
-from emmi_jax.jobs.progress import ProgressBar, metrics_table
+from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceOptions
+from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
+from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths
+from emmi_jax.points import Fields
 from emmi_jax.runs.checkpoints import LATEST
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
@@ -34,65 +39,99 @@ class EvaluationJob:
         split: Which of several cases: `train`, `validation`, `test` or `all`. Splits are those of the run, or
             of `split.json` beside other data.
         repeats: How many draws of anchors, geometry points and supernodes to average the metrics over.
-        out: Folder for `evaluation_<split>.json` and `.csv`, or `evaluation.json` and `.csv` of a single case; None for
-            that of the run.
+        forces: What forces are divided by.
+        out: Folder for what is written; None for that of the run.
         checkpoint: ``latest`` or ``best``.
     """
 
     data: str | None = None
     split: str = "test"
     repeats: int = 1
+    forces: ForceOptions = field(default_factory=ForceOptions)
     out: Path | None = None
     checkpoint: str = LATEST
 
 
+class ChosenCases(NamedTuple):
+    """The cases to compare with.
+
+    Args:
+        data: Where they are.
+        split: The split that they are in; None for a single case.
+        read: What reads each case, by name.
+        known_forces: What a solver wrote beside each case.
+    """
+
+    data: str
+    split: str | None
+    read: Mapping[str, Callable[[], Case]]
+    known_forces: Mapping[str, KnownForces | None]
+
+
 def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
-    """Compares the predictions of a run with the fields of known cases, and writes and prints the metrics.
+    """Compares the predictions of a run with the fields and the forces of known cases; prints and writes the metrics.
+
+    The files are `evaluation_<split>.json` and `.csv`, `evaluation_<split>_<branch>_<field>.png`, and where forces are
+    known `evaluation_<split>_forces.csv` and `.png`; a single case is in no split.
 
     Args:
         path: The run's folder.
         job: What to compare with.
-        console: Where progress and the table are printed.
+        console: Where progress and the tables are printed.
 
     Raises:
         FileNotFoundError: There are no such data.
-        ValueError: The run or a case is unusable, or has other fields, or no case is in the split; nothing is written.
+        ValueError: The run or a case is unusable, or has other fields, or no case is in the split; or the options ask
+            for forces that cannot be integrated. Nothing is written.
     """
     out = path if job.out is None else job.out
     if out.is_file():
         raise ValueError(f"{out} is a file, expected a folder")
     # Anchors come from each case, even if the run has a context: that of another case, perhaps.
     surrogate, config = replace(load_run(path, job.checkpoint), context=None), RunDirectory.open(path).read_config()
-    data, split, chosen = _chosen_cases(job, config, surrogate)
+    chosen = _chosen_cases(job, config, surrogate)
+    forces = ForceEvaluation(job.forces, chosen.known_forces, surrogate.model.config.fields)
     by_case: dict[str, dict[str, Metrics]] = {}
-    with ProgressBar(console, len(chosen) * job.repeats, unit="predictions") as progress:
-        for name, read in chosen.items():
-            case, repeats = _checked(name, read(), surrogate), []
+    parity = ParityPoints(len(chosen.read))
+    with ProgressBar(console, len(chosen.read) * job.repeats, unit="predictions") as progress:
+        for name, read in chosen.read.items():
+            case = _checked(name, read(), surrogate)
+            forces.begin(name, case)
+            repeats = []
             for seed in range(job.repeats):
-                repeats.append(_case_metrics(surrogate, case, seed=seed))
+                predicted = _predict(surrogate, case, seed=seed)
+                repeats.append(_case_metrics(predicted, case))
+                forces.add(name, predicted)
+                if not seed:
+                    parity.add(predicted, case)
                 progress.advance(1, name)
             by_case[name] = mean_metrics(repeats)
-    mean = mean_metrics(list(by_case.values()))
+    mean, found = mean_metrics(list(by_case.values())), forces.metrics()
+    stem = "evaluation" if chosen.split is None else f"evaluation_{chosen.split}"
+    content = {"data": chosen.data, "split": chosen.split, "repeats": job.repeats, "mean": mean, "cases": by_case}
+    cases = "1 case" if len(by_case) == 1 else f"{len(by_case)} cases"
     out.mkdir(parents=True, exist_ok=True)
-    stem = "evaluation" if split is None else f"evaluation_{split}"
-    content = {"data": data, "split": split, "repeats": job.repeats, "mean": mean, "cases": by_case}
-    write_json(out / f"{stem}.json", content)
-    write_atomically(out / f"{stem}.csv", _csv(by_case))
-    cases = "1 case" if len(chosen) == 1 else f"{len(chosen)} cases"
+    write_json(out / f"{stem}.json", content | ({} if found is None else {"forces": found.to_dict()}))
+    write_atomically(out / f"{stem}.csv", _csv(_metric_rows(by_case)))
     console.print(metrics_table(f"Mean over {cases}", mean))
-    console.print(f"{out / stem}.json and .csv have every case", highlight=False, soft_wrap=True)
+    paths = [out / f"{stem}.json", out / f"{stem}.csv", *parity.draw(out / stem, cases)]
+    if found is not None:
+        write_atomically(out / f"{stem}_forces.csv", _csv(found.rows()))
+        console.print(found.table())
+        paths += [out / f"{stem}_forces.csv", draw_forces(out / f"{stem}_forces.png", found)]
+    elif forces.problem is not None:
+        console.print(f"no forces: {forces.problem}", highlight=False, soft_wrap=True)
+    print_paths(paths, console)
 
 
-def _chosen_cases(
-    job: EvaluationJob, config: RunConfig, surrogate: Surrogate
-) -> tuple[str, str | None, dict[str, Callable[[], Case]]]:
-    """Returns the data, the split, and what reads each case to compare with; a single case is in no split."""
+def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -> ChosenCases:
+    """Finds the cases to compare with."""
     trained_on = None if config.settings is None else config.settings["data"]
     data = trained_on if job.data is None else job.data
     if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
     sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
-    opened = open_cases(data, with_cell_sizes=is_weighted, sources=sources)
+    opened = open_cases(data, with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources)
     if opened is None:
         path = Path(data)
         if not path.is_dir():
@@ -100,13 +139,21 @@ def _chosen_cases(
         if not (branches := case_branches(path)):
             raise ValueError(f"{data}: no cases in this folder")
         _check_branches({path.name: branches}, surrogate)
-        read = partial(read_case_folder, path, load_torch_tensor, with_cell_sizes=is_weighted, sources=sources)
-        return data, None, {path.name: read}
+        read = partial(
+            read_case_folder,
+            path,
+            load_torch_tensor,
+            with_cell_sizes=is_weighted,
+            with_area_vectors=True,
+            sources=sources,
+        )
+        return ChosenCases(data, None, {path.name: read}, {path.name: read_known_forces(path)})
     is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
     names = _names_in_split(job.split, data, opened, config.split if is_own else None)
     _check_branches({name: opened.branches_of(name) for name in names}, surrogate)
     opened.check(names)
-    return data, job.split, {name: partial(opened.cases.read, name) for name in names}
+    reads = {name: partial(opened.cases.read, name) for name in names}
+    return ChosenCases(data, job.split, reads, {name: opened.forces_of(name) for name in names})
 
 
 def _names_in_split(split: str, data: str, opened: OpenCases, own_split: Mapping[str, str] | None) -> list[str]:
@@ -136,31 +183,40 @@ def _check_branches(branches: Mapping[str, Collection[str]], surrogate: Surrogat
 def _checked(name: str, case: Case, surrogate: Surrogate) -> Case:
     """Refuses a case without a field of the model."""
     for branch, names in surrogate.model.config.fields.items():
-        found = {field: values.shape[-1] for field, values in case.points[branch].fields.items()}
+        found = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}
         if not dict(names).items() <= found.items():
             raise ValueError(f"{name}: {branch} has the fields {found}, expected {dict(names)}")
     return case
 
 
-def _case_metrics(surrogate: Surrogate, case: Case, *, seed: int) -> dict[str, Metrics]:
-    """Compares all points of a case, anchors among them."""
+def _predict(surrogate: Surrogate, case: Case, *, seed: int) -> Fields:
+    """Predicts all points of a case, anchors among them."""
     fields = surrogate.model.config.fields
     points = {branch: case.points[branch] for branch in fields}
     geometry = case.geometry if surrogate.model.config.has_geometry else None
     encoded = surrogate.encode(points=points, geometry=geometry, seed=seed)
     predicted = encoded.predict({branch: part.position for branch, part in points.items()})
+    return {branch: {name: predicted[f"{branch}_{name}"] for name in names} for branch, names in fields.items()}
+
+
+def _case_metrics(predicted: Fields, case: Case) -> dict[str, Metrics]:
     return {
-        f"{branch}/{name}": field_metrics(predicted[f"{branch}_{name}"], points[branch].fields[name])
-        for branch, names in fields.items()
-        for name in names
+        f"{branch}/{name}": field_metrics(values, case.points[branch].fields[name])
+        for branch, fields in predicted.items()
+        for name, values in fields.items()
     }
 
 
-def _csv(by_case: Mapping[str, Mapping[str, Metrics]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def _metric_rows(by_case: Mapping[str, Mapping[str, Metrics]]) -> list[list[object]]:
+    """Returns a table of the metrics by case and field, its head first."""
     first = next(iter(next(iter(by_case.values())).values()))
-    writer.writerow(["case", "field", *first])
+    rows: list[list[object]] = [["case", "field", *first]]
     for case, metrics in by_case.items():
-        writer.writerows([case, field, *values.values()] for field, values in metrics.items())
+        rows += [[case, name, *values.values()] for name, values in metrics.items()]
+    return rows
+
+
+def _csv(rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

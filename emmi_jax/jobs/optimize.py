@@ -21,7 +21,7 @@ from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import check_space, make_folder, whole_file, write_atomically, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.design import FUNCTIONALS, DesignJob, DesignMeshes, check_design, largest_output, read_design
+from emmi_jax.jobs.design import DesignJob, DesignMeshes, check_design, largest_output, read_design
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
 from emmi_jax.meshes.mesh import Mesh, write_mesh
 
@@ -124,7 +124,7 @@ def _coefficients(
     seed = job.seed + job.steps + 1
     unseen = draw_case(surrogate, meshes.surface, geometry=meshes.geometry, points=meshes.points, seed=seed)
     table = {job.functional: {"before": float(found.before.mean()), "after": float(found.after.mean())}}
-    for name in FUNCTIONALS:
+    for name in job.known_coefficients:
         if name == job.functional:
             continue
         other = MorphedCase(

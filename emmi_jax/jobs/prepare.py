@@ -14,6 +14,7 @@ from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import case_files, case_names, find_sources, read_case_folder
 from emmi_jax.data.case_split import parse_split, split_content
 from emmi_jax.data.field_sources import sources_to_json
+from emmi_jax.data.known_forces import read_known_forces
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
 from emmi_jax.files.atomic import JsonDict
@@ -126,5 +127,7 @@ def _prepare_all(job: PrepareJob, names: Sequence[str], prints: Mapping[str, str
 
 def _prepare_case(job: PrepareJob, name: str, source: str) -> None:
     cell_sizes = None if job.cell_sizes else False
-    case = read_case_folder(job.data / name, load_torch_tensor, with_cell_sizes=cell_sizes)
-    write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source)
+    path = job.data / name
+    case = read_case_folder(path, load_torch_tensor, with_cell_sizes=cell_sizes, with_area_vectors=True)
+    forces = read_known_forces(path)
+    write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source, forces=forces)

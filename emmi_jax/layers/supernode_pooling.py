@@ -15,6 +15,7 @@ from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import gelu
 from emmi_jax.ops.arrays import AnyArray, check_array, is_concrete
 from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
+from emmi_jax.ops.neighbors_host import nearest_neighbors_host, radius_neighbors_host
 from emmi_jax.ops.sincos import sincos_embedding
 
 
@@ -92,6 +93,20 @@ def supernodes(geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     if geometry.mask is not None:
         is_real &= geometry.mask
     return jnp.where(is_real[..., None], position, 0), is_real
+
+
+def with_neighbors(geometry: Geometry, pooling: SupernodePoolingConfig) -> Geometry:
+    """Returns a geometry with its neighbours, searched for on the host: the same as the device finds.
+
+    Args:
+        geometry: NumPy arrays, all of whose supernodes are real.
+        pooling: The neighbourhood.
+    """
+    position, idx = geometry.position, geometry.supernode_idx
+    if pooling.k is not None:
+        return geometry._replace(neighbors=nearest_neighbors_host(position, idx, k=pooling.k))
+    radius, max_degree = pooling.radius or 0.0, pooling.max_degree
+    return geometry._replace(neighbors=radius_neighbors_host(position, idx, radius=radius, max_degree=max_degree))
 
 
 class SupernodePooling(nn.Module):

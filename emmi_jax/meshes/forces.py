@@ -96,7 +96,8 @@ def force_coefficients(
     for name, value in (("area", area), ("dynamic pressure", dynamic_pressure)):
         if value is None or not 0 < value < np.inf:
             raise ValueError(f"{name} must be positive, got {value}")
-    _, total, drag, lift = float_arrays(force, _unit("drag", drag_direction), _unit("lift", lift_direction))
+    directions = check_direction("drag_direction", drag_direction), check_direction("lift_direction", lift_direction)
+    _, total, drag, lift = float_arrays(force, *directions)
     is_jax = isinstance(total, jax.Array)
     if total.shape != (3,) or not (is_jax or np.all(np.isfinite(total))):
         raise ValueError(f"force is {total if is_jax else total.tolist()}, expected 3 finite numbers")
@@ -105,10 +106,11 @@ def force_coefficients(
     return found if is_jax else {name: float(value) for name, value in found.items()}
 
 
-def _unit(name: str, direction: ArrayLike) -> Any:
+def check_direction(name: str, direction: ArrayLike) -> Any:
+    """Returns a direction as a unit vector [3]; one that is zero or not finite is a ValueError that names it."""
     array = np.asarray(direction, dtype=np.float64)
     if array.shape != (3,) or not np.all(np.isfinite(array)):
-        raise ValueError(f"{name}_direction is {array.tolist()}, expected 3 finite numbers")
+        raise ValueError(f"{name} is {array.tolist()}, expected 3 finite numbers")
     if not array.any():
-        raise ValueError(f"{name}_direction is zero, expected a direction")
+        raise ValueError(f"{name} is zero, expected a direction")
     return array / np.linalg.norm(array)

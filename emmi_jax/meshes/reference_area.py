@@ -1,10 +1,11 @@
-"""The reference area that comes with a case, such as DrivAerML's `geo_ref_1.csv`."""
+"""Single numbers in tables that come with a case, such as the reference area in DrivAerML's `geo_ref_1.csv`."""
 
 from __future__ import annotations
 
 import csv
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 AREA_NAMES = ("aRef", "area", "referenceArea", "frontalArea")
@@ -24,6 +25,24 @@ def read_reference_area(path: Path) -> float:
         FileNotFoundError: There is no such file.
         ValueError: The file is not text, or does not hold a positive area; the message says what it holds.
     """
+    area = read_number(path, AREA_NAMES, "no reference area")
+    if not 0 < area < math.inf:
+        raise ValueError(f"{path}: the reference area must be positive, got {area}")
+    return area
+
+
+def read_number(path: Path, names: Sequence[str], problem: str) -> float:
+    """Reads the number below a name in a table, or else to the right of it.
+
+    Args:
+        path: A table of comma-separated values.
+        names: The names to look for, whatever the case, blanks, underscores and unit in brackets.
+        problem: What the message says where none of them is found.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not text, or does not hold such a number; the message says what it holds.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -31,18 +50,18 @@ def read_reference_area(path: Path) -> float:
             rows = [row for row in csv.reader(file, skipinitialspace=True) if any(map(str.strip, row))]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not comma-separated values: {error}") from None
-    known = set(map(_plain, AREA_NAMES))
+    known = set(map(_plain, names))
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
             if _plain(cell) not in known:
                 continue
             candidates = [r[k] for r, k in ((rows[i + 1] if i + 1 < len(rows) else [], j), (row, j + 1)) if k < len(r)]
-            area = next(filter(None, map(_number, candidates)), None)
-            if area is None or not 0 < area < math.inf:
-                raise ValueError(f"{path}: {cell.strip()!r} must be a positive number, got {candidates or 'nothing'}")
-            return area
+            numbers = [number for number in map(_number, candidates) if number is not None]
+            if not numbers:
+                raise ValueError(f"{path}: {cell.strip()!r} must be a number, got {candidates or 'nothing'}")
+            return numbers[0]
     found = ", ".join(cell.strip() for cell in rows[0])[:80] if rows else "nothing"
-    raise ValueError(f"{path}: no reference area: expected a column {' or '.join(AREA_NAMES)}, got {found}")
+    raise ValueError(f"{path}: {problem}: expected a column {' or '.join(names)}, got {found}")
 
 
 def _plain(name: str) -> str:

@@ -37,6 +37,15 @@ def check_surface(mesh: Mesh) -> None:
     polygons(mesh)
 
 
+def is_surface(mesh: Mesh) -> bool:
+    """Returns whether a mesh is a surface of polygons and nothing else."""
+    try:
+        polygons(mesh)
+    except ValueError:
+        return False
+    return True
+
+
 def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceElements:
     """Computes areas and outward normals of the cells of a surface.
 

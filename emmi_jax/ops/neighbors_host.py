@@ -25,6 +25,7 @@ from emmi_jax.ops.neighbors import (
 
 _CHUNK_PAIRS = 2**21  # candidate pairs in memory at a time
 _FIRST_POINTS = 2**8  # points that are tried first
+_NUM_COUNTED = 256  # supernodes whose candidates are counted to estimate those of all
 
 
 def radius_neighbors_host(
@@ -72,8 +73,9 @@ def _radius(points: Any, centers: Any, slots: int, *, radius: float) -> Iterator
     # Later points are only searched for the supernodes that have slots left, so a large radius stays affordable.
     while start < len(points) and (filled < slots).any():
         left = np.flatnonzero(filled < slots)
-        tree = cKDTree(points[start:stop])
-        for row, col, _ in _pairs_within(tree, centers[left], np.full(len(left), limit)):
+        # Built faster, and as good for the one search that it is built for.
+        tree = cKDTree(points[start:stop], balanced_tree=False, compact_nodes=False)
+        for row, col in _pairs_within_radius(tree, centers[left], limit):
             slot = filled[left[row]] + _rank_in_run(row)
             is_free = slot < slots
             yield left[row[is_free]], slot[is_free], start + col[is_free]
@@ -100,10 +102,32 @@ def _nearest(points: Any, centers: Any, slots: int) -> Iterator[tuple[Any, Any, 
         yield row[is_free], slot[is_free], kept[col[order]][is_free]
 
 
+def _pairs_within_radius(tree: Any, centers: Any, limit: np.float32) -> Iterator[tuple[Any, Any]]:
+    """Yields what `_pairs_within` does for one limit, without lists of Python numbers."""
+    from scipy.spatial import cKDTree
+
+    reach = float(_reach(tree, limit))
+    some = centers[:: -(-len(centers) // _NUM_COUNTED)]
+    expected = len(centers) * tree.query_ball_point(some, reach, return_length=True).mean()
+    size = max(int(len(centers) * _CHUNK_PAIRS / max(expected, 1)), 1)
+    for start in range(0, len(centers), size):
+        others = cKDTree(centers[start : start + size], balanced_tree=False, compact_nodes=False)
+        pairs = others.sparse_distance_matrix(tree, reach, output_type="ndarray")
+        row, col = start + pairs["i"], pairs["j"]
+        is_within = squared_distance(tree.data[col].astype(np.float32).T, centers[row].T, np.maximum) <= limit
+        row, col = row[is_within], col[is_within]
+        order = np.argsort(row * tree.n + col)
+        yield row[order], col[order]
+
+
+def _reach(tree: Any, limits: Any) -> Any:
+    """Returns how far a tree must search: it measures in float64, so as far as the rounding of a float32 d² may go."""
+    return np.sqrt(np.float64(limits)) * (1 + (tree.m + 4) * float(np.finfo(np.float32).eps))
+
+
 def _pairs_within(tree: Any, centers: Any, limits: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Yields, in chunks of whole rows, all (row, point, d²) with d² <= limits[row], by ascending row and point."""
-    # The tree measures in float64: reach as far as the rounding of a float32 d² may go, then measure again.
-    reach = np.sqrt(limits.astype(np.float64)) * (1 + (tree.m + 4) * float(np.finfo(np.float32).eps))
+    reach = _reach(tree, limits)
     counts = tree.query_ball_point(centers, reach, return_length=True)
     cuts = np.flatnonzero(np.diff(np.cumsum(counts) // _CHUNK_PAIRS)) + 1
     for rows in np.split(np.arange(len(centers)), cuts):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -14,6 +16,7 @@ from emmi_jax.points import Array
 
 _NUM_POINTS = 200_000
 _NUM_BINS = 90
+_MARKERS = (("o", "C0"), ("D", "C1"))
 
 
 def draw_parity(path: Path, title: str, label: str, predicted: Array, known: Array, *, truth: str = "exact") -> Path:
@@ -47,6 +50,45 @@ def draw_parity(path: Path, title: str, label: str, predicted: Array, known: Arr
         axes.set(aspect="equal", xlabel=f"{label}{suffix}, {truth}", ylabel=f"{label}{suffix}, predicted")
         axes.locator_params(nbins=5)
     figure.colorbar(ScalarMappable(scale, "viridis"), ax=list(grid), label="points in a bin", pad=0.01)
+    return save_figure(figure, path)
+
+
+class Coefficient(NamedTuple):
+    """A number per case: its label, predicted values [N, draws], and known values [N] by what they are."""
+
+    label: str
+    predicted: Array
+    known: Mapping[str, Array]
+
+
+def draw_coefficients(path: Path, coefficients: Sequence[Coefficient]) -> Path:
+    """Draws predicted over known numbers with the line where they are equal: a panel per number, a mark per case.
+
+    A mark is the mean over the draws of anchors, and its bar reaches from the lowest to the highest of them.
+
+    Args:
+        path: The PNG file, written atomically.
+        coefficients: The panels.
+
+    Returns:
+        `path`.
+    """
+    figure = Figure(figsize=(0.6 + 4.4 * len(coefficients), 4.6), layout="compressed")
+    grid = figure.subplots(1, len(coefficients), squeeze=False)[0]
+    for axes, (label, predicted, known) in zip(grid, coefficients, strict=True):
+        mean = predicted.mean(axis=1)
+        reach = np.abs(np.stack([predicted.min(axis=1), predicted.max(axis=1)]) - mean)
+        for (kind, values), (marker, color) in zip(known.items(), _MARKERS, strict=False):
+            axes.errorbar(values, mean, reach, fmt=marker, ms=5, mfc="none", color=color, elinewidth=0.8, label=kind)
+        ends = np.concatenate([predicted.ravel(), *known.values()])
+        pad = 0.05 * np.ptp(ends) or max(1.0, np.abs(ends).max()) * 1e-3
+        ends = np.array([ends.min() - pad, ends.max() + pad])
+        axes.plot(ends, ends, color="black", linewidth=0.8, linestyle="--")
+        axes.set(aspect="equal", xlim=ends, ylim=ends, xlabel=f"{label}, known", ylabel=f"{label}, predicted")
+        axes.locator_params(nbins=5)
+        axes.legend(loc="upper left")
+    num_cases = len(coefficients[0].predicted)
+    figure.suptitle("1 case" if num_cases == 1 else f"{num_cases} cases")
     return save_figure(figure, path)
 
 

@@ -22,8 +22,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 LOSSES = ("mse", "rmse")
 
 _OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes", "token_axis")
-_NOT_TRAINED = ("drop_path_rate",)
-_MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA + _NOT_TRAINED]
+_MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA]
 _MOST = 100_000_000
 _LARGEST, _BELOW_ONE = 1e38, 0.999999
 _SAMPLING: dict[str, Any] = {"num_anchors": 96, "num_queries": 32, "num_test_anchors": 512}
@@ -116,11 +115,12 @@ class TrainSettings(Config):
         validate_every: Steps between validations, for data with a validation split; each saves a checkpoint.
         loss: Error of a normalized field of a case, averaged over the cases: the mean square (``mse``) or its root
             (``rmse``).
+        neighbor_threads: Threads that search for the neighbours of supernodes while the devices compute; 0: the devices
+            search for them in each step. The result is the same.
         loss_weights: Weights of the fields in the loss, by "branch/field"; those left out have 1.
         sampling: How many points of a case the model sees, and how they are drawn.
         model: Options of `AbUptConfig` that differ from the defaults of training: all but those that follow from the
-            data, and `drop_path_rate`, as the step draws no random numbers. The dtype may be ``auto``: bfloat16 on GPU
-            and TPU, float32 on CPU.
+            data. The dtype may be ``auto``: bfloat16 on GPU and TPU, float32 on CPU; float16 is refused.
         optimizer: How the parameters move.
 
     Raises:
@@ -138,6 +138,7 @@ class TrainSettings(Config):
     checkpoint_every: int = 200
     validate_every: int = 500
     loss: str = "mse"
+    neighbor_threads: int = 0
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(**_SAMPLING))
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -159,13 +160,15 @@ class TrainSettings(Config):
             loss_weights=as_mapping("loss_weights", self.loss_weights),
             model=as_mapping("model", {key: _hashable(value) for key, value in {**_MODEL, **given}.items()}),
         )
-        for name in ("seed", "steps", "batch_size", "checkpoint_every", "validate_every"):
-            check_count(name, getattr(self, name), 0 if name == "seed" else 1)
+        for name in ("seed", "steps", "batch_size", "checkpoint_every", "validate_every", "neighbor_threads"):
+            check_count(name, getattr(self, name), 0 if name in ("seed", "neighbor_threads") else 1)
             if getattr(self, name) > _MOST:
                 raise ValueError(f"{name} must be at most {_MOST}, got {getattr(self, name)!r}")
         for name in ("data", "split", "statistics"):
             if not isinstance(value := getattr(self, name), str | None) or value == "":
                 raise ValueError(f"{name} must be a path or none, got {value!r}")
+        if self.model["dtype"] == "float16":
+            raise ValueError("gradients underflow in float16: expected dtype auto, bfloat16 or float32, got 'float16'")
         if not self.model["physics_blocks"]:
             raise ValueError(f"physics_blocks must name at least one block, got {self.model['physics_blocks']!r}")
         check_choice("loss", self.loss, LOSSES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -54,18 +54,24 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, settings
     return TrainState(params, optimizer.init(params), average)
 
 
-def field_errors(model: AnchoredBranchedUPT, params: Params, batch: Sample) -> Metrics:
+def field_errors(
+    model: AnchoredBranchedUPT, params: Params, batch: Sample, drop_path_key: jax.Array | None = None
+) -> Metrics:
     """Returns the mean squared error of every field of every case, over anchors and queries.
 
     Args:
         model: The model.
         params: Its parameters.
         batch: Batch in model units.
+        drop_path_key: Decides which samples skip which residual branches; None for none of them.
 
     Returns:
         Arrays [B] by "branch/field", in squared standard deviations of the field.
     """
-    predictions: dict[str, jax.Array] = model.apply({"params": params}, **batch.model_inputs())  # type: ignore[assignment]
+    options: dict[str, Any] = {}
+    if drop_path_key is not None:
+        options = {"deterministic": False, "rngs": {"dropout": drop_path_key}}
+    predictions: Metrics = model.apply({"params": params}, **batch.model_inputs(), **options)  # type: ignore[assignment]
     errors = {}
     for branch, points in batch.anchors.items():
         for name, values in points.fields.items():
@@ -86,6 +92,9 @@ def make_train_step(
 ) -> TrainStep:
     """Returns a compiled step; it donates the old state and returns the new one with the losses before the step.
 
+    Drop path depends on the seed, the number of the step, the micro-batch and the place along the axis `data` alone, so
+    a resumed run draws what an uninterrupted one does. Devices that share a case skip the same branches.
+
     Args:
         model: The model.
         optimizer: The optimiser.
@@ -95,39 +104,42 @@ def make_train_step(
     ema_decay, num_micro = settings.optimizer.ema_decay, settings.optimizer.accumulation
     model = AnchoredBranchedUPT(dataclasses.replace(model.config, token_axis=devices.token_axis))
 
-    def errors_by_device(params: Params, batch: Sample) -> Metrics:
-        return {name: errors[:, None] for name, errors in field_errors(model, params, batch).items()}
+    def errors_by_device(params: Params, batch: Sample, key: jax.Array) -> Metrics:
+        own = jax.random.fold_in(key, jax.lax.axis_index(DATA)) if model.config.drop_path_rate else None
+        return {name: errors[:, None] for name, errors in field_errors(model, params, batch, own).items()}
 
-    def loss(params: Params, batch: Sample) -> tuple[jax.Array, Metrics]:
+    def loss(params: Params, batch: Sample, key: jax.Array) -> tuple[jax.Array, Metrics]:
         # Each device computes its share as if it were alone; where parameters enter, gradients are summed. Pallas
         # kernels do not say how their outputs vary over the devices, so that is not checked.
-        specs = (P(), devices.batch_specs(batch))
+        specs = (P(), devices.batch_specs(batch), P())
         by_device = jax.shard_map(
             errors_by_device, mesh=devices.mesh, in_specs=specs, out_specs=P(DATA, TOKENS), check_vma=False
         )
-        by_case = {name: errors.mean(axis=1) for name, errors in by_device(params, batch).items()}
+        by_case = {name: errors.mean(axis=1) for name, errors in by_device(params, batch, key).items()}
         if settings.loss == "rmse":
             by_case = {name: jnp.sqrt(errors + _SMALLEST_ERROR) for name, errors in by_case.items()}
         losses = {name: errors.mean() for name, errors in by_case.items()}
         weights = jnp.array([settings.loss_weights.get(name, 1.0) for name in losses], jnp.float32)
         return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
 
-    def gradient(params: Params, batch: Sample) -> tuple[tuple[jax.Array, Metrics], Params]:
+    def gradient(params: Params, batch: Sample, key: jax.Array) -> tuple[tuple[jax.Array, Metrics], Params]:
         of_batch = jax.value_and_grad(loss, has_aux=True)
         if num_micro == 1:
-            return of_batch(params, batch)
+            return of_batch(params, batch, key)
         # Every device cuts its own cases into micro-batches.
         micro = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num_micro, *a.shape[1:]), 1, 0), batch)
+        keys = jax.random.split(key, num_micro)
 
-        def add(total: object, batch: Sample) -> tuple[object, None]:
-            return jax.tree.map(jnp.add, total, of_batch(params, batch)), None
+        def add(total: object, part: tuple[Sample, jax.Array]) -> tuple[object, None]:
+            return jax.tree.map(jnp.add, total, of_batch(params, *part)), None
 
-        shapes = jax.eval_shape(of_batch, params, jax.tree.map(lambda a: a[0], micro))
-        total, _ = jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), micro)
+        shapes = jax.eval_shape(of_batch, params, jax.tree.map(lambda a: a[0], micro), key)
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), (micro, keys))
         return jax.tree.map(lambda a: a / num_micro, total)
 
     def step(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
-        (total, losses), grads = gradient(state.params, batch)
+        key = jax.random.fold_in(jax.random.key(settings.seed), _num_steps(state.opt_state))
+        (total, losses), grads = gradient(state.params, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, ema = optax.apply_updates(state.params, updates), state.ema
@@ -142,7 +154,12 @@ def make_train_step(
 
 def _share_of_newest(decay: float, opt_state: optax.OptState) -> jax.Array:
     """Weight of the newest parameters in the average, which holds none of the initial ones."""
-    (_, num_steps), *_ = optax.tree.get_all_with_path(opt_state, "count")
     if not decay:
         return jnp.float32(1)
-    return (1 - decay) / -jnp.expm1(num_steps.astype(jnp.float32) * math.log(decay))
+    return (1 - decay) / -jnp.expm1(_num_steps(opt_state).astype(jnp.float32) * math.log(decay))
+
+
+def _num_steps(opt_state: optax.OptState) -> jax.Array:
+    (_, num_steps), *_ = optax.tree.get_all_with_path(opt_state, "count")
+    count: jax.Array = num_steps
+    return count

@@ -13,6 +13,7 @@ from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.layers.supernode_pooling import with_neighbors
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params, init_params
 from emmi_jax.training.devices import Devices
@@ -72,15 +73,25 @@ class Trainer(NamedTuple):
 
     def host_batch(self, step: int) -> Sample:
         """Makes those cases of a step's batch that devices of this process need."""
+        return self._with_neighbors(self._draw(step))
+
+    def _draw(self, step: int) -> Sample:
         seed, size = self.settings.seed, self.settings.batch_size
         drawn = [self.dataset.train_sample(seed, step * size + row) for row in self.devices.rows(size)]
         if self.normalizer is not None:
             drawn = [normalize_sample(self.normalizer, sample) for sample in drawn]
         return stack_samples(drawn)
 
+    def _with_neighbors(self, batch: Sample) -> Sample:
+        if batch.geometry is None or not self.settings.neighbor_threads:
+            return batch
+        return batch._replace(geometry=with_neighbors(batch.geometry, self.model.config.supernode_pooling))
+
     def batches(self, start: int, stop: int) -> Generator[Sample]:
-        """Yields the batches of steps on the devices; they are made ahead in a thread."""
-        with contextlib.closing(prefetch(self.host_batch, start, stop)) as batches:
+        """Yields the batches of steps on the devices; they are made ahead in threads."""
+        num_threads = max(self.settings.neighbor_threads, 1)
+        made = prefetch(self._draw, start, stop, finish=self._with_neighbors, num_threads=num_threads)
+        with contextlib.closing(made) as batches:
             for batch in batches:
                 yield self.put(batch)
 

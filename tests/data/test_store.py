@@ -133,6 +133,17 @@ def test_a_field_that_does_not_fit_into_half_precision_is_named(tmp_path):
         write_case(ArrayFolder(str(tmp_path)), "run_1", case, dtype="float16", source="")
 
 
+def test_a_store_of_version_0_1_has_neither_area_vectors_nor_forces(tmp_path):
+    make_store(tmp_path)
+    for name in NAMES:
+        file = tmp_path / name / "case.json"
+        values = json.loads(file.read_text())
+        file.write_text(json.dumps({k: v for k, v in values.items() if k not in ("with_area_vectors", "forces")}))
+    store = Store(str(tmp_path))
+    assert store.cases["run_1"].forces is None
+    assert store.read("run_1").points["surface"].area_vector is None
+
+
 def edited(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -150,6 +161,8 @@ def edited(path: Path, **changes: object) -> None:
             r"run_1/case\.json: not a case of a store: expected",
         ),
         (lambda p: edited(p / "run_1/case.json", statistics={}), r"not a case of a store: expected statistics"),
+        (lambda p: edited(p / "run_1/case.json", forces={"cd": "high"}), "not a case of a store: expected finite cd"),
+        (lambda p: edited(p / "run_1/case.json", with_area_vectors=["volume"]), "volume/area_vector/c/0/0: has 0"),
         (
             lambda p: edited(p / "run_1/case.json", branches={"surface": {"num_points": 10**15, "fields": {"p": 1}}}),
             "run_1/case.json: not a case of a store|has 0 bytes|expected",

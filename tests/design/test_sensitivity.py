@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -95,6 +97,23 @@ def test_half_precision_points_the_same_way(surrogate: Any) -> None:
     half = replace(surrogate, model=AnchoredBranchedUPT(replace(surrogate.model.config, dtype="bfloat16")))
     exact, rounded = (sensitivity(model, SURFACE, DRAG, **POINTS).vertices for model in (surrogate, half))
     assert (exact * rounded).sum() > 0.98 * np.linalg.norm(exact) * np.linalg.norm(rounded)
+
+
+def test_arrays_on_the_device_do_not_grow_with_the_number_of_points(surrogate: Any) -> None:
+    def largest(resolution: int) -> tuple[int, int]:
+        surface, sizes = ellipsoid(resolution=resolution), []
+        gc.collect()
+
+        def measure(_: int) -> None:
+            sizes.append(sum(array.nbytes for array in jax.live_arrays()))
+
+        sensitivity(surrogate, surface, DRAG, **POINTS, chunk_size=16, advance=measure)
+        return surface.num_cells, max(sizes)
+
+    (few, small), (many, large) = largest(8), largest(20)
+    assert many > 5 * few
+    # A sum per chunk stays, and what it says about the functional.
+    assert large - small <= 64 * (many - few) / 16
 
 
 def test_other_draws_and_shapes_compile_nothing(surrogate: Any) -> None:

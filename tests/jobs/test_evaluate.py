@@ -10,7 +10,7 @@ import pytest
 from emmi_jax.cli import main
 from emmi_jax.data.case_folder import read_case_folder
 from emmi_jax.runs.load import load_run
-from tests.data.case_folders import surface_dataset, write_case_folder
+from tests.data.case_folders import FIELDS, surface_dataset, write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
@@ -60,7 +60,11 @@ def test_metrics_are_those_of_all_points_averaged_over_draws_then_cases(trained,
     assert of_velocity == [velocity["r2"]]
     printed = capsys.readouterr().out
     assert "Mean over 2 cases" in printed
-    assert max(map(len, printed.splitlines()[-6:-1])) <= 80
+    lines = printed.splitlines()
+    table = lines[lines.index(next(line for line in lines if "Mean over" in line)) :][:5]
+    assert max(map(len, table)) <= 80
+    pictures = {f"surface_{name}" for name in FIELDS["surface"]} | {f"volume_{name}" for name in FIELDS["volume"]}
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"evaluation_test_{name}.png" for name in pictures}
 
 
 @pytest.mark.parametrize(("split", "expected"), [("validation", ["run_1"]), ("all", [f"run_{i}" for i in range(4)])])

@@ -71,7 +71,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(surrogate, body,
         ({"lattice": (1, 2, 2)}, r"each at least 2, got \(1, 2, 2\)"),
         ({"max_displacement": 0.0}, r"max_displacement must be positive, got 0\.0"),
         ({"symmetry": "w"}, "symmetry must be x, y or z, got 'w'"),
-        ({"functional": "thrust"}, "functional must be one of drag, lift, side_force, got 'thrust'"),
+        ({"functional": "thrust"}, "functional must be one of drag, lift, side_force, moment, got 'thrust'"),
         ({"surface": tmp_path / "none.vtp"}, r"none\.vtp: no such file"),
         ({"out": tmp_path}, "would overwrite the mesh itself"),
     ):

@@ -57,7 +57,7 @@ def test_a_store_has_the_cases_their_split_and_their_field_mapping(data, prepare
     assert stored.fields == raw.fields
     assert field_sources(tiny_settings(prepared)) == field_sources(tiny_settings(data))
     for name in ("run_0", "run_2"):
-        expected = read_case_folder(data / name, np.load, with_cell_sizes=True)
+        expected = read_case_folder(data / name, np.load, with_cell_sizes=True, with_area_vectors=True)
         found = stored.cases.read(name)
         assert found.geometry.shape == expected.geometry.shape
         for branch, points in found.points.items():

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from emmi_jax.data.samples import Context
-from emmi_jax.design import drag, read_surface, sensitivity, side_force
+from emmi_jax.design import drag, evaluate, moment, read_surface, sensitivity, side_force
 from emmi_jax.inference.meshes import ForceReference
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.sensitivity import SensitivityJob, differentiate_surface
@@ -71,6 +71,15 @@ def test_a_mesh_of_the_geometry_gets_its_own_gradient(surrogate, body, tmp_path)
     np.testing.assert_allclose(found.fields["g"], expected.geometry, rtol=1e-3, atol=1e-4)
 
 
+def test_a_moment_is_divided_by_its_length_and_taken_about_its_point(surrogate, body, tmp_path):
+    job = SensitivityJob(
+        surface=body, out=tmp_path, functional="moment", reference=REFERENCE, length=0.7, about=(0.1, 0.2, 0.3)
+    )
+    expected = moment(area=1.5, speed=2.0, length=0.7, about=(0.1, 0.2, 0.3))
+    found, exact = (evaluate(surrogate, read_surface(body), each) for each in (job.coefficient("moment"), expected))
+    assert found == pytest.approx(exact, rel=1e-6)
+
+
 def test_an_open_surface_is_refused_or_warned_of(surrogate, body, tmp_path):
     dataset = ellipsoid().mesh.dataset.triangulate()
     dataset.faces = np.asarray(dataset.faces).reshape(-1, 4)[2:].reshape(-1)
@@ -88,7 +97,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(surrogate, body,
     import_pyvista().PolyData(np.zeros((3, 3))).save(no_surface)
     before = sorted(tmp_path.iterdir())
     for changes, message in (
-        ({"functional": "thrust"}, "functional must be one of drag, lift, side_force, got 'thrust'"),
+        ({"functional": "thrust"}, "functional must be one of drag, lift, side_force, moment, got 'thrust'"),
+        ({"functional": "moment"}, "a moment needs --length, its reference length"),
+        ({"functional": "moment", "length": -1.0}, r"length must be positive, got -1\.0"),
         ({"surface": tmp_path / "none.vtp"}, r"none\.vtp: no such file"),
         ({"surface": no_surface}, "expected a surface of polygons"),
         ({"out": tmp_path}, "would overwrite the mesh itself"),

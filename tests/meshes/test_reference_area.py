@@ -27,10 +27,10 @@ def test_the_area_is_found_below_or_beside_its_name(text, tmp_path):
     [
         (b"", "no reference area: expected a column aRef or area or referenceArea or frontalArea, got nothing"),
         (b"lRef,uRef\n1,2\n", "got lRef, uRef"),
-        (b"lRef,aRef\n1\n", "'aRef' must be a positive number, got nothing"),
-        (b"lRef,aRef\n1,-2\n", "'aRef' must be a positive number, got ['-2']"),
-        (b"aRef\nnan\n", "'aRef' must be a positive number, got ['nan']"),
-        (b"aRef\nlarge\n", "'aRef' must be a positive number, got ['large']"),
+        (b"lRef,aRef\n1\n", "'aRef' must be a number, got nothing"),
+        (b"lRef,aRef\n1,-2\n", "the reference area must be positive, got -2.0"),
+        (b"aRef\nnan\n", "the reference area must be positive, got nan"),
+        (b"aRef\nlarge\n", "'aRef' must be a number, got ['large']"),
         (b"\xff\xfe\x00aRef", "not comma-separated values"),
     ],
 )

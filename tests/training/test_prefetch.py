@@ -46,3 +46,22 @@ def test_closing_early_ends_the_thread():
     assert "prefetch" in thread_names()
     items.close()
     assert "prefetch" not in thread_names()
+
+
+def test_several_threads_finish_items_that_still_come_in_order():
+    both = threading.Barrier(2, timeout=10)
+
+    def finish(number: int) -> int:
+        if number < 2:
+            both.wait()  # passes only if two items are finished at once
+        return 10 * number
+
+    assert list(prefetch(lambda n: n, 0, 6, finish=finish, num_threads=2)) == [0, 10, 20, 30, 40, 50]
+
+
+def test_an_error_in_finishing_is_raised_where_its_item_would_come():
+    items = prefetch(lambda n: n, 0, 9, finish=lambda n: 1 // (2 - n), num_threads=3)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert not [name for name in thread_names() if name.startswith(("prefetch", "finish"))]

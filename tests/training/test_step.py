@@ -154,6 +154,27 @@ def test_loss_and_state_are_float32_under_a_half_precision_model(model, batch):
     assert {loss.dtype.name for loss in shapes.values()} == {"float32"}
 
 
+def test_drop_path_depends_on_seed_and_step_and_a_resumed_run_draws_the_same(model, batch):
+    dropping = AnchoredBranchedUPT(dataclasses.replace(model.config, drop_path_rate=0.5))
+    settings = make_settings(learning_rate=1e-30)  # the parameters stay, so losses differ by drop path alone
+    optimizer = make_optimizer(settings)
+    devices = Devices.make(settings, Layout())
+
+    def losses(seed: int, state: TrainState, num_steps: int) -> tuple[TrainState, list[float]]:
+        step, found = make_train_step(dropping, optimizer, dataclasses.replace(settings, seed=seed), devices), []
+        for _ in range(num_steps):
+            state, metrics = step(jax.tree.map(jnp.copy, state), batch)
+            found.append(float(metrics["loss"]))
+        return state, found
+
+    start = init_state(init_params(model, seed=0), optimizer, settings.optimizer)
+    middle, first = losses(0, start, 3)
+    _, rest = losses(0, middle, 5)
+    assert losses(0, start, 8)[1] == first + rest
+    assert losses(1, start, 8)[1] != first + rest
+    assert len({round(loss, 5) for loss in first + rest}) > 3
+
+
 def test_only_matrices_decay(model, params):
     optimizer = make_optimizer(make_settings(steps=10, learning_rate=1e-2, weight_decay=0.5, warmup_fraction=0.0))
     with jax.numpy_dtype_promotion("standard"):

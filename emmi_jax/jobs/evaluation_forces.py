@@ -1,0 +1,255 @@
+"""The force coefficients of whole cases: predicted, integrated from the known fields, and written by a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from rich.table import Table
+
+from emmi_jax.data.cases import Case
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.known_forces import KnownForces
+from emmi_jax.data.metrics import coefficient_metrics
+from emmi_jax.files.atomic import JsonDict
+from emmi_jax.inference.meshes import ForceReference, force_fields, surface_force
+from emmi_jax.jobs.progress import new_table
+from emmi_jax.meshes.forces import check_direction, force_coefficients
+from emmi_jax.points import Array, Fields
+
+Direction: TypeAlias = tuple[float, float, float]
+
+NAMES = ("cd", "cl")
+_PAIRS = (("predicted", "reference"), ("predicted", "solver"), ("reference", "solver"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceOptions:
+    """What forces are divided by, and the directions that drag and lift point in.
+
+    Args:
+        speed: Speed of the stream, m/s; None for that of each case, where the solver's `forces.json` says it.
+        area: Reference area, m²; None for that of each case, or for coefficients times area, in m².
+        density: Density of the stream, kg/m³; None for that of each case, or for pressure over density.
+        drag_direction: Along the stream, of any length.
+        lift_direction: Upwards, of any length.
+    """
+
+    speed: float | None = None
+    area: float | None = None
+    density: float | None = None
+    drag_direction: Direction = (1.0, 0.0, 0.0)
+    lift_direction: Direction = (0.0, 0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "area", "density"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("drag_direction", "lift_direction"):
+            check_direction(name, getattr(self, name))
+
+    def references(self, known: Mapping[str, KnownForces | None]) -> dict[str, ForceReference] | None:
+        """Returns what the forces of each case are divided by; None if no option and no solver says the speed.
+
+        Args:
+            known: The solver's forces by case.
+
+        Raises:
+            ValueError: An option is impossible, or cannot be used without another; or a solver's coefficients have an
+                unknown reference area.
+        """
+        speeds = {name: self.speed or (None if of_case is None else of_case.speed) for name, of_case in known.items()}
+        if (self.area, self.density) != (None, None) and None in speeds.values():
+            raise ValueError("forces need --speed, the speed of the stream")
+        return None if None in speeds.values() else {name: self._of_case(name, known[name]) for name in known}
+
+    def _of_case(self, name: str, known: KnownForces | None) -> ForceReference:
+        area, density = self.area, self.density
+        if known is not None:
+            if known.area is None and area is None:
+                raise ValueError(f"{name}: the solver's coefficients have an unknown reference area: give it by --area")
+            area, density = area or known.area, density or known.density
+        speed = self.speed or (0.0 if known is None else known.speed or 0.0)
+        return ForceReference(
+            area=1.0 if area is None else area, speed=speed, density=1.0 if density is None else density
+        )
+
+
+class CaseForces:
+    """The coefficients of one case, for several draws of anchors.
+
+    Args:
+        options: The directions.
+        reference: What forces are divided by.
+        case: The case, with area vectors of its surface.
+        known: What a solver wrote.
+        fields: Names of the fields that are predicted on the surface.
+
+    Raises:
+        ValueError: Nothing can be integrated.
+    """
+
+    def __init__(
+        self,
+        options: ForceOptions,
+        reference: ForceReference,
+        case: Case,
+        known: KnownForces | None,
+        fields: Collection[str],
+    ) -> None:
+        names = force_fields(fields)
+        vector = case.points[GEOMETRY_BRANCH].area_vector if GEOMETRY_BRANCH in case.points else None
+        if vector is None:
+            raise ValueError(
+                "forces need a surface of polygons with fields in its cells, or a store that was prepared from one"
+            )
+        self._options, self.reference, exact = options, reference, case.points[GEOMETRY_BRANCH].fields
+        self._area = np.linalg.norm(np.asarray(vector, np.float64), axis=1)
+        self._normal = vector / np.where(self._area > 0, self._area, 1.0)[:, None]
+        self.known = {"reference": self._coefficients({name: exact[name] for name in names})}
+        if known is not None:
+            ratio = 1.0 if known.area is None else known.area / reference.area
+            self.known["solver"] = {"cd": ratio * known.cd, "cl": ratio * known.cl}
+        self.predicted: list[dict[str, float]] = []
+
+    def add(self, predicted: Mapping[str, Array]) -> None:
+        """Integrates the predicted fields [N, F] of the surface."""
+        self.predicted.append(self._coefficients(predicted))
+
+    def _coefficients(self, fields: Mapping[str, Array]) -> dict[str, float]:
+        dynamic_pressure = self.reference.dynamic_pressure
+        force = surface_force(fields, self._normal, self._area, dynamic_pressure=dynamic_pressure)
+        return force_coefficients(
+            force,
+            area=self.reference.area,
+            dynamic_pressure=dynamic_pressure,
+            drag_direction=self._options.drag_direction,
+            lift_direction=self._options.lift_direction,
+        )
+
+
+class ForceEvaluation:
+    """Collects the coefficients of several cases, if there is anything to collect.
+
+    Args:
+        options: What forces are divided by. If they are the default, cases without forces are no error.
+        known: The solver's forces by case.
+        fields: Number of channels by branch and field of the model.
+
+    Raises:
+        ValueError: See `ForceOptions.references`.
+    """
+
+    def __init__(
+        self,
+        options: ForceOptions,
+        known: Mapping[str, KnownForces | None],
+        fields: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        self._options, self._known, self._fields = options, known, fields.get(GEOMETRY_BRANCH, {})
+        self._references = options.references(known)
+        self._cases: dict[str, CaseForces] = {}
+        self.problem: str | None = None
+
+    def begin(self, name: str, case: Case) -> None:
+        """Integrates the known fields of a case.
+
+        Raises:
+            ValueError: That is impossible, although the options ask for it.
+        """
+        if self._references is None:
+            return
+        try:
+            found = CaseForces(self._options, self._references[name], case, self._known[name], self._fields)
+        except ValueError as error:
+            if self._options.speed is not None:
+                raise ValueError(f"{name}: {error}") from None
+            self.problem, self._references, self._cases = f"{name}: {error}", None, {}
+            return
+        self._cases[name] = found
+
+    def add(self, name: str, predicted: Fields) -> None:
+        """Integrates the fields that one draw of anchors predicts for a case."""
+        if name in self._cases:
+            self._cases[name].add(predicted[GEOMETRY_BRANCH])
+
+    def metrics(self) -> ForceMetrics | None:
+        """Returns how far the coefficients are from the known ones; None if there are none."""
+        return ForceMetrics(self._cases, self._options) if self._cases else None
+
+
+class ForceMetrics:
+    """How far the coefficients of several cases are from the known ones.
+
+    Args:
+        cases: The coefficients by case, each for the same number of draws.
+        options: The directions.
+    """
+
+    def __init__(self, cases: Mapping[str, CaseForces], options: ForceOptions) -> None:
+        self._options, self._references = options, {name: case.reference for name, case in cases.items()}
+        is_over_area = any(case.reference.area != 1 for case in cases.values())
+        self.labels = dict(zip(NAMES, ("Cd", "Cl") if is_over_area else ("CdA, m²", "ClA, m²"), strict=True))
+        self.kinds = [kind for kind in ("reference", "solver") if all(kind in case.known for case in cases.values())]
+        of_draws = [case.predicted for case in cases.values()]
+        self.predicted = {name: np.array([[draw[name] for draw in draws] for draws in of_draws]) for name in NAMES}
+        self.known = {
+            name: {kind: np.array([case.known[kind][name] for case in cases.values()]) for kind in self.kinds}
+            for name in NAMES
+        }
+        self.metrics = {
+            name: {f"{a}_against_{b}": self._compare(name, a, b) for a, b in self._pairs()} for name in NAMES
+        }
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        return [pair for pair in _PAIRS if set(pair) <= {"predicted", *self.kinds}]
+
+    def _compare(self, name: str, kind: str, other: str) -> dict[str, float | None]:
+        """Compares draw by draw, and returns the mean of every metric over the draws."""
+        values = self.predicted[name].T if kind == "predicted" else self.known[name][kind][None]
+        of_draws = [coefficient_metrics(draw, self.known[name][other]) for draw in values]
+        return {metric: _mean([draw[metric] for draw in of_draws]) for metric in of_draws[0]}
+
+    def to_dict(self) -> JsonDict:
+        """Returns everything as JSON has it; the predicted coefficients are means over the draws."""
+        cases: dict[str, JsonDict] = {}
+        for row, (name, reference) in enumerate(self._references.items()):
+            cases[name] = {"area": reference.area, "speed": reference.speed, "density": reference.density}
+            cases[name] |= {coefficient: self._values(coefficient, row) for coefficient in NAMES}
+        directions = {"drag_direction": self._options.drag_direction, "lift_direction": self._options.lift_direction}
+        return {"metrics": self.metrics, **directions, "cases": cases}
+
+    def rows(self) -> list[list[object]]:
+        """Returns a table of the coefficients by case, its head first."""
+        head: list[object] = ["case", "coefficient", "predicted", *self.kinds]
+        return [head] + [
+            [name, coefficient, *self._values(coefficient, row).values()]
+            for row, name in enumerate(self._references)
+            for coefficient in NAMES
+        ]
+
+    def table(self) -> Table:
+        """Returns a table of the metrics."""
+        columns = ("coefficient", "of", "against", "MAE", "MAE %", "R²", "Spearman")
+        rows = [
+            [self.labels[name], *pair, *map(_text, self.metrics[name]["_against_".join(pair)].values())]
+            for name in NAMES
+            for pair in self._pairs()
+        ]
+        return new_table("Force coefficients", columns, rows)
+
+    def _values(self, name: str, row: int) -> dict[str, float]:
+        known = {kind: float(values[row]) for kind, values in self.known[name].items()}
+        return {"predicted": float(self.predicted[name][row].mean()), **known}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:#.4g}"

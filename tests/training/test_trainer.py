@@ -1,0 +1,44 @@
+import jax
+import numpy as np
+import pytest
+
+from emmi_jax.jobs.datasets import load_dataset
+from emmi_jax.ops.neighbors import nearest_neighbors, radius_neighbors
+from emmi_jax.training.devices import Devices, Layout
+from emmi_jax.training.settings import model_config
+from emmi_jax.training.trainer import Trainer
+from tests.jobs.tiny_runs import tiny_settings
+
+
+def make_trainer(neighbor_threads: int, pooling: dict | None = None) -> Trainer:
+    changes = {} if pooling is None else {"supernode_pooling": pooling}
+    settings = tiny_settings(
+        None, neighbor_threads=neighbor_threads, physics_blocks=("perceiver",), dim=12, num_heads=1, **changes
+    )
+    dataset = load_dataset(settings)
+    normalizer = dataset.measure().normalizer(position_range=100.0)
+    devices = Devices.make(settings, Layout(data=1))
+    return Trainer.make(settings, dataset, devices, model_config(settings, dataset.fields), normalizer)
+
+
+@pytest.mark.parametrize("pooling", [{"radius": None, "k": 4}, {"radius": 20.0, "max_degree": 5}], ids=["k", "radius"])
+def test_batches_carry_the_neighbours_that_the_device_would_find(pooling):
+    trainer = make_trainer(2, pooling)
+    geometry = trainer.host_batch(3).geometry
+    assert geometry is not None
+    options = {name: value for name, value in pooling.items() if value is not None}
+    search = radius_neighbors if pooling["radius"] else nearest_neighbors
+    expected = search(geometry.position.astype(np.float32), geometry.supernode_idx, **options)
+    jax.tree.map(np.testing.assert_array_equal, geometry.neighbors, expected)
+
+
+def test_neighbours_are_all_that_changes_in_batches_and_a_step_takes_them():
+    on_device, on_host = (list(make_trainer(number).batches(0, 3)) for number in (0, 2))
+    for one, other in zip(on_device, on_host, strict=True):
+        assert one.geometry is not None
+        assert other.geometry is not None
+        assert (one.geometry.neighbors is None, other.geometry.neighbors is None) == (True, False)
+        jax.tree.map(np.testing.assert_array_equal, one, other._replace(geometry=one.geometry))
+    trainer = make_trainer(2)
+    _, metrics = jax.eval_shape(trainer.train_step, trainer.state, on_host[0])
+    assert metrics["loss"].shape == ()
