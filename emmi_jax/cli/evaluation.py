@@ -20,6 +20,11 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="NAME", help=f"Which of several cases: {', '.join(_SPLITS)}.")] = "test",
     repeats: Annotated[int, typer.Option(help="Draws of anchors to average the metrics over.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output; default: the run's folder.")] = None,
+    surface_patches: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Patches of OpenFOAM cases; may be repeated; default: the run's."),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Time of OpenFOAM cases; default: the run's, or the latest.")] = None,
     checkpoint: Annotated[
         str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
     ] = "latest",
@@ -40,6 +45,14 @@ def evaluate(
 
     from emmi_jax.jobs.evaluate import EvaluationJob, evaluate_run
 
-    job = EvaluationJob(data=data, split=split, repeats=repeats, out=out, checkpoint=checkpoint)
+    job = EvaluationJob(
+        data=data,
+        split=split,
+        repeats=repeats,
+        out=out,
+        checkpoint=checkpoint,
+        surface_patches=None if surface_patches is None else tuple(surface_patches),
+        time=time,
+    )
     evaluate_run(run, job, console=Console(soft_wrap=False))
     return 0

@@ -26,6 +26,13 @@ def predict(
     fields: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Maps these arrays to fields; default: the run's mapping.")
     ] = None,
+    surface_patches: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Patches of an OpenFOAM case; may be repeated; default: the run's."),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time of an OpenFOAM case; default: the run's, or the latest.")
+    ] = None,
     figures: Annotated[bool, typer.Option("--figures", help="Draw the fields into .png files in OUT.")] = False,
     area: Annotated[
         float | None, typer.Option(help="Reference area in m2; with --speed, prints Cd (along x) and Cl (along z).")
@@ -61,6 +68,7 @@ def predict(
     \b
     Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj) are written to the folder OUT
     with predicted_<field>. --compare adds error_<field> and comparison.json.
+    A MESH may also be the folder of an OpenFOAM case, or of foamToVTK.
 
     \b
     Example:
@@ -81,6 +89,7 @@ def predict(
     from emmi_jax.runs.load import load_run
 
     surrogate, console = load_run(run, checkpoint), Console(soft_wrap=False)
+    config = RunDirectory.open(run).read_config()
     if points is not None:
         predict_points(PointJob(points=points, out=out, chunk_size=size), surrogate, console=console)
         return 0
@@ -91,10 +100,11 @@ def predict(
         compare=compare,
         fields=fields,
         forces=forces,
+        foam=config.foam(None if surface_patches is None else tuple(surface_patches), time),
         chunk_size=size,
         use_figures=figures,
     )
-    predict_meshes(job, surrogate, RunDirectory.open(run).read_config().field_sources(), console=console)
+    predict_meshes(job, surrogate, config.field_sources(), console=console)
     return 0
 
 

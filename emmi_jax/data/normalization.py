@@ -18,7 +18,7 @@ from emmi_jax.config import Config, FrozenMapping
 from emmi_jax.data.moments import Moments
 from emmi_jax.points import float_arrays
 
-LOG_SCALED_FIELDS = frozenset({"vorticity"})
+LOG_SCALED_FIELDS = frozenset({"vorticity", "omega", "epsilon"})
 """Fields whose magnitudes span decades; learned as sign(x) log(1 + |x|)."""
 
 _BOX_MARGIN = 0.01

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import (
     case_branches,
-    case_files,
+    case_fingerprint,
     case_names,
     case_problem,
     find_sources,
@@ -23,7 +23,7 @@ from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import read_json
-from emmi_jax.files.fingerprint import fingerprint
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
 _MOST_SHOWN = 5
 
@@ -54,14 +54,21 @@ class OpenCases(NamedTuple):
         return self.stored_split or draw_split(self.names)
 
 
-def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources | None = None) -> OpenCases | None:
+def open_cases(
+    data: str,
+    *,
+    with_cell_sizes: bool = False,
+    sources: Sources | None = None,
+    foam: FoamSelection = LATEST_WALLS,
+) -> OpenCases | None:
     """Opens several cases.
 
     Args:
         data: Path of their folder, or path or URL of a store.
         with_cell_sizes: Whether to measure the cells of meshes.
         sources: The arrays of meshes that hold the fields, unless a `fields.json` names them; None for those of
-            DrivAerML or AhmedML.
+            DrivAerML or AhmedML, or of OpenFOAM.
+        foam: The patches and the time of OpenFOAM cases.
 
     Returns:
         The cases; None if the path is a single case or none.
@@ -75,14 +82,14 @@ def open_cases(data: str, *, with_cell_sizes: bool = False, sources: Sources | N
     names = [] if case_branches(path) else case_names(path)
     if not names:
         return None
-    load = partial(_load, path, with_cell_sizes=with_cell_sizes, sources=sources)
+    load = partial(_load, path, with_cell_sizes=with_cell_sizes, sources=sources, foam=foam)
     stored = stored_split(path)
     return OpenCases(
         names,
-        WholeCases(load, lambda name: fingerprint(case_files(path / name), path)),
-        lambda name: case_branches(path / name),
-        partial(check_cases, path, sources=sources),
-        find_sources(path / names[0], sources),
+        WholeCases(load, lambda name: case_fingerprint(path / name, path, foam)),
+        lambda name: case_branches(path / name, foam),
+        partial(check_cases, path, sources=sources, foam=foam),
+        find_sources(path / names[0], sources, foam),
         None if stored is None else parse_split(stored, names, path / SPLIT_FILE),
     )
 
@@ -93,19 +100,22 @@ def stored_split(root: Path) -> Any:
     return read_json(file) if file.is_file() else design_split(root)
 
 
-def check_cases(root: Path, names: Sequence[str], sources: Sources | None = None) -> None:
+def check_cases(
+    root: Path, names: Sequence[str], sources: Sources | None = None, foam: FoamSelection = LATEST_WALLS
+) -> None:
     """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.
 
     Args:
         root: The folder of the cases.
         names: Their names; each must have the branches that any has.
         sources: See `open_cases`.
+        foam: See `open_cases`.
 
     Raises:
         ValueError: At least one is unusable; the message names the first five and what is wrong with each.
     """
-    branches = {branch for name in names for branch in case_branches(root / name)}
-    problems = {name: case_problem(root / name, load_torch_tensor, branches, sources) for name in names}
+    branches = {branch for name in names for branch in _branches(root / name, foam)}
+    problems = {name: case_problem(root / name, load_torch_tensor, branches, sources, foam) for name in names}
     found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
     if found:
         shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
@@ -125,5 +135,13 @@ def _open_store(location: str) -> OpenCases:
     )
 
 
-def _load(root: Path, name: str, *, with_cell_sizes: bool, sources: Sources | None) -> Case:
-    return read_case_folder(root / name, load_torch_tensor, with_cell_sizes=with_cell_sizes, sources=sources)
+def _branches(path: Path, foam: FoamSelection) -> tuple[str, ...]:
+    """Returns the branches of a case; none if they cannot be told, which is said with what is wrong with the case."""
+    try:
+        return case_branches(path, foam)
+    except ValueError:
+        return ()
+
+
+def _load(root: Path, name: str, *, with_cell_sizes: bool, sources: Sources | None, foam: FoamSelection) -> Case:
+    return read_case_folder(root / name, load_torch_tensor, with_cell_sizes=with_cell_sizes, sources=sources, foam=foam)

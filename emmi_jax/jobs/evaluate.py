@@ -37,6 +37,8 @@ class EvaluationJob:
         out: Folder for `evaluation_<split>.json` and `.csv`, or `evaluation.json` and `.csv` of a single case; None for
             that of the run.
         checkpoint: ``latest`` or ``best``.
+        surface_patches: Patches of OpenFOAM cases, as regular expressions; None for those of the run.
+        time: Time of OpenFOAM cases; None for that of the run, or the latest.
     """
 
     data: str | None = None
@@ -44,6 +46,8 @@ class EvaluationJob:
     repeats: int = 1
     out: Path | None = None
     checkpoint: str = LATEST
+    surface_patches: tuple[str, ...] | None = None
+    time: str | None = None
 
 
 def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
@@ -92,15 +96,18 @@ def _chosen_cases(
     if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
     sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
-    opened = open_cases(data, with_cell_sizes=is_weighted, sources=sources)
+    foam = config.foam(job.surface_patches, job.time)
+    opened = open_cases(data, with_cell_sizes=is_weighted, sources=sources, foam=foam)
     if opened is None:
         path = Path(data)
         if not path.is_dir():
             raise FileNotFoundError(f"{data} is no folder of cases")
-        if not (branches := case_branches(path)):
+        if not (branches := case_branches(path, foam)):
             raise ValueError(f"{data}: no cases in this folder")
         _check_branches({path.name: branches}, surrogate)
-        read = partial(read_case_folder, path, load_torch_tensor, with_cell_sizes=is_weighted, sources=sources)
+        read = partial(
+            read_case_folder, path, load_torch_tensor, with_cell_sizes=is_weighted, sources=sources, foam=foam
+        )
         return data, None, {path.name: read}
     is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
     names = _names_in_split(job.split, data, opened, config.split if is_own else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from emmi_jax.inference.meshes import (
 )
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths, warn_few_anchors, warn_open, warn_outside
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 from emmi_jax.points import Array
 
 
@@ -38,13 +39,14 @@ class MeshJob:
     """What to predict on.
 
     Args:
-        meshes: Mesh files by branch.
+        meshes: Mesh files, or folders of OpenFOAM cases, by branch.
         out: Folder for the meshes with fields, `comparison.json` and `forces.json`; made if it is missing.
         geometry: A surface that shows the geometry to the model; by default the run's context, or the
             surface mesh.
         compare: Whether to compare with the arrays of the meshes.
         fields: A `fields.json` that maps these arrays to fields; None means the mapping that the run was trained with.
         forces: What forces are divided by; None means no forces.
+        foam: The patches and the time of OpenFOAM cases.
         chunk_size: Points per call of the model.
         use_figures: Whether to draw the fields into `.png` files beside the meshes.
     """
@@ -55,6 +57,7 @@ class MeshJob:
     compare: bool = False
     fields: Path | None = None
     forces: ForceReference | None = None
+    foam: FoamSelection = LATEST_WALLS
     chunk_size: ChunkSize = "auto"
     use_figures: bool = False
 
@@ -76,7 +79,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     fields = surrogate.model.config.fields
     _check(job, surrogate)
     meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
-    geometry = None if job.geometry is None else geometry_points(job.geometry)
+    geometry = None if job.geometry is None else geometry_points(job.geometry, job.foam)
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
@@ -129,10 +132,10 @@ def _check(job: MeshJob, surrogate: Surrogate) -> None:
         raise ValueError(f"{job.fields}: a mapping of arrays to fields is only used to compare with them")
     if job.use_figures:
         importlib.import_module("matplotlib")
-    check_outputs(job.out, list(job.meshes.values()))
+    check_outputs(job.out, list(job.meshes.values()), list(job.meshes))
 
 
-def check_outputs(folder: Path, paths: list[Path]) -> None:
+def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ()) -> None:
     """Refuses a folder where meshes with fields would overwrite one another or themselves.
 
     Raises:
@@ -140,7 +143,8 @@ def check_outputs(folder: Path, paths: list[Path]) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder")
-    outputs = [folder / output_name(path) for path in paths]
+    names = map(output_name, paths, branches) if branches else map(output_name, paths)
+    outputs = [folder / name for name in names]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"two meshes would become the same file {outputs[0]}")
     for path, output in zip(paths, outputs, strict=True):
@@ -150,9 +154,10 @@ def check_outputs(folder: Path, paths: list[Path]) -> None:
 
 def _read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
     if not job.compare:
-        return {branch: query_mesh(path) for branch, path in job.meshes.items()}
+        return {branch: query_mesh(path, branch, job.foam) for branch, path in job.meshes.items()}
     return {
-        branch: reference_mesh(path, fields[branch], sources.get(branch, {})) for branch, path in job.meshes.items()
+        branch: reference_mesh(path, fields[branch], sources.get(branch, {}), branch, job.foam)
+        for branch, path in job.meshes.items()
     }
 
 
