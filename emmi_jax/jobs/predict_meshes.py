@@ -79,7 +79,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     fields = surrogate.model.config.fields
     _check(job, surrogate)
     meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
-    geometry = None if job.geometry is None else geometry_points(job.geometry, job.foam)
+    geometry = _geometry(job, surrogate)
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
@@ -133,6 +133,14 @@ def _check(job: MeshJob, surrogate: Surrogate) -> None:
     if job.use_figures:
         importlib.import_module("matplotlib")
     check_outputs(job.out, list(job.meshes.values()), list(job.meshes))
+
+
+def _geometry(job: MeshJob, surrogate: Surrogate) -> Array | None:
+    """Returns points of the geometry, on the patches of a case as in training; None for those that the model finds."""
+    path, surface = job.geometry, job.meshes.get(GEOMETRY_BRANCH)
+    if path is None and surrogate.context is None and surrogate.model.config.has_geometry:
+        path = surface if surface is not None and surface.is_dir() else None
+    return None if path is None else geometry_points(path, job.foam)
 
 
 def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ()) -> None:

@@ -260,6 +260,11 @@ def _native_times(folders: Sequence[Path]) -> list[str]:
     )
 
 
+def is_time(name: str) -> bool:
+    """Returns whether a folder of this name is a time."""
+    return _NUMBER.fullmatch(name) is not None
+
+
 def _number(name: str) -> float:
     return float(name)
 
