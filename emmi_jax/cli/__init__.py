@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 after a user's mistake (one line on stderr), or 128 + the signal that stopped training.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _with_kind_of_figures(sys.argv[1:] if arguments is None else arguments)
     _keep_compiled_programs()
     command = typer.main.get_command(app)
     where = " ".join(["emmi-jax", *(name for name in arguments[:1] if name in _COMMANDS)])
@@ -80,6 +80,15 @@ def _keep_compiled_programs() -> None:
         with contextlib.suppress(OSError):  # a home that is read-only: every start compiles
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _with_kind_of_figures(arguments: Sequence[str]) -> list[str]:
+    """Lets `--figures` alone mean pictures; the parser knows no option whose value may be left out."""
+    found: list[str] = []
+    for number, word in enumerate(arguments):
+        is_alone = word == "--figures" and (number + 1 == len(arguments) or arguments[number + 1].startswith("-"))
+        found += [word, "png"] if is_alone else [word]
+    return found
 
 
 def _fail(where: str, message: str) -> int:

@@ -38,7 +38,10 @@ def predict(
     ] = None,
     write_time: Annotated[str, typer.Option(metavar="TIME", help="Folder of CASE that receives them.")] = "0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace fields that are there.")] = False,
-    figures: Annotated[bool, typer.Option("--figures", help="Draw the fields into .png files in OUT.")] = False,
+    figures: Annotated[
+        str | None,
+        typer.Option(metavar="[png|html]", help="Show the fields in OUT: .png pictures, or .html pages to turn."),
+    ] = None,
     area: Annotated[
         float | None, typer.Option(help="Reference area in m2; with --speed, prints Cd (along x) and Cl (along z).")
     ] = None,
@@ -131,7 +134,7 @@ def predict(
         forces=forces,
         foam=foam,
         chunk_size=size,
-        use_figures=figures,
+        figures=figures,
     )
     predict_meshes(job, surrogate, config.field_sources(), console=console)
     return 0

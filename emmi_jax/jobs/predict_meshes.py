@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths, warn
 from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 from emmi_jax.points import Array
 
+FIGURES = ("png", "html")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeshJob:
@@ -48,7 +51,7 @@ class MeshJob:
         forces: What forces are divided by; None means no forces.
         foam: The patches and the time of OpenFOAM cases.
         chunk_size: Points per call of the model.
-        use_figures: Whether to draw the fields into `.png` files beside the meshes.
+        figures: How to show the fields beside the meshes: `png` for pictures, `html` for pages; None for neither.
     """
 
     meshes: Mapping[str, Path]
@@ -59,7 +62,7 @@ class MeshJob:
     forces: ForceReference | None = None
     foam: FoamSelection = LATEST_WALLS
     chunk_size: ChunkSize = "auto"
-    use_figures: bool = False
+    figures: str | None = None
 
 
 def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, console: Console) -> None:
@@ -95,8 +98,10 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
     if job.forces is not None:
         _report_forces(job.forces, job.out, predicted, meshes, console)
-    if job.use_figures:
+    if job.figures == "png":
         print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
+    elif job.figures == "html":
+        print_paths(write_pages(job.out, predicted, meshes, geometry), console)
 
 
 def draw_figures(
@@ -112,6 +117,27 @@ def draw_figures(
         fields = MeshFields(branch, mesh.dataset, location, position, predicted[branch], reference)
         paths += draw_mesh_fields(fields, folder, geometry=geometry)
     return paths
+
+
+def write_pages(
+    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], geometry: Array | None
+) -> list[Path]:
+    """Writes a page per mesh that shows its fields in 3-D, with planes around the surface mesh or the geometry."""
+    from emmi_jax.plots.mesh_pages import write_mesh_page
+    from emmi_jax.plots.meshes import MeshFields
+
+    surface = meshes[GEOMETRY_BRANCH].mesh.dataset if GEOMETRY_BRANCH in meshes else None
+    if GEOMETRY_BRANCH in meshes:
+        geometry = meshes[GEOMETRY_BRANCH].position
+    return [
+        write_mesh_page(
+            MeshFields(branch, mesh.mesh.dataset, mesh.location, mesh.position, predicted[branch], mesh.reference),
+            folder,
+            geometry=geometry,
+            surface=surface if surface is not None and surface.IsA("vtkPolyData") else None,
+        )
+        for branch, mesh in meshes.items()
+    ]
 
 
 def _check(job: MeshJob, surrogate: Surrogate) -> None:
@@ -130,9 +156,23 @@ def _check(job: MeshJob, surrogate: Surrogate) -> None:
         raise ValueError(f"forces need a mesh for the branch {GEOMETRY_BRANCH!r}, got {list(job.meshes)}")
     if job.fields is not None and not job.compare:
         raise ValueError(f"{job.fields}: a mapping of arrays to fields is only used to compare with them")
-    if job.use_figures:
-        importlib.import_module("matplotlib")
+    check_figures(job.figures)
     check_outputs(job.out, list(job.meshes.values()), list(job.meshes))
+
+
+def check_figures(kind: str | None) -> None:
+    """Refuses figures of another kind, or those that lack a package.
+
+    Raises:
+        ValueError: The kind is unknown.
+        ImportError: A package is not installed.
+    """
+    if kind is not None and kind not in FIGURES:
+        raise ValueError(f"--figures must be {' or '.join(FIGURES)}, got {kind!r}")
+    if kind is not None:
+        importlib.import_module("matplotlib")
+    if kind == "html" and importlib.util.find_spec("plotly") is None:
+        raise ImportError("--figures html needs a package: pip install plotly")
 
 
 def _geometry(job: MeshJob, surrogate: Surrogate) -> Array | None:
