@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 try:
     import typer
+    from typer.core import TyperCommand
 except ModuleNotFoundError:
     raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
 
@@ -34,6 +36,17 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "stats": stats,
 }
 
+
+class _Command(TyperCommand):
+    """A command where `--figures` alone means pictures; the parser knows no option whose value may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words: list[str] = []
+        for word, following in zip(args, [*args[1:], "-"], strict=True):
+            words += [word, "png"] if word == "--figures" and following.startswith("-") else [word]
+        return super().parse_args(ctx, words)
+
+
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +57,7 @@ app = typer.Typer(
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
 )
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, cls=_Command)(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 after a user's mistake (one line on stderr), or 128 + the signal that stopped training.
     """
-    arguments = _with_kind_of_figures(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     _keep_compiled_programs()
     command = typer.main.get_command(app)
     where = " ".join(["emmi-jax", *(name for name in arguments[:1] if name in _COMMANDS)])
@@ -80,15 +93,6 @@ def _keep_compiled_programs() -> None:
         with contextlib.suppress(OSError):  # a home that is read-only: every start compiles
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _with_kind_of_figures(arguments: Sequence[str]) -> list[str]:
-    """Lets `--figures` alone mean pictures; the parser knows no option whose value may be left out."""
-    found: list[str] = []
-    for number, word in enumerate(arguments):
-        is_alone = word == "--figures" and (number + 1 == len(arguments) or arguments[number + 1].startswith("-"))
-        found += [word, "png"] if is_alone else [word]
-    return found
 
 
 def _fail(where: str, message: str) -> int:

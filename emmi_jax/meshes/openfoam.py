@@ -99,15 +99,13 @@ def foam_files(path: Path, selection: FoamSelection = LATEST_WALLS) -> list[Path
     """Returns the files that are read: meshes, and fields of the time.
 
     Raises:
-        ValueError: The case does not have the time.
+        ValueError: The case does not have the time, or lacks a file of the mesh.
     """
     if not (roots := _roots_at(path, selection)):
         files = _vtk_files(path, selection)
         return [files.internal, *files.patches.values()]
-    found = [_existing(root / "constant/polyMesh" / name) for root in roots for name in _MESH_FILES]
     time = foam_time(path, selection)
-    found += [file for root in roots for file in _field_files(root, time)]
-    return [file for file in found if file is not None]
+    return [file for root in roots for file in (*_mesh_files(root), *_field_files(root, time))]
 
 
 def foam_arrays(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, set[str]]:
@@ -186,8 +184,7 @@ def _read_root(
     root: Path, time: str | None, chosen: Sequence[str], branches: Collection[str], arrays: Collection[str] | None
 ) -> Iterator[tuple[str, Any]]:
     """Yields the branch and the content of the internal mesh and of each chosen patch of one mesh."""
-    if absent := [name for name in _MESH_FILES if _existing(root / "constant/polyMesh" / name) is None]:
-        raise ValueError(f"{root / 'constant/polyMesh'}: no file {', '.join(absent)}")
+    _mesh_files(root)
     pyvista = import_pyvista()
     with vtk_messages() as messages:
         reader = importlib.import_module("vtkmodules.vtkIOGeometry").vtkOpenFOAMReader()
@@ -275,6 +272,14 @@ def _field_files(root: Path, time: str | None) -> list[Path]:
     return sorted(p for p in (root / time).iterdir() if p.is_file() and _VOLUME_FIELD.search(_head(p)))
 
 
+def _mesh_files(root: Path) -> list[Path]:
+    """Returns the files of a mesh, and refuses one that lacks any."""
+    found = {name: _existing(root / "constant/polyMesh" / name) for name in _MESH_FILES}
+    if absent := [name for name, file in found.items() if file is None]:
+        raise ValueError(f"{root / 'constant/polyMesh'}: no file {', '.join(absent)}")
+    return [file for file in found.values() if file is not None]
+
+
 def _head(path: Path) -> bytes:
     with open_foam(path) as file:
         try:
@@ -297,8 +302,8 @@ def _native_patches(path: Path) -> dict[str, tuple[str | None, int | None]]:
     found: dict[str, tuple[str | None, int | None]] = {}
     for root in case_roots(path):
         file = _existing(root / "constant/polyMesh/boundary")
-        if file is None:
-            raise ValueError(f"{root / 'constant/polyMesh'}: no file boundary")
+        if file is None:  # reading names all files that are missing
+            continue
         with open_foam(file) as content:
             text = _COMMENT.sub(" ", content.read().decode("latin-1"))
         for quoted, plain, body in _PATCH.findall(text):
