@@ -42,8 +42,9 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words: list[str] = []
-        for word, following in zip(args, [*args[1:], "-"], strict=True):
-            words += [word, "png"] if word == "--figures" and following.startswith("-") else [word]
+        for number, word in enumerate(args):
+            is_alone = number + 1 == len(args) or args[number + 1].startswith("-")
+            words += [word, "png"] if word == "--figures" and is_alone else [word]
         return super().parse_args(ctx, words)
 
 

@@ -14,6 +14,7 @@ from emmi_jax.data.case_folder import (
     case_names,
     case_problem,
     find_sources,
+    is_foam_case,
     read_case_folder,
 )
 from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split
@@ -82,6 +83,9 @@ def open_cases(
     names = [] if case_branches(path) else case_names(path)
     if not names:
         return None
+    found = find_sources(path / names[0], sources, foam)
+    if is_foam_case(path / names[0]):  # the first case says which fields there are
+        sources = found
     load = partial(_load, path, with_cell_sizes=with_cell_sizes, sources=sources, foam=foam)
     stored = stored_split(path)
     return OpenCases(
@@ -89,7 +93,7 @@ def open_cases(
         WholeCases(load, lambda name: case_fingerprint(path / name, path, foam)),
         lambda name: case_branches(path / name, foam),
         partial(check_cases, path, sources=sources, foam=foam),
-        find_sources(path / names[0], sources, foam),
+        found,
         None if stored is None else parse_split(stored, names, path / SPLIT_FILE),
     )
 

@@ -115,10 +115,11 @@ def test_statistics_are_those_of_walls_and_cells(cases):
 
 def test_broken_cases_are_named_together(cases, tmp_path, capsys):
     root = shutil.copytree(cases, tmp_path / "data")
-    (root / "run_1/100/p").unlink()
+    (root / "run_10/processor0/100/p").unlink()
     (root / "run_2/constant/polyMesh/faces").unlink()
     assert main(["train", "--data", str(root), "--surface-patches", "body", "--dry-run"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert "2 of 3 cases are unusable: run_1: no array 'p' at time 100; run_2: " in message
+    assert "2 of 3 cases are unusable: run_2: " in message
+    assert "run_10: no array 'p' at time 100" in message
     assert case_names(root) == ["run_1", "run_2", "run_10"]
