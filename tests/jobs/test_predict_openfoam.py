@@ -254,3 +254,10 @@ def test_a_solver_starts_from_a_prediction(binary, surrogate, tmp_path):
     done = subprocess.run(["bash", "-c", command], cwd=case, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (case / "1/U").is_file()
+
+
+def test_pages_of_a_case_are_written_in_place_of_pictures(surrogate, tmp_path):
+    case = write_foam_case(tmp_path / "case")
+    job = MeshJob(meshes={"surface": case, "volume": case}, out=tmp_path / "out", foam=BODY, figures="html")
+    predict_meshes(job, surrogate, {}, console=Console(file=io.StringIO()))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*ml")) == ["surface.html", "volume.html"]
