@@ -20,6 +20,7 @@ MAX_TRIANGLES = 150_000
 """More are coarsened, as a browser gets slow."""
 
 _MAX_POINTS = 30_000
+_FIRST_BINS = 128
 _TRUTH = "reference"
 
 
@@ -103,12 +104,14 @@ def _coarse(shape: Shape, values: dict[str, Array]) -> tuple[Shape, dict[str, Ar
         return shape, values, []
     from scipy.spatial import cKDTree
 
-    num_bins = 2048.0
+    # The number of triangles grows with the square of the number of bins.
+    first = _binned(shape.points, shape.corners, _FIRST_BINS)
+    num_bins = _FIRST_BINS * (MAX_TRIANGLES / max(1, len(first.corners))) ** 0.5
     while True:
         few = _binned(shape.points, shape.corners, int(num_bins))
         if len(few.corners) <= MAX_TRIANGLES:
             break
-        num_bins /= 2**0.5
+        num_bins *= 0.8
     _, nearest = cKDTree(_centres(shape.points, shape.corners)).query(_centres(few.points, few.corners))
     note = f"Coarsened for this page only: {len(few.corners):,} of {len(shape.corners):,} triangles are shown."
     return Shape(*few), {name: v[nearest] for name, v in values.items()}, [note]
@@ -133,7 +136,8 @@ def _binned(points: Array, corners: NDArray[np.int64], num_bins: int) -> _Triang
     means = np.stack([np.bincount(merged, weights=points[:, axis]) / count for axis in range(3)], axis=1)
     kept = merged[corners]
     kept = kept[(kept != np.roll(kept, 1, axis=1)).all(axis=1)]
-    _, first = np.unique(np.sort(kept, axis=1), axis=0, return_index=True)
+    same = np.sort(kept, axis=1) @ np.array([1, len(means), len(means) ** 2])
+    _, first = np.unique(same, return_index=True)
     return _Triangles(means, kept[first])
 
 
