@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 try:
     import typer
+    from typer.core import TyperCommand
 except ModuleNotFoundError:
     raise SystemExit("emmi-jax: error: the command needs more packages: pip install 'emmi-jax[train]'") from None
 
@@ -37,6 +39,18 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "doctor": doctor,
 }
 
+
+class _Command(TyperCommand):
+    """A command where `--figures` alone means pictures; the parser knows no option whose value may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words: list[str] = []
+        for number, word in enumerate(args):
+            is_alone = number + 1 == len(args) or args[number + 1].startswith("-")
+            words += [word, "png"] if word == "--figures" and is_alone else [word]
+        return super().parse_args(ctx, words)
+
+
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,7 +61,7 @@ app = typer.Typer(
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
 )
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, cls=_Command)(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,6 +32,9 @@ def sensitivity(
     volume: Annotated[
         Path | None, typer.Option(metavar="MESH", help="Mesh to draw volume anchors from; default: the run's.")
     ] = None,
+    figures: Annotated[
+        str, typer.Option(metavar="[png|html]", help="Show where to push: a .png picture, or an .html page to turn.")
+    ] = "png",
     smoothing: Annotated[
         float | None, typer.Option(help="Length to smooth over; default: 2% of the longest side.")
     ] = None,
@@ -77,6 +80,7 @@ def sensitivity(
         geometry=geometry,
         volume=volume,
         smoothing=smoothing,
+        figures=figures,
         allow_open=allow_open,
         seed=seed,
         chunk_size=size,

@@ -36,6 +36,11 @@ def evaluate(
     drag_direction: Annotated[str, typer.Option(metavar="X,Y,Z", help="Direction of the stream.")] = "1,0,0",
     lift_direction: Annotated[str, typer.Option(metavar="X,Y,Z", help="Direction of the lift.")] = "0,0,1",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output; default: the run's folder.")] = None,
+    surface_patches: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Patches of OpenFOAM cases; may be repeated; default: the run's."),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Time of OpenFOAM cases; default: the run's, or the latest.")] = None,
     checkpoint: Annotated[
         str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
     ] = "latest",
@@ -67,6 +72,15 @@ def evaluate(
         drag_direction=parse_vector("--drag-direction", drag_direction),
         lift_direction=parse_vector("--lift-direction", lift_direction),
     )
-    job = EvaluationJob(data=data, split=split, repeats=repeats, forces=forces, out=out, checkpoint=checkpoint)
+    job = EvaluationJob(
+        data=data,
+        split=split,
+        repeats=repeats,
+        forces=forces,
+        out=out,
+        checkpoint=checkpoint,
+        surface_patches=None if surface_patches is None else tuple(surface_patches),
+        time=time,
+    )
     evaluate_run(run, job, console=Console(soft_wrap=False))
     return 0

@@ -59,7 +59,9 @@ def info(
 
 
 def stats(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".npz, .npy or mesh files; or one store.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help=".npz, .npy or mesh files, OpenFOAM cases; or one store.")
+    ],
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the numbers as JSON.")] = None,
 ) -> int:
     """List count, min, max, mean and deviation of every array.

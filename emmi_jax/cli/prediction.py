@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="Output: a folder, or FILE.npz for points.")],
+    out: Annotated[Path | None, typer.Option(metavar="PATH", help="Output: a folder, or FILE.npz for points.")] = None,
     points: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Positions (N, 3): an .npz file or .npy files, see above.")
     ] = None,
@@ -26,7 +26,22 @@ def predict(
     fields: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Maps these arrays to fields; default: the run's mapping.")
     ] = None,
-    figures: Annotated[bool, typer.Option("--figures", help="Draw the fields into .png files in OUT.")] = False,
+    surface_patches: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Patches of an OpenFOAM case; may be repeated; default: the run's."),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time of an OpenFOAM case; default: the run's, or the latest.")
+    ] = None,
+    write_openfoam: Annotated[
+        Path | None, typer.Option(metavar="CASE", help="Write the fields of all cells of a case, to start a solver.")
+    ] = None,
+    write_time: Annotated[str, typer.Option(metavar="TIME", help="Folder of CASE that receives them.")] = "0",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace fields that are there.")] = False,
+    figures: Annotated[
+        str | None,
+        typer.Option(metavar="[png|html]", help="Show the fields in OUT: .png pictures, or .html pages to turn."),
+    ] = None,
     area: Annotated[
         float | None, typer.Option(help="Reference area in m2; with --speed, prints Cd (along x) and Cl (along z).")
     ] = None,
@@ -61,6 +76,11 @@ def predict(
     \b
     Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj) are written to the folder OUT
     with predicted_<field>. --compare adds error_<field> and comparison.json.
+    A MESH may also be the folder of an OpenFOAM case, or of foamToVTK.
+
+    \b
+    --write-openfoam writes U, p, … into CASE/0, with the boundary conditions
+    that are there; CASE/0 is kept as CASE/0.orig.
 
     \b
     Example:
@@ -70,31 +90,53 @@ def predict(
     meshes = {name: path for name, path in (("surface", surface), ("volume", volume)) if path is not None}
     forces = force_reference(area, reference, speed, density)
     for_meshes = bool(meshes or geometry or compare or fields or figures or forces)
-    if (points is None) == (not meshes) or (points is not None and for_meshes):
+    if write_openfoam is not None:
+        if points or meshes or out or compare or fields or figures or forces:
+            raise ValueError("--write-openfoam takes no other input or output than --geometry and --surface-patches")
+    elif (points is None) == (not meshes) or (points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with their options")
+    target = out if write_openfoam is None else write_openfoam
+    if target is None:
+        raise ValueError("expected --out, or --write-openfoam")
     size: int | Literal["auto"] = "auto" if chunk_size is None else chunk_size
     from rich.console import Console
 
     from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
+    from emmi_jax.jobs.predict_openfoam import FoamJob
+    from emmi_jax.jobs.predict_openfoam import write_openfoam as run_openfoam
     from emmi_jax.jobs.predict_points import PointJob, predict_points
     from emmi_jax.runs.directory import RunDirectory
     from emmi_jax.runs.load import load_run
 
     surrogate, console = load_run(run, checkpoint), Console(soft_wrap=False)
+    config = RunDirectory.open(run).read_config()
+    foam = config.foam(None if surface_patches is None else tuple(surface_patches), time)
+    if write_openfoam is not None:
+        foam_job = FoamJob(
+            case=target,
+            geometry=geometry,
+            foam=foam,
+            time=write_time,
+            overwrite=overwrite,
+            chunk_size=size,
+        )
+        run_openfoam(foam_job, surrogate, config.field_sources(), console=console)
+        return 0
     if points is not None:
-        predict_points(PointJob(points=points, out=out, chunk_size=size), surrogate, console=console)
+        predict_points(PointJob(points=points, out=target, chunk_size=size), surrogate, console=console)
         return 0
     job = MeshJob(
         meshes=meshes,
-        out=out,
+        out=target,
         geometry=geometry,
         compare=compare,
         fields=fields,
         forces=forces,
+        foam=foam,
         chunk_size=size,
-        use_figures=figures,
+        figures=figures,
     )
-    predict_meshes(job, surrogate, RunDirectory.open(run).read_config().field_sources(), console=console)
+    predict_meshes(job, surrogate, config.field_sources(), console=console)
     return 0
 
 

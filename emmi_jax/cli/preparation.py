@@ -20,6 +20,11 @@ def prepare(
     no_cell_sizes: Annotated[
         bool, typer.Option("--no-cell-sizes", help="Leave out cell sizes, which only weighted draws need.")
     ] = False,
+    surface_patches: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Patches of OpenFOAM cases; may be repeated; default: all walls."),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Time of OpenFOAM cases; default: the latest.")] = None,
 ) -> int:
     """Make a store of cases that train reads at disk speed.
 
@@ -35,7 +40,16 @@ def prepare(
 
     from emmi_jax.jobs.prepare import PrepareJob
     from emmi_jax.jobs.prepare import prepare as run
+    from emmi_jax.meshes.openfoam import FoamSelection
 
-    job = PrepareJob(data=data, out=out, dtype=dtype, split=split, workers=workers, cell_sizes=not no_cell_sizes)
+    job = PrepareJob(
+        data=data,
+        out=out,
+        dtype=dtype,
+        split=split,
+        workers=workers,
+        cell_sizes=not no_cell_sizes,
+        foam=FoamSelection(tuple(surface_patches or ()), time),
+    )
     run(job, console=Console(soft_wrap=False))
     return 0

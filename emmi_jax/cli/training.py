@@ -46,6 +46,11 @@ def train(
             help=f"Statistics to use instead of measured ones: {', '.join(STATISTICS)}, or the config.json of a run.",
         ),
     ] = None,
+    surface_patches: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Patches of OpenFOAM cases; may be repeated; default: all walls."),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Time of OpenFOAM cases; default: the latest.")] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of all runs.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Folder of the run in --out; default: the next free number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint of --name.")] = False,
@@ -131,7 +136,8 @@ def train(
     .stl file of the body. fields.json maps arrays to fields,
     {"surface": {"pressure": "p"}, "volume": {…}}; the default is DrivAerML's
     array names. A case folder may hold tensors instead:
-    surface_position_vtp.pt, surface_pressure.pt, ….
+    surface_position_vtp.pt, surface_pressure.pt, …. It may be an OpenFOAM
+    case, decomposed or not, or output of foamToVTK.
     A folder of case folders is a data set. split.json assigns its cases to
     splits, {"train": ["run_1", "run_3"], "test": ["run_2"]}; by default a
     random fifth is only tested on. A store made by prepare, or its URL, is
@@ -161,6 +167,8 @@ def train(
         "data": data,
         "split": split,
         "statistics": statistics,
+        "surface_patches": surface_patches or None,
+        "time": time,
         "steps": steps,
         "batch_size": batch_size,
         "sampling.num_anchors": num_anchors,
@@ -192,13 +200,16 @@ def train(
     source = next((change["data"] for change in reversed(changes) if "data" in change), None)
     if not isinstance(source, str | None):
         raise ValueError(f"data must be a path or none, got {source!r}")
+    foam: list[dict[str, Any]] = [
+        {key: change[key] for key in ("surface_patches", "time") if key in change} for change in changes
+    ]
     path = out / name if name is not None else _free_path(out, _BUILT_IN_NAME if source is None else Path(source).stem)
     if resume:
         settings = _stored_settings(path)
     elif init_from is not None:
         settings, changes = _settings_to_start_from(init_from, source, changes)
     else:
-        settings = default_settings(source, geometry=not no_geometry)
+        settings = default_settings(source, geometry=not no_geometry, foam=TrainSettings().updated(*foam).foam)
     settings = settings.updated(*changes)
     with connected(coordinator, num_processes, process_id):
         console, layout = Console(soft_wrap=False, quiet=not is_main()), Layout.parse(mesh, fsdp=fsdp)

@@ -20,6 +20,7 @@ from emmi_jax.data.drivaernet import (
     read_design,
 )
 from emmi_jax.data.field_sources import DRIVAERML, FIELDS_FILE, Sources, published_sources, read_sources
+from emmi_jax.data.openfoam import foam_problem, proposed_sources, read_foam_case
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.data.shapenet_car import BRANCHES, read_shapenet_car, shapenet_car_files
 from emmi_jax.data.tensors import (
@@ -31,8 +32,10 @@ from emmi_jax.data.tensors import (
     tensor_problem,
 )
 from emmi_jax.files.atomic import check_space
+from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
-from emmi_jax.meshes.surfaces import is_surface, surface_elements, surface_triangles
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, foam_arrays, foam_branches, foam_files, is_foam
+from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
 from emmi_jax.meshes.vtk import array_names
 from emmi_jax.points import PointSet
 
@@ -60,7 +63,7 @@ def case_names(path: Path) -> list[str]:
     return []
 
 
-def case_branches(path: Path) -> tuple[str, ...]:
+def case_branches(path: Path, foam: FoamSelection = LATEST_WALLS) -> tuple[str, ...]:
     """Returns the branches that a folder has positions of; none if it is not a folder.
 
     A design of DrivAerNet++ counts as a folder of this name in that of the data set.
@@ -71,23 +74,34 @@ def case_branches(path: Path) -> tuple[str, ...]:
         return tuple(found)
     if any((path / name).is_file() for name in BRANCHES.values()):
         return tuple(branch for branch, name in BRANCHES.items() if (path / name).is_file())
-    return tuple(branch for branch in MESHES if _mesh_files(path, branch))
+    return tuple(branch for branch in MESHES if _mesh_files(path, branch)) or foam_branches(path, foam)
 
 
-def case_files(path: Path) -> list[Path]:
+def is_foam_case(path: Path) -> bool:
+    """Returns whether a folder is read as OpenFOAM's; files of another layout come first."""
+    others = tensor_files(path) or shapenet_car_files(path) or any(_mesh_files(path, branch) for branch in MESHES)
+    return not is_drivaernet(path.parent) and not others and is_foam(path)
+
+
+def case_files(path: Path, foam: FoamSelection = LATEST_WALLS) -> list[Path]:
     """Returns the files of a case folder that `read_case_folder` reads."""
     if is_drivaernet(path.parent):
         return sorted(design_files(path.parent, path.name).values())
     found = [path / name for files in tensor_files(path).values() for name in (files.position, *files.fields.values())]
     found = [file for file in [*found, geometry_file(path)] if file is not None and file.is_file()]
     if not found and not (found := shapenet_car_files(path)):
-        found = [file for branch in MESHES for file in _mesh_files(path, branch)]
+        found = foam_files(path, foam) if is_foam_case(path) else []
+        found += [file for branch in MESHES for file in _mesh_files(path, branch)]
         found += [file for folder in (path, path.parent) if (file := folder / FIELDS_FILE).is_file()]
     return sorted([*found, *path.glob("*.stl")])
 
 
 def case_problem(
-    path: Path, load_tensor: LoadTensor, branches: Collection[str], sources: Sources | None = None
+    path: Path,
+    load_tensor: LoadTensor,
+    branches: Collection[str],
+    sources: Sources | None = None,
+    foam: FoamSelection = LATEST_WALLS,
 ) -> str | None:
     """Says why a case cannot be read, as far as names, sizes and headers of its files tell; None if nothing is wrong.
 
@@ -96,11 +110,17 @@ def case_problem(
         load_tensor: Reads a `.pt` file of one tensor, or maps it.
         branches: The branches that it must have.
         sources: See `read_case_folder`.
+        foam: See `read_case_folder`.
     """
-    if missing := sorted(set(branches) - set(case_branches(path))):
-        return f"no {' and no '.join(missing)}"
-    if empty := [file.name for file in case_files(path) if not file.stat().st_size]:
-        return f"{', '.join(empty)}: empty"
+    try:
+        if missing := sorted(set(branches) - set(case_branches(path, foam))):
+            return f"no {' and no '.join(missing)}"
+        if empty := [file.name for file in case_files(path, foam) if not file.stat().st_size]:
+            return f"{', '.join(empty)}: empty"
+        if is_foam_case(path):
+            return foam_problem(path, find_sources(path, sources, foam), foam)
+    except (OSError, ValueError) as error:
+        return str(error)
     if tensor_files(path):
         return tensor_problem(path, load_tensor)
     if len(shapenet_car_files(path)) < 3 and shapenet_car_files(path):
@@ -121,18 +141,20 @@ def read_case_folder(
     with_cell_sizes: bool | None = False,
     with_area_vectors: bool = False,
     sources: Sources | None = None,
+    foam: FoamSelection = LATEST_WALLS,
 ) -> Case:
     """Reads a case with a surface, a volume or both.
 
     Args:
         path: A folder with `boundary*.vtp`, `volume*.vtu` or both, and perhaps an `.stl` file of the geometry; see
             `find_sources` for the fields. Or a folder with the tensors of a published data set, or with the three files
-            of ShapeNet-Car.
+            of ShapeNet-Car; or an OpenFOAM case.
         load_tensor: Reads a `.pt` file of one tensor.
         with_cell_sizes: Whether to measure the cells of the meshes; None: those of meshes that have sizes.
         with_area_vectors: Whether to measure the area vectors of a surface mesh of polygons with fields in its cells.
         sources: The arrays that hold the fields, unless a `fields.json` names them; None for those of DrivAerML or
-            AhmedML.
+            AhmedML, or those of OpenFOAM.
+        foam: The patches and the time of an OpenFOAM case.
 
     Returns:
         The case; fields are [N, F], float32 or float64 as in the files.
@@ -148,6 +170,16 @@ def read_case_folder(
         return Case(read_design(path.parent, path.name), None)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
+    if is_foam_case(path):
+        found = find_sources(path, sources, foam)
+        return read_foam_case(
+            path,
+            found,
+            foam,
+            NUM_GEOMETRY_POINTS,
+            with_cell_sizes=with_cell_sizes is not False,
+            with_area_vectors=with_area_vectors,
+        )
     geometry = _only(path, path.glob("*.stl"))
     if (is_tensors := bool(tensor_files(path))) or shapenet_car_files(path):
         if with_cell_sizes:
@@ -190,22 +222,29 @@ def _read_points(
     if with_cell_sizes is None and is_in_cells and (sizes := mesh.cell_sizes()).any():
         points = points._replace(cell_size=sizes)
     if with_area_vectors and is_in_cells and is_surface(mesh):
-        elements = surface_elements(mesh, require_closed=False)
-        points = points._replace(area_vector=elements.normal * elements.area[:, None])
+        points = points._replace(area_vector=area_vectors(mesh))
     return points
 
 
-def find_sources(path: Path, default: Sources | None = None) -> Sources:
+def case_fingerprint(path: Path, root: Path, foam: FoamSelection = LATEST_WALLS, *, with_times: bool = False) -> str:
+    """Returns the fingerprint of the files of a case folder, and of what is read of them."""
+    selected = repr(foam) if foam != LATEST_WALLS and is_foam_case(path) else ""
+    return fingerprint(case_files(path, foam), root, with_times=with_times, selected=selected)
+
+
+def find_sources(path: Path, default: Sources | None = None, foam: FoamSelection = LATEST_WALLS) -> Sources:
     """Returns the arrays that hold the fields of a case folder.
 
     They come from `fields.json` in the folder or in the one above; else they are the default, or those of the published
-    data set, DrivAerML or AhmedML, whose arrays a mesh has.
+    data set, DrivAerML or AhmedML, whose arrays a mesh has, or those that OpenFOAM names so.
     """
     for file in (folder / FIELDS_FILE for folder in (path, path.parent)):
         if file.is_file():
             return read_sources(file)
     if default is not None:
         return default
+    if is_foam_case(path):
+        return proposed_sources(foam_arrays(path, foam))
     for branch, pattern in MESHES.items():
         if files := sorted(path.glob(pattern)):
             return published_sources(branch, _all_arrays(files[0]))

@@ -18,7 +18,7 @@ from emmi_jax.config import Config, FrozenMapping
 from emmi_jax.data.moments import Moments
 from emmi_jax.points import float_arrays
 
-LOG_SCALED_FIELDS = frozenset({"vorticity"})
+LOG_SCALED_FIELDS = frozenset({"vorticity", "omega", "epsilon"})
 """Fields whose magnitudes span decades; learned as sign(x) log(1 + |x|)."""
 
 _BOX_MARGIN = 0.01
@@ -195,11 +195,17 @@ class Normalizer(Config):
 
     def num_outside(self, position: ArrayLike) -> int:
         """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is unknown."""
+        return int(np.count_nonzero(self.is_outside(position)))
+
+    def is_outside(self, position: ArrayLike) -> NDArray[np.bool_]:
+        """Returns which positions [N, n] are outside the box by more than 1 % of its longest side; none if unknown."""
+        x = np.asarray(position)
         if self.position_high is None:
-            return 0
-        x, low, high = np.asarray(position), np.array(self.position_low), np.array(self.position_high)
+            return np.zeros(len(x), bool)
+        low, high = np.array(self.position_low), np.array(self.position_high)
         margin = _BOX_MARGIN * (high - low).max()
-        return int(np.count_nonzero(((x < low - margin) | (x > high + margin)).any(axis=-1)))
+        outside: NDArray[np.bool_] = ((x < low - margin) | (x > high + margin)).any(axis=-1)
+        return outside
 
     def normalize_position(self, position: ArrayLike) -> Any:
         """Converts positions [..., n] to model units, float32."""

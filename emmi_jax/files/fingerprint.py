@@ -10,7 +10,7 @@ from pathlib import Path
 _END_BYTES = 1 << 16
 
 
-def fingerprint(paths: Iterable[Path], root: Path, *, with_times: bool = False) -> str:
+def fingerprint(paths: Iterable[Path], root: Path, *, with_times: bool = False, selected: str = "") -> str:
     """Returns a digest of the names of files below `root`, their sizes, and their first and last 64 KiB.
 
     Data that are copied elsewhere keep it. Files that are written anew do not: the end of a `.pt` or `.npz` file has
@@ -20,8 +20,9 @@ def fingerprint(paths: Iterable[Path], root: Path, *, with_times: bool = False) 
         paths: The files.
         root: The folder that names are relative to.
         with_times: Whether times of modification count too, so that every change shows; copies then differ.
+        selected: What is read of the files, if that is not all.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(selected.encode())
     for path in paths:
         status = path.stat()
         time = status.st_mtime_ns if with_times else 0

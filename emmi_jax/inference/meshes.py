@@ -18,7 +18,8 @@ from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.meshes.forces import force_coefficients, integrate_forces
-from emmi_jax.meshes.mesh import FieldSource, Location, Mesh, read_mesh, write_mesh
+from emmi_jax.meshes.mesh import FieldSource, Location, Mesh, write_mesh
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, read_branch
 from emmi_jax.meshes.surfaces import check_surface, surface_elements, surface_triangles
 from emmi_jax.points import Array, PointSet
 
@@ -66,32 +67,45 @@ class Forces(NamedTuple):
     num_open_edges: int
 
 
-def query_mesh(path: Path) -> BranchMesh:
+def query_mesh(path: Path, branch: str = GEOMETRY_BRANCH, foam: FoamSelection = LATEST_WALLS) -> BranchMesh:
     """Reads a mesh to predict on: in its cells, unless it has none or only its points carry arrays.
+
+    Args:
+        path: A mesh file, or the folder of an OpenFOAM case.
+        branch: The branch of the case.
+        foam: The patches and the time of the case.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable.
     """
-    mesh = read_mesh(path)
+    mesh = read_branch(path, branch, foam)
     only_on_points = mesh.dataset.n_arrays and not mesh.dataset.cell_data.keys()
     location: Location = "points" if only_on_points or not mesh.dataset.n_cells else "cells"
     return BranchMesh(mesh, location, mesh.position(location), {})
 
 
-def reference_mesh(path: Path, fields: Mapping[str, int], sources: Mapping[str, FieldSource]) -> BranchMesh:
+def reference_mesh(
+    path: Path,
+    fields: Mapping[str, int],
+    sources: Mapping[str, FieldSource],
+    branch: str = GEOMETRY_BRANCH,
+    foam: FoamSelection = LATEST_WALLS,
+) -> BranchMesh:
     """Reads a mesh to predict on where its reference arrays are, to compare with them.
 
     Args:
-        path: A mesh file.
+        path: A mesh file, or the folder of an OpenFOAM case.
         fields: Number of channels by field of the branch.
         sources: The arrays that hold the fields; a field without one is sought under its own name.
+        branch: The branch of the case.
+        foam: The patches and the time of the case.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable, or has nothing to compare with.
     """
-    mesh = read_mesh(path)
+    mesh = read_branch(path, branch, foam)
     present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
     sought = {name: sources.get(name, FieldSource(name)) for name in fields}
     found = {name: source for name, source in sought.items() if source.array in present}
@@ -107,9 +121,9 @@ def reference_mesh(path: Path, fields: Mapping[str, int], sources: Mapping[str, 
     return BranchMesh(mesh, mesh.location_of(s.array for s in found.values()), points.position, points.fields)
 
 
-def geometry_points(path: Path) -> Array:
-    """Draws points on the triangles of a surface, uniform in area, [P, 3]."""
-    return sample_triangles(0, surface_triangles(read_mesh(path)), NUM_GEOMETRY_POINTS)
+def geometry_points(path: Path, foam: FoamSelection = LATEST_WALLS) -> Array:
+    """Draws points on the triangles of a surface, or of the patches of a case, uniform in area, [P, 3]."""
+    return sample_triangles(0, surface_triangles(read_branch(path, GEOMETRY_BRANCH, foam)), NUM_GEOMETRY_POINTS)
 
 
 def predict_on_meshes(
@@ -175,7 +189,7 @@ def write_predictions(
         arrays = {f"predicted_{name}": values for name, values in predicted[branch].items()}
         for name, reference in mesh.reference.items():
             arrays[f"error_{name}"] = (predicted[branch][name] - reference).astype(np.float32)
-        paths.append(folder / output_name(mesh.mesh.path))
+        paths.append(folder / output_name(mesh.mesh.path, branch))
         write_mesh(paths[-1], mesh.mesh, arrays, location=mesh.location)
     return paths
 
@@ -195,8 +209,10 @@ def largest_output(meshes: Mapping[str, BranchMesh], fields: Mapping[str, Mappin
     return total
 
 
-def output_name(path: Path) -> str:
-    """Returns the name of the file that a mesh with fields is written to."""
+def output_name(path: Path, branch: str = GEOMETRY_BRANCH) -> str:
+    """Returns the name of the file that a mesh with fields is written to; a folder is an OpenFOAM case."""
+    if path.is_dir():
+        return f"{path.resolve().name}_{branch}.{'vtp' if branch == GEOMETRY_BRANCH else 'vtu'}"
     return path.name if path.suffix.lower() in _WRITABLE else f"{path.stem}.vtp"
 
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import (
     case_branches,
-    case_files,
+    case_fingerprint,
     case_names,
     case_problem,
     find_sources,
+    is_foam_case,
     read_case_folder,
 )
 from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split
@@ -24,7 +25,7 @@ from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import read_json
-from emmi_jax.files.fingerprint import fingerprint
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
 _MOST_SHOWN = 5
 
@@ -58,7 +59,12 @@ class OpenCases(NamedTuple):
 
 
 def open_cases(
-    data: str, *, with_cell_sizes: bool = False, with_area_vectors: bool = False, sources: Sources | None = None
+    data: str,
+    *,
+    with_cell_sizes: bool = False,
+    with_area_vectors: bool = False,
+    sources: Sources | None = None,
+    foam: FoamSelection = LATEST_WALLS,
 ) -> OpenCases | None:
     """Opens several cases.
 
@@ -67,7 +73,8 @@ def open_cases(
         with_cell_sizes: Whether to measure the cells of meshes.
         with_area_vectors: Whether to measure the area vectors of surface meshes, too.
         sources: The arrays of meshes that hold the fields, unless a `fields.json` names them; None for those of
-            DrivAerML or AhmedML.
+            DrivAerML or AhmedML, or of OpenFOAM.
+        foam: The patches and the time of OpenFOAM cases.
 
     Returns:
         The cases; None if the path is a single case or none.
@@ -81,15 +88,25 @@ def open_cases(
     names = [] if case_branches(path) else case_names(path)
     if not names:
         return None
-    load = partial(_load, path, with_cell_sizes=with_cell_sizes, with_area_vectors=with_area_vectors, sources=sources)
+    found = find_sources(path / names[0], sources, foam)
+    if is_foam_case(path / names[0]):  # the first case says which fields there are
+        sources = found
+    load = partial(
+        _load,
+        path,
+        with_cell_sizes=with_cell_sizes,
+        with_area_vectors=with_area_vectors,
+        sources=sources,
+        foam=foam,
+    )
     stored = stored_split(path)
     return OpenCases(
         names,
-        WholeCases(load, lambda name: fingerprint(case_files(path / name), path)),
-        lambda name: case_branches(path / name),
+        WholeCases(load, lambda name: case_fingerprint(path / name, path, foam)),
+        lambda name: case_branches(path / name, foam),
         lambda name: read_known_forces(path / name),
-        partial(check_cases, path, sources=sources),
-        find_sources(path / names[0], sources),
+        partial(check_cases, path, sources=sources, foam=foam),
+        found,
         None if stored is None else parse_split(stored, names, path / SPLIT_FILE),
     )
 
@@ -100,19 +117,22 @@ def stored_split(root: Path) -> Any:
     return read_json(file) if file.is_file() else design_split(root)
 
 
-def check_cases(root: Path, names: Sequence[str], sources: Sources | None = None) -> None:
+def check_cases(
+    root: Path, names: Sequence[str], sources: Sources | None = None, foam: FoamSelection = LATEST_WALLS
+) -> None:
     """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.
 
     Args:
         root: The folder of the cases.
         names: Their names; each must have the branches that any has.
         sources: See `open_cases`.
+        foam: See `open_cases`.
 
     Raises:
         ValueError: At least one is unusable; the message names the first five and what is wrong with each.
     """
-    branches = {branch for name in names for branch in case_branches(root / name)}
-    problems = {name: case_problem(root / name, load_torch_tensor, branches, sources) for name in names}
+    branches = {branch for name in names for branch in _branches(root / name, foam)}
+    problems = {name: case_problem(root / name, load_torch_tensor, branches, sources, foam) for name in names}
     found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
     if found:
         shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
@@ -133,11 +153,28 @@ def _open_store(location: str) -> OpenCases:
     )
 
 
-def _load(root: Path, name: str, *, with_cell_sizes: bool, with_area_vectors: bool, sources: Sources | None) -> Case:
+def _branches(path: Path, foam: FoamSelection) -> tuple[str, ...]:
+    """Returns the branches of a case; none if they cannot be told, which is said with what is wrong with the case."""
+    try:
+        return case_branches(path, foam)
+    except ValueError:
+        return ()
+
+
+def _load(
+    root: Path,
+    name: str,
+    *,
+    with_cell_sizes: bool,
+    with_area_vectors: bool,
+    sources: Sources | None,
+    foam: FoamSelection,
+) -> Case:
     return read_case_folder(
         root / name,
         load_torch_tensor,
         with_cell_sizes=with_cell_sizes,
         with_area_vectors=with_area_vectors,
         sources=sources,
+        foam=foam,
     )

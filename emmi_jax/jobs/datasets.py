@@ -8,10 +8,17 @@ from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_branches, case_files, find_sources, read_case_folder
+from emmi_jax.data.case_folder import (
+    case_branches,
+    case_fingerprint,
+    find_sources,
+    is_foam_case,
+    read_case_folder,
+)
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.data.samples import Dataset
@@ -21,6 +28,7 @@ from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
 from emmi_jax.jobs.cases import open_cases
 from emmi_jax.jobs.statistics import measure_collection
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 from emmi_jax.training.settings import TrainSettings
 
 
@@ -38,7 +46,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     if settings.data is None:
         return EllipsoidDataset(sampling)
     path = Path(settings.data)
-    opened = open_cases(settings.data, with_cell_sizes=is_weighted)
+    opened = open_cases(settings.data, with_cell_sizes=is_weighted, foam=settings.foam)
     if opened is not None:
         split = opened.split(settings.split)
         opened.check(list(split.split_of))
@@ -48,7 +56,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
         )
     if path.is_dir():
-        points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted)
+        points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted, foam=settings.foam)
         return PointCloudDataset(points, sampling, geometry=geometry, name=path.name)
     return PointCloudDataset({"volume": read_case(path)}, sampling, name=path.name)
 
@@ -69,7 +77,7 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
     if settings.statistics is not None:
         return read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
     if settings.data is not None and isinstance(dataset, CaseCollection):
-        moments = measure_collection(Path(settings.data), dataset, console=console)
+        moments = measure_collection(Path(settings.data), dataset, foam=settings.foam, console=console)
     else:
         moments = dataset.measure()
     return moments.normalizer(position_range=settings.position_range, divergence_free=free)
@@ -82,17 +90,33 @@ def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:
     if isinstance(dataset, CaseCollection):
         return dataset.fingerprint
     path = Path(settings.data)
-    return fingerprint(case_files(path) if path.is_dir() else [path], path.parent)
+    return case_fingerprint(path, path.parent, settings.foam) if path.is_dir() else fingerprint([path], path.parent)
 
 
 def field_sources(settings: TrainSettings) -> JsonDict:
     """Returns the arrays of mesh files that hold the fields, as in `fields.json`; empty if the data are no folder."""
     if settings.data is None:
         return {}
-    if (opened := open_cases(settings.data)) is not None:
+    if (opened := open_cases(settings.data, foam=settings.foam)) is not None:
         return sources_to_json(opened.sources)
     path = Path(settings.data)
-    return sources_to_json(find_sources(path)) if path.is_dir() else {}
+    return sources_to_json(find_sources(path, foam=settings.foam)) if path.is_dir() else {}
+
+
+def describe_sources(settings: TrainSettings) -> list[str]:
+    """Returns lines that say which arrays of which files are the fields; none if the data are no folder."""
+    lines = []
+    for branch, fields in field_sources(settings).items():
+        arrows = (
+            f"{name} ← {source['array']}" + f" · {source['scale']:g}" * (source["scale"] != 1)
+            for name, source in fields.items()
+        )
+        lines.append(f"{branch:<10} {', '.join(arrows)}")
+    if settings.data is not None and lines:
+        opened, path = open_cases(settings.data, foam=settings.foam), Path(settings.data)
+        first = path if opened is None else path / opened.names[0]
+        lines += [describe_foam(first, settings.foam)] if is_foam_case(first) else []
+    return lines
 
 
 def read_statistics(source: str) -> Normalizer:
@@ -118,16 +142,17 @@ def read_statistics(source: str) -> Normalizer:
         raise ValueError(f"{path}: not the statistics of a run: {error}") from None
 
 
-def default_settings(data: str | None, *, geometry: bool = True) -> TrainSettings:
+def default_settings(data: str | None, *, geometry: bool = True, foam: FoamSelection = LATEST_WALLS) -> TrainSettings:
     """Returns the default settings, for a run of a few minutes on two processor cores.
 
     Args:
         data: Path of an `.npz` case, of a folder with a case, or of a folder with several such folders; None for the
             built-in ellipsoids.
         geometry: Whether the model has a geometry branch; it never has one for data without a surface.
+        foam: The patches and the time of OpenFOAM cases.
     """
     if data is not None:
-        return _settings_of_a_case(data, geometry=geometry)
+        return _settings_of_a_case(data, geometry, foam)
     if not geometry:
         return TrainSettings()
     return TrainSettings().updated(
@@ -138,9 +163,9 @@ def default_settings(data: str | None, *, geometry: bool = True) -> TrainSetting
     )
 
 
-def _settings_of_a_case(data: str, *, geometry: bool) -> TrainSettings:
-    opened = open_cases(data)
-    branches = case_branches(Path(data)) if opened is None else opened.branches_of(opened.names[0])
+def _settings_of_a_case(data: str, geometry: bool, foam: FoamSelection) -> TrainSettings:
+    opened = open_cases(data, foam=foam)
+    branches = case_branches(Path(data), foam) if opened is None else opened.branches_of(opened.names[0])
     blocks: tuple[str, ...] = ("self", "cross") * 2 if len(branches) > 1 else ("self",) * 4
     sampling = {"num_anchors": 128, "num_queries": 384}
     # The geometry branch sees the surface.

@@ -42,6 +42,8 @@ class EvaluationJob:
         forces: What forces are divided by.
         out: Folder for what is written; None for that of the run.
         checkpoint: ``latest`` or ``best``.
+        surface_patches: Patches of OpenFOAM cases, as regular expressions; None for those of the run.
+        time: Time of OpenFOAM cases; None for that of the run, or the latest.
     """
 
     data: str | None = None
@@ -50,6 +52,8 @@ class EvaluationJob:
     forces: ForceOptions = field(default_factory=ForceOptions)
     out: Path | None = None
     checkpoint: str = LATEST
+    surface_patches: tuple[str, ...] | None = None
+    time: str | None = None
 
 
 class ChosenCases(NamedTuple):
@@ -131,12 +135,13 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -
     if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
     sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
-    opened = open_cases(data, with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources)
+    foam = config.foam(job.surface_patches, job.time)
+    opened = open_cases(data, with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources, foam=foam)
     if opened is None:
         path = Path(data)
         if not path.is_dir():
             raise FileNotFoundError(f"{data} is no folder of cases")
-        if not (branches := case_branches(path)):
+        if not (branches := case_branches(path, foam)):
             raise ValueError(f"{data}: no cases in this folder")
         _check_branches({path.name: branches}, surrogate)
         read = partial(
@@ -146,6 +151,7 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -
             with_cell_sizes=is_weighted,
             with_area_vectors=True,
             sources=sources,
+            foam=foam,
         )
         return ChosenCases(data, None, {path.name: read}, {path.name: read_known_forces(path)})
     is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,10 @@ from emmi_jax.inference.meshes import (
 )
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths, warn_few_anchors, warn_open, warn_outside
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 from emmi_jax.points import Array
+
+FIGURES = ("png", "html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +42,16 @@ class MeshJob:
     """What to predict on.
 
     Args:
-        meshes: Mesh files by branch.
+        meshes: Mesh files, or folders of OpenFOAM cases, by branch.
         out: Folder for the meshes with fields, `comparison.json` and `forces.json`; made if it is missing.
         geometry: A surface that shows the geometry to the model; by default the run's context, or the
             surface mesh.
         compare: Whether to compare with the arrays of the meshes.
         fields: A `fields.json` that maps these arrays to fields; None means the mapping that the run was trained with.
         forces: What forces are divided by; None means no forces.
+        foam: The patches and the time of OpenFOAM cases.
         chunk_size: Points per call of the model.
-        use_figures: Whether to draw the fields into `.png` files beside the meshes.
+        figures: How to show the fields beside the meshes: `png` for pictures, `html` for pages; None for neither.
     """
 
     meshes: Mapping[str, Path]
@@ -55,8 +60,9 @@ class MeshJob:
     compare: bool = False
     fields: Path | None = None
     forces: ForceReference | None = None
+    foam: FoamSelection = LATEST_WALLS
     chunk_size: ChunkSize = "auto"
-    use_figures: bool = False
+    figures: str | None = None
 
 
 def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, console: Console) -> None:
@@ -76,7 +82,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     fields = surrogate.model.config.fields
     _check(job, surrogate)
     meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
-    geometry = None if job.geometry is None else geometry_points(job.geometry)
+    geometry = _geometry(job, surrogate)
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
@@ -92,8 +98,10 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
     if job.forces is not None:
         _report_forces(job.forces, job.out, predicted, meshes, console)
-    if job.use_figures:
+    if job.figures == "png":
         print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
+    elif job.figures == "html":
+        print_paths(write_pages(job.out, predicted, meshes, geometry), console)
 
 
 def draw_figures(
@@ -109,6 +117,27 @@ def draw_figures(
         fields = MeshFields(branch, mesh.dataset, location, position, predicted[branch], reference)
         paths += draw_mesh_fields(fields, folder, geometry=geometry)
     return paths
+
+
+def write_pages(
+    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], geometry: Array | None
+) -> list[Path]:
+    """Writes a page per mesh that shows its fields in 3-D, with planes around the surface mesh or the geometry."""
+    from emmi_jax.plots.mesh_pages import write_mesh_page
+    from emmi_jax.plots.meshes import MeshFields
+
+    surface = meshes[GEOMETRY_BRANCH].mesh.dataset if GEOMETRY_BRANCH in meshes else None
+    if GEOMETRY_BRANCH in meshes:
+        geometry = meshes[GEOMETRY_BRANCH].position
+    return [
+        write_mesh_page(
+            MeshFields(branch, mesh.mesh.dataset, mesh.location, mesh.position, predicted[branch], mesh.reference),
+            folder,
+            geometry=geometry,
+            surface=surface if surface is not None and surface.IsA("vtkPolyData") else None,
+        )
+        for branch, mesh in meshes.items()
+    ]
 
 
 def _check(job: MeshJob, surrogate: Surrogate) -> None:
@@ -127,12 +156,34 @@ def _check(job: MeshJob, surrogate: Surrogate) -> None:
         raise ValueError(f"forces need a mesh for the branch {GEOMETRY_BRANCH!r}, got {list(job.meshes)}")
     if job.fields is not None and not job.compare:
         raise ValueError(f"{job.fields}: a mapping of arrays to fields is only used to compare with them")
-    if job.use_figures:
+    check_figures(job.figures)
+    check_outputs(job.out, list(job.meshes.values()), list(job.meshes))
+
+
+def check_figures(kind: str | None) -> None:
+    """Refuses figures of another kind, or those that lack a package.
+
+    Raises:
+        ValueError: The kind is unknown.
+        ImportError: A package is not installed.
+    """
+    if kind is not None and kind not in FIGURES:
+        raise ValueError(f"--figures must be {' or '.join(FIGURES)}, got {kind!r}")
+    if kind is not None:
         importlib.import_module("matplotlib")
-    check_outputs(job.out, list(job.meshes.values()))
+    if kind == "html" and importlib.util.find_spec("plotly") is None:
+        raise ImportError("--figures html needs a package: pip install plotly")
 
 
-def check_outputs(folder: Path, paths: list[Path]) -> None:
+def _geometry(job: MeshJob, surrogate: Surrogate) -> Array | None:
+    """Returns points of the geometry, on the patches of a case as in training; None for those that the model finds."""
+    path, surface = job.geometry, job.meshes.get(GEOMETRY_BRANCH)
+    if path is None and surrogate.context is None and surrogate.model.config.has_geometry:
+        path = surface if surface is not None and surface.is_dir() else None
+    return None if path is None else geometry_points(path, job.foam)
+
+
+def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ()) -> None:
     """Refuses a folder where meshes with fields would overwrite one another or themselves.
 
     Raises:
@@ -140,7 +191,8 @@ def check_outputs(folder: Path, paths: list[Path]) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder")
-    outputs = [folder / output_name(path) for path in paths]
+    names = map(output_name, paths, branches) if branches else map(output_name, paths)
+    outputs = [folder / name for name in names]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"two meshes would become the same file {outputs[0]}")
     for path, output in zip(paths, outputs, strict=True):
@@ -150,9 +202,10 @@ def check_outputs(folder: Path, paths: list[Path]) -> None:
 
 def _read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
     if not job.compare:
-        return {branch: query_mesh(path) for branch, path in job.meshes.items()}
+        return {branch: query_mesh(path, branch, job.foam) for branch, path in job.meshes.items()}
     return {
-        branch: reference_mesh(path, fields[branch], sources.get(branch, {})) for branch, path in job.meshes.items()
+        branch: reference_mesh(path, fields[branch], sources.get(branch, {}), branch, job.foam)
+        for branch, path in job.meshes.items()
     }
 
 

@@ -11,17 +11,17 @@ from pathlib import Path
 from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import case_files, case_names, find_sources, read_case_folder
+from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources, read_case_folder
 from emmi_jax.data.case_split import parse_split, split_content
 from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.known_forces import read_known_forces
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
 from emmi_jax.files.atomic import JsonDict
-from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.cases import check_cases, stored_split
 from emmi_jax.jobs.progress import ProgressBar
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class PrepareJob:
             if there is one.
         workers: Processes; each holds one case.
         cell_sizes: Whether to keep the cell sizes of meshes, which weighted draws need.
+        foam: The patches and the time of OpenFOAM cases.
     """
 
     data: Path
@@ -44,6 +45,7 @@ class PrepareJob:
     split: str | None = None
     workers: int = 1
     cell_sizes: bool = True
+    foam: FoamSelection = LATEST_WALLS
 
 
 def prepare(job: PrepareJob, *, console: Console) -> None:
@@ -64,12 +66,12 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     if not names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
     split = _read_split(job, names)
-    check_cases(job.data, names)
-    folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0]))
+    check_cases(job.data, names, foam=job.foam)
+    folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0], foam=job.foam))
     _write_head(folder, names, job.dtype, sources)
     if split is not None:
         folder.write_json(SPLIT_FILE, split)
-    prints = {name: fingerprint(case_files(job.data / name), job.data) for name in names}
+    prints = {name: case_fingerprint(job.data / name, job.data, job.foam) for name in names}
     missing = [name for name in names if not _is_done(folder, job.dtype, name, prints[name])]
     num_done = len(names) - len(missing)
     console.print(f"{job.data}: {len(names)} cases, {num_done} of them in {job.out}", highlight=False, soft_wrap=True)
@@ -128,6 +130,6 @@ def _prepare_all(job: PrepareJob, names: Sequence[str], prints: Mapping[str, str
 def _prepare_case(job: PrepareJob, name: str, source: str) -> None:
     cell_sizes = None if job.cell_sizes else False
     path = job.data / name
-    case = read_case_folder(path, load_torch_tensor, with_cell_sizes=cell_sizes, with_area_vectors=True)
+    case = read_case_folder(path, load_torch_tensor, with_cell_sizes=cell_sizes, with_area_vectors=True, foam=job.foam)
     forces = read_known_forces(path)
     write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source, forces=forces)

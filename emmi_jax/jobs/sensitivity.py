@@ -17,6 +17,7 @@ from emmi_jax.files.atomic import check_space, make_folder, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.design import DesignJob, check_design, largest_output, read_design
+from emmi_jax.jobs.predict_meshes import check_figures
 from emmi_jax.jobs.progress import ProgressBar, print_paths
 from emmi_jax.meshes.mesh import write_mesh
 
@@ -32,9 +33,11 @@ class SensitivityJob(DesignJob):
 
     Args:
         smoothing: Length to smooth over, in the unit of the mesh; by default `DEFAULT_SMOOTHING` of the longest side.
+        figures: How to show where to push: `png` for a picture, `html` for a page.
     """
 
     smoothing: float | None = None
+    figures: str = "png"
 
 
 def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console: Console) -> None:
@@ -52,6 +55,7 @@ def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console:
     """
     if job.smoothing is not None and not 0 <= job.smoothing < np.inf:
         raise ValueError(f"smoothing must be 0 or a positive length, got {job.smoothing}")
+    check_figures(job.figures)
     check_design(job, surrogate)
     surface, geometry, points = read_design(job, surrogate, console)
     check_space(job.out, sum(largest_output(mesh, 5) for mesh in (surface, geometry) if mesh is not None))
@@ -95,7 +99,13 @@ def _write(
     title = f"Where to push the surface to lower its {words} of {result.value:z.4f}"
     dataset: Any = None if surface.mesh is None else surface.mesh.dataset
     label = _PICTURE_LABEL.format(name=words)
-    paths.append(draw_surface_push(job.out / f"{name}.png", title, dataset, part.smoothed, label))
+    if job.figures == "html":
+        from emmi_jax.plots.mesh_pages import write_push_page
+
+        values = {f"{words}, smoothed": part.smoothed, words: part.raw}
+        paths.append(write_push_page(job.out / f"{name}.html", title, dataset, values))
+    else:
+        paths.append(draw_surface_push(job.out / f"{name}.png", title, dataset, part.smoothed, label))
     summary = {
         job.functional: result.value,
         "area": job.reference.area,

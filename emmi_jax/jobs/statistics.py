@@ -16,12 +16,12 @@ from rich.console import Console
 
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_files, read_case_folder
+from emmi_jax.data.case_folder import case_files, case_fingerprint, read_case_folder
 from emmi_jax.data.cases import WholeCases
 from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks
 from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
-from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.jobs.progress import ProgressBar
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
 CACHE_FILE = ".emmi_jax_statistics.json"
 
@@ -33,7 +33,9 @@ _MEMORY_PER_BYTE = 4
 """Memory to read a case, per byte of its files, which may be compressed."""
 
 
-def measure_collection(path: Path, dataset: CaseCollection, *, console: Console) -> DataMoments:
+def measure_collection(
+    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = LATEST_WALLS
+) -> DataMoments:
     """Returns the statistics of the training cases of a folder; only those that are new or have changed are measured.
 
     The statistics of each case are kept beside the cases, or in `~/.cache/emmi_jax` where that folder is read-only.
@@ -42,6 +44,7 @@ def measure_collection(path: Path, dataset: CaseCollection, *, console: Console)
         path: The folder.
         dataset: Its cases.
         console: Where progress is printed.
+        foam: The patches and the time of OpenFOAM cases.
 
     Raises:
         ValueError: A case is unusable or has other fields than the first.
@@ -49,14 +52,14 @@ def measure_collection(path: Path, dataset: CaseCollection, *, console: Console)
     if not isinstance(dataset.cases, WholeCases):
         return dataset.measure()
     names = dataset.split.train
-    keys = {name: fingerprint(case_files(path / name), path, with_times=True) for name in names}
+    keys = {name: case_fingerprint(path / name, path, foam, with_times=True) for name in names}
     kept = _read_cache(path)
     found = {name: kept[name][1] for name in names if name in kept and kept[name][0] == keys[name]}
     missing = [name for name in names if name not in found]
     if missing:
         with (
             ProgressBar(console, len(missing), unit="cases measured") as progress,
-            closing(_measure_all(path, dataset, missing)) as measured,
+            closing(_measure_all(path, dataset, missing, foam)) as measured,
         ):
             try:
                 for name, moments in measured:
@@ -70,9 +73,9 @@ def measure_collection(path: Path, dataset: CaseCollection, *, console: Console)
 
 
 def _measure_all(
-    path: Path, dataset: CaseCollection, names: Sequence[str]
+    path: Path, dataset: CaseCollection, names: Sequence[str], foam: FoamSelection
 ) -> Generator[tuple[str, DataMoments], None, None]:
-    sizes = [sum(file.stat().st_size for file in case_files(path / name)) for name in names]
+    sizes = [sum(file.stat().st_size for file in case_files(path / name, foam)) for name in names]
     workers = 1
     if sum(sizes) > _SMALL_BYTES:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -82,7 +85,7 @@ def _measure_all(
             yield name, dataset.measure_case(name)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_measure_folder, path / name): name for name in names}
+        futures = {pool.submit(_measure_folder, path / name, foam): name for name in names}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -90,8 +93,8 @@ def _measure_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _measure_folder(path: Path) -> DataMoments:
-    return measure(point_chunks(read_case_folder(path, load_torch_tensor).points))
+def _measure_folder(path: Path, foam: FoamSelection) -> DataMoments:
+    return measure(point_chunks(read_case_folder(path, load_torch_tensor, foam=foam).points))
 
 
 def _cache_paths(path: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from emmi_jax.data.store import Store
 from emmi_jax.files.npy import map_array
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.mesh import read_mesh
+from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
 from emmi_jax.points import CHUNK_ROWS, row_chunks
 
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
@@ -27,7 +28,8 @@ def file_statistics(paths: Sequence[Path]) -> dict[str, Moments]:
 
     Args:
         paths: `.npz`, `.npy` or mesh files. An `.npy` array is named after its file. A mesh has `position` and its
-            arrays; an array on points is marked if there is one of the same name in cells.
+            arrays; an array on points is marked if there is one of the same name in cells. An OpenFOAM case has those
+            of its walls, `surface/p`, and of its cells, `volume/p`.
 
     Returns:
         Statistics by array.
@@ -92,6 +94,12 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
 
 
 def _arrays(path: Path) -> NamedChunks:
+    if is_foam(path):
+        for branch, mesh in read_foam(path, foam_branches(path)).items():
+            yield f"{branch}/position", row_chunks(mesh.position("cells"))
+            for name in mesh.dataset.cell_data:
+                yield f"{branch}/{name}", _numbers(np.asarray(mesh.dataset.cell_data[name]))
+        return
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     match path.suffix.lower():

@@ -137,7 +137,15 @@ def read_mesh(path: Path, arrays: Collection[str] | None = None) -> Mesh:
         ValueError: The extension is unknown, the file is damaged, the mesh is empty or a coordinate is not finite.
         ImportError: pyvista is not installed.
     """
-    dataset = read_dataset(path, arrays)
+    return checked_mesh(path, read_dataset(path, arrays))
+
+
+def checked_mesh(path: Path, dataset: Any) -> Mesh:
+    """Returns a `pyvista.DataSet` as a mesh.
+
+    Raises:
+        ValueError: It is empty, or a coordinate is not finite.
+    """
     if not dataset.n_points:
         raise ValueError(f"{path}: the mesh is empty")
     _check_finite(path, "coordinates", np.asarray(dataset.points))

@@ -84,6 +84,12 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     return SurfaceElements(area, sign * vector_area / np.where(area > 0, area, 1.0)[:, None], num_open, sign)
 
 
+def area_vectors(mesh: Mesh) -> NDArray[np.float64]:
+    """Returns the outward normal of every cell times its area [N, 3]; see `surface_elements`, if it is not closed."""
+    elements = surface_elements(mesh, require_closed=False)
+    return elements.normal * elements.area[:, None]
+
+
 def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
     """Cuts a surface into triangles and returns their corners, [F, 3, 3].
 

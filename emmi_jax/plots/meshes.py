@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,7 +89,7 @@ def draw_mesh_fields(fields: MeshFields, folder: Path, *, geometry: Array | None
     """
     arrays = {f"predicted_{name}": magnitude(values) for name, values in fields.predicted.items()}
     arrays |= {f"reference_{name}": magnitude(values) for name, values in fields.reference.items()}
-    dataset = _with_arrays(fields, arrays)
+    dataset = with_arrays(fields, arrays)
     is_surface = dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() > 0
     scenes = _surface_scenes(dataset, fields.location) if is_surface else _slices(dataset, fields, arrays, geometry)
     paths = []
@@ -127,13 +127,50 @@ def draw_surface_push(path: Path, title: str, dataset: Any, values: Array, label
     return draw_signed(path, title, [scene.view for scene in scenes], [s.arrays["values"] for s in scenes], label)
 
 
-def _with_arrays(fields: MeshFields, arrays: Mapping[str, Array]) -> Any:
+def with_arrays(fields: MeshFields, arrays: Mapping[str, Array]) -> Any:
+    """Returns the mesh with these arrays only."""
     dataset = fields.dataset.copy(deep=False)
     dataset.clear_data()
     data = dataset.cell_data if fields.location == "cells" else dataset.point_data
     for name, values in arrays.items():
         data[name] = np.ascontiguousarray(values)
     return dataset
+
+
+def cut_planes(dataset: Any, position: Array, viewpoints: Sequence[Viewpoint], geometry: Array | None) -> list[Any]:
+    """Returns cuts through the middle of the geometry, each perpendicular to a view, as far as slices show.
+
+    Args:
+        dataset: The mesh.
+        position: Positions [N, 3] of its cells or points.
+        viewpoints: Where the viewers of the planes stand.
+        geometry: Points [P, 3] of the geometry; None for the middle of the mesh.
+
+    Returns:
+        A `pyvista.PolyData` per view.
+    """
+    low, high = _surroundings(position, _box(dataset.points), geometry)
+    cuts = []
+    for viewpoint in viewpoints:
+        cut = _cut(dataset, viewpoint.towards[1], _origin(low, high, geometry))
+        centres = np.asarray(cut.cell_centers().points) if cut.n_cells else np.zeros((0, 3))
+        inside = np.flatnonzero(
+            ((centres >= low) & (centres <= high) | (np.arange(3) == viewpoint.towards[1])).all(axis=1)
+        )
+        cuts.append(cut.extract_cells(inside).extract_surface(algorithm=None) if len(inside) < cut.n_cells else cut)
+    return cuts
+
+
+def _cut(dataset: Any, axis: int, origin: Array) -> Any:
+    with vtk_messages():
+        return dataset.slice(normal="xyz"[axis], origin=origin)
+
+
+def _origin(low: Array, high: Array, geometry: Array | None) -> Array:
+    """Returns a point just beside the middle, where the halves of a symmetric mesh share faces."""
+    middle = (low + high) / 2 if geometry is None else np.mean(_box(geometry), axis=0)
+    origin: Array = middle + 1e-6 * (high - low)
+    return origin
 
 
 def _surface_scenes(dataset: Any, location: Location) -> list[Scene]:
@@ -146,17 +183,14 @@ def _surface_scenes(dataset: Any, location: Location) -> list[Scene]:
 
 def _slices(dataset: Any, fields: MeshFields, arrays: Mapping[str, Array], geometry: Array | None) -> list[Scene]:
     low, high = _surroundings(fields.position, _box(dataset.points), geometry)
-    middle = (low + high) / 2 if geometry is None else np.mean(_box(geometry), axis=0)
+    origin = _origin(low, high, geometry)
     scenes = []
     for viewpoint in (FROM_THE_SIDE, FROM_ABOVE):
         axis = viewpoint.towards[1]
-        # Just beside the middle, where the halves of a symmetric mesh share faces.
-        origin = middle + 1e-6 * (high - low)
-        where = 0.0 if abs(middle[axis]) < 1e-4 * (high - low).max() else middle[axis]
+        where = 0.0 if abs(origin[axis]) < 1e-4 * (high - low).max() else origin[axis]
         viewpoint = viewpoint._replace(title=f"{'xyz'[axis]} = {where:.3g}")
         window = _window(viewpoint, low, high, margin=0.0)
-        with vtk_messages():
-            cut = dataset.slice(normal="xyz"[axis], origin=origin)
+        cut = _cut(dataset, axis, origin)
         scenes += _painted_triangles(cut, fields.location, viewpoint, window, holes=_HOLES) or [
             _painted_points(fields.position, arrays, viewpoint, window, origin)
         ]

@@ -18,6 +18,7 @@ from emmi_jax.data.sampling import Sampling
 from emmi_jax.files.atomic import JsonDict, read_json_object, write_atomically, write_json
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.meshes.openfoam import FoamSelection
 
 _ANCHORS, _GEOMETRY, _SUPERNODES = "_anchors", "geometry", "supernode_idx"
 
@@ -70,6 +71,14 @@ class RunConfig(Config):
     def field_sources(self) -> Sources:
         """Returns `sources`, parsed."""
         return parse_sources(self.sources, "sources in config.json")
+
+    def foam(self, patches: tuple[str, ...] | None, time: str | None) -> FoamSelection:
+        """Returns which part of an OpenFOAM case to read: what is given, or else as in training."""
+        settings = self.settings or {}
+        return FoamSelection(
+            tuple(settings.get("surface_patches", ())) if patches is None else patches,
+            settings.get("time") if time is None else time,
+        )
 
 
 class RunDirectory:

@@ -16,6 +16,7 @@ from emmi_jax.config import AbUptConfig, Config, check_choice, check_count
 from emmi_jax.config.base import as_mapping
 from emmi_jax.config.checks import as_names
 from emmi_jax.data.sampling import Sampling
+from emmi_jax.meshes.openfoam import FoamSelection
 
 OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -106,6 +107,8 @@ class TrainSettings(Config):
         split: Path of a file that assigns cases to splits; None for `split.json` beside the cases, or else for a random
             fifth to test on.
         statistics: Statistics to use instead of measured ones; see `read_statistics`.
+        surface_patches: Regular expressions for the patches of OpenFOAM cases that are the surface; none for the walls.
+        time: Time of OpenFOAM cases; None for the latest.
         position_range: Longest side of the data's box in model units, unless `statistics` are given.
         divergence_free: Fields of three channels that are the curl of what the network predicts.
         seed: Seed of parameters and batches.
@@ -130,6 +133,8 @@ class TrainSettings(Config):
     data: str | None = None
     split: str | None = None
     statistics: str | None = None
+    surface_patches: tuple[str, ...] = ()
+    time: str | None = None
     position_range: float = 100.0
     divergence_free: tuple[str, ...] = ()
     seed: int = 0
@@ -157,6 +162,8 @@ class TrainSettings(Config):
                 raise ValueError(f"unknown key {key!r} for model; did you mean {nearest!r}?")
         self._set(
             divergence_free=as_names("divergence_free", self.divergence_free),
+            surface_patches=as_names("surface_patches", self.surface_patches),
+            time=None if self.time is None else str(self.time),
             loss_weights=as_mapping("loss_weights", self.loss_weights),
             model=as_mapping("model", {key: _hashable(value) for key, value in {**_MODEL, **given}.items()}),
         )
@@ -181,6 +188,11 @@ class TrainSettings(Config):
         for name in ("split", "statistics"):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs data of your own, got {getattr(self, name)!r} without --data")
+
+    @property
+    def foam(self) -> FoamSelection:
+        """The part of OpenFOAM cases that is read."""
+        return FoamSelection(self.surface_patches, self.time)
 
     def updated(self, *changes: Mapping[str, Any]) -> Self:
         """Returns a copy with other values.

@@ -189,7 +189,7 @@ def test_a_surface_of_triangles_comes_back_as_vtp(trained, folder, tmp_path):
 def test_figures_are_drawn_beside_the_mesh_when_asked_for(trained, folder, tmp_path):
     stored = with_context(trained, volume=np.asarray(volume_dataset().cell_centers().points)[:6])
     mesh, sources = folder / "boundary_1.vtp", folder / "fields.json"
-    job = MeshJob(meshes={"surface": mesh}, out=tmp_path, compare=True, fields=sources, use_figures=True)
+    job = MeshJob(meshes={"surface": mesh}, out=tmp_path, compare=True, fields=sources, figures="png")
     printed = io.StringIO()
     predict_meshes(job, stored, {}, console=Console(file=printed))
     figures = ["surface_pressure_coefficient.png", "surface_pressure_coefficient_parity.png"]

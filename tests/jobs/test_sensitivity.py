@@ -119,3 +119,12 @@ def test_what_cannot_work_is_refused_before_anything_is_written(surrogate, body,
                 **{"surrogate": surrogate, "surface": body, "out": tmp_path / "out"} | changes,
             )
         assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_page_to_turn_replaces_the_picture_when_asked_for(surrogate, body, tmp_path):
+    differentiate(surrogate, body, tmp_path / "out", figures="html")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["body.vtp", "d_drag.html", "sensitivity.json"]
+    assert '"name": "drag, smoothed"' in (tmp_path / "out/d_drag.html").read_text()
+    with pytest.raises(ValueError, match="--figures must be png or html, got 'svg'"):
+        differentiate(surrogate, body, tmp_path / "other", figures="svg")
+    assert not (tmp_path / "other").exists()

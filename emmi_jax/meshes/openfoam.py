@@ -1,0 +1,385 @@
+"""OpenFOAM cases and the output of foamToVTK as they lie on disk: the internal mesh, and a surface of patches."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
+from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset, vtk_messages
+
+_MESH_FILES = ("points", "faces", "owner", "neighbour", "boundary")
+_INTERNAL = ("internal.vtu", "internal.vtk")
+_NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+_PATCH = re.compile(r'(?:"([^"]+)"|([^\s(){};"]+))\s*\{([^{}]*)\}')
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+_VOLUME_FIELD = re.compile(rb"\bclass\s+vol(?:Scalar|Vector|SymmTensor|Tensor)Field\s*;")
+_HEAD_BYTES = 1 << 12
+_BETWEEN_PROCESSORS = "processor"
+
+
+class FoamSelection(NamedTuple):
+    """Which part of a case to read.
+
+    Args:
+        patches: Regular expressions; the surface consists of the patches whose whole name matches one of them. None at
+            all means the walls.
+        time: Name of a time; None means the latest.
+    """
+
+    patches: tuple[str, ...] = ()
+    time: str | None = None
+
+
+LATEST_WALLS = FoamSelection()
+
+
+class FoamPatch(NamedTuple):
+    """A patch: its type and number of faces, which foamToVTK does not tell, and whether it belongs to the surface."""
+
+    kind: str | None
+    num_faces: int | None
+    is_chosen: bool
+
+
+def is_foam(path: Path) -> bool:
+    """Returns whether a folder is a case, decomposed or not, or output of foamToVTK."""
+    return bool(case_roots(path) or _vtk_times(path))
+
+
+def case_roots(path: Path) -> list[Path]:
+    """Returns the folders that have the meshes: that of the case, or else those of its processors in their order."""
+    if (path / "constant/polyMesh").is_dir():
+        return [path]
+    return _processors(path)
+
+
+def foam_time(path: Path, selection: FoamSelection = LATEST_WALLS) -> str | None:
+    """Returns the name of the time that is read; None for a case without any.
+
+    Raises:
+        ValueError: The case does not have the time.
+    """
+    found = list(_vtk_times(path)) if not case_roots(path) else _native_times([path, *_processors(path)])
+    if selection.time is None:
+        return max(found, key=_number, default=None)
+    if not _NUMBER.fullmatch(selection.time) or _number(selection.time) not in map(_number, found):
+        raise ValueError(
+            f"{path}: no time {selection.time!r}, it has {', '.join(sorted(found, key=_number)) or 'none'}"
+        )
+    return next(name for name in found if _number(name) == _number(selection.time))
+
+
+def foam_patches(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, FoamPatch]:
+    """Returns the patches of a case by name.
+
+    Raises:
+        ValueError: A regular expression is none or matches no patch, or walls are asked for and patches have no types.
+    """
+    kinds = _native_patches(path) if case_roots(path) else _vtk_patches(path, selection)
+    chosen = _chosen_patches(path, {name: kind for name, (kind, _) in kinds.items()}, selection.patches)
+    return {name: FoamPatch(kind, number, name in chosen) for name, (kind, number) in kinds.items()}
+
+
+def foam_branches(path: Path, selection: FoamSelection = LATEST_WALLS) -> tuple[str, ...]:
+    """Returns the branches of a folder: a volume, and a surface if patches are chosen; none if it is no case."""
+    if not is_foam(path):
+        return ()
+    kinds = _native_patches(path) if case_roots(path) else _vtk_patches(path, selection)
+    # Where types are unknown, reading says which patches there are to choose from.
+    has_surface = selection.patches or any(kind in (None, "wall") for kind, _ in kinds.values())
+    return ("surface", "volume") if has_surface and kinds else ("volume",)
+
+
+def foam_files(path: Path, selection: FoamSelection = LATEST_WALLS) -> list[Path]:
+    """Returns the files that are read: meshes, and fields of the time.
+
+    Raises:
+        ValueError: The case does not have the time, or lacks a file of the mesh.
+    """
+    if not (roots := _roots_at(path, selection)):
+        files = _vtk_files(path, selection)
+        return [files.internal, *files.patches.values()]
+    time = foam_time(path, selection)
+    return [file for root in roots for file in (*_mesh_files(root), *_field_files(root, time))]
+
+
+def foam_arrays(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, set[str]]:
+    """Returns the names of the arrays by branch; only headers are read.
+
+    Raises:
+        ValueError: See `foam_patches` and `foam_time`.
+    """
+    branches = foam_branches(path, selection)
+    if roots := _roots_at(path, selection):
+        names = {file.name.removesuffix(".gz") for file in _field_files(roots[0], foam_time(path, selection))}
+        return dict.fromkeys(branches, names)
+    files = _vtk_files(path, selection)
+    found = {"volume": _file_arrays(files.internal)}
+    if "surface" in branches:
+        chosen = [name for name, patch in foam_patches(path, selection).items() if patch.is_chosen]
+        found["surface"] = set.intersection(*(_file_arrays(files.patches[name]) for name in chosen))
+    return {branch: found[branch] for branch in branches}
+
+
+def read_foam(
+    path: Path,
+    branches: Collection[str],
+    selection: FoamSelection = LATEST_WALLS,
+    arrays: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Mesh]:
+    """Reads a case.
+
+    Args:
+        path: The folder of a case, decomposed or not, ASCII or binary; or output of foamToVTK.
+        branches: `volume`: the internal mesh, cells in the order of OpenFOAM; `surface`: the chosen patches, one after
+            another. Fields are in the cells.
+        selection: The patches and the time.
+        arrays: The arrays to read by branch; None for all.
+
+    Returns:
+        Meshes by branch.
+
+    Raises:
+        ValueError: A file is damaged, or the selection does not suit the case.
+        ImportError: pyvista is not installed.
+    """
+    import_pyvista()
+    if not is_foam(path):
+        raise ValueError(f"{path}: neither an OpenFOAM case nor output of foamToVTK")
+    chosen: list[str] = []
+    if "surface" in branches:
+        chosen = [name for name, patch in foam_patches(path, selection).items() if patch.is_chosen]
+        if not chosen:
+            raise ValueError(f"{path}: no patch is a wall; choose those of the surface with --surface-patches")
+    if roots := _roots_at(path, selection):
+        wanted = None if arrays is None else {name for branch in branches for name in arrays.get(branch, ())}
+        time, parts = foam_time(path, selection), dict[str, list[Any]]()
+        for root in roots:
+            for branch, dataset in _read_root(root, time, chosen, branches, wanted):
+                parts.setdefault(branch, []).append(dataset)
+    else:
+        files = _vtk_files(path, selection)
+        sources = {"volume": [files.internal], "surface": [files.patches[name] for name in chosen]}
+        parts = {b: [read_dataset(f, None if arrays is None else arrays.get(b)) for f in sources[b]] for b in branches}
+    if missing := sorted(set(branches) - set(parts)):
+        raise ValueError(f"{path}: has no cells for the branch {missing[0]!r}")
+    return {branch: checked_mesh(path, _joined(parts[branch], branch)) for branch in branches}
+
+
+def read_branch(
+    path: Path, branch: str, selection: FoamSelection = LATEST_WALLS, arrays: Collection[str] | None = None
+) -> Mesh:
+    """Reads a mesh file, or a branch of a case if the path is a folder; see `read_mesh` and `read_foam`."""
+    if path.is_dir():
+        return read_foam(path, [branch], selection, None if arrays is None else {branch: arrays})[branch]
+    return read_mesh(path, arrays)
+
+
+def _read_root(
+    root: Path, time: str | None, chosen: Sequence[str], branches: Collection[str], arrays: Collection[str] | None
+) -> Iterator[tuple[str, Any]]:
+    """Yields the branch and the content of the internal mesh and of each chosen patch of one mesh."""
+    _mesh_files(root)
+    pyvista = import_pyvista()
+    with vtk_messages() as messages:
+        reader = importlib.import_module("vtkmodules.vtkIOGeometry").vtkOpenFOAMReader()
+        reader.SetFileName(str(root / "case.foam"))
+        reader.CreateCellToPointOff()
+        reader.SkipZeroTimeOff()
+        reader.UpdateInformation()
+        reader.DisableAllPatchArrays()
+        reader.DisableAllLagrangianArrays()
+        reader.DisableAllPointArrays()
+        reader.SetPatchArrayStatus("internalMesh", "volume" in branches)
+        for name in chosen:
+            reader.SetPatchArrayStatus(f"patch/{name}", 1)
+        reader.EnableAllCellArrays()
+        for number in range(reader.GetNumberOfCellArrays() if arrays is not None else 0):
+            name = reader.GetCellArrayName(number)
+            reader.SetCellArrayStatus(name, name in (arrays or ()))
+        if time is None:
+            reader.Update()
+        else:
+            reader.UpdateTimeStep(_number(time))
+        output = reader.GetOutput()
+    if messages:
+        raise ValueError(f"{root}: OpenFOAM's files are damaged or of an unknown kind: {messages[0]}")
+    blocks = pyvista.wrap(output)
+    names = list(blocks.keys())
+    if "volume" in branches and "internalMesh" in names and blocks["internalMesh"].n_cells:
+        yield "volume", blocks["internalMesh"]
+    if "surface" in branches and "boundary" in names:
+        boundary = blocks["boundary"]
+        there = set(boundary.keys())
+        yield from (("surface", boundary[name]) for name in chosen if name in there and boundary[name].n_cells)
+
+
+def _joined(datasets: Sequence[Any], branch: str) -> Any:
+    """Joins parts one after another; arrays that not all of them have are left out."""
+    if len(datasets) == 1:
+        return datasets[0]
+    module = importlib.import_module("vtkmodules.vtkFiltersCore")
+    join = module.vtkAppendPolyData() if branch == "surface" else module.vtkAppendFilter()
+    with vtk_messages():
+        for dataset in datasets:
+            join.AddInputData(dataset)
+        join.Update()
+    return import_pyvista().wrap(join.GetOutput())
+
+
+def _processors(path: Path) -> list[Path]:
+    found = [p for p in path.glob("processor*") if p.name[9:].isdigit() and (p / "constant/polyMesh").is_dir()]
+    if not found and any((p / "constant/polyMesh").is_dir() for p in path.glob("processors*")):
+        raise ValueError(f"{path}: files of all processors are collated: run reconstructPar first")
+    return sorted(found, key=lambda p: int(p.name[9:]))
+
+
+def _roots_at(path: Path, selection: FoamSelection) -> list[Path]:
+    """Returns the folders that have the meshes and the time; none for output of foamToVTK."""
+    roots = case_roots(path)
+    if not roots:
+        return []
+    time = foam_time(path, selection)
+    if roots == [path] and time is not None and not (path / time).is_dir():
+        return _processors(path)
+    return roots
+
+
+def _native_times(folders: Sequence[Path]) -> list[str]:
+    """Returns the names of the times in the folders; those of processors are the same, so the first one speaks."""
+    return list(
+        dict.fromkeys(p.name for f in folders[:2] for p in f.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir())
+    )
+
+
+def is_time(name: str) -> bool:
+    """Returns whether a folder of this name is a time."""
+    return _NUMBER.fullmatch(name) is not None
+
+
+def _number(name: str) -> float:
+    return float(name)
+
+
+def _field_files(root: Path, time: str | None) -> list[Path]:
+    if time is None or not (root / time).is_dir():
+        return []
+    return sorted(p for p in (root / time).iterdir() if p.is_file() and _VOLUME_FIELD.search(_head(p)))
+
+
+def _mesh_files(root: Path) -> list[Path]:
+    """Returns the files of a mesh, and refuses one that lacks any."""
+    found = {name: _existing(root / "constant/polyMesh" / name) for name in _MESH_FILES}
+    if absent := [name for name, file in found.items() if file is None]:
+        raise ValueError(f"{root / 'constant/polyMesh'}: no file {', '.join(absent)}")
+    return [file for file in found.values() if file is not None]
+
+
+def _head(path: Path) -> bytes:
+    with open_foam(path) as file:
+        try:
+            return file.read(_HEAD_BYTES)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path}: damaged: {error}") from None
+
+
+def open_foam(path: Path) -> Any:
+    """Opens a file, compressed or not, for reading bytes."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _existing(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
+
+
+def _native_patches(path: Path) -> dict[str, tuple[str | None, int | None]]:
+    """Returns the types and the numbers of faces; those of the processors are added."""
+    found: dict[str, tuple[str | None, int | None]] = {}
+    for root in case_roots(path):
+        file = _existing(root / "constant/polyMesh/boundary")
+        if file is None:  # reading names all files that are missing
+            continue
+        with open_foam(file) as content:
+            text = _COMMENT.sub(" ", content.read().decode("latin-1"))
+        for quoted, plain, body in _PATCH.findall(text):
+            kind, number = re.search(r"\btype\s+(\w+)\s*;", body), re.search(r"\bnFaces\s+(\d+)\s*;", body)
+            if kind is not None and number is not None and not kind[1].startswith(_BETWEEN_PROCESSORS):
+                name = quoted or plain
+                found[name] = (kind[1], int(number[1]) + (found.get(name, ("", 0))[1] or 0))
+    return found
+
+
+def _chosen_patches(path: Path, kinds: Mapping[str, str | None], patterns: Collection[str]) -> set[str]:
+    if not patterns:
+        if len(kinds) > 1 and None in kinds.values():
+            raise ValueError(
+                f"{path}: the files do not say which patches are walls: choose with --surface-patches from "
+                f"{', '.join(kinds)}"
+            )
+        return {name for name, kind in kinds.items() if kind in (None, "wall")}
+    chosen = set[str]()
+    for pattern in patterns:
+        try:
+            matching = {name for name in kinds if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        if not matching:
+            raise ValueError(f"{path}: no patch matches {pattern!r}, it has {', '.join(kinds) or 'none'}")
+        chosen |= matching
+    return chosen
+
+
+class _VtkFiles(NamedTuple):
+    internal: Path
+    patches: dict[str, Path]
+
+
+def _vtk_files(path: Path, selection: FoamSelection) -> _VtkFiles:
+    return _vtk_times(path)[foam_time(path, selection) or ""]
+
+
+def _vtk_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str | None, int | None]]:
+    return dict.fromkeys(_vtk_files(path, selection).patches, (None, None))
+
+
+def _vtk_times(path: Path) -> dict[str, _VtkFiles]:
+    """Returns the files of foamToVTK by time: `VTK/case_350/internal.vtu` or `VTK/case_350.vtk`."""
+    if files := _vtk_folder(path):
+        return {_time_of(path.name) or "0": files}
+    folder = path / "VTK" if (path / "VTK").is_dir() else path
+    if folder.name != "VTK":
+        return {}
+    found = {}
+    for place in sorted(folder.iterdir()):
+        time = _time_of(place.stem if place.suffix == ".vtk" else place.name)
+        if time is not None and place.suffix == ".vtk":
+            patches = {p.name: p / f"{p.name}_{time}.vtk" for p in sorted(folder.iterdir()) if p.is_dir()}
+            found[time] = _VtkFiles(place, {name: file for name, file in patches.items() if file.is_file()})
+        elif time is not None and (files := _vtk_folder(place)):
+            found[time] = files
+    return found
+
+
+def _vtk_folder(path: Path) -> _VtkFiles | None:
+    internal = next((path / name for name in _INTERNAL if (path / name).is_file()), None)
+    if internal is None:
+        return None
+    boundary = path / "boundary"
+    patches = sorted(p for p in boundary.iterdir() if p.suffix in (".vtp", ".vtk")) if boundary.is_dir() else []
+    return _VtkFiles(internal, {file.stem: file for file in patches})
+
+
+def _time_of(name: str) -> str | None:
+    time = name.rpartition("_")[2]
+    return time if _NUMBER.fullmatch(time) else None
+
+
+def _file_arrays(file: Path) -> set[str]:
+    if file.suffix == ".vtk":
+        return set(read_dataset(file).cell_data.keys())
+    return array_names(file).cells
