@@ -15,7 +15,8 @@ from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
 from emmi_jax.training.settings import TrainSettings
 
-_DEFAULTS = default_settings(None)
+_DEFAULTS, _OWN_DATA = default_settings(None), TrainSettings()
+_RATES = f"{_DEFAULTS.optimizer.learning_rate:g}, or {_OWN_DATA.optimizer.learning_rate:g} with --data"
 _BUILT_IN_NAME = "ellipsoids"
 _PATHS = ("data", "split", "statistics")
 _PUBLISHED = (*STATISTICS, *PUBLISHED_SPLITS)
@@ -58,7 +59,9 @@ def train(
         Path | None,
         typer.Option(metavar="RUN", help="Start from a trained or converted run: weights, model and statistics."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}, or {_OWN_DATA.steps} with --data.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help=f"Cases per step; default {_DEFAULTS.batch_size}.")] = None,
     num_anchors: Annotated[
         int | None, typer.Option(help=f"Anchors per branch; default {_DEFAULTS.sampling.num_anchors}.")
@@ -79,9 +82,7 @@ def train(
         typer.Option(metavar="FIELD", help="A field of three channels to make divergence-free, such as velocity."),
     ] = None,
     dim: Annotated[int | None, typer.Option(help=f"Channels of the model; default {_DEFAULTS.model['dim']}.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help=f"Peak learning rate; default {_DEFAULTS.optimizer.learning_rate:g}.")
-    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help=f"Peak learning rate; default {_RATES}.")] = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"Settings for a data set: {', '.join(RECIPES)}.")
     ] = None,

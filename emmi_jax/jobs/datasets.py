@@ -142,6 +142,16 @@ def read_statistics(source: str) -> Normalizer:
         raise ValueError(f"{path}: not the statistics of a run: {error}") from None
 
 
+_ELLIPSOIDS = {
+    "steps": 3000,
+    "loss": "rmse",
+    "optimizer": {"name": "muon", "learning_rate": 2e-3, "b2": 0.95},
+    "position_range": 50.0,
+    "model": {"max_wavelength": 50.0},
+}
+"""Found by `benchmarks/accuracy.py`."""
+
+
 def default_settings(data: str | None, *, geometry: bool = True, foam: FoamSelection = LATEST_WALLS) -> TrainSettings:
     """Returns the default settings, for a run of a few minutes on two processor cores.
 
@@ -153,9 +163,10 @@ def default_settings(data: str | None, *, geometry: bool = True, foam: FoamSelec
     """
     if data is not None:
         return _settings_of_a_case(data, geometry, foam)
+    settings = TrainSettings().updated(_ELLIPSOIDS)
     if not geometry:
-        return TrainSettings()
-    return TrainSettings().updated(
+        return settings
+    return settings.updated(
         {
             "model": {"physics_blocks": ("joint", "perceiver", "joint", "joint", "joint")},
             "sampling": {"num_geometry_points": 512, "num_supernodes": 64, "num_test_supernodes": 256},

@@ -126,7 +126,8 @@ def test_broken_cases_are_named_together(cases, tmp_path, capsys):
 
 
 def test_area_vectors_point_out_of_the_body(cases):
-    opened = open_cases(str(cases), with_cell_sizes=True, with_area_vectors=True)
+    foam = FoamSelection(("body",))
+    opened = open_cases(str(cases), with_cell_sizes=True, with_area_vectors=True, foam=foam)
     surface = opened.cases.read(opened.names[0]).points["surface"]
     np.testing.assert_allclose(np.linalg.norm(surface.area_vector, axis=1), surface.cell_size, rtol=1e-5)
     outwards = surface.position - surface.position.mean(axis=0)

@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
     "num_heads": 2,
     "mlp_ratio": 1,
     "checkpoint_every": 2,
+    "name": "adamw",
 }
 GEOMETRY: dict[str, Any] = {
     "num_geometry_points": 16,

@@ -15,7 +15,9 @@ def test_a_recipe_sets_all_that_the_data_do_not_and_leaves_nothing_to_defaults(n
     recipe = read_recipe(name)
     settings = TrainSettings(data="cases").updated(recipe)
     of_data = {"position_range"} if name == "bodies" else {"statistics", "split"}
-    assert set(recipe) == {"steps", "batch_size", "checkpoint_every", "sampling", "model", "optimizer"} | of_data
+    assert (
+        set(recipe) == {"steps", "batch_size", "checkpoint_every", "loss", "sampling", "model", "optimizer"} | of_data
+    )
     assert set(settings.model) - set(recipe["model"]) == ({"supernode_pooling"} if name == "bodies" else set())
     for section in ("sampling", "optimizer"):
         left = set(settings.to_dict()[section]) - set(recipe[section])
@@ -57,11 +59,12 @@ def test_the_recipes_of_other_published_models_differ_where_they_should():
         assert model_config(settings, fields).has_geometry
 
 
-def test_the_recipe_of_the_bodies_has_the_defaults_of_a_case_with_both_branches(tmp_path):
+def test_the_recipe_of_the_bodies_differs_from_the_defaults_where_cases_have_no_far_field(tmp_path):
     for name in ("boundary_1.vtp", "volume_1.vtu"):
         (tmp_path / name).touch()
     defaults = default_settings(str(tmp_path))
-    assert defaults.updated(read_recipe("bodies")) == defaults
+    near_field = {"position_range": 50.0, "model.max_wavelength": 50, "loss": "rmse", "optimizer.weight_decay": 0.1}
+    assert defaults.updated(read_recipe("bodies")) == defaults.updated(near_field)
 
 
 def test_an_unknown_recipe_is_refused_by_the_nearest_name():
