@@ -17,7 +17,7 @@ from tests.data.case_folders import surface_dataset, volume_dataset
 CHROMIUM = shutil.which("chromium")
 OPTIONS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--window-size=500,450", "--virtual-time-budget=10000"),
+    *("--disable-component-update", "--disable-sync", "--window-size=1200,800", "--virtual-time-budget=10000"),
 ]
 
 
