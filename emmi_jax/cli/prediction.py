@@ -95,6 +95,9 @@ def predict(
             raise ValueError("--write-openfoam takes no other input or output than --geometry and --surface-patches")
     elif (points is None) == (not meshes) or (points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with their options")
+    folders = [path for path in (*meshes.values(), geometry, write_openfoam) if path is not None and path.is_dir()]
+    if (surface_patches or time) and not folders:
+        raise ValueError("--surface-patches and --time are for OpenFOAM cases, and no folder is given")
     target = out if write_openfoam is None else write_openfoam
     if target is None:
         raise ValueError("expected --out, or --write-openfoam")

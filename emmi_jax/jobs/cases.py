@@ -111,6 +111,21 @@ def open_cases(
     )
 
 
+def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
+    """Refuses patches or a time for data without OpenFOAM cases.
+
+    Raises:
+        ValueError: They are given, and there is no such case.
+    """
+    if foam == LATEST_WALLS:
+        return
+    path = None if data is None or is_store(str(data)) else Path(data)
+    names = [] if path is None or case_branches(path) else case_names(path)
+    if path is None or not is_foam_case(path / names[0] if names else path):
+        given = f"time {foam.time!r}" if not foam.patches else f"surface patches {', '.join(map(repr, foam.patches))}"
+        raise ValueError(f"{given}: only OpenFOAM cases have them, {data or 'the built-in data set'} is none")
+
+
 def stored_split(root: Path) -> Any:
     """Returns the split beside cases, as a split file or the lists of designs of DrivAerNet++ have it, if any."""
     file = root / SPLIT_FILE

@@ -26,7 +26,7 @@ from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
-from emmi_jax.jobs.cases import open_cases
+from emmi_jax.jobs.cases import check_selection, open_cases
 from emmi_jax.jobs.statistics import measure_collection
 from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 from emmi_jax.training.settings import TrainSettings
@@ -43,6 +43,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     is_weighted = sampling.method == "weighted"
     if is_weighted and (settings.data is None or not (is_store(settings.data) or Path(settings.data).is_dir())):
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
+    check_selection(settings.data, settings.foam)
     if settings.data is None:
         return EllipsoidDataset(sampling)
     path = Path(settings.data)
@@ -149,7 +150,7 @@ _ELLIPSOIDS = {
     "position_range": 50.0,
     "model": {"max_wavelength": 50.0},
 }
-"""Found by `benchmarks/accuracy.py`."""
+"""What was tried beside these is in `docs/accuracy.md`."""
 
 
 def default_settings(data: str | None, *, geometry: bool = True, foam: FoamSelection = LATEST_WALLS) -> TrainSettings:

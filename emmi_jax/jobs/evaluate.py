@@ -20,10 +20,11 @@ from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.cases import OpenCases, open_cases
+from emmi_jax.jobs.cases import OpenCases, check_selection, open_cases
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceOptions
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths
+from emmi_jax.meshes.openfoam import FoamSelection
 from emmi_jax.points import Fields
 from emmi_jax.runs.checkpoints import LATEST
 from emmi_jax.runs.directory import RunConfig, RunDirectory
@@ -135,6 +136,7 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -
     if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")
     sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
+    check_selection(data, FoamSelection(job.surface_patches or (), job.time))
     foam = config.foam(job.surface_patches, job.time)
     opened = open_cases(data, with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources, foam=foam)
     if opened is None:

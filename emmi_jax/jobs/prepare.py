@@ -19,7 +19,7 @@ from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder
-from emmi_jax.jobs.cases import check_cases, stored_split
+from emmi_jax.jobs.cases import check_cases, check_selection, stored_split
 from emmi_jax.jobs.progress import ProgressBar
 from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
@@ -65,6 +65,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     names = case_names(job.data)
     if not names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
+    check_selection(job.data, job.foam)
     split = _read_split(job, names)
     check_cases(job.data, names, foam=job.foam)
     folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0], foam=job.foam))

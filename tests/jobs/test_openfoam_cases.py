@@ -18,6 +18,7 @@ from emmi_jax.jobs.stats import file_statistics
 from emmi_jax.meshes.mesh import FieldSource
 from emmi_jax.meshes.openfoam import FoamSelection
 from emmi_jax.runs.directory import RunDirectory
+from tests.data.case_folders import write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings
 from tests.meshes.foam_cases import FIELDS, body_centres, cell_centres, write_foam_case
@@ -132,3 +133,29 @@ def test_area_vectors_point_out_of_the_body(cases):
     np.testing.assert_allclose(np.linalg.norm(surface.area_vector, axis=1), surface.cell_size, rtol=1e-5)
     outwards = surface.position - surface.position.mean(axis=0)
     assert (np.vecdot(surface.area_vector, outwards) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("command", "of_what"),
+    [
+        (["train", "--data", "{meshes}", "--dry-run"], "{meshes} is none"),
+        (["train", "--dry-run"], "the built-in data set is none"),
+        (["prepare", "{meshes}", "--out", "{meshes}/store"], "{meshes} is none"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("option", "given"), [(["--surface-patches", "body"], "surface patches 'body'"), (["--time", "3"], "time '3'")]
+)
+def test_patches_and_times_of_other_data_are_refused(command, of_what, option, given, tmp_path, capsys):
+    write_case_folder(tmp_path / "run_1")
+    write_case_folder(tmp_path / "run_2")
+    assert main([word.format(meshes=tmp_path) for word in [*command, *option]]) == 2
+    expected = f"{given}: only OpenFOAM cases have them, {of_what.format(meshes=tmp_path)}"
+    assert expected in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run_1", "run_2"]
+
+
+def test_patches_of_points_or_mesh_files_are_refused(tmp_path, capsys):
+    command = ["predict", "run", "--surface", "car.vtp", "--out", str(tmp_path), "--surface-patches", "body"]
+    assert main(command) == 2
+    assert "--surface-patches and --time are for OpenFOAM cases, and no folder is given" in capsys.readouterr().err
