@@ -70,9 +70,7 @@ class StoredCase:
         Raises:
             ValueError: The values are of another form.
         """
-        # Stores of version 0.1 have neither of these.
-        absent: JsonDict = {"with_area_vectors": [], "forces": None}
-        match absent | values if isinstance(values, dict) else values:
+        match values:
             case {
                 "version": 1,
                 "branches": dict(branches),

@@ -133,17 +133,6 @@ def test_a_field_that_does_not_fit_into_half_precision_is_named(tmp_path):
         write_case(ArrayFolder(str(tmp_path)), "run_1", case, dtype="float16", source="")
 
 
-def test_a_store_of_version_0_1_has_neither_area_vectors_nor_forces(tmp_path):
-    make_store(tmp_path)
-    for name in NAMES:
-        file = tmp_path / name / "case.json"
-        values = json.loads(file.read_text())
-        file.write_text(json.dumps({k: v for k, v in values.items() if k not in ("with_area_vectors", "forces")}))
-    store = Store(str(tmp_path))
-    assert store.cases["run_1"].forces is None
-    assert store.read("run_1").points["surface"].area_vector is None
-
-
 def edited(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
