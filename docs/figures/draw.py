@@ -115,6 +115,11 @@ def elbow(axes: Axes, colors: Colors, way: Sequence[tuple[float, float]], *, col
     arrow(axes, colors, way[-2], way[-1], color=color)
 
 
+def remark(axes: Axes, colors: Colors, middle: tuple[float, float], text: str) -> None:
+    """Writes a remark beside what is drawn."""
+    axes.text(*middle, text, color=colors.line, fontsize=9, ha="center", va="center", style="italic", linespacing=1.3)
+
+
 def title(
     axes: Axes, colors: Colors, x: float, y: float, text: str, *, color: str | None = None, ha: str = "center"
 ) -> None:
@@ -223,17 +228,7 @@ def draw_model(colors: Colors) -> Figure:
     for name in ("surface", "volume"):
         arrow(axes, colors, (middle[name], 1.47), (middle[name], 1.78))
     arrow(axes, colors, (lanes["geometry"] + width, 1.96), (left, 1.96), color=colors.geometry)
-    axes.text(
-        lanes["geometry"] + width / 2,
-        3.1,
-        "physics blocks:\nthe branches share\ntheir weights",
-        color=colors.line,
-        fontsize=9,
-        ha="center",
-        va="center",
-        style="italic",
-        linespacing=1.3,
-    )
+    remark(axes, colors, (lanes["geometry"] + width / 2, 3.1), "physics blocks:\nthe branches share\ntheir weights")
     for name, fields in {"surface": "pressure,\nwall shear", "volume": "velocity,\npressure"}.items():
         arrow(axes, colors, (middle[name], 4.12), (middle[name], 4.42))
         box(axes, colors, (lanes[name], 4.42, width, 0.42), "6 decoder blocks", colors.of(name))
@@ -241,17 +236,7 @@ def draw_model(colors: Colors) -> Figure:
         box(axes, colors, (lanes[name], 5.1, width, 0.34), "linear", colors.of(name))
         arrow(axes, colors, (middle[name], 5.44), (middle[name], 5.72))
         axes.text(middle[name], 5.97, fields, color=colors.text, fontsize=9, ha="center", va="center", linespacing=1.3)
-    axes.text(
-        lanes["geometry"] + width / 2,
-        4.63,
-        "attention within\nthe branch",
-        color=colors.line,
-        fontsize=9,
-        ha="center",
-        va="center",
-        style="italic",
-        linespacing=1.3,
-    )
+    remark(axes, colors, (lanes["geometry"] + width / 2, 4.63), "attention within\nthe branch")
     return figure
 
 

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
-from emmi_jax.config import SupernodePoolingConfig
-from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.data.sampling import Sampling, sample_points
+from emmi_jax.data.sampling import sample_points
 from emmi_jax.inference.meshes import (
     BranchMesh,
     ForceReference,
@@ -30,40 +28,17 @@ from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
-from emmi_jax.models.init import init_params
 from tests.data.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
 from tests.data.case_folders import FIELDS as ARRAYS
+from tests.jobs.tiny_runs import untrained_surrogate
 
 FIELDS = {"surface": {"pressure_coefficient": 1}, "volume": {"velocity": 3, "pressure_coefficient": 1}}
 SOURCES = {b: {n: FieldSource(a) for n, a in arrays.items()} for b, arrays in ARRAYS.items()}
-SAMPLING = Sampling(
-    num_anchors=4,
-    num_queries=0,
-    num_test_anchors=6,
-    num_geometry_points=8,
-    num_supernodes=2,
-    num_test_supernodes=4,
-)
 
 
 @pytest.fixture(scope="module")
 def trained() -> Surrogate:
-    config = AbUptConfig(
-        dim=24,
-        num_heads=2,
-        fields=FIELDS,
-        physics_blocks=("perceiver", "cross"),
-        decoder_depths={},
-        supernode_pooling=SupernodePoolingConfig(radius=None, k=2),
-        init_weights="torch",
-    )
-    model = AnchoredBranchedUPT(config)
-    scales = {
-        branch: {name: FieldScale(mean=(0.1,) * c, std=(2.0,) * c) for name, c in names.items()}
-        for branch, names in FIELDS.items()
-    }
-    normalizer = Normalizer.from_box([-3.0] * 3, [3.0] * 3, position_range=100.0, fields=scales)
-    return Surrogate(model, init_params(model, seed=0), normalizer, SAMPLING)
+    return untrained_surrogate(FIELDS, -3.0, 3.0)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +140,7 @@ def test_queries_lie_on_points_where_there_are_no_cells(tmp_path):
 
 def test_anchors_are_drawn_by_cell_size_for_a_run_that_drew_them_so(trained, folder):
     read = {"surface": query_mesh(folder / "boundary_1.vtp"), "volume": query_mesh(folder / "volume_1.vtu")}
-    weighted = replace(trained, sampling=replace(SAMPLING, method="weighted"))
+    weighted = replace(trained, sampling=replace(trained.sampling, method="weighted"))
     fields = predict_on_meshes(weighted, read)
     rng = np.random.default_rng(0)
     anchors = {

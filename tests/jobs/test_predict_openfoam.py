@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from emmi_jax import AbUptConfig, AnchoredBranchedUPT
-from emmi_jax.config import SupernodePoolingConfig
-from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.sampling import Sampling
+from emmi_jax import AnchoredBranchedUPT
+from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.meshes import geometry_points
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
@@ -20,14 +18,11 @@ from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import FoamSelection, read_foam
 from emmi_jax.meshes.openfoam_fields import read_field_file
-from emmi_jax.models.init import init_params
+from tests.jobs.tiny_runs import untrained_surrogate
 from tests.meshes.foam_cases import cell_centres, write_foam_case, write_head
 
 BODY = FoamSelection(("body",))
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1, "k": 1, "vorticity": 3}}
-SAMPLING = Sampling(
-    num_anchors=4, num_queries=0, num_test_anchors=6, num_geometry_points=8, num_supernodes=2, num_test_supernodes=4
-)
 SOURCES = {"volume": {"velocity": FieldSource("UMean", 10.0), "pressure": FieldSource("pMeanTrim")}}
 UNIFORM = {
     "U": ("volVectorField", "[0 1 -1 0 0 0 0]", "(1 0 0)", "fixedValue"),
@@ -39,22 +34,7 @@ UNIFORM = {
 
 @pytest.fixture(scope="module")
 def surrogate() -> Surrogate:
-    config = AbUptConfig(
-        dim=24,
-        num_heads=2,
-        fields=FIELDS,
-        physics_blocks=("perceiver", "cross"),
-        decoder_depths={},
-        supernode_pooling=SupernodePoolingConfig(radius=None, k=2),
-        init_weights="torch",
-    )
-    model = AnchoredBranchedUPT(config)
-    scales = {
-        branch: {name: FieldScale(mean=(0.1,) * c, std=(2.0,) * c) for name, c in names.items()}
-        for branch, names in FIELDS.items()
-    }
-    normalizer = Normalizer.from_box([0.0] * 3, [2.0] * 3, position_range=100.0, fields=scales)
-    return Surrogate(model, init_params(model, seed=0), normalizer, SAMPLING)
+    return untrained_surrogate(FIELDS, 0.0, 2.0)
 
 
 def case_to_start(path: Path, **options: Any) -> Path:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from emmi_jax.config import AbUptConfig
+from emmi_jax.config import AbUptConfig, SupernodePoolingConfig
+from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.sampling import Sampling
+from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.jobs.train import Outcome, train
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import init_params
 from emmi_jax.training.settings import OptimizerSettings, TrainSettings
 
 TINY: dict[str, Any] = {
@@ -60,3 +65,31 @@ def run(settings: TrainSettings, path: Path, *, resume: bool = False) -> tuple[O
     printed = io.StringIO()
     outcome = train(settings, path, resume=resume, console=Console(file=printed, width=100))
     return outcome, printed.getvalue()
+
+
+def untrained_surrogate(fields: Mapping[str, Mapping[str, int]], low: float, high: float) -> Surrogate:
+    """A surrogate with random weights, for data in the cube of these corners."""
+    config = AbUptConfig(
+        dim=24,
+        num_heads=2,
+        fields=fields,
+        physics_blocks=("perceiver", "cross"),
+        decoder_depths={},
+        supernode_pooling=SupernodePoolingConfig(radius=None, k=2),
+        init_weights="torch",
+    )
+    model = AnchoredBranchedUPT(config)
+    scales = {
+        branch: {name: FieldScale(mean=(0.1,) * c, std=(2.0,) * c) for name, c in names.items()}
+        for branch, names in fields.items()
+    }
+    normalizer = Normalizer.from_box([low] * 3, [high] * 3, position_range=100.0, fields=scales)
+    sampling = Sampling(
+        num_anchors=4,
+        num_queries=0,
+        num_test_anchors=6,
+        num_geometry_points=8,
+        num_supernodes=2,
+        num_test_supernodes=4,
+    )
+    return Surrogate(model, init_params(model, seed=0), normalizer, sampling)
