@@ -12,7 +12,7 @@ sampling.num_geometry_points=4096 sampling.num_supernodes=1024 sampling.num_test
 from __future__ import annotations
 
 import argparse
-import statistics
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from emmi_jax.data.cases import Case
 from emmi_jax.data.point_cloud import PointCloudDataset
+from emmi_jax.data.samples import Dataset
+from emmi_jax.data.store import write_case
+from emmi_jax.data.stored_case import write_head
+from emmi_jax.files.atomic import write_json
+from emmi_jax.files.zarr import ArrayFolder
+from emmi_jax.jobs.datasets import load_dataset
 from emmi_jax.points import PointSet
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.processes import connected, is_main
@@ -43,6 +50,7 @@ def main() -> None:
     parser.add_argument("--mesh", nargs="+", default=["data=1"], help="meshes; '+fsdp' shards the state as well")
     parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
     parser.add_argument("--points", type=int, default=2_000_000, help="points per branch of the case (%(default)s)")
+    parser.add_argument("--store", type=Path, help="read the case from a store, made here if there is none")
     parser.add_argument("--set", nargs="*", default=[], help="settings over those of the recipe drivaerml")
     parser.add_argument("--torch", action="store_true", help="train in PyTorch as well, on one device, and compare")
     parser.add_argument("--coordinator")
@@ -52,7 +60,8 @@ def main() -> None:
     with connected(options.coordinator, options.num_processes, options.process_id):
         from benchmarks import measure  # uses the devices
 
-        data, changes = _case(options.points), dict(map(parse_assignment, options.set))
+        data = _case(options.points) if options.store is None else _store(options.store, options.points)
+        changes = dict(map(parse_assignment, options.set))
         if options.torch:
             from benchmarks import torch_loop
 
@@ -81,48 +90,68 @@ def _case(num_points: int) -> dict[str, PointSet]:
     }
 
 
-def _trainer(text: str, data: dict[str, PointSet], changes: dict[str, Any]) -> Trainer:
+def _store(folder: Path, num_points: int) -> Path:
+    if not folder.exists():
+        cases = {"train": num_points, "test": 1000}
+        write_head(ArrayFolder(str(folder)), list(cases), "float32", {})
+        for name, size in cases.items():
+            write_case(ArrayFolder(str(folder)), name, Case(_case(size), None), dtype="float32", source="")
+        write_json(folder / "split.json", {name: [name] for name in cases})
+    return folder
+
+
+def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any]) -> Trainer:
     mesh, _, fsdp = text.partition("+")
     layout = Layout.parse(mesh, fsdp=bool(fsdp))
     recipe = {key: value for key, value in read_recipe("drivaerml").items() if key not in ("statistics", "split")}
     settings = TrainSettings().updated(recipe, {"batch_size": layout.data or 1, "steps": 10_000}, changes)
-    dataset = PointCloudDataset(data, settings.sampling)
+    if isinstance(data, Path):
+        settings = settings.updated({"data": str(data)})
+        dataset: Dataset = load_dataset(settings)
+    else:
+        dataset = PointCloudDataset(data, settings.sampling)
     return Trainer.make(
         settings, dataset, Devices.make(settings, layout), model_config(settings, dataset.fields), normalizer=None
     )
 
 
-def _row(text: str, data: dict[str, PointSet], steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+def _row(text: str, data: dict[str, PointSet] | Path, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
     trainer = _trainer(text, data, changes)
     settings, state = trainer.settings, trainer.init_state()
     compiled = trainer.train_step.lower(state, trainer.put(trainer.host_batch(0))).compile()  # type: ignore[attr-defined]
-    memory, losses, seconds, waits = compiled.memory_analysis(), [], [], []
-    batches = trainer.batches(0, steps + 10)
-    for number in range(steps):
-        start = time.perf_counter()
-        batch = next(batches)
-        waits.append(time.perf_counter() - start)
-        state, metrics = compiled(state, batch)
-        losses.append(float(metrics["loss"]))
-        seconds.append(time.perf_counter() - start)
-        if number == 4:
-            seconds, waits = [], []
+    memory, batches = compiled.memory_analysis(), trainer.batches(0, steps + 10)
+    state, losses, step = _timed(compiled, state, batches, steps)
+    state, _, step_without_data = _timed(compiled, state, itertools.repeat(next(batches)), steps)
     shares = _profile(compiled, state, batches)
     batches.close()
-    step = statistics.median(seconds)
     print(f"{text}: {1000 * step:.1f} ms", flush=True)
     return {
         "mesh": text,
         "cases": settings.batch_size,
         "anchors_per_branch": settings.sampling.num_anchors,
         "ms_per_step": 1000 * step,
-        "waiting_for_data_%": 100 * statistics.median(waits) / step,
+        "waiting_for_data_%": 100 * (1 - step_without_data / step),
         "in_collectives_%": shares,
         "state_mib": memory.argument_size_in_bytes / 2**20,
         "activations_gib": memory.temp_size_in_bytes / 2**30,
         "loss_of_step_5": losses[4],
         "loss_of_last_step": losses[-1],
     }
+
+
+def _timed(compiled: Any, state: Any, batches: Iterator[Any], steps: int) -> tuple[Any, list[float], float]:
+    """Returns the state, the losses and the seconds a step, without the first five; reads each loss a step late."""
+    losses: list[float] = []
+    pending, start = None, 0.0
+    for number in range(steps):
+        if number == 5:
+            start = time.perf_counter()
+        state, metrics = compiled(state, next(batches))
+        if pending is not None:
+            losses.append(float(pending))
+        pending = metrics["loss"]
+    losses.append(float(pending))
+    return state, losses, (time.perf_counter() - start) / (steps - 5)
 
 
 def _profile(compiled: Any, state: Any, batches: Iterator[Any]) -> float:

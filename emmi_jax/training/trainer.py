@@ -92,15 +92,15 @@ class Trainer(NamedTuple):
         num_threads = max(self.settings.neighbor_threads, 1)
         made = prefetch(self._draw, start, stop, finish=self._with_neighbors, num_threads=num_threads)
         with contextlib.closing(made) as batches:
-            for batch in batches:
-                yield self.put(batch)
+            for step, batch in enumerate(batches, start):
+                on_devices = self.put(batch)
+                # cuDNN cannot load a program while anything else happens on the device, so the step that loads it waits
+                # for its batch, and no thread copies. Later ones are queued behind their copies.
+                yield jax.block_until_ready(on_devices) if step == start else on_devices
 
     def put(self, batch: Sample) -> Sample:
-        """Copies a batch to the devices while they compute the step before."""
-        # cuDNN cannot load a program while anything else happens on the device, so not in a thread, and no step starts
-        # before its batch has arrived.
-        on_devices: Sample = jax.block_until_ready(self.devices.put(batch, self.settings.batch_size))
-        return on_devices
+        """Starts to copy a batch to the devices."""
+        return self.devices.put(batch, self.settings.batch_size)
 
     def surrogate(self, state: TrainState) -> Surrogate:
         """Returns what a state has learned, on the first device of this process."""
