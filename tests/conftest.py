@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -20,3 +21,6 @@ for name, value in COMPILED.items():
     os.environ[name.upper()] = str(value)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Tracing makes many small objects that live on; looking through them for garbage takes a twentieth of the time.
+gc.set_threshold(20_000, 10, 50)

@@ -302,6 +302,7 @@ def test_stats_fit_80_columns_and_go_to_json(case, tmp_path, capsys, monkeypatch
 def test_training_in_a_pipe_prints_plain_lines(case, tmp_path):
     command = [sys.executable, "-c", "import sys; from emmi_jax.cli import main; sys.exit(main())", "train"]
     options = ["--data", str(case), "--out", str(tmp_path), "--name", "a", *TINY_OPTIONS]
+    options += ["--set", "model.physics_blocks=['self']"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "80"}
     result = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0

@@ -67,7 +67,7 @@ INPUTS = {
 
 
 def ab_upt(**options: Any) -> AnchoredBranchedUPT:
-    blocks, depths = ("perceiver", "self", "cross"), {"surface": 1}
+    blocks, depths = ("perceiver", "cross"), {"surface": 1}
     return AnchoredBranchedUPT(
         AbUptConfig(dim=192, num_heads=3, physics_blocks=blocks, decoder_depths=depths, **options)
     )

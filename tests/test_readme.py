@@ -50,6 +50,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fields=fields,
         physics_blocks=("perceiver", "joint"),
         decoder_depths={},
+        geometry_depth=0,
+        mlp_ratio=1,
         supernode_pooling=SupernodePoolingConfig(radius=None, k=2),
     )
     scales = {

@@ -106,7 +106,7 @@ def train(
         config = _run_config(settings, dataset, _measured(settings, dataset, console))
     trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer)
     # What cannot be trained is refused while there is nothing to clean up.
-    jax.eval_shape(trainer.train_step, trainer.state, trainer.put(trainer.host_batch(0)))
+    jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.host_batch(0)))
     if stored is None and is_main():
         _create(path, config, dataset)
     wait_for_all("configuration")

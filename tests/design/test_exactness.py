@@ -48,13 +48,18 @@ def check(result: float, value: Any) -> None:
 FORCES = drag(**STREAM) + 0.3 * moment(**STREAM, length=0.7, about=(0.1, 0.2, 0.3))
 WAKE = smooth_maximum("volume", "velocity", sharpness=2.0) - 0.1 * mean("volume", "pressure")
 CASES = {
-    "masked": {"implementation": "masked"},
-    "xla": {"implementation": "xla"},
-    "blockwise": {"implementation": "blockwise"},
-    "radius": {"supernode_pooling": SupernodePoolingConfig(radius=6.0, max_degree=8, mode="absrelpos")},
-    "untied": {"blocks": ("perceiver_untied", "self_untied")},
+    "masked, decoder": {
+        "implementation": "masked",
+        "blocks": ("perceiver",),
+        "geometry_depth": 1,
+        "decoder_depths": {"surface": 1},
+    },
+    "xla, radius": {
+        "implementation": "xla",
+        "supernode_pooling": SupernodePoolingConfig(radius=6.0, max_degree=8, mode="absrelpos"),
+    },
+    "blockwise, untied": {"implementation": "blockwise", "blocks": ("perceiver_untied", "self_untied")},
     "no_geometry": {"blocks": ("cross",), "remat": True},
-    "decoder": {"blocks": ("perceiver",), "geometry_depth": 1, "decoder_depths": {"surface": 1}},
 }
 
 

@@ -31,7 +31,8 @@ from emmi_jax.points import PointSet
 from tests.design.cases import SAMPLING, VOLUME, build, ellipsoid
 
 REPOSITORY = Path(__file__).parents[2]
-DRAG = drag(speed=2.0, area=1.5)
+DRAG, LIFT = (coefficient(speed=2.0, area=1.5) for coefficient in (drag, lift))
+DRAG_AND_SPEED = DRAG + mean("volume", "velocity")
 SURFACE = ellipsoid()
 POINTS: dict[str, Any] = {"points": {"volume": VOLUME}}
 
@@ -57,20 +58,16 @@ def test_the_value_is_that_of_predicting_and_integrating(
     expected = surface_forces(predicted, mesh, ForceReference(area=1.5, speed=2.0)).coefficients["predicted"]
     surface = read_surface(tmp_path / "body.vtp")
     other = {"geometry": read_surface(tmp_path / "body.stl")} if has_geometry else {}
-    found = [
-        evaluate(surrogate, surface, functional, anchors=anchors, **other)
-        for functional in (DRAG, lift(speed=2.0, area=1.5))
-    ]
+    found = [evaluate(surrogate, surface, functional, anchors=anchors, **other) for functional in (DRAG, LIFT)]
     np.testing.assert_allclose(found, [expected["cd"], expected["cl"]], rtol=1e-4, atol=1e-5)
     assert evaluate(stored, surface, DRAG, **other) == pytest.approx(found[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("chunk_size", [7, 1000])
 def test_chunks_of_any_size_give_the_same_gradient(surrogate: Any, chunk_size: int) -> None:
-    functional = DRAG + mean("volume", "velocity")
-    expected = sensitivity(surrogate, SURFACE, functional, **POINTS, chunk_size=56)
+    expected = sensitivity(surrogate, SURFACE, DRAG_AND_SPEED, **POINTS, chunk_size=56)
     done: list[int] = []
-    found = sensitivity(surrogate, SURFACE, functional, **POINTS, chunk_size=chunk_size, advance=done.append)
+    found = sensitivity(surrogate, SURFACE, DRAG_AND_SPEED, **POINTS, chunk_size=chunk_size, advance=done.append)
     assert found.value == pytest.approx(expected.value, rel=1e-5)
     np.testing.assert_allclose(found.vertices, expected.vertices, rtol=1e-4, atol=1e-5 * np.abs(found.vertices).max())
     assert sum(done) == 2 * (SURFACE.num_cells + len(VOLUME.position))

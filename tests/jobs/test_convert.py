@@ -33,6 +33,11 @@ TUTORIAL = {
 
 
 @pytest.fixture
+def few_test_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emmi_jax.data.ellipsoids.NUM_TEST_QUERIES", 16)
+
+
+@pytest.fixture
 def tutorial_config(tmp_path: Path) -> Path:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(TUTORIAL))
@@ -115,6 +120,7 @@ def test_a_converted_run_with_a_condition_or_point_features_opens_again(changes:
     jax.tree.map(np.testing.assert_array_equal, surrogate.params, params)
 
 
+@pytest.mark.usefixtures("few_test_queries")
 def test_a_run_starts_from_a_converted_one_and_keeps_its_model_and_scales(
     small_weights: tuple[Path, AbUptConfig], tmp_path: Path
 ) -> None:
@@ -143,6 +149,7 @@ def test_a_run_starts_from_a_converted_one_and_keeps_its_model_and_scales(
     assert main([*train, "run", "--resume"]) == 2
 
 
+@pytest.mark.usefixtures("few_test_queries")
 def test_a_fine_tuned_run_that_ends_before_its_first_checkpoint_resumes_from_the_weights_it_started_with(
     small_weights: tuple[Path, AbUptConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

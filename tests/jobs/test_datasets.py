@@ -3,14 +3,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from emmi_jax.cli import main
-from emmi_jax.jobs.datasets import read_statistics
+from emmi_jax.jobs.datasets import load_dataset, make_normalizer, read_statistics
+from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
-from emmi_jax.training.settings import TrainSettings
-from tests.jobs.tiny_runs import run, tiny_settings, write_case
+from emmi_jax.training.settings import TrainSettings, model_config
+from tests.jobs.tiny_runs import tiny_settings, write_case
 
 TINY_OPTIONS = ["--steps", "1", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
+TINY_OPTIONS += ["--set", "model.physics_blocks=['self']"]
 
 
 def test_published_statistics_have_a_name():
@@ -21,12 +24,17 @@ def test_published_statistics_have_a_name():
 
 def test_a_run_with_the_statistics_of_another_has_its_normalizer_and_can_be_resumed_and_used(tmp_path, capsys):
     data, other = write_case(tmp_path / "case.npz"), write_case(tmp_path / "other.npz", num_points=80)
-    run(tiny_settings(other, steps=1), tmp_path / "first")
+    settings = tiny_settings(other)
+    dataset = load_dataset(settings)
+    normalizer = make_normalizer(settings, dataset, console=Console(quiet=True))
+    model = model_config(settings, dataset.fields)
+    RunDirectory.create(
+        tmp_path / "first", RunConfig(model=model, normalizer=normalizer, sampling=settings.sampling, sources={})
+    )
     options = ["train", "--out", str(tmp_path), "--name", "second", *TINY_OPTIONS]
     statistics = ["--statistics", str(tmp_path / "first" / "config.json")]
     assert main([*options, "--data", str(data), *statistics]) == 0
-    first, second = load_run(tmp_path / "first"), load_run(tmp_path / "second")
-    assert second.normalizer == first.normalizer
+    assert load_run(tmp_path / "second").normalizer == normalizer
     stored = json.loads((tmp_path / "second" / "config.json").read_text())["settings"]["statistics"]
     assert stored == str((tmp_path / "first" / "config.json").resolve())
     assert main(["train", "--out", str(tmp_path), "--name", "second", "--resume"]) == 0

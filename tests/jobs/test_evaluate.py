@@ -14,6 +14,7 @@ from tests.data.case_folders import FIELDS, surface_dataset, write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
+GEOMETRY = tiny_runs.GEOMETRY | {"physics_blocks": ("perceiver", "cross")}
 SPLIT = {"train": ["run_0"], "validation": ["run_1"], "test": ["run_2", "run_3"]}
 
 
@@ -30,7 +31,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    run(tiny_settings(cases, steps=1, physics_blocks=("perceiver", "cross"), **tiny_runs.GEOMETRY), path)
+    run(tiny_settings(cases, steps=1, **GEOMETRY), path)
     return path
 
 
@@ -139,11 +140,13 @@ def test_unusable_cases_are_named_in_one_line_and_nothing_is_written(kind, messa
 
 
 def test_what_cannot_be_evaluated_says_so(trained, tmp_path, capsys):
-    case = write_case(tmp_path / "case.npz")
-    run(tiny_settings(case, steps=1), tmp_path / "points")
+    points = shutil.copytree(trained, tmp_path / "points")
+    config = json.loads((points / "config.json").read_text())
+    config["settings"]["data"] = str(write_case(tmp_path / "case.npz"))
+    (points / "config.json").write_text(json.dumps(config))
     for arguments, message in (
         ([str(trained), "--split", "tests"], "--split must be one of train, validation, test, all, got 'tests'"),
-        ([str(tmp_path / "points")], "case.npz is no folder of cases"),
+        ([str(points)], "case.npz is no folder of cases"),
         ([str(trained), "--data", str(tmp_path / "absent")], "absent is no folder of cases"),
     ):
         assert main(["evaluate", *arguments]) == 2
@@ -151,12 +154,11 @@ def test_what_cannot_be_evaluated_says_so(trained, tmp_path, capsys):
 
 
 def test_a_run_on_one_case_draws_the_anchors_of_another_from_that(cases, tmp_path):
-    sizes = dict.fromkeys(("num_geometry_points", "num_supernodes", "num_test_supernodes"), 0)
-    run(tiny_settings(cases / "run_0", steps=1, physics_blocks=("self",), sampling=sizes), tmp_path / "one")
+    run(tiny_settings(cases / "run_0", steps=1, **GEOMETRY), tmp_path / "one")
     assert main(["evaluate", str(tmp_path / "one"), "--data", str(cases / "run_1"), "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "evaluation.json").read_text())["mean"]["volume/velocity"]
     surrogate, case = load_run(tmp_path / "one"), read_case_folder(cases / "run_1", lambda path: None)
-    encoded = replace(surrogate, context=None).encode(points=case.points)
+    encoded = replace(surrogate, context=None).encode(points=case.points, geometry=case.geometry)
     exact = case.points["volume"].fields["velocity"]
     error = encoded.predict({"volume": case.points["volume"].position})["volume_velocity"] - exact
     assert found["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)

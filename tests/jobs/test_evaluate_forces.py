@@ -14,8 +14,7 @@ from emmi_jax.jobs.cases import OpenCases, open_cases
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics, ForceOptions
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import FIELDS, write_case_folder
-from tests.jobs import tiny_runs
-from tests.jobs.tiny_runs import run, tiny_settings
+from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
 SPLIT = {"train": ["run_0"], "test": ["run_1", "run_2", "run_3"]}
 SURFACE = {"pressure": 1, "wallshearstress": 3}
@@ -132,7 +131,7 @@ def test_a_store_gives_the_same_forces_as_its_raw_cases(cases, tmp_path):
 
 
 def test_an_evaluated_run_has_forces_in_json_csv_a_table_and_a_picture(cases, tmp_path, capsys):
-    settings = tiny_settings(cases, steps=1, physics_blocks=("perceiver", "cross"), **tiny_runs.GEOMETRY)
+    settings = tiny_settings(cases, steps=1, **NO_GEOMETRY)
     run(settings, tmp_path / "run")
     assert main(["evaluate", str(tmp_path / "run"), "--repeats", "2", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "evaluation_test.json").read_text())["forces"]

@@ -56,7 +56,7 @@ def test_a_folder_of_openfoam_cases_is_a_data_set_with_its_split(cases):
 
 
 def test_a_run_is_trained_evaluated_and_remembers_its_patches(cases, tmp_path):
-    run(tiny_settings(cases, **CHANGES), tmp_path / "run")
+    run(tiny_settings(cases, steps=1, **CHANGES), tmp_path / "run")
     config = RunDirectory.open(tmp_path / "run").read_config()
     assert config.foam(None, None) == BODY
     assert config.foam(("ground",), "0") == FoamSelection(("ground",), "0")

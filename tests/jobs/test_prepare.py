@@ -126,7 +126,7 @@ def test_broken_cases_are_reported_together_before_anything_is_written(command, 
 
 
 def test_a_run_on_a_store_trains_resumes_and_is_evaluated(prepared, data, tmp_path):
-    settings = tiny_settings(prepared, steps=4, **GEOMETRY)
+    settings = tiny_settings(prepared, steps=1, **GEOMETRY)
     run(settings, tmp_path / "run")
     run(settings, tmp_path / "run", resume=True)
     options = ["evaluate", str(tmp_path / "run"), "--out", str(tmp_path)]

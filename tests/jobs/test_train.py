@@ -14,6 +14,7 @@ from rich.console import Console
 
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Sample
+from emmi_jax.jobs.datasets import data_fingerprint, load_dataset
 from emmi_jax.jobs.train import show_plan
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
@@ -145,14 +146,17 @@ def test_resuming_with_other_settings_names_the_key(case, finished):
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
 
-def test_resuming_on_changed_data_is_refused(case, tmp_path):
-    data = tmp_path / "case.npz"
-    shutil.copy(case, data)
-    run(tiny_settings(data, steps=1), tmp_path / "run")
-    arrays = dict(np.load(data))
+def test_resuming_on_changed_data_is_refused(case, finished, tmp_path):
+    data, path = tmp_path / "case.npz", shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((path / "config.json").read_text())
+    config["settings"]["data"] = str(data)
+    (path / "config.json").write_text(json.dumps(config))
+    arrays = dict(np.load(case))
+    np.savez(data, **arrays)
+    assert data_fingerprint(tiny_settings(data), load_dataset(tiny_settings(data))) == config["data_fingerprint"]
     np.savez(data, **arrays | {"pressure": arrays["pressure"] + 1})
     with pytest.raises(ValueError, match=r"started with data_fingerprint = '\w{32}', now it is '\w{32}'"):
-        run(tiny_settings(data, steps=1), tmp_path / "run", resume=True)
+        run(tiny_settings(data), path, resume=True)
 
 
 @pytest.mark.parametrize("changes", [{"dim": 25}, {"dim": 8}, {"num_anchors": 1000}, {"physics_blocks": ("cross",)}])
@@ -171,7 +175,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint_finite(case, tmp_p
 
 def test_the_whole_model_trains_on_the_ellipsoids(tmp_path, monkeypatch):
     monkeypatch.setattr("emmi_jax.data.ellipsoids.NUM_TEST_QUERIES", 16)
-    _, printed = run(tiny_settings(None, steps=2), tmp_path / "run")
+    _, printed = run(tiny_settings(None, steps=2, geometry_depth=1), tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["test"]["volume/velocity"]) == {"relative_l2", "mean_predictor", "nearest_case"}
     assert {p.name for p in (tmp_path / "run").glob("*.png")} == {

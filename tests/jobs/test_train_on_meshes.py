@@ -17,7 +17,7 @@ from emmi_jax.runs.load import load_run
 from emmi_jax.training.evaluation import validate
 from tests.data.case_folders import AXES, BODY, surface_dataset, volume_dataset, write_case_folder
 from tests.jobs import tiny_runs
-from tests.jobs.tiny_runs import run, tiny_settings
+from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
 GEOMETRY = tiny_runs.GEOMETRY | {"physics_blocks": ("perceiver", "cross")}
 
@@ -192,7 +192,7 @@ def test_cases_of_drivaerml_train_under_the_published_statistics_without_measuri
         surface.save(case / f"boundary_{number}.vtp")
         volume.save(case / f"volume_{number}.vtu")
     monkeypatch.delattr(CaseCollection, "measure")
-    run(tiny_settings(tmp_path / "cars", statistics="drivaerml-tutorial", steps=1, **GEOMETRY), tmp_path / "run")
+    run(tiny_settings(tmp_path / "cars", statistics="drivaerml-tutorial", steps=1, **NO_GEOMETRY), tmp_path / "run")
     normalizer = load_run(tmp_path / "run").normalizer
     assert normalizer.position_scale == pytest.approx(1000 / 120)
     assert normalizer.fields["surface"]["pressure"].mean == (-229.772,)

@@ -38,7 +38,15 @@ GEOMETRY: dict[str, Any] = {
     "num_supernodes": 4,
     "num_test_supernodes": 8,
     "supernode_pooling": {"radius": None, "k": 4},
+    "geometry_depth": 0,
 }
+NO_GEOMETRY: dict[str, Any] = {
+    "physics_blocks": ("cross",),
+    "num_geometry_points": 0,
+    "num_supernodes": 0,
+    "num_test_supernodes": 0,
+}
+"""For data with a surface and a volume, where a test is not about the geometry branch."""
 SECTIONS = {
     field.name: f"{section}."
     for section, config in (("sampling", Sampling), ("optimizer", OptimizerSettings), ("model", AbUptConfig))

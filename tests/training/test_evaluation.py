@@ -1,6 +1,7 @@
 from collections.abc import Mapping
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,7 +43,7 @@ def test_predictions_are_those_of_the_model_in_physical_units(surrogate, num_que
     sample, normalizer = make_sample(num_queries), surrogate.normalizer
     anchors = {b: normalizer.normalize_position(p.position)[None] for b, p in sample.anchors.items()}
     queries = {b: normalizer.normalize_position(p.position)[None] for b, p in sample.queries.items()}
-    outputs = surrogate.model.apply({"params": surrogate.params}, anchors=anchors, queries=queries)
+    outputs = jax.jit(surrogate.model.apply)({"params": surrogate.params}, anchors=anchors, queries=queries)
     predicted = predict_queries(surrogate, sample)
     assert {branch: set(fields) for branch, fields in predicted.items()} == {b: set(FIELDS[b]) for b in num_queries}
     for branch, fields in predicted.items():
