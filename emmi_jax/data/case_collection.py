@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -61,6 +63,12 @@ class CaseCollection:
         """Returns the statistics of a case, after checking that it fits the others."""
         self._check(name)
         return self.cases.measure(name)
+
+    def resampled(self, sampling: Sampling) -> Self:
+        """Returns the same cases with other draws."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns draws from a training case, in physical units."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -63,6 +64,12 @@ class EllipsoidDataset:
     def measure(self) -> DataMoments:
         """Returns the statistics of 128 points of each training ellipsoid, and of the box that holds every shell."""
         return measure(self._statistics_chunks())
+
+    def resampled(self, sampling: Sampling) -> Self:
+        """Returns the same ellipsoids with other draws."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a training ellipsoid, in physical units."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -78,6 +80,22 @@ class PointCloudDataset:
     def measure(self) -> DataMoments:
         """Returns the statistics of the training points."""
         return measure(point_chunks(self.train_points))
+
+    def resampled(self, sampling: Sampling) -> Self:
+        """Returns the same points, split in the same way, with other draws.
+
+        Raises:
+            ValueError: There are too few points to draw from.
+        """
+        for branch, part in self.train_points.items():
+            if len(part.position) < sampling.num_anchors + sampling.num_queries:
+                raise ValueError(
+                    f"{self.name}: {branch}: {len(part.position)} points to train on are too few for "
+                    f"{sampling.num_anchors} anchors and {sampling.num_queries} queries"
+                )
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a draw of anchors and queries from the training points, in physical units."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import numpy as np
 
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet
@@ -75,6 +76,13 @@ class Dataset(Protocol):
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns the training sample of a number; it does not depend on other samples, all have the same shapes."""
+
+    def resampled(self, sampling: Sampling) -> Self:
+        """Returns the same cases with other draws.
+
+        Raises:
+            ValueError: There are too few points to draw from; raised here or when they are drawn.
+        """
 
     def validation_samples(self) -> Iterator[Sample]:
         """Yields the cases to validate on while training, as `test_samples` does; none if the data have none."""

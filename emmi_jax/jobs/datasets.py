@@ -144,9 +144,10 @@ def read_statistics(source: str) -> Normalizer:
 
 
 _ELLIPSOIDS = {
-    "steps": 3000,
+    "steps": 2700,
+    "dense_fraction": 0.2,
     "loss": "rmse",
-    "optimizer": {"name": "muon", "learning_rate": 2e-3, "b2": 0.95},
+    "optimizer": {"name": "muon", "learning_rate": 3e-3, "weight_decay": 0.05, "b2": 0.95},
     "position_range": 50.0,
     "model": {"max_wavelength": 50.0},
 }

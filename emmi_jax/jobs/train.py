@@ -106,7 +106,8 @@ def train(
         config = _run_config(settings, dataset, _measured(settings, dataset, console))
     trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer)
     # What cannot be trained is refused while there is nothing to clean up.
-    jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.host_batch(0)))
+    for step in (0, settings.steps - 1) if settings.dense_fraction else (0,):
+        jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.host_batch(step)))
     if stored is None and is_main():
         _create(path, config, dataset)
     wait_for_all("configuration")
@@ -141,7 +142,8 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
         make_normalizer(settings, dataset, console=console)
     config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
     trainer = Trainer.make(settings, dataset, devices, config, normalizer=None)
-    step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), trainer.put(trainer.host_batch(0))).compile()
+    largest = trainer.put(trainer.host_batch(settings.steps - 1))
+    step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), largest).compile()
     console.print_json(data=settings.to_dict())
     console.print(summary_table(param_shapes(trainer.state.params), "Parameters"))
     cost, memory = step.cost_analysis(), step.memory_analysis()
@@ -164,7 +166,8 @@ def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> No
     """Measures statistics in the main process; the others find them."""
     if not is_main():
         wait_for_all("statistics")
-    normalizer = make_normalizer(settings, dataset, console=console)
+    densest = dataset.resampled(settings.sampling_at(settings.steps - 1))  # as cases are checked for enough points
+    normalizer = make_normalizer(settings, densest, console=console)
     if is_main():
         wait_for_all("statistics")
     return normalizer

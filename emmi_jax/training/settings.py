@@ -25,6 +25,7 @@ LOSSES = ("mse", "rmse")
 _OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes", "token_axis")
 _MODEL_KEYS = [field.name for field in dataclasses.fields(AbUptConfig) if field.name not in _OF_THE_DATA]
 _MOST = 100_000_000
+_DENSITY = 2
 _LARGEST, _BELOW_ONE = 1e38, 0.999999
 _SAMPLING: dict[str, Any] = {"num_anchors": 96, "num_queries": 32, "num_test_anchors": 512}
 _MODEL: dict[str, Any] = {
@@ -114,6 +115,7 @@ class TrainSettings(Config):
         seed: Seed of parameters and batches.
         steps: Optimiser steps.
         batch_size: Cases per step.
+        dense_fraction: Fraction of the steps, the last ones, that draw twice as many anchors and queries.
         checkpoint_every: Steps between checkpoints.
         validate_every: Steps between validations, for data with a validation split; each saves a checkpoint.
         loss: Error of a normalized field of a case, averaged over the cases: the mean square (``mse``) or its root
@@ -140,6 +142,7 @@ class TrainSettings(Config):
     seed: int = 0
     steps: int = 4500
     batch_size: int = 2
+    dense_fraction: float = 0.0
     checkpoint_every: int = 200
     validate_every: int = 500
     loss: str = "mse"
@@ -180,6 +183,7 @@ class TrainSettings(Config):
             raise ValueError(f"physics_blocks must name at least one block, got {self.model['physics_blocks']!r}")
         check_choice("loss", self.loss, LOSSES)
         _check_between("position_range", self.position_range, 0, math.inf, exclusive=True)
+        _check_between("dense_fraction", self.dense_fraction, 0, 1)
         for name, weight in self.loss_weights.items():
             _check_between(f"the loss weight of {name!r}", weight, 0, math.inf)
         num_micro = self.optimizer.accumulation
@@ -188,6 +192,13 @@ class TrainSettings(Config):
         for name in ("split", "statistics"):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs data of your own, got {getattr(self, name)!r} without --data")
+
+    def sampling_at(self, step: int) -> Sampling:
+        """Returns how a step draws points; the first step is 0."""
+        if step < self.steps - round(self.dense_fraction * self.steps):
+            return self.sampling
+        num_anchors, num_queries = _DENSITY * self.sampling.num_anchors, _DENSITY * self.sampling.num_queries
+        return dataclasses.replace(self.sampling, num_anchors=num_anchors, num_queries=num_queries)
 
     @property
     def foam(self) -> FoamSelection:

@@ -77,7 +77,9 @@ class Trainer(NamedTuple):
 
     def _draw(self, step: int) -> Sample:
         seed, size = self.settings.seed, self.settings.batch_size
-        drawn = [self.dataset.train_sample(seed, step * size + row) for row in self.devices.rows(size)]
+        sampling = self.settings.sampling_at(step)
+        dataset = self.dataset if sampling == self.settings.sampling else self.dataset.resampled(sampling)
+        drawn = [dataset.train_sample(seed, step * size + row) for row in self.devices.rows(size)]
         if self.normalizer is not None:
             drawn = [normalize_sample(self.normalizer, sample) for sample in drawn]
         return stack_samples(drawn)

@@ -158,6 +158,13 @@ def test_a_case_that_is_too_small_is_named():
         make(sampling).measure()
 
 
+def test_a_resampled_collection_draws_like_one_that_was_made_so():
+    sampling = Sampling(num_anchors=9, num_queries=3, num_test_anchors=8)
+    jax.tree.map(
+        np.testing.assert_array_equal, make().resampled(sampling).train_sample(1, 2), make(sampling).train_sample(1, 2)
+    )
+
+
 def test_folders_of_cases_are_found_in_the_order_of_their_numbers(tmp_path: Path):
     (tmp_path / "cars").mkdir()
     for number in (10, 9, 1):

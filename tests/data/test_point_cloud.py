@@ -82,6 +82,16 @@ def test_too_few_points_for_a_step_are_refused(num_points):
         make_dataset(num_points)
 
 
+def test_resampled_points_are_split_as_before_and_too_few_are_refused():
+    sampling = Sampling(num_anchors=12, num_queries=10, num_test_anchors=8)
+    resampled = make_dataset().resampled(sampling)
+    jax.tree.map(
+        np.testing.assert_array_equal, resampled.train_sample(1, 2), make_dataset(100, sampling).train_sample(1, 2)
+    )
+    with pytest.raises(ValueError, match="8 points to train on are too few for 12 anchors and 10 queries"):
+        make_dataset(23).resampled(sampling)
+
+
 def test_all_training_points_are_anchors_where_they_are_few():
     sampling = Sampling(num_anchors=6, num_queries=5, num_test_anchors=500)
     dataset = make_dataset(100, sampling)

@@ -22,6 +22,9 @@ from emmi_jax.runs.load import load_run
 from emmi_jax.training.devices import Layout
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
+TOO_DENSE = {"dense_fraction": 1.0, "num_anchors": 20, "num_queries": 5}
+"""Twice as many points as there are to train on."""
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -159,7 +162,21 @@ def test_resuming_on_changed_data_is_refused(case, finished, tmp_path):
         run(tiny_settings(data), path, resume=True)
 
 
-@pytest.mark.parametrize("changes", [{"dim": 25}, {"dim": 8}, {"num_anchors": 1000}, {"physics_blocks": ("cross",)}])
+def test_a_run_killed_among_its_dense_steps_resumes_to_the_same_result(case, finished, tmp_path):
+    settings, path = tiny_settings(case, dense_fraction=0.5), tmp_path / "run"
+    run(settings, path)
+    trained = load_run(path).params
+    shutil.rmtree(path / "checkpoints" / "6")
+    run(settings, path, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, load_run(path).params, trained)
+    rows = [(p / "metrics.jsonl").read_text().splitlines() for p in (path, finished)]
+    is_same = [json.loads(a)["loss"] == json.loads(b)["loss"] for a, b in zip(*rows, strict=True)]
+    assert is_same == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dim": 25}, {"dim": 8}, {"num_anchors": 1000}, {"physics_blocks": ("cross",)}, TOO_DENSE]
+)
 def test_unusable_settings_leave_nothing_behind(case, tmp_path, changes):
     with pytest.raises(ValueError, match=r"\w"):
         run(tiny_settings(case, **changes), tmp_path / "runs" / "a")

@@ -24,6 +24,7 @@ from emmi_jax.training.settings import OptimizerSettings, TrainSettings
 TINY: dict[str, Any] = {
     "steps": 6,
     "batch_size": 2,
+    "dense_fraction": 0.0,
     "num_anchors": 6,
     "num_queries": 4,
     "num_test_anchors": 8,

@@ -47,6 +47,7 @@ def test_fields_that_cannot_be_without_divergence_are_named(name, message):
     ("changes", "message"),
     [
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"dense_fraction": 1.5}, "dense_fraction must be a number from 0 to 1, got 1.5"),
         ({"batch_size": -1}, "batch_size must be an integer >= 1, got -1"),
         ({"sampling.num_queries": 1.5}, "num_queries must be an integer >= 0, got 1.5"),
         ({"sampling.method": "farthest"}, "method must be one of uniform, weighted, got 'farthest'"),
