@@ -30,7 +30,8 @@ from emmi_jax.training.settings import model_config
 from emmi_jax.training.trainer import Trainer
 from tests.jobs.tiny_runs import tiny_settings
 
-settings = tiny_settings(None, batch_size=8, loss="rmse", num_anchors=32, num_queries=16, num_supernodes=8)
+sizes = {"num_anchors": 32, "num_queries": 16, "num_supernodes": 8, "geometry_depth": 1}
+settings = tiny_settings(None, batch_size=8, loss="rmse", **sizes)
 dataset = load_dataset(settings)
 normalizer = dataset.measure().normalizer(position_range=100.0)
 config = model_config(settings, dataset.fields)
