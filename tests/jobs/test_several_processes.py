@@ -18,7 +18,7 @@ from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 9
-SETTINGS = {"steps": STEPS, "batch_size": 4, "num_anchors": 6, "num_queries": 6, "checkpoint_every": 3}
+SETTINGS = {"steps": STEPS, "batch_size": 4, "num_anchors": 8, "checkpoint_every": 3}
 
 PROGRAM = """
 import os, signal, sys
@@ -92,8 +92,8 @@ def test_a_run_stopped_killed_and_resumed_by_other_numbers_of_processes_ends_lik
     assert (status, killed) == (1, -signal.SIGKILL), errors
     assert "continue with --resume" in errors
     assert newest(path) < STEPS
-    finished = run_processes(path, 3, 1, "tokens=3", fsdp=True)
-    assert [status for status, _ in finished] == [0] * 3, finished
+    finished = run_processes(path, 4, 1, "tokens=4", fsdp=True)
+    assert [status for status, _ in finished] == [0] * 4, finished
     assert list(losses(path)) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(losses(path).values()), list(losses(undisturbed).values()), rtol=1e-4)
     jax.tree.map(
