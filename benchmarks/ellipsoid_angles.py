@@ -62,7 +62,7 @@ def main() -> None:
                 "derivative of the": name,
                 "shapes": len(angles),
                 "median_angle_deg": float(np.median(angles)),
-                "largest_tenth_deg": float(np.quantile(angles, 0.9)),
+                "nine_in_ten_below_deg": float(np.quantile(angles, 0.9)),
                 "largest_deg": max(angles),
                 "median_ratio_of_lengths": float(np.median(ratios)),
             }

@@ -14,6 +14,9 @@ from emmi_jax.training.settings import TrainSettings
 _MUON_RMS = 0.2
 """Scale of Muon's updates, with which it takes the learning rate and weight decay of AdamW (arXiv 2502.16982)."""
 
+_NEWTON_SCHULZ = 5 * ((3.4445, -4.7750, 2.0315),)
+"""Muon's usual coefficients, given for each iteration: optax then loops over iterations instead of unrolling them."""
+
 
 def learning_rate_schedule(settings: TrainSettings) -> optax.Schedule:
     """Returns a linear warm-up to the peak, then the schedule's way down to the last step."""
@@ -42,6 +45,7 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     if optimizer.name == "muon":
         update = optax.contrib.muon(
             rate,
+            ns_coeffs=_NEWTON_SCHULZ,
             weight_decay=decay,
             weight_decay_mask=_matrices,
             adam_b1=optimizer.b1,

@@ -96,9 +96,12 @@ class Trainer(NamedTuple):
         with contextlib.closing(made) as batches:
             for step, batch in enumerate(batches, start):
                 on_devices = self.put(batch)
-                # cuDNN cannot load a program while anything else happens on the device, so the step that loads it waits
-                # for its batch, and no thread copies. Later ones are queued behind their copies.
-                yield jax.block_until_ready(on_devices) if step == start else on_devices
+                # cuDNN cannot load a program while anything else happens on the device, so a step that loads one waits
+                # for its batch, and no thread copies. Others are queued behind their copies.
+                yield jax.block_until_ready(on_devices) if step == start or self._changes_at(step) else on_devices
+
+    def _changes_at(self, step: int) -> bool:
+        return self.settings.sampling_at(step) != self.settings.sampling_at(step - 1)
 
     def put(self, batch: Sample) -> Sample:
         """Starts to copy a batch to the devices."""
