@@ -43,7 +43,8 @@ def main() -> None:
 def bodies(tools: Path) -> Any:
     """The module that draws the bodies and knows the ranges of their parameters."""
     spec = importlib.util.spec_from_file_location("body", tools / "body.py")
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f"{tools} has no body.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

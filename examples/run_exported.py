@@ -8,6 +8,7 @@
 drawn from them; a run on a single case brings its own.
 """
 
+import argparse
 import sys
 
 import deploy
@@ -28,4 +29,11 @@ def main(model: str, points: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "points", "out"):
+        parser.add_argument(name)
+    options = parser.parse_args()
+    try:
+        main(options.model, options.points, options.out)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -47,7 +47,7 @@ def sensitivity(
         str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
     ] = "latest",
 ) -> int:
-    """Find where to push a surface to lower its drag, and by how much.
+    """Find where to push a surface to lower its drag.
 
     \b
     The folder OUT receives the surface with these arrays at its points:

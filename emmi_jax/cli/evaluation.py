@@ -45,9 +45,9 @@ def evaluate(
         str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
     ] = "latest",
 ) -> int:
-    """Compare a run with known cases, at every point of their meshes.
+    """Compare a run with known cases.
 
-    Prints the mean over the cases, and writes evaluation_<split>.json and
+    At every point of their meshes. Prints the mean over the cases, and writes evaluation_<split>.json and
     .csv with every case, and pictures of predicted over known values. Where
     the speed is known, also drag and lift, against the same sums over the
     known fields, and against those that a solver wrote beside the cases:

@@ -63,6 +63,11 @@ def stats(
         list[str], typer.Argument(metavar="FILE...", help=".npz, .npy or mesh files, OpenFOAM cases; or one store.")
     ],
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the numbers as JSON.")] = None,
+    surface_patches: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Patches of OpenFOAM cases; may be repeated; default: all walls."),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Time of OpenFOAM cases; default: the latest.")] = None,
 ) -> int:
     """List count, min, max, mean and deviation of every array.
 
@@ -78,10 +83,16 @@ def stats(
 
     from emmi_jax.data.stored_case import is_store
     from emmi_jax.files.atomic import write_json
+    from emmi_jax.jobs.cases import check_selection
     from emmi_jax.jobs.stats import file_statistics, statistics_json, statistics_table, store_statistics
+    from emmi_jax.meshes.openfoam import FoamSelection
 
-    is_one_store = len(files) == 1 and is_store(files[0])
-    statistics = store_statistics(files[0]) if is_one_store else file_statistics([Path(file) for file in files])
+    foam = FoamSelection(tuple(surface_patches or ()), time)
+    if len(files) == 1 and is_store(files[0]):
+        check_selection(files[0], foam)
+        statistics = store_statistics(files[0])
+    else:
+        statistics = file_statistics([Path(file) for file in files], foam)
     console = Console(soft_wrap=False)
     console.print(statistics_table(statistics, ", ".join(files)), highlight=False)
     for name, moments in statistics.items():

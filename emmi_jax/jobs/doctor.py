@@ -37,6 +37,7 @@ OPTIONAL = {
     "cfd": ("pyvista",),
     "convert": ("torch", "safetensors"),
     "tensorboard": ("tensorboardX",),
+    "html": ("plotly",),
 }
 """Packages by the extra that brings them."""
 

@@ -57,7 +57,7 @@ def _draw_points(points: Mapping[str, PointSet], predict: Predict, folder: Path)
     for branch, part in points.items():
         near = take_points(part, near_middle_plane(part.position))
         predicted = predict({branch: near.position})
-        for name, exact in near.fields.items():
+        for name, known in near.fields.items():
             path = folder / f"{branch}_{name}.png"
-            paths.append(draw_fields(path, name, near.position, predicted[f"{branch}_{name}"], exact))
+            paths.append(draw_fields(path, name, near.position, predicted[f"{branch}_{name}"], known))
     return paths

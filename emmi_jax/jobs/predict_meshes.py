@@ -12,6 +12,7 @@ from rich.console import Console
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.field_sources import Sources, read_sources
+from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.files.atomic import check_space, write_json
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import (
@@ -31,7 +32,7 @@ from emmi_jax.inference.meshes import (
 )
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths, warn_few_anchors, warn_open, warn_outside
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, is_foam
 from emmi_jax.points import Array
 
 FIGURES = ("png", "html")
@@ -83,6 +84,8 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     _check(job, surrogate)
     meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
     geometry = _geometry(job, surrogate)
+    for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
+        console.print(describe_foam(path, job.foam), highlight=False)
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)

@@ -108,7 +108,8 @@ def _sort_arrays(arrays: Mapping[str, NDArray[Any]], branches: Sequence[str]) ->
     names = _query_names(branches)
     queries = {branch: arrays[name] for branch, name in names.items() if name in arrays}
     if not queries:
-        raise ValueError(f"no points to predict: expected an array {' or '.join(map(repr, names.values()))}")
+        expected = " or ".join(map(repr, names.values()))
+        raise ValueError(f"no points to predict: expected an array {expected}, found {', '.join(arrays) or 'none'}")
     anchors = {branch: arrays[f"{branch}{_ANCHORS}"] for branch in branches if f"{branch}{_ANCHORS}" in arrays}
     return PointArrays(queries, anchors, arrays.get(GEOMETRY))
 

@@ -15,34 +15,38 @@ from emmi_jax.data.moments import Moments
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.files.npy import map_array
+from emmi_jax.jobs.cases import check_selection
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.mesh import read_mesh
-from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
+from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, foam_branches, is_foam, read_foam
 from emmi_jax.points import CHUNK_ROWS, row_chunks
 
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
 
-def file_statistics(paths: Sequence[Path]) -> dict[str, Moments]:
+def file_statistics(paths: Sequence[Path], foam: FoamSelection = LATEST_WALLS) -> dict[str, Moments]:
     """Measures every numeric array in files; arrays with the same name in several files count as one.
 
     Args:
         paths: `.npz`, `.npy` or mesh files. An `.npy` array is named after its file. A mesh has `position` and its
             arrays; an array on points is marked if there is one of the same name in cells. An OpenFOAM case has those
-            of its walls, `surface/p`, and of its cells, `volume/p`.
+            of its patches, `surface/p`, and of its cells, `volume/p`.
+        foam: The patches and the time of OpenFOAM cases.
 
     Returns:
         Statistics by array.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A file is damaged or of unknown kind, an array is not numeric, or arrays with the same name have
-            different numbers of channels.
+        ValueError: A file is damaged or of unknown kind, an array is not numeric, arrays with the same name have
+            different numbers of channels, or patches or a time are chosen for what is no OpenFOAM case.
     """
+    for path in paths:
+        check_selection(path, foam)
     found: dict[str, Moments] = {}
     for path in paths:
         num_arrays = 0
-        for name, chunks in _arrays(path):
+        for name, chunks in _arrays(path, foam):
             num_arrays += 1
             try:
                 here = Moments.of_chunks(chunks)
@@ -93,9 +97,9 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
     return table
 
 
-def _arrays(path: Path) -> NamedChunks:
+def _arrays(path: Path, foam: FoamSelection) -> NamedChunks:
     if is_foam(path):
-        for branch, mesh in read_foam(path, foam_branches(path)).items():
+        for branch, mesh in read_foam(path, foam_branches(path, foam), foam).items():
             yield f"{branch}/position", row_chunks(mesh.position("cells"))
             for name in mesh.dataset.cell_data:
                 yield f"{branch}/{name}", _numbers(np.asarray(mesh.dataset.cell_data[name]))

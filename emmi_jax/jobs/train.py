@@ -124,8 +124,8 @@ def train(
     if is_main():
         _report_metrics(dataset, surrogate, end, run, console)
         pictures = ", ".join(picture.name for picture in draw_pictures(dataset, surrogate, run))
-        done = f"trained in {end.seconds:.0f} s; the run is in {path}\npictures: {pictures}"
-        console.print(done, highlight=False, soft_wrap=True)
+        console.print(f"trained in {end.seconds:.0f} s; the run is in {path}", highlight=False, soft_wrap=True)
+        console.print(f"pictures: {pictures}", highlight=False)
     wait_for_all("evaluation")
     return Outcome(path, None)
 

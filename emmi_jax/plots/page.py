@@ -17,6 +17,8 @@ from emmi_jax.files.atomic import write_atomically
 from emmi_jax.points import Array
 
 _MIDDLE = (0.5, 99.5)
+_SIDE = 2.0
+_OPEN = 0.05
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -41,7 +43,7 @@ function trace(shape) {{
   const [x, y, z] = [0, 1, 2].map((n) => column(shape.points, n));
   if (shape.corners === null) return {{ type: "scatter3d", mode: "markers", x, y, z }};
   const [i, j, k] = [0, 1, 2].map((n) => column(shape.corners, n));
-  const light = shape.is_lit ? [0.75, 0.35] : [1, 0];
+  const light = shape.is_lit ? [0.85, 0.15] : [1, 0];
   const lighting = {{ ambient: light[0], diffuse: light[1], specular: 0 }};
   return {{ type: "mesh3d", x, y, z, i, j, k, flatshading: true, lighting, hoverinfo: "skip" }};
 }}
@@ -58,7 +60,7 @@ const layout = {{
   margin: {{ l: 0, r: 0, t: 0, b: 0 }}, uirevision: "kept",
   scene: {{
     aspectmode: "data", xaxis: axis("x"), yaxis: axis("y"), zaxis: axis("z"),
-    camera: {{ eye: {{ x: -1.7, y: -2.0, z: 1.1 }} }},
+    camera: {{ eye: {{ x: -1.7, y: page.eye_y, z: 1.1 }} }},
   }},
 }};
 const body = page.body === null ? [] : [{{ ...trace(page.body), color: "#bbbbbb" }}];
@@ -122,6 +124,7 @@ def write_page(
         "shape": _packed_shape(shape),
         "body": None if body is None else _packed_shape(body),
         "quantities": [_packed_choice(choice) for choice in choices],
+        "eye_y": _SIDE if _faces_left(shape) else -_SIDE,
     }
     write_atomically(
         path,
@@ -133,6 +136,15 @@ def write_page(
         ),
     )
     return path
+
+
+def _faces_left(shape: Shape) -> bool:
+    """Returns whether a surface faces +y as a whole, as half a body does that is open at its plane of symmetry."""
+    if shape.corners is None or not shape.is_lit:
+        return False
+    a, b, c = (np.asarray(shape.points)[shape.corners[:, i]] for i in range(3))
+    vector = np.cross(b - a, c - a)
+    return bool(vector[:, 1].sum() > _OPEN * np.abs(vector[:, 1]).sum())
 
 
 def _packed_shape(shape: Shape) -> Mapping[str, Any]:

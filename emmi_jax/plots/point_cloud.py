@@ -1,4 +1,4 @@
-"""Pictures of a point cloud: predicted and exact fields near the middle plane."""
+"""Pictures of a point cloud: predicted and known fields, near the middle plane if there are many points."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
 
 _NUM_POINTS = 4000
+_NEAREST = f"the {_NUM_POINTS} test points nearest to the middle plane"
 _MARGIN = 2.0
 
 
@@ -25,7 +26,7 @@ def near_middle_plane(position: Array) -> NDArray[np.intp]:
     return np.argsort(distance, kind="stable")[:_NUM_POINTS]
 
 
-def draw_fields(path: Path, name: str, position: Array, predicted: Array, exact: Array) -> Path:
+def draw_fields(path: Path, name: str, position: Array, predicted: Array, known: Array) -> Path:
     """Draws a field, projected along y.
 
     Args:
@@ -33,11 +34,12 @@ def draw_fields(path: Path, name: str, position: Array, predicted: Array, exact:
         name: Name of the field.
         position: Positions [N, 3].
         predicted: Values [N, F].
-        exact: Values [N, F].
+        known: Values [N, F].
     """
-    title = f"{name.replace('_', ' ')} at {len(position)} test points near the middle plane"
-    quantity = Quantity(magnitude(predicted), magnitude(exact), field_label(name, exact.shape[1]), "viridis")
-    return draw_comparison(path, title, [_side_view(position)], [quantity])
+    points = f"{len(position)} test points" if len(position) < _NUM_POINTS else _NEAREST
+    title = f"{name.replace('_', ' ')} at {points}"
+    quantity = Quantity(magnitude(predicted), magnitude(known), field_label(name, known.shape[1]), "viridis")
+    return draw_comparison(path, title, [_side_view(position)], [quantity], truth="reference")
 
 
 def _side_view(position: Array) -> View:

@@ -112,6 +112,7 @@ def test_statistics_are_those_of_walls_and_cells(cases):
     wanted = 1.1 * FIELDS["p"](cell_centres())
     assert found["volume/p"].mean == pytest.approx([wanted.mean()], rel=1e-5)
     assert found["surface/p"].count == 6 + 12
+    assert file_statistics([cases / "run_1"], FoamSelection(("body",)))["surface/p"].count == 6
 
 
 def test_broken_cases_are_named_together(cases, tmp_path, capsys):
@@ -141,6 +142,7 @@ def test_area_vectors_point_out_of_the_body(cases):
         (["train", "--data", "{meshes}", "--dry-run"], "{meshes} is none"),
         (["train", "--dry-run"], "the built-in data set is none"),
         (["prepare", "{meshes}", "--out", "{meshes}/store"], "{meshes} is none"),
+        (["stats", "{meshes}/run_1/boundary_1.vtp"], "{meshes}/run_1/boundary_1.vtp is none"),
     ],
 )
 @pytest.mark.parametrize(

@@ -188,7 +188,9 @@ def test_a_case_is_predicted_on_as_it_lies_on_disk(surrogate, tmp_path):
     case = write_foam_case(tmp_path / "case")
     job = MeshJob(meshes={"surface": case, "volume": case}, out=tmp_path / "out", foam=BODY, compare=True)
     sources = {"surface": {"pressure": FieldSource("p")}, "volume": {"velocity": FieldSource("U")}}
-    predict_meshes(job, surrogate, sources, console=Console(file=io.StringIO()))
+    printed = io.StringIO()
+    predict_meshes(job, surrogate, sources, console=Console(file=printed, width=200))
+    assert printed.getvalue().count(f"{case}: time 100, surface: body (6 faces)") == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "case_surface.vtp",
         "case_volume.vtu",
