@@ -71,6 +71,7 @@ PUBLIC = {
         "hessian_vector_product",
         "integral",
         "keep_box_free",
+        "keep_clearance",
         "keep_volume",
         "lift",
         "mean",

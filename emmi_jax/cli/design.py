@@ -98,7 +98,10 @@ def optimize(
     speed: Annotated[float, typer.Option(help="Free-stream speed in m/s.")],
     functional: Annotated[str, typer.Option(metavar="NAME", help="drag, lift, side_force or moment.")] = "drag",
     steps: Annotated[int, typer.Option(help="Number of steps.", min=1)] = 50,
-    keep: Annotated[list[str] | None, typer.Option(metavar="NAME", help="What stays the same: volume.")] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What stays: volume, or clearance of the ground; may be repeated."),
+    ] = None,
     symmetry: Annotated[
         str | None, typer.Option(metavar="AXIS", help="Axis to stay symmetric along; y for a car.")
     ] = None,

@@ -22,6 +22,7 @@ from emmi_jax.design.morphs import RadialBasis as RadialBasis
 from emmi_jax.design.optimization import Optimization as Optimization
 from emmi_jax.design.optimization import optimize as optimize
 from emmi_jax.design.penalties import keep_box_free as keep_box_free
+from emmi_jax.design.penalties import keep_clearance as keep_clearance
 from emmi_jax.design.penalties import keep_volume as keep_volume
 from emmi_jax.design.problem import Case as Case
 from emmi_jax.design.problem import Sensitivity as Sensitivity

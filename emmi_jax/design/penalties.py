@@ -43,11 +43,35 @@ def keep_volume(weight: float = 100.0) -> Penalty:
     return penalty
 
 
+def keep_clearance(weight: float = 1000.0, *, axis: str = "z") -> Penalty:
+    """Returns weight · mean over the vertices of (depth below the lowest point at the start / height at the start)².
+
+    Args:
+        weight: The weight.
+        axis: What points upwards: ``x``, ``y`` or ``z``.
+
+    Raises:
+        ValueError: The weight is not positive, or there is no such axis.
+    """
+    _check_weight(weight)
+    if axis not in ("x", "y", "z"):
+        raise ValueError(f"axis must be x, y or z, got {axis!r}")
+    up = "xyz".index(axis)
+
+    def penalty(surface: Surface, start: Surface) -> tuple[float, Vertices]:
+        lowest, height = start.vertices[:, up].min(), np.ptp(start.vertices[:, up])
+        depth = np.maximum(lowest - surface.vertices[:, up], 0.0) / height
+        gradient = np.zeros_like(surface.vertices)
+        gradient[:, up] = -2 * weight * depth / height / len(depth)
+        return float(weight * np.mean(depth**2)), gradient
+
+    return penalty
+
+
 def keep_box_free(low: ArrayLike, high: ArrayLike, *, weight: float = 100.0) -> Penalty:
     """Returns weight · mean over the vertices of (depth in the box / its shortest side)².
 
-    Depth is the distance to the nearest face. Large boxes serve as half-spaces: a box below the ground clearance keeps
-    the surface above it.
+    Depth is the distance to the nearest face. Large boxes serve as half-spaces.
 
     Args:
         low: Lowest corner [3].

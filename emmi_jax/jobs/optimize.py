@@ -16,7 +16,7 @@ from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Lattice
 from emmi_jax.design.normal_part import vertex_normals
 from emmi_jax.design.optimization import Optimization, Step, optimize
-from emmi_jax.design.penalties import Penalty, keep_volume
+from emmi_jax.design.penalties import Penalty, keep_clearance, keep_volume
 from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import check_space, make_folder, whole_file, write_atomically, write_json
 from emmi_jax.inference.meshes import output_name
@@ -25,7 +25,7 @@ from emmi_jax.jobs.design import DesignJob, DesignMeshes, check_design, largest_
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
 from emmi_jax.meshes.mesh import Mesh, write_mesh
 
-PENALTIES = {"volume": keep_volume}
+PENALTIES = {"volume": keep_volume, "clearance": keep_clearance}
 """What `--keep` keeps."""
 
 _PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blue: pulled out"

@@ -11,7 +11,17 @@ import optax
 import pytest
 
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.design import Functional, Lattice, MorphedCase, drag, keep_box_free, keep_volume, optimize, per_point
+from emmi_jax.design import (
+    Functional,
+    Lattice,
+    MorphedCase,
+    drag,
+    keep_box_free,
+    keep_clearance,
+    keep_volume,
+    optimize,
+    per_point,
+)
 from emmi_jax.design.penalties import enclosed_volume
 from tests.design.cases import VOLUME, build, ellipsoid
 
@@ -72,16 +82,26 @@ def test_lbfgs_lowers_a_smooth_functional(surrogate: Any) -> None:
     assert found.history[-1].value < found.history[0].value
 
 
-@pytest.mark.parametrize("penalty", [keep_volume(3.0), keep_box_free((0.2, -2, -2), (3, 2, 2), weight=2.0)])
+@pytest.mark.parametrize(
+    "penalty", [keep_volume(3.0), keep_clearance(2.0), keep_box_free((0.2, -2, -2), (3, 2, 2), weight=2.0)]
+)
 def test_gradients_of_penalties_are_exact(penalty: Any) -> None:
     rng = np.random.default_rng(0)
     moved, along = (0.05 * rng.normal(size=SURFACE.vertices.shape) for _ in range(2))
-    at = SURFACE.vertices + moved
+    at = SURFACE.vertices + moved - 0.1
     value, gradient = penalty(SURFACE.moved(at), SURFACE)
     step = 1e-5
     high, low = (penalty(SURFACE.moved(at + h * along), SURFACE)[0] for h in (step, -step))
     assert value > 0
     assert (gradient * along).sum() == pytest.approx((high - low) / (2 * step), rel=1e-6)
+
+
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_clearance_is_lost_only_below_the_lowest_point(axis: str) -> None:
+    raised, lowered = (SURFACE.moved(SURFACE.vertices + sign * 0.1 * np.eye(3)["xyz".index(axis)]) for sign in (1, -1))
+    penalty = keep_clearance(axis=axis)
+    assert penalty(raised, SURFACE)[0] == 0
+    assert penalty(lowered, SURFACE)[0] > 0
 
 
 def test_the_volume_of_an_ellipsoid_grows_with_its_axes() -> None:
@@ -124,5 +144,7 @@ def test_bad_arguments_are_quoted(surrogate: Any, changes: dict[str, Any], messa
         optimize(case_of(surrogate, AREA), LATTICE.zeros(), **{"max_displacement": 0.1} | changes)
     with pytest.raises(ValueError, match=r"weight must be positive, got 0\.0"):
         keep_volume(0.0)
+    with pytest.raises(ValueError, match="axis must be x, y or z, got 'up'"):
+        keep_clearance(axis="up")
     with pytest.raises(ValueError, match="three positive sides"):
         keep_box_free((0, 0, 0), (1, 1, 0))
