@@ -36,6 +36,18 @@ class PointSet(NamedTuple):
     area_vector: Array | None = None
 
 
+def as_points(what: str, points: PointSet | Array) -> PointSet:
+    """Returns points that may be given as an array of positions [N, n].
+
+    Raises:
+        ValueError: They are neither; the message names `what` they are the points of.
+    """
+    position = points.position if isinstance(points, PointSet) else points
+    if not isinstance(getattr(position, "dtype", None), np.dtype) or len(position.shape) != 2:
+        raise ValueError(f"the points of {what!r} must be an array [points, axes], got {type(position).__name__}")
+    return points if isinstance(points, PointSet) else PointSet(position, {})
+
+
 def take_points(points: PointSet, idx: slice | NDArray[np.integer[Any]]) -> PointSet:
     """Selects points of a case without a batch axis."""
     return PointSet(

@@ -18,7 +18,7 @@ from emmi_jax.design.surface import MovingPoints, Surface
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, PointSet, as_points
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def draw_case(
     surface: Surface,
     *,
     geometry: Surface | None = None,
-    points: Mapping[str, PointSet] | None = None,
+    points: Mapping[str, PointSet | Array] | None = None,
     anchors: Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> Draws:
@@ -70,7 +70,7 @@ def draw_case(
         surrogate: The surrogate.
         surface: The surface, whose cell centres its anchors are drawn from.
         geometry: The surface that shows the geometry, if it is another mesh.
-        points: Points of the other branches to draw anchors from.
+        points: Points [N, 3] of the other branches to draw anchors from; as a `PointSet` they may bring cell sizes.
         anchors: Anchors [T, 3] of the other branches; what is missing comes from the run's context, or is drawn.
         seed: Seed of the draws.
 
@@ -85,7 +85,8 @@ def draw_case(
     given.pop(GEOMETRY_BRANCH, None)  # those of the run's context would not move
     centers = surface.centers()
     sizes = surface.areas() if sampling.method == "weighted" else None
-    available = {**(points or {}), GEOMETRY_BRANCH: PointSet(centers, {}, sizes)}
+    others = {branch: as_points(branch, given) for branch, given in (points or {}).items()}
+    available = {**others, GEOMETRY_BRANCH: PointSet(centers, {}, sizes)}
     drawn: dict[str, NDArray[np.int64]] = {}
     for branch in config.branches:
         if branch in given:

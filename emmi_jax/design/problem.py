@@ -23,7 +23,7 @@ from emmi_jax.inference.inputs import condition_input
 from emmi_jax.inference.streaming import encode_inputs
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.inputs import check_inputs
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, PointSet, as_points
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,8 @@ class Case:
     Args:
         surrogate: The surrogate; its positions and fields are in physical units.
         geometry: The surface that shows the geometry to the model, if it is another mesh.
-        points: Points of the other branches: anchors are drawn from them, and functionals sum over them. With cell
-            sizes they can be integrated over.
+        points: Points [N, 3] of the other branches: anchors are drawn from them, and functionals sum over them. As a
+            `PointSet` with cell sizes they can be integrated over.
         anchors: Anchors [T, 3] of the other branches; by default those of the run's context, or drawn.
         condition: Array [condition_dim], if the model has one.
         draws: Anchors and geometry points to use again; by default they are drawn as `Surrogate.encode` draws them.
@@ -67,7 +67,7 @@ class Case:
 
     surrogate: Surrogate
     geometry: Surface | None = None
-    points: Mapping[str, PointSet] | None = None
+    points: Mapping[str, PointSet | Array] | None = None
     anchors: Mapping[str, Array] | None = None
     condition: ArrayLike | None = None
     draws: Draws | None = None
@@ -96,6 +96,10 @@ class Problem:
         chunks = {branch: self._chunks(branch) for branch in functional.branches}
         size = self._chunk_size(variables, inputs, devices)
         self.streams = Streams(variables, inputs, chunks, size, case.advance)
+
+    @property
+    def _points(self) -> dict[str, PointSet]:
+        return {branch: as_points(branch, given) for branch, given in (self.case.points or {}).items()}
 
     @property
     def _shape(self) -> Surface:
@@ -136,14 +140,14 @@ class Problem:
         cache = jax.eval_shape(partial(encode_inputs, model), variables, inputs)
         # The backward pass of a chunk needs the activations of all layers.
         size = resolve_chunk_size(self.case.chunk_size, config, cache, devices, num_layers=1 if config.remat else depth)
-        most = max([self.surface.num_cells, *(len(points.position) for points in (self.case.points or {}).values())])
+        most = max([self.surface.num_cells, *(len(points.position) for points in self._points.values())])
         return min(size, -(-most // len(devices)) * len(devices))
 
     def _chunks(self, branch: str) -> Chunks:
         normalizer = self.case.surrogate.normalizer
         if branch == GEOMETRY_BRANCH:
             return surface_chunks(self.surface, normalizer, self.dtype)
-        points = (self.case.points or {}).get(branch)
+        points = self._points.get(branch)
         if points is None or not len(points.position):
             raise ValueError(f"the functional reads the branch {branch!r}: give its points")
         return point_chunks(points, normalizer, self.dtype)

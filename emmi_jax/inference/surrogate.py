@@ -21,7 +21,7 @@ from emmi_jax.inference.streaming import StreamedChunk
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, PointSet, as_points
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Surrogate:
             ValueError: There is nothing to draw from, or too little; or see `emmi_jax.encode`.
         """
         rng = np.random.default_rng(seed)
-        available = {branch: _as_points(branch, given) for branch, given in (points or {}).items()}
+        available = {branch: as_points(branch, given) for branch, given in (points or {}).items()}
         stored = {} if self.context is None else self.context.anchors
         given = {**stored, **(anchors or {})}
         branches = self.model.config.branches
@@ -127,7 +127,7 @@ class Surrogate:
             raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
         if isinstance(geometry, Geometry):
             return geometry
-        points = _as_points("geometry", geometry).position
+        points = as_points("geometry", geometry).position
         return draw_geometry(rng, points, self.sampling, num_supernodes=self.sampling.num_test_supernodes)
 
 
@@ -190,10 +190,3 @@ class Encoded:
             "normalizer": surrogate.normalizer,
             "condition": self.condition,
         }
-
-
-def _as_points(what: str, points: PointSet | Array) -> PointSet:
-    position = points.position if isinstance(points, PointSet) else points
-    if not isinstance(getattr(position, "dtype", None), np.dtype) or len(position.shape) != 2:
-        raise ValueError(f"the points of {what!r} must be an array [points, axes], got {type(position).__name__}")
-    return points if isinstance(points, PointSet) else PointSet(position, {})

@@ -164,6 +164,7 @@ def test_several_devices_share_the_chunks() -> None:
         (integral("volume", "pressure"), {"anchors": {"volume": VOLUME.position}}, "'volume': give its points"),
         (integral("volume", "pressure"), {"points": {"volume": PointSet(VOLUME.position, {})}}, "have no cell sizes"),
         (DRAG, {**POINTS, "anchors": {"surface": VOLUME.position}}, "come from the surface mesh, but others"),
+        (DRAG, {"points": {"volume": VOLUME.position.tolist()}}, r"the points of 'volume' must be an array .*, got list"),
         (DRAG, {"points": {"wing": VOLUME}}, r"unknown branches \['wing'\]"),
         (DRAG, {**POINTS, "condition": [1.0]}, "condition_dim=None but condition is given"),
         (DRAG, {**POINTS, "chunk_size": 0}, "chunk_size must be 'auto' or a positive integer, got 0"),
@@ -175,6 +176,14 @@ def test_what_cannot_be_differentiated_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         sensitivity(surrogate, SURFACE, functional, **options)
+
+
+def test_points_may_be_an_array_of_positions(surrogate: Any) -> None:
+    found, expected = (
+        sensitivity(surrogate, SURFACE, DRAG, points={"volume": points})
+        for points in (VOLUME.position, PointSet(VOLUME.position, {}))
+    )
+    np.testing.assert_array_equal(found.vertices, expected.vertices)
 
 
 def test_an_open_surface_is_refused_unless_allowed(tmp_path: Path) -> None:
