@@ -3,7 +3,7 @@
 Needs what `benchmarks.solver_differences` wrote. For each body there: the derivative of the drag area with respect to
 the twelve parameters, by the chain rule through a map that moves every point of the body as its parameters change, as
 a mean over the runs and over draws of anchors; beside it the solver's differences. Then each body is optimised within
-the ranges of its parameters, and the result is simulated.
+the ranges of its parameters, or by a lattice, and the result is simulated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from benchmarks import measure
 from benchmarks.solver_differences import RESULTS, bodies, simulated_drag_area
-from emmi_jax.design import MorphedCase, drag, optimize, read_surface
+from emmi_jax.design import (
+    Lattice,
+    MorphedCase,
+    Optimization,
+    drag,
+    keep_clearance,
+    keep_volume,
+    optimize,
+    read_surface,
+)
+from emmi_jax.design.morphs import Morph, displacements
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.meshes.mesh import read_mesh
 from emmi_jax.runs.load import load_run
@@ -33,6 +43,8 @@ SPEED = 30.0
 REACH = 0.3
 """How far a parameter may go from where it was, as a share of its range."""
 
+LATTICE_REACH = 0.02
+"""How far a point may go with the lattice, in metres."""
 SOLVER_NOISE = 0.01
 """Changes of the drag area by a smaller share may be those of the mesh that the solver made."""
 HOOD = 0.05
@@ -51,6 +63,7 @@ def main() -> None:
     parser.add_argument("--differences", type=Path, default=RESULTS, help="(%(default)s)")
     parser.add_argument("--draws", type=int, default=4, help="draws of anchors to average over (%(default)s)")
     parser.add_argument("--steps", type=int, default=0, help="steps of optimisation; 0 for none (%(default)s)")
+    parser.add_argument("--lattice", action="store_true", help="optimise by a lattice, whatever shape comes out")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/body_design.json"), help="(%(default)s)")
     options = parser.parse_args()
     ranges: Ranges = bodies(options.tools).RANGES
@@ -78,7 +91,7 @@ def main() -> None:
     rows.append({"body": "all", **_agreement(*map(np.concatenate, zip(*pairs, strict=True)))})
     measure.report("derivatives of the drag area beside the solver's differences", rows, options.json)
     if options.steps:
-        designs = [_design(options, surrogates, case, ranges) for case in differences]
+        designs = [_design(options, surrogates[0], case, ranges) for case in differences]
         measure.report("optimised bodies", designs, options.json.with_stem(f"{options.json.stem}_optimised"))
 
 
@@ -116,7 +129,7 @@ def _agreement(
     }
 
 
-def body_case(surrogate: Surrogate, folder: Path, morph: BodyMorph, seed: int = 0) -> MorphedCase:
+def body_case(surrogate: Surrogate, folder: Path, morph: Morph, seed: int = 0) -> MorphedCase:
     """Returns the drag area of a morphed body."""
     number = folder.name.removeprefix("run_")
     volume = read_mesh(folder / f"volume_{number}.vtu").position("cells")
@@ -208,9 +221,34 @@ def _stretched(values: jax.Array, before: Sequence[Any], after: Sequence[Any]) -
     return out
 
 
-def _design(options: argparse.Namespace, surrogates: Sequence[Surrogate], case: str, ranges: Ranges) -> dict[str, Any]:
-    """Optimises a body within reach of its parameters, and simulates the result."""
-    start = json.loads((options.data / case / "parameters.json").read_text())
+def _design(options: argparse.Namespace, surrogate: Surrogate, case: str, ranges: Ranges) -> dict[str, Any]:
+    """Optimises a body, and simulates the result."""
+    folder = options.data / case
+    start = json.loads((folder / "parameters.json").read_text())
+    optimized = _by_lattice if options.lattice else _by_parameters
+    found, parameters, half_body = optimized(options, surrogate, folder, start, ranges)
+    before, predicted = (
+        json.loads((folder / "forces.json").read_text())["CdA"],
+        (found.before.mean(), found.after.mean()),
+    )
+    after = simulated_drag_area(options.tools, parameters, half_body)
+    row = {
+        "body": case,
+        "predicted_before": float(predicted[0]),
+        "predicted_after": float(predicted[1]),
+        "simulated_before": before,
+        "simulated_after": after,
+        "predicted_%": 100 * float(predicted[1] / predicted[0] - 1),
+        "simulated_%": 100 * (after / before - 1),
+    }
+    print(row, parameters, flush=True)
+    return row
+
+
+def _by_parameters(
+    options: argparse.Namespace, surrogate: Surrogate, folder: Path, start: dict[str, float], ranges: Ranges
+) -> tuple[Optimization, dict[str, float], None]:
+    """Optimises all parameters but the sizes, within reach."""
     reach = {
         name: (max(low, start[name] - REACH * (high - low)), min(high, start[name] + REACH * (high - low)))
         for name, (low, high) in ranges.items()
@@ -218,26 +256,31 @@ def _design(options: argparse.Namespace, surrogates: Sequence[Surrogate], case: 
     morph = BodyMorph(start, reach, [name for name in ranges if name not in FIXED])
     rate = optax.cosine_decay_schedule(3 / options.steps, options.steps, alpha=0.1)
     found = optimize(
-        body_case(surrogates[0], options.data / case, morph),
+        body_case(surrogate, folder, morph),
         np.zeros(len(morph.names)),
         max_displacement=0.2,
         steps=options.steps,
         transformation=optax.adam(rate),
     )
-    parameters = {name: float(value) for name, value in morph.parameters(found.parameters).items()}
-    before = json.loads((options.data / case / "forces.json").read_text())["CdA"]
-    after = simulated_drag_area(options.tools, parameters)
-    row = {
-        "body": case,
-        "predicted_before": float(found.before.mean()),
-        "predicted_after": float(found.after.mean()),
-        "simulated_before": before,
-        "simulated_after": after,
-        "predicted_%": 100 * float(found.after.mean() / found.before.mean() - 1),
-        "simulated_%": 100 * (after / before - 1),
-    }
-    print(row, parameters, flush=True)
-    return row
+    return found, {name: float(value) for name, value in morph.parameters(found.parameters).items()}, None
+
+
+def _by_lattice(
+    options: argparse.Namespace, surrogate: Surrogate, folder: Path, start: dict[str, float], ranges: Ranges
+) -> tuple[Optimization, dict[str, float], tuple[Any, Any]]:
+    """Optimises as `emmi-jax optimize --keep volume --keep clearance --symmetry y` does."""
+    surface = read_surface(folder / f"boundary_{folder.name.removeprefix('run_')}.vtp")
+    lattice = Lattice.around(surface, (6, 4, 4))
+    found = optimize(
+        body_case(surrogate, folder, lattice),
+        lattice.zeros(),
+        max_displacement=LATTICE_REACH,
+        steps=options.steps,
+        penalties=[keep_volume(), keep_clearance()],
+        symmetry="y",
+    )
+    vertices, triangles = bodies(options.tools).half_body(start)
+    return found, start, (vertices + displacements(lattice, found.parameters, vertices), triangles)
 
 
 if __name__ == "__main__":

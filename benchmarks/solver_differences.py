@@ -10,13 +10,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 STEP = 0.15  # of a parameter's range
+_GIVEN_SHAPE = """
+
+def half_body(p, coarse=False):
+    given = np.load({!r})
+    return given["vertices"], given["triangles"]
+"""
 RESULTS = Path("benchmarks/results/solver_differences.json")
 
 
@@ -50,12 +60,28 @@ def bodies(tools: Path) -> Any:
     return module
 
 
-def simulated_drag_area(tools: Path, parameters: dict[str, float]) -> float:
-    """Drag coefficient times area, in square metres, of the whole body by the solver that made the data."""
+def simulated_drag_area(
+    tools: Path,
+    parameters: dict[str, float],
+    half_body: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
+) -> float:
+    """Returns the drag coefficient times area, in square metres, of the whole body by the solver that made the data.
+
+    Args:
+        tools: Folder of `body.py` and `simulate.py`.
+        parameters: The parameters of the body.
+        half_body: Vertices and triangles to simulate instead of those that the parameters give.
+    """
     with TemporaryDirectory() as folder:
         file = Path(folder, "parameters.json")
         file.write_text(json.dumps(parameters))
-        command = [sys.executable, str(tools / "simulate.py"), str(file), str(Path(folder, "case"))]
+        shutil.copy(tools / "simulate.py", folder)
+        source = (tools / "body.py").read_text()
+        if half_body is not None:
+            np.savez(Path(folder, "half_body.npz"), vertices=half_body[0], triangles=half_body[1])
+            source += _GIVEN_SHAPE.format(str(Path(folder, "half_body.npz")))
+        Path(folder, "body.py").write_text(source)
+        command = [sys.executable, str(Path(folder, "simulate.py")), str(file), str(Path(folder, "case"))]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return 2 * float(json.loads(printed)["CdA_half"])
 
