@@ -1,7 +1,7 @@
 """Shapes as functions of a few parameters: lattices, radial basis functions, and your own maps.
 
-A morph is any traceable, hashable function from parameters and positions [N, 3] to displacements [N, 3]. Each point moves by
-itself, so vertices, geometry points and anchors are moved alike.
+A morph is any traceable, hashable function from parameters and positions [N, 3] to displacements [N, 3]. Each point
+moves by itself, so vertices, geometry points and anchors are moved alike.
 """
 
 from __future__ import annotations

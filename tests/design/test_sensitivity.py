@@ -164,7 +164,7 @@ def test_several_devices_share_the_chunks() -> None:
         (integral("volume", "pressure"), {"anchors": {"volume": VOLUME.position}}, "'volume': give its points"),
         (integral("volume", "pressure"), {"points": {"volume": PointSet(VOLUME.position, {})}}, "have no cell sizes"),
         (DRAG, {**POINTS, "anchors": {"surface": VOLUME.position}}, "come from the surface mesh, but others"),
-        (DRAG, {"points": {"volume": VOLUME.position.tolist()}}, r"the points of 'volume' must be an array .*, got list"),
+        (DRAG, {"points": {"volume": VOLUME.position.tolist()}}, r"points of 'volume' must be an array .*, got list"),
         (DRAG, {"points": {"wing": VOLUME}}, r"unknown branches \['wing'\]"),
         (DRAG, {**POINTS, "condition": [1.0]}, "condition_dim=None but condition is given"),
         (DRAG, {**POINTS, "chunk_size": 0}, "chunk_size must be 'auto' or a positive integer, got 0"),
