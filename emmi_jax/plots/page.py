@@ -124,7 +124,7 @@ def write_page(
         "shape": _packed_shape(shape),
         "body": None if body is None else _packed_shape(body),
         "quantities": [_packed_choice(choice) for choice in choices],
-        "eye_y": _SIDE if _faces_left(shape) else -_SIDE,
+        "eye_y": _eye_y(shape),
     }
     write_atomically(
         path,
@@ -138,13 +138,16 @@ def write_page(
     return path
 
 
-def _faces_left(shape: Shape) -> bool:
-    """Returns whether a surface faces +y as a whole, as half a body does that is open at its plane of symmetry."""
-    if shape.corners is None or not shape.is_lit:
-        return False
-    a, b, c = (np.asarray(shape.points)[shape.corners[:, i]] for i in range(3))
-    vector = np.cross(b - a, c - a)
-    return bool(vector[:, 1].sum() > _OPEN * np.abs(vector[:, 1]).sum())
+def _eye_y(shape: Shape) -> float:
+    """Returns the side, -y or +y, to look from: that where half a body is closed which is open at its middle plane."""
+    if shape.corners is None or not shape.is_lit or not len(shape.corners):
+        return -_SIDE
+    corners = np.asarray(shape.points, np.float64)[shape.corners]
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    y = corners[:, :, 1]
+    middle, width = (y.min() + y.max()) / 2, np.ptp(y)
+    off_middle = (area * (y.mean(axis=1) - middle)).sum() / max(area.sum(), 1e-30)
+    return _SIDE if off_middle > _OPEN * width else -_SIDE
 
 
 def _packed_shape(shape: Shape) -> Mapping[str, Any]:

@@ -48,10 +48,12 @@ def test_a_page_offers_fields_references_and_errors_and_loads_nothing(tmp_path):
     assert "Coarsened" not in page
 
 
+@pytest.mark.parametrize("is_flipped", [False, True])
 @pytest.mark.parametrize(("side", "eye_y"), [(1, 2.0), (-1, -2.0)])
-def test_half_a_body_is_seen_from_its_closed_side(side, eye_y, tmp_path):
-    sphere = import_pyvista().Sphere()
-    half = sphere.extract_cells(side * sphere.cell_centers().points[:, 1] > 0).extract_surface(algorithm=None)
+def test_half_a_body_is_seen_from_its_closed_side(side, eye_y, is_flipped, tmp_path):
+    whole = import_pyvista().Box(level=5)
+    half = whole.extract_cells(side * whole.cell_centers().points[:, 1] > 0).extract_surface(algorithm=None)
+    half = half.flip_faces() if is_flipped else half
     page = write_mesh_page(mesh_fields(half, "surface", speed=np.ones((half.n_cells, 1))), tmp_path).read_text()
     assert f'"eye_y": {eye_y}' in page
 
