@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
@@ -220,3 +221,18 @@ def test_the_shortest_runs_have_a_schedule(steps):
     rates = learning_rates(make_settings(steps=steps, learning_rate=1.0))
     assert rates.shape == (steps,)
     assert np.all((rates > 0) & (rates <= 1))
+
+
+def test_looped_iterations_of_muon_are_those_that_optax_unrolls():
+    settings = TrainSettings(optimizer=OptimizerSettings(name="muon", learning_rate=1e-2, b2=0.95), steps=10)
+    rng = np.random.default_rng(0)
+    params, grads = ({"kernel": jnp.asarray(rng.normal(size=(24, 16)), jnp.float32)} for _ in range(2))
+    rate = float(learning_rates(settings)[0])
+    default = optax.contrib.muon(rate, weight_decay=settings.optimizer.weight_decay, adam_b2=0.95, consistent_rms=0.2)
+    default = optax.chain(optax.clip_by_global_norm(settings.optimizer.clip_norm), default)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+        found, expected = (
+            transformation.update(grads, transformation.init(params), params)[0]["kernel"]
+            for transformation in (make_optimizer(settings), default)
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)

@@ -51,3 +51,13 @@ def test_neighbours_are_all_that_changes_in_batches_and_a_step_takes_them():
     trainer = make_trainer(2)
     _, metrics = jax.eval_shape(trainer.train_step, trainer.state, on_host[0])
     assert metrics["loss"].shape == ()
+
+
+def test_only_batches_of_steps_that_load_a_program_are_awaited(monkeypatch):
+    trainer, waited = make_trainer(0, dense_fraction=0.5), []
+    monkeypatch.setattr(
+        jax, "block_until_ready", lambda batch: waited.append(batch.anchors["surface"].position) or batch
+    )
+    sizes = [batch.anchors["surface"].position.shape for batch in trainer.batches(1, 6)]
+    assert [position.shape for position in waited] == [sizes[0], sizes[2]]
+    assert sizes[0] != sizes[2]
