@@ -1,7 +1,8 @@
 """Values and derivatives of functionals, chunk by chunk: memory does not grow with the number of points.
 
 Forward, each chunk reads the keys and values of the anchors and leaves a few sums. Backward, each chunk is computed
-again; what it says about the keys and values is added up, and goes back through the encoding once at the end.
+again; what it says about the keys and values is added up, and goes back through the encoding once at the end. Where the
+functional is linear in the sums, as forces are, every chunk goes forward and backward at once instead.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -38,7 +40,7 @@ class Streams:
         inputs: The arguments of the model's call for one case, with a batch axis.
         chunks: The points of each branch that the functional reads.
         chunk_size: Rows of a chunk, a multiple of the number of devices.
-        advance: Called with the number of points of each chunk that is done.
+        advance: Called with the number of points of each chunk that is done, forward or backward.
     """
 
     variables: Mapping[str, Any]
@@ -69,8 +71,9 @@ def streamed_gradient(
         in model units, and the condition [1, c]. None where the model takes none.
     """
     cache = _encode(program, streams)
-    sums = _forward(program, streams, cache)
-    value, d_sums = jax.value_and_grad(program.value)(sums)
+    same = _same_weights(program, streams, cache)
+    weights = jax.grad(program.value)(_forward(program, streams, cache)) if same is None else {}
+    sums: dict[str, list[Any]] = {}
     totals = jax.tree.map(zeros_like, (floats(cache), streams.inputs.get("condition")))
     totals = jax.device_put(totals, NamedSharding(program.mesh, P()))
     for branch, chunks in streams.chunks.items():
@@ -78,13 +81,17 @@ def streamed_gradient(
 
         def start(number: int, chunk: Chunk, branch: str = branch, constants: Any = constants) -> Any:
             nonlocal totals
-            totals, d_offset = pull_chunk(program, branch, *constants, chunk, d_sums[branch][number], totals)
-            return d_offset
+            d_sums = weights[branch][number] if same is None else same[branch]
+            totals, *found = pull_chunk(program, branch, *constants, chunk, d_sums, totals)
+            return found
 
-        for number, (chunk, d_offset) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
+        sums[branch] = []
+        for number, (chunk, (result, d_offset)) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
+            sums[branch].append(result)
             if d_offset is not None:
                 collect(branch, number * streams.chunk_size, d_offset)
-            streams.advance(int(chunk.is_real.sum()))
+            streams.advance(int(chunk.is_real.sum()) * (1 if same is None else 2))
+    value = program.value(sums)
     d_cache, d_condition = totals
     with _first_device(program):
         gradient = pull_encoding(program.model, streams.variables, streams.inputs, _on_first(program, d_cache))
@@ -213,6 +220,16 @@ def _forward(program: Program, streams: Streams, cache: Tree) -> dict[str, list[
             sums[branch].append(result)
             streams.advance(int(chunk.is_real.sum()))
     return sums
+
+
+def _same_weights(program: Program, streams: Streams, cache: Tree) -> dict[str, Any] | None:
+    """Returns the derivative of the functional by the sums of any chunk, by branch; None if it varies."""
+    shapes = {}
+    for branch, chunks in streams.chunks.items():
+        arguments = streams.variables, cache, streams.inputs.get("condition"), next(chunks(streams.chunk_size))
+        shapes[branch] = [jax.eval_shape(partial(chunk_sums, program, branch), *arguments)]
+    weights = program.constant_weights(shapes)
+    return None if weights is None else {branch: of_chunk for branch, [of_chunk] in weights.items()}
 
 
 def _constants(program: Program, streams: Streams, cache: Tree, *more: Tree) -> tuple[Tree, ...]:

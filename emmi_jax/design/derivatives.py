@@ -47,7 +47,8 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
     and a finite difference across the jump says nothing about the gradient: compare with `draws` of the result. Points
     and anchors of other branches do not move with the surface.
 
-    Memory does not grow with the mesh: points are streamed forward, then backward, where each chunk is computed again.
+    Memory does not grow with the mesh: points are streamed forward, then backward, where each chunk is computed again;
+    or once, forward and backward, if the functional is linear in its sums, as forces and integrals are.
 
     Args:
         surrogate: The surrogate.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -71,6 +72,17 @@ class Program:
             totals.append(sums.of_chunks(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *of_chunks)))
         return self.functional.value(totals)
 
+    def constant_weights(self, chunk_sums: Any) -> Any:
+        """Returns the gradient of `value` if that is the same for all sums of these shapes and dtypes, else None."""
+        jaxpr = jax.make_jaxpr(jax.grad(self.value))(chunk_sums).jaxpr
+        varying = set(jaxpr.invars)
+        for equation in jaxpr.eqns:
+            if not varying.isdisjoint(var for var in equation.invars if isinstance(var, Var)):
+                varying.update(equation.outvars)
+        if not varying.isdisjoint(var for var in jaxpr.outvars if isinstance(var, Var)):
+            return None
+        return jax.grad(self.value)(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), chunk_sums))
+
 
 @partial(jax.jit, static_argnums=(0, 1))
 def chunk_sums(program: Program, branch: str, variables: Tree, cache: Tree, condition: Tree, chunk: Chunk) -> Tree:
@@ -93,19 +105,23 @@ def pull_chunk(
     chunk: Chunk,
     d_sums: Tree,
     totals: Tree,
-) -> tuple[Tree, Tree]:
-    """Adds the gradient of a chunk with respect to cache and condition to the totals; returns that of its offsets."""
+) -> tuple[Tree, Tree, Tree]:
+    """Adds the gradient of a chunk with respect to cache and condition to the totals.
+
+    Returns the totals, the sums of the chunk, and the gradient with respect to its offsets.
+    """
 
     def on_one_device(variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, d_sums: Tree) -> Tree:
-        gradient = _gradient_of_sums(program, branch, variables, cache, chunk)
-        *shared, d_offset = gradient(floats(cache), condition, chunk.offset, d_sums)
-        return _total(tuple(shared)), d_offset
+        function = _sums_of_chunk(program, branch, variables, cache, chunk)
+        sums, pull = jax.vjp(function, floats(cache), condition, chunk.offset)
+        *shared, d_offset = pull(d_sums)
+        return _total(tuple(shared)), sums, d_offset
 
     specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARE)
-    shared, d_offset = _on_each_device(program, on_one_device, specs, (_SHARED, _SHARE))(
+    shared, sums, d_offset = _on_each_device(program, on_one_device, specs, (_SHARED, _SHARE, _SHARE))(
         variables, cache, condition, chunk, d_sums
     )
-    return jax.tree.map(jnp.add, totals, shared), d_offset
+    return jax.tree.map(jnp.add, totals, shared), sums, d_offset
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -144,7 +160,7 @@ def push_pull_chunk(
     own_tangents: Tree,
     totals: Tree,
 ) -> tuple[Tree, Tree]:
-    """Does what `pull_chunk` does, and differentiates it along a direction of cache and condition, offsets and d_sums.
+    """Finds the gradients of `pull_chunk`, and their derivatives along a direction of what they depend on.
 
     Returns pairs of a gradient and its derivative: the totals with respect to cache and condition, and for the offsets.
     """
@@ -152,7 +168,10 @@ def push_pull_chunk(
     def on_one_device(
         variables: Tree, cache: Tree, condition: Tree, chunk: Chunk, d_sums: Tree, shared: Tree, own: Tree
     ) -> Tree:
-        gradient = _gradient_of_sums(program, branch, variables, cache, chunk)
+        def gradient(moving: Tree, condition: Tree, offset: Tree, weights: Tree) -> Tree:
+            function = _sums_of_chunk(program, branch, variables, cache, chunk)
+            return jax.vjp(function, moving, condition, offset)[1](weights)
+
         found = jax.jvp(gradient, (floats(cache), condition, chunk.offset, d_sums), (*shared, *own))
         return tuple(_total(tuple(part[:2])) for part in found), tuple(part[2] for part in found)
 
@@ -172,15 +191,6 @@ def _sums_of_chunk(program: Program, branch: str, variables: Tree, cache: Tree, 
         )
 
     return sums
-
-
-def _gradient_of_sums(program: Program, branch: str, variables: Tree, cache: Tree, chunk: Chunk) -> Callable[..., Tree]:
-    """Returns the gradients with respect to the same, as a function of these and the weights of the sums."""
-
-    def gradient(moving: Tree, condition: Tree, offset: Tree, weights: Tree) -> Tree:
-        return jax.vjp(_sums_of_chunk(program, branch, variables, cache, chunk), moving, condition, offset)[1](weights)
-
-    return gradient
 
 
 def _total(tree: Tree) -> Tree:

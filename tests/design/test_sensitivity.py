@@ -17,7 +17,18 @@ import pytest
 
 from emmi_jax import AnchoredBranchedUPT
 from emmi_jax.data.samples import Context
-from emmi_jax.design import Surface, drag, evaluate, integral, lift, mean, per_point, read_surface, sensitivity
+from emmi_jax.design import (
+    Surface,
+    drag,
+    evaluate,
+    integral,
+    lift,
+    mean,
+    per_point,
+    read_surface,
+    sensitivity,
+    smooth_maximum,
+)
 from emmi_jax.design.encoding import pull_encoding
 from emmi_jax.design.program import chunk_sums, pull_chunk
 from emmi_jax.inference.meshes import (
@@ -71,6 +82,45 @@ def test_chunks_of_any_size_give_the_same_gradient(surrogate: Any, chunk_size: i
     assert found.value == pytest.approx(expected.value, rel=1e-5)
     np.testing.assert_allclose(found.vertices, expected.vertices, rtol=1e-4, atol=1e-5 * np.abs(found.vertices).max())
     assert sum(done) == 2 * (SURFACE.num_cells + len(VOLUME.position))
+
+
+@pytest.mark.parametrize(
+    ("functional", "is_linear"),
+    [
+        (DRAG, True),
+        (2 * DRAG - LIFT + integral("volume", "pressure"), True),
+        (DRAG.map(lambda value: 3 * value + 1), True),
+        (DRAG.map(lambda value: value**2), False),
+        (DRAG_AND_SPEED, False),
+        (smooth_maximum("volume", "velocity", sharpness=2.0), False),
+    ],
+    ids=["drag", "sum", "line", "square", "mean", "maximum"],
+)
+def test_chunks_go_forward_and_backward_at_once_where_the_functional_is_linear(
+    surrogate: Any, functional: Any, is_linear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward: list[str] = []
+
+    def counted(program: Any, branch: str, *arguments: Any) -> Any:
+        if not isinstance(arguments[-1].position, jax.core.Tracer):
+            forward.append(branch)
+        return chunk_sums(program, branch, *arguments)
+
+    monkeypatch.setattr("emmi_jax.design.adjoint.chunk_sums", counted)
+    done: list[int] = []
+    sensitivity(surrogate, SURFACE, functional, **POINTS, chunk_size=30, advance=done.append)
+    assert bool(forward) != is_linear
+    counts = {"surface": SURFACE.num_cells, "volume": len(VOLUME.position)}
+    assert sum(done) == 2 * sum(counts[branch] for branch in functional.branches)
+
+
+def test_the_gradient_of_a_square_is_twice_the_value_times_that_of_the_number(surrogate: Any) -> None:
+    """The two ways through the chunks agree."""
+    at_once = sensitivity(surrogate, SURFACE, DRAG, **POINTS, chunk_size=30)
+    in_turn = sensitivity(surrogate, SURFACE, DRAG.map(lambda value: value**2), **POINTS, chunk_size=30)
+    assert at_once.value == pytest.approx(evaluate(surrogate, SURFACE, DRAG, **POINTS, chunk_size=30), rel=1e-6)
+    expected = 2 * at_once.value * at_once.vertices
+    np.testing.assert_allclose(in_turn.vertices, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_draws_follow_the_seed_and_can_be_used_again(surrogate: Any) -> None:
