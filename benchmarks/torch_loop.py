@@ -15,15 +15,14 @@ import torch
 from benchmarks import measure, torch_model
 from emmi_jax.convert import ab_upt_from_torch
 from emmi_jax.data.samples import Sample
+from emmi_jax.training.batches import made_ahead
 from emmi_jax.training.optimizer import learning_rates
-from emmi_jax.training.prefetch import prefetch
 from emmi_jax.training.settings import TrainSettings
 from emmi_jax.training.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "optimizer": {"name": "adamw", "ema_decay": None},
     "model.dtype": "float32",
-    "neighbor_threads": 1,
 }
 """What both can do: the oracle has neither Lion nor averaged weights, and its own search sorts all distances."""
 _TOLERANCE = 1e-4
@@ -59,7 +58,7 @@ def compare(trainer: Trainer, num_turns: int) -> dict[str, Any]:
     """Times both loops.
 
     Args:
-        trainer: What is trained, with `SETTINGS` and no normalizer.
+        trainer: What is trained, with `SETTINGS`, a worker and no normalizer.
         num_turns: Timed steps of each. As many more are not timed: in the first of a turn, the threads of the other
             framework still spin.
     """
@@ -68,7 +67,7 @@ def compare(trainer: Trainer, num_turns: int) -> dict[str, Any]:
     reference = torch_model.AbUpt.from_config(trainer.model.config).to(measure.TORCH_DEVICE)
     params = jax.tree.map(jnp.array, ab_upt_from_torch(reference.state_dict(), trainer.model.config))
     num_steps = 2 * num_turns + _WARM_UP
-    ours, host = trainer.batches(0, num_steps), prefetch(trainer.host_batch, 0, num_steps)
+    ours, host = trainer.batches(0, num_steps), made_ahead(trainer.draw, 0, num_steps, workers=trainer.workers)
     loops = {
         "jax": _Loop(ours, _jax_step(trainer, params)),
         "torch": _Loop(host, _torch_step(reference, trainer.settings)),

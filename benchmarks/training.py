@@ -1,8 +1,8 @@
 """Trains at the published sizes on a mesh of devices: ``python -m benchmarks.training --mesh data=1 data=2 tokens=2``.
 
 The batch has a case for each device of the axis `data`, so that a perfect mesh keeps the seconds of a step; devices of
-the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``. With ``--set
-neighbor_threads=4``, the host searches for the neighbours of the supernodes.
+the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``. With
+``--workers 4``, so many processes on the host draw the batches and search for the neighbours of the supernodes.
 
 With ``--torch``, a loop in PyTorch trains the same model on the same batches, in turns with ours: both with AdamW and
 the neighbours from the host. For two processor cores, cut the sizes down: ``--torch --set sampling.num_anchors=1024
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
     parser.add_argument("--points", type=int, default=2_000_000, help="points per branch of the case (%(default)s)")
     parser.add_argument("--store", type=Path, help="read the case from a store, made here if there is none")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw the batches (%(default)s)")
     parser.add_argument("--set", nargs="*", default=[], help="settings over those of the recipe drivaerml")
     parser.add_argument("--torch", action="store_true", help="train in PyTorch as well, on one device, and compare")
     parser.add_argument("--coordinator")
@@ -65,12 +66,13 @@ def main() -> None:
         if options.torch:
             from benchmarks import torch_loop
 
-            trainer = _trainer("data=1", data, {**torch_loop.SETTINGS, **changes})
+            trainer = _trainer("data=1", data, {**torch_loop.SETTINGS, **changes}, max(options.workers, 1))
             rows = [torch_loop.compare(trainer, options.steps)]
         else:
-            rows = [_row(mesh, data, options.steps, changes) for mesh in options.mesh]
+            rows = [_row(mesh, data, options.steps, changes, options.workers) for mesh in options.mesh]
         if is_main():
-            title = f"recipe drivaerml {' '.join(options.set)}, {jax.process_count()} processes, {measure.DEVICE}"
+            settings = f"recipe drivaerml {' '.join(options.set)}, {options.workers} workers"
+            title = f"{settings}, {jax.process_count()} processes, {measure.DEVICE}"
             measure.report(title, rows, options.json)
 
 
@@ -100,7 +102,7 @@ def _store(folder: Path, num_points: int) -> Path:
     return folder
 
 
-def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any]) -> Trainer:
+def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any], workers: int) -> Trainer:
     mesh, _, fsdp = text.partition("+")
     layout = Layout.parse(mesh, fsdp=bool(fsdp))
     recipe = {key: value for key, value in read_recipe("drivaerml").items() if key not in ("statistics", "split")}
@@ -110,18 +112,20 @@ def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any
         dataset: Dataset = load_dataset(settings)
     else:
         dataset = PointCloudDataset(data, settings.sampling)
-    return Trainer.make(
-        settings, dataset, Devices.make(settings, layout), model_config(settings, dataset.fields), normalizer=None
-    )
+    config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
+    return Trainer.make(settings, dataset, devices, config, normalizer=None, workers=workers)
 
 
-def _row(text: str, data: dict[str, PointSet] | Path, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
-    trainer = _trainer(text, data, changes)
+def _row(
+    text: str, data: dict[str, PointSet] | Path, steps: int, changes: dict[str, Any], workers: int
+) -> dict[str, Any]:
+    trainer = _trainer(text, data, changes, workers)
     settings, state = trainer.settings, trainer.init_state()
-    compiled = trainer.train_step.lower(state, trainer.put(trainer.host_batch(0))).compile()  # type: ignore[attr-defined]
-    memory, batches = compiled.memory_analysis(), trainer.batches(0, steps + 10)
-    state, losses, step = _timed(compiled, state, batches, steps)
-    state, _, step_without_data = _timed(compiled, state, itertools.repeat(next(batches)), steps)
+    compiled = trainer.train_step.lower(state, trainer.put(trainer.draw(0))).compile()  # type: ignore[attr-defined]
+    memory, warm_up = compiled.memory_analysis(), 5 + workers  # the first batch of a worker waits for its start
+    batches = trainer.batches(0, steps + warm_up + 10)
+    state, losses, step = _timed(compiled, state, batches, steps, warm_up)
+    state, _, step_without_data = _timed(compiled, state, itertools.repeat(next(batches)), steps, warm_up)
     shares = _profile(compiled, state, batches)
     batches.close()
     print(f"{text}: {1000 * step:.1f} ms", flush=True)
@@ -139,19 +143,21 @@ def _row(text: str, data: dict[str, PointSet] | Path, steps: int, changes: dict[
     }
 
 
-def _timed(compiled: Any, state: Any, batches: Iterator[Any], steps: int) -> tuple[Any, list[float], float]:
-    """Returns the state, the losses and the seconds a step, without the first five; reads each loss a step late."""
+def _timed(
+    compiled: Any, state: Any, batches: Iterator[Any], steps: int, warm_up: int
+) -> tuple[Any, list[float], float]:
+    """Returns the state, the losses and the seconds a step after some to warm up; reads each loss a step late."""
     losses: list[float] = []
     pending, start = None, 0.0
-    for number in range(steps):
-        if number == 5:
+    for number in range(warm_up + steps):
+        if number == warm_up:
             start = time.perf_counter()
         state, metrics = compiled(state, next(batches))
         if pending is not None:
             losses.append(float(pending))
         pending = metrics["loss"]
     losses.append(float(pending))
-    return state, losses, (time.perf_counter() - start) / (steps - 5)
+    return state, losses, (time.perf_counter() - start) / steps
 
 
 def _profile(compiled: Any, state: Any, batches: Iterator[Any]) -> float:

@@ -105,6 +105,13 @@ def train(
         ),
     ] = None,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard parameters and optimiser over all devices.")] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            help="Processes that draw batches and find neighbours ahead of time; 0: a thread draws, the devices find.",
+            min=0,
+        ),
+    ] = 0,
     coordinator: Annotated[
         str | None,
         typer.Option(
@@ -221,7 +228,14 @@ def train(
             return 0
         extras = Extras(profile=profile, wandb_project=wandb)
         outcome = run_training(
-            settings, path, resume=resume, console=console, init_from=init_from, layout=layout, extras=extras
+            settings,
+            path,
+            resume=resume,
+            console=console,
+            init_from=init_from,
+            layout=layout,
+            workers=workers,
+            extras=extras,
         )
         if outcome.signal_number is None:
             return 0

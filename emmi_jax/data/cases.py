@@ -63,6 +63,10 @@ class WholeCases:
         self.read, self.fingerprint = load_case, fingerprint
         self._kept = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
 
+    def __reduce__(self) -> tuple[type[WholeCases], tuple[Callable[[str], Case], Callable[[str], str]]]:
+        """Another process begins with no case in memory."""
+        return WholeCases, (self.read, self.fingerprint)
+
     def shapes(self, name: str) -> dict[str, BranchShape]:
         """Returns what a case consists of, by branch."""
         return branch_shapes(self._kept(name).points)

@@ -66,6 +66,10 @@ class Store:
         self.cases = dict(zip(self.names, filter(None, found), strict=True))
         self._open = cache(self._folder.open_array)
 
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        """Another process opens the store anew."""
+        return Store, (self.location,)
+
     @property
     def split(self) -> Any:
         """The content of the split file beside the cases; None if there was none."""

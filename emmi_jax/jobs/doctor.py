@@ -32,7 +32,7 @@ from emmi_jax.ops.attention import (
 
 REQUIRED = ("emmi-jax", "jax", "jaxlib", "flax", "chex", "numpy")
 OPTIONAL = {
-    "train": ("optax", "orbax-checkpoint", "tensorstore", "rich", "typer", "matplotlib", "scipy"),
+    "train": ("optax", "orbax-checkpoint", "grain", "tensorstore", "rich", "typer", "matplotlib", "scipy"),
     "deploy": ("flatbuffers",),
     "cfd": ("pyvista",),
     "convert": ("torch", "safetensors"),

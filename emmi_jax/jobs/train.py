@@ -67,6 +67,7 @@ def train(
     console: Console,
     init_from: Path | None = None,
     layout: Layout = Layout(),  # noqa: B008
+    workers: int = 0,
     extras: Extras = Extras(),  # noqa: B008
 ) -> Outcome:
     """Trains a model and leaves everything about it in a folder.
@@ -80,6 +81,8 @@ def train(
         console: Where progress and the table of metrics are printed.
         init_from: Folder of a run, trained or converted, to start from: its weights, model and normalizer.
         layout: How devices share the work.
+        workers: Processes that draw batches and find the neighbours of supernodes; 0: a thread draws, and the devices
+            find them. The result is the same.
         extras: What else to write.
 
     Returns:
@@ -104,10 +107,10 @@ def train(
         config = _run_config(settings, dataset, source.normalizer, weights=source)
     else:
         config = _run_config(settings, dataset, _measured(settings, dataset, console))
-    trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer)
+    trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer, workers=workers)
     # What cannot be trained is refused while there is nothing to clean up.
     for step in (0, settings.steps - 1) if settings.dense_fraction else (0,):
-        jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.host_batch(step)))
+        jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.draw(step)))
     if stored is None and is_main():
         _create(path, config, dataset)
     wait_for_all("configuration")
@@ -142,7 +145,7 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
         make_normalizer(settings, dataset, console=console)
     config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
     trainer = Trainer.make(settings, dataset, devices, config, normalizer=None)
-    largest = trainer.put(trainer.host_batch(settings.steps - 1))
+    largest = trainer.put(trainer.draw(settings.steps - 1))
     step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), largest).compile()
     console.print_json(data=settings.to_dict())
     console.print(summary_table(param_shapes(trainer.state.params), "Parameters"))

@@ -120,8 +120,6 @@ class TrainSettings(Config):
         validate_every: Steps between validations, for data with a validation split; each saves a checkpoint.
         loss: Error of a normalized field of a case, averaged over the cases: the mean square (``mse``) or its root
             (``rmse``).
-        neighbor_threads: Threads that search for the neighbours of supernodes while the devices compute; 0: the devices
-            search for them in each step. The result is the same.
         loss_weights: Weights of the fields in the loss, by "branch/field"; those left out have 1.
         sampling: How many points of a case the model sees, and how they are drawn.
         model: Options of `AbUptConfig` that differ from the defaults of training: all but those that follow from the
@@ -146,7 +144,6 @@ class TrainSettings(Config):
     checkpoint_every: int = 200
     validate_every: int = 500
     loss: str = "mse"
-    neighbor_threads: int = 0
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(**_SAMPLING))
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -170,8 +167,8 @@ class TrainSettings(Config):
             loss_weights=as_mapping("loss_weights", self.loss_weights),
             model=as_mapping("model", {key: _hashable(value) for key, value in {**_MODEL, **given}.items()}),
         )
-        for name in ("seed", "steps", "batch_size", "checkpoint_every", "validate_every", "neighbor_threads"):
-            check_count(name, getattr(self, name), 0 if name in ("seed", "neighbor_threads") else 1)
+        for name in ("seed", "steps", "batch_size", "checkpoint_every", "validate_every"):
+            check_count(name, getattr(self, name), 0 if name == "seed" else 1)
             if getattr(self, name) > _MOST:
                 raise ValueError(f"{name} must be at most {_MOST}, got {getattr(self, name)!r}")
         for name in ("data", "split", "statistics"):

@@ -11,14 +11,13 @@ import optax  # type: ignore[import-untyped]
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
+from emmi_jax.data.samples import Dataset, Sample
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.layers.supernode_pooling import with_neighbors
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params, init_params
+from emmi_jax.training.batches import DrawBatch, made_ahead
 from emmi_jax.training.devices import Devices
 from emmi_jax.training.optimizer import make_optimizer
-from emmi_jax.training.prefetch import prefetch
 from emmi_jax.training.settings import TrainSettings
 from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 
@@ -35,6 +34,9 @@ class Trainer(NamedTuple):
         optimizer: What moves the parameters.
         train_step: A step of that.
         state: Shapes of the state that a step changes.
+        draw: Makes those cases of a step's batch that devices of this process need.
+        workers: Processes that draw batches and find the neighbours of supernodes; 0: a thread draws, and the devices
+            find them.
     """
 
     settings: TrainSettings
@@ -45,6 +47,8 @@ class Trainer(NamedTuple):
     optimizer: optax.GradientTransformation
     train_step: TrainStep
     state: TrainState
+    draw: DrawBatch
+    workers: int = 0
 
     @classmethod
     def make(
@@ -54,12 +58,16 @@ class Trainer(NamedTuple):
         devices: Devices,
         config: AbUptConfig,
         normalizer: Normalizer | None,
+        *,
+        workers: int = 0,
     ) -> Self:
         """Makes the trainer of a model."""
         model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
         train_step = make_train_step(model, optimizer, settings, devices)
         state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
-        return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state)
+        rows = tuple(devices.rows(settings.batch_size))
+        draw = DrawBatch(settings, dataset, normalizer, rows, config.supernode_pooling if workers else None)
+        return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state, draw, workers)
 
     def init_state(self, params: Params | None = None) -> TrainState:
         """Returns the state before the first step, of given or random parameters."""
@@ -71,29 +79,9 @@ class Trainer(NamedTuple):
         state: TrainState = jax.jit(init, out_shardings=self.devices.state_shardings(self.state))()
         return state
 
-    def host_batch(self, step: int) -> Sample:
-        """Makes those cases of a step's batch that devices of this process need."""
-        return self._with_neighbors(self._draw(step))
-
-    def _draw(self, step: int) -> Sample:
-        seed, size = self.settings.seed, self.settings.batch_size
-        sampling = self.settings.sampling_at(step)
-        dataset = self.dataset if sampling == self.settings.sampling else self.dataset.resampled(sampling)
-        drawn = [dataset.train_sample(seed, step * size + row) for row in self.devices.rows(size)]
-        if self.normalizer is not None:
-            drawn = [normalize_sample(self.normalizer, sample) for sample in drawn]
-        return stack_samples(drawn)
-
-    def _with_neighbors(self, batch: Sample) -> Sample:
-        if batch.geometry is None or not self.settings.neighbor_threads:
-            return batch
-        return batch._replace(geometry=with_neighbors(batch.geometry, self.model.config.supernode_pooling))
-
     def batches(self, start: int, stop: int) -> Generator[Sample]:
-        """Yields the batches of steps on the devices; they are made ahead in threads."""
-        num_threads = max(self.settings.neighbor_threads, 1)
-        made = prefetch(self._draw, start, stop, finish=self._with_neighbors, num_threads=num_threads)
-        with contextlib.closing(made) as batches:
+        """Yields the batches of steps on the devices; they are drawn ahead."""
+        with contextlib.closing(made_ahead(self.draw, start, stop, workers=self.workers)) as batches:
             for step, batch in enumerate(batches, start):
                 on_devices = self.put(batch)
                 # cuDNN cannot load a program while anything else happens on the device, so a step that loads one waits

@@ -1,6 +1,9 @@
 import json
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -10,10 +13,42 @@ from emmi_jax.jobs.datasets import load_dataset, make_normalizer, read_statistic
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
 from emmi_jax.training.settings import TrainSettings, model_config
-from tests.jobs.tiny_runs import tiny_settings, write_case
+from tests.data.case_folders import write_case_folder
+from tests.data.test_store import make_store
+from tests.jobs.tiny_runs import GEOMETRY, tiny_settings, write_case
+from tests.meshes.foam_cases import write_foam_case
 
 TINY_OPTIONS = ["--steps", "1", "--num-anchors", "6", "--num-queries", "4", "--dim", "24", "--batch-size", "1"]
 TINY_OPTIONS += ["--set", "model.physics_blocks=['self']"]
+
+
+def _write(kind: str, path: Path) -> Path | None:
+    """Writes data of a kind, None for the built-in ones."""
+    match kind:
+        case "built-in":
+            return None
+        case "arrays":
+            return write_case(path / "case.npz")
+        case "meshes":
+            return write_case_folder(path / "case")
+        case "openfoam":
+            return write_foam_case(path / "case")
+        case "store":
+            return Path(make_store(path / "store").location)
+    for number in range(3):
+        write_case_folder(path / f"run_{number}")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["built-in", "arrays", "meshes", "openfoam", "cases", "store"])
+def test_data_of_every_kind_can_be_handed_to_another_process_which_draws_the_same(kind, tmp_path):
+    options: dict[str, Any] = {"num_anchors": 3, "num_queries": 2, "num_test_anchors": 2}
+    if kind != "arrays":
+        options |= {"physics_blocks": ("perceiver",), **GEOMETRY}
+    dataset = load_dataset(tiny_settings(_write(kind, tmp_path), **options))
+    drawn = dataset.train_sample(0, 5)
+    copy = cloudpickle.loads(cloudpickle.dumps(dataset))
+    jax.tree.map(np.testing.assert_array_equal, copy.train_sample(0, 5), drawn)
 
 
 def test_published_statistics_have_a_name():

@@ -43,11 +43,11 @@ for text in sys.argv[1:]:
     devices = Devices.make(own, Layout.parse(mesh, fsdp=option == "fsdp"))
     trainer = Trainer.make(own, dataset, devices, config, normalizer)
     state, losses = trainer.init_state(params), []
-    compiled = trainer.train_step.lower(state, trainer.put(trainer.host_batch(0))).compile()
+    compiled = trainer.train_step.lower(state, trainer.put(trainer.draw(0))).compile()
     size = lambda tree: sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))
     bytes_of_state = size(state)
     for step in range(4):
-        state, metrics = trainer.train_step(state, trainer.put(trainer.host_batch(step)))
+        state, metrics = trainer.train_step(state, trainer.put(trainer.draw(step)))
         losses.append(float(metrics["loss"]))
     found[text] = {
         "losses": losses,

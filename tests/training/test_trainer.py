@@ -12,28 +12,26 @@ from emmi_jax.training.trainer import Trainer
 from tests.jobs.tiny_runs import tiny_settings
 
 
-def make_trainer(neighbor_threads: int, pooling: dict | None = None, **changes: Any) -> Trainer:
+def make_trainer(workers: int, pooling: dict | None = None, **changes: Any) -> Trainer:
     changes |= {} if pooling is None else {"supernode_pooling": pooling}
-    settings = tiny_settings(
-        None, neighbor_threads=neighbor_threads, physics_blocks=("perceiver",), dim=12, num_heads=1, **changes
-    )
+    settings = tiny_settings(None, physics_blocks=("perceiver",), dim=12, num_heads=1, **changes)
     dataset = load_dataset(settings)
     normalizer = dataset.measure().normalizer(position_range=100.0)
     devices = Devices.make(settings, Layout(data=1))
-    return Trainer.make(settings, dataset, devices, model_config(settings, dataset.fields), normalizer)
+    return Trainer.make(settings, dataset, devices, model_config(settings, dataset.fields), normalizer, workers=workers)
 
 
 def test_the_last_steps_have_twice_as_many_points_and_the_others_are_as_without():
     plain, dense = make_trainer(0), make_trainer(0, dense_fraction=0.5)  # of 6 steps
-    jax.tree.map(np.testing.assert_array_equal, plain.host_batch(2), dense.host_batch(2))
-    sizes = [[a.shape[1] for a in jax.tree.leaves(t.host_batch(3)[:2])] for t in (plain, dense)]
+    jax.tree.map(np.testing.assert_array_equal, plain.draw(2), dense.draw(2))
+    sizes = [[a.shape[1] for a in jax.tree.leaves(t.draw(3)[:2])] for t in (plain, dense)]
     assert [2 * size for size in sizes[0]] == sizes[1]
 
 
 @pytest.mark.parametrize("pooling", [{"radius": None, "k": 4}, {"radius": 20.0, "max_degree": 5}], ids=["k", "radius"])
 def test_batches_carry_the_neighbours_that_the_device_would_find(pooling):
     trainer = make_trainer(2, pooling)
-    geometry = trainer.host_batch(3).geometry
+    geometry = trainer.draw(3).geometry
     assert geometry is not None
     options = {name: value for name, value in pooling.items() if value is not None}
     search = radius_neighbors if pooling["radius"] else nearest_neighbors

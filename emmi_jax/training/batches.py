@@ -1,0 +1,110 @@
+"""The batches of a run: each a function of its step alone, drawn ahead by Grain in a thread or in processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+
+from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
+from emmi_jax.layers.supernode_pooling import with_neighbors
+from emmi_jax.training.settings import TrainSettings
+
+_T = TypeVar("_T")
+
+_AHEAD = 2
+_FREED_BY_TRACKER = "ignore:resource_tracker"
+"""Items that are ready when workers are closed are freed by a process of multiprocessing, which would warn of each."""
+
+
+@dataclass(frozen=True)
+class DrawBatch:
+    """Draws the cases of a step; it can be pickled, and touches no device.
+
+    Args:
+        settings: Settings of the run.
+        dataset: The data.
+        normalizer: Scales of positions and fields; None leaves them as they are.
+        rows: The rows of the batch to draw.
+        pooling: How to find the neighbours of supernodes; None leaves that to the devices.
+    """
+
+    settings: TrainSettings
+    dataset: Dataset
+    normalizer: Normalizer | None
+    rows: tuple[int, ...]
+    pooling: SupernodePoolingConfig | None = None
+
+    def __call__(self, step: int) -> Sample:
+        """Returns the rows of a step's batch."""
+        seed, size = self.settings.seed, self.settings.batch_size
+        sampling = self.settings.sampling_at(step)
+        dataset = self.dataset if sampling == self.settings.sampling else self.dataset.resampled(sampling)
+        drawn = [dataset.train_sample(seed, step * size + row) for row in self.rows]
+        if self.normalizer is not None:
+            drawn = [normalize_sample(self.normalizer, sample) for sample in drawn]
+        batch = stack_samples(drawn)
+        if batch.geometry is None or self.pooling is None:
+            return batch
+        return batch._replace(geometry=with_neighbors(batch.geometry, self.pooling))
+
+
+def made_ahead(make: Callable[[int], _T], start: int, stop: int, *, workers: int = 0) -> Generator[_T]:
+    """Yields `make(start) … make(stop - 1)`, made ahead; an error is raised in place of its item.
+
+    The thread or the processes end with the iterator, even if that is closed early, and with this process.
+
+    Args:
+        make: Makes the item of a number, a pytree of arrays; with workers it must be picklable.
+        start: First number.
+        stop: One past the last number.
+        workers: Processes that make every `workers`-th item each; 0: a thread makes them all.
+
+    Raises:
+        ValueError: A worker was killed.
+    """
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain has flags of its own, and reads them
+        flags.FLAGS.mark_as_parsed()
+    items = grain.MapDataset.range(start, stop).map(make)
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    iterator = iter(items.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_serve))
+    sys.warnoptions.append(_FREED_BY_TRACKER)
+    try:
+        yield from _named_failures(iterator) if workers else iterator
+    finally:
+        iterator.close()
+        sys.warnoptions.remove(_FREED_BY_TRACKER)
+
+
+def _named_failures(iterator: Iterator[_T]) -> Generator[_T]:
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        raise ValueError(f"a worker failed (with too little memory, take fewer): {error}") from error
+
+
+def _serve(index: int, count: int) -> None:
+    """Prepares a worker: it uses no accelerator, and ends when its parent says so or is no more, not at a signal."""
+    jax.config.update("jax_platforms", "cpu")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

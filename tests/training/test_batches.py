@@ -1,0 +1,124 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emmi_jax.training.batches import made_ahead
+
+BOTH = pytest.mark.parametrize("workers", [0, 2], ids=["thread", "processes"])
+
+
+def square(number: int) -> dict[str, np.ndarray | None]:
+    return {"square": np.full(3, number**2), "nothing": None}
+
+
+def broken_at_3(number: int) -> np.ndarray:
+    if number == 3:
+        raise KeyError("broken")
+    return np.array(number)
+
+
+def killed_at_3(number: int) -> np.ndarray:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.array(number)
+
+
+def process_id(number: int) -> np.ndarray:
+    return np.array(os.getpid())
+
+
+def is_running(pid: int) -> bool:
+    """A process that has ended but is not waited for counts as ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until_ended(pids: list[int]) -> None:
+    end = time.monotonic() + 20
+    while any(map(is_running, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if is_running(pid)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_items_come_in_order_however_many_workers_make_them(workers):
+    items = list(made_ahead(square, 2, 7, workers=workers))
+    assert [item["square"].tolist() for item in items] == [[n * n] * 3 for n in range(2, 7)]
+    assert all(item["nothing"] is None for item in items)
+
+
+def test_an_empty_range_gives_nothing():
+    assert list(made_ahead(square, 3, 3)) == []
+
+
+def test_few_items_are_made_ahead():
+    made: list[int] = []
+    items = made_ahead(lambda number: made.append(number) or np.array(number), 0, 100)
+    assert next(items) == 0
+    time.sleep(0.2)
+    assert 2 <= len(made) <= 4
+    items.close()
+
+
+@BOTH
+def test_an_error_is_raised_where_its_item_would_come(workers):
+    items = made_ahead(broken_at_3, 1, 9, workers=workers)
+    assert [int(next(items)), int(next(items))] == [1, 2]
+    with pytest.raises(KeyError, match="broken"):
+        next(items)
+
+
+def test_a_killed_worker_is_reported():
+    with pytest.raises(ValueError, match=r"a worker failed .* exit code -9"):
+        list(made_ahead(killed_at_3, 0, 9, workers=2))
+
+
+def test_closing_early_ends_the_processes():
+    items = made_ahead(process_id, 0, 1000, workers=2)
+    pids = [int(next(items)), int(next(items))]
+    assert os.getpid() not in pids
+    assert pids[0] != pids[1]
+    items.close()
+    wait_until_ended(pids)
+
+
+def test_closing_early_ends_the_thread():
+    made: list[int] = []
+    items = made_ahead(lambda number: made.append(number) or np.array(number), 0, 1000)
+    next(items)
+    items.close()
+    num_made = len(made)
+    time.sleep(0.2)
+    assert len(made) <= num_made + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_leave_signals_to_the_process_that_trains(number):
+    items = made_ahead(process_id, 0, 1000, workers=2)
+    pids = [int(next(items)), int(next(items))]
+    for pid in pids:
+        os.kill(pid, number)
+    assert [int(next(items)) for _ in range(10)] == pids * 5
+    items.close()
+
+
+def test_workers_end_with_a_killed_parent():
+    script = (
+        "import os, signal\n"
+        "from emmi_jax.training.batches import made_ahead\n"
+        "from tests.training.test_batches import process_id\n"
+        "items = made_ahead(process_id, 0, 1000, workers=2)\n"
+        "print(int(next(items)), int(next(items)), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert killed.returncode == -signal.SIGKILL
+    wait_until_ended([int(pid) for pid in killed.stdout.split()])
