@@ -73,9 +73,12 @@ class CaseCollection:
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns draws from a training case, in physical units."""
         rng = np.random.default_rng([_TRAIN_STREAM, seed, number])
-        name = self.split.train[case_of_sample(seed, number, len(self.split.train))]
-        points, geometry = self._draw(name, rng, self._points_per_step)
+        points, geometry = self._draw(self.train_case(seed, number), rng, self._points_per_step)
         return draw_training_case(rng, points, geometry, self.sampling)
+
+    def train_case(self, seed: int, number: int) -> str:
+        """Returns the name of the case of a training sample."""
+        return self.split.train[case_of_sample(seed, number, len(self.split.train))]
 
     def validation_samples(self) -> Iterator[Sample]:
         """Yields the validation cases; no query is an anchor."""

@@ -77,6 +77,10 @@ class EllipsoidDataset:
         body = self.train_bodies[case_of_sample(seed, number, len(self.train_bodies))]
         return self._draw(rng, body, sampling.num_anchors, sampling.num_queries, sampling.num_supernodes)
 
+    def train_case(self, seed: int, number: int) -> str:
+        """Returns the number of the ellipsoid of a training sample."""
+        return f"ellipsoid {case_of_sample(seed, number, len(self.train_bodies))}"
+
     def validation_samples(self) -> Iterator[Sample]:
         """Yields nothing."""
         return iter(())

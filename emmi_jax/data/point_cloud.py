@@ -102,6 +102,10 @@ class PointCloudDataset:
         rng = np.random.default_rng([_TRAIN_STREAM, seed, number])
         return draw_training_case(rng, self.train_points, self._geometry, self.sampling)
 
+    def train_case(self, seed: int, number: int) -> str:
+        """Returns the name of the case."""
+        return self.name
+
     def validation_samples(self) -> Iterator[Sample]:
         """Yields nothing."""
         return iter(())

@@ -77,6 +77,9 @@ class Dataset(Protocol):
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns the training sample of a number; it does not depend on other samples, all have the same shapes."""
 
+    def train_case(self, seed: int, number: int) -> str:
+        """Returns the name of the case that a training sample is drawn from."""
+
     def resampled(self, sampling: Sampling) -> Self:
         """Returns the same cases with other draws.
 

@@ -243,6 +243,7 @@ def _fit(trainer: Trainer, run: RunDirectory, params: Params | None, extras: Ext
                 checkpoints=checkpoints,
                 show=show,
                 validate=lambda state: validate(trainer.surrogate(state), validation_samples),
+                cases=trainer.cases,
                 trackers=opened,
             )
 

@@ -24,6 +24,8 @@ from emmi_jax.training.step import Metrics, TrainState, TrainStep
 
 Row = dict[str, Any]
 
+_MOST_NAMES = 8
+
 
 class Stop:
     """The signal that has asked this process to stop, if any."""
@@ -66,6 +68,7 @@ class _Logs:
     start: int
     show: Callable[[Row], None]
     trackers: Sequence[Tracker]
+    origin: Callable[[int], str]
 
     def __post_init__(self) -> None:
         rows = self.run.truncate_metrics(self.start) if is_main() else []
@@ -84,7 +87,7 @@ class _Logs:
         """
         values = {name: float(value) for name, value in metrics.items()}
         if not all(map(math.isfinite, values.values())):
-            raise ValueError(f"training diverged at step {step}: {values}; try a smaller --learning-rate")
+            raise ValueError(f"training diverged at step {step}, {self.origin(step)}: {values}")
         row = {"step": step, **values, "learning_rate": float(self.learning_rates[step - 1]), "seconds": self.seconds()}
         if is_main():
             self.run.append(self.run.metrics_log, row)
@@ -113,6 +116,7 @@ def fit(
     checkpoints: Checkpoints,
     show: Callable[[Row], None],
     validate: Callable[[TrainState], Mapping[str, float]],
+    cases: Callable[[int], Sequence[str]],
     trackers: Sequence[Tracker] = (),
 ) -> LoopEnd:
     """Trains from one step to another, and saves checkpoints: periodically, at a signal, and at the end.
@@ -129,12 +133,23 @@ def fit(
         checkpoints: Where checkpoints go.
         show: Called with the metrics of every step.
         validate: Returns the metrics of a state, of which `mean` decides which checkpoint is the best.
+        cases: Returns the names of the cases of a batch, by the number of steps before it.
         trackers: Called in the main process with the metrics of every step and of every validation.
 
     Raises:
-        ValueError: The loss or the gradient is not finite; the last checkpoint precedes this.
+        ValueError: The loss or the gradient is not finite; the message has the step, the names of its cases and the
+            last checkpoint, which precedes it.
     """
-    logs = _Logs(run, learning_rates, schedule.start, show, trackers)
+
+    def origin(step: int) -> str:
+        names = list(dict.fromkeys(cases(step - 1)))
+        shown = ", ".join(names[:_MOST_NAMES]) + (
+            f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else ""
+        )
+        last = checkpoints.step()
+        return f"cases {shown}, last checkpoint {'none' if last is None else last}; try a smaller --learning-rate"
+
+    logs = _Logs(run, learning_rates, schedule.start, show, trackers, origin)
     step, stopped, ballot = schedule.start, False, vote(False)
     pending: tuple[int, Metrics] | None = None
     with stop_on_signal() as stop:

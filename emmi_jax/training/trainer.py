@@ -88,6 +88,11 @@ class Trainer(NamedTuple):
                 # for its batch, and no thread copies. Others are queued behind their copies.
                 yield jax.block_until_ready(on_devices) if step == start or self._changes_at(step) else on_devices
 
+    def cases(self, step: int) -> list[str]:
+        """Returns the names of the cases of a step's batch."""
+        seed, size = self.settings.seed, self.settings.batch_size
+        return [self.dataset.train_case(seed, step * size + row) for row in range(size)]
+
     def _changes_at(self, step: int) -> bool:
         return self.settings.sampling_at(step) != self.settings.sampling_at(step - 1)
 

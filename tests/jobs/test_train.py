@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -185,8 +186,13 @@ def test_unusable_settings_leave_nothing_behind(case, tmp_path, changes):
 
 def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint_finite(case, tmp_path):
     settings = tiny_settings(case, learning_rate=1e30, clip_norm=1e30, steps=20, checkpoint_every=1)
-    with pytest.raises(ValueError, match=r"training diverged at step .* smaller --learning-rate"):
+    expected = (
+        r"training diverged at step (\d+), cases case.npz, last checkpoint (\d+); try a smaller --learning-rate: "
+    )
+    with pytest.raises(ValueError, match=expected) as raised:
         run(settings, tmp_path / "run")
+    step, last = map(int, re.search(expected, str(raised.value)).groups())
+    assert last == step - 1
     assert all(np.all(np.isfinite(p)) for p in jax.tree.leaves(load_run(tmp_path / "run").params))
 
 
