@@ -144,7 +144,9 @@ def read_statistics(source: str) -> Normalizer:
 
 
 _ELLIPSOIDS = {
-    "steps": 2700,
+    "steps": 3000,
+    "batch_size": 8,
+    "sampling": {"num_anchors": 32, "num_queries": 0},
     "dense_fraction": 0.2,
     "loss": "rmse",
     "optimizer": {"name": "muon", "learning_rate": 3e-3, "weight_decay": 0.05, "b2": 0.95},
@@ -171,7 +173,7 @@ def default_settings(data: str | None, *, geometry: bool = True, foam: FoamSelec
     return settings.updated(
         {
             "model": {"physics_blocks": ("joint", "perceiver", "joint", "joint", "joint")},
-            "sampling": {"num_geometry_points": 512, "num_supernodes": 64, "num_test_supernodes": 256},
+            "sampling": {"num_geometry_points": 256, "num_supernodes": 32, "num_test_supernodes": 256},
         }
     )
 
