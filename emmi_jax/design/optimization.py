@@ -87,7 +87,7 @@ def optimize(
         ValueError: An argument is out of range, the morph has no symmetry, or the functional is not finite.
         ImportError: optax is not installed.
     """
-    import optax  # type: ignore[import-untyped]
+    import optax
 
     if not 0 < max_displacement < np.inf:
         raise ValueError(f"max_displacement must be positive, got {max_displacement}")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import jax
-import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 LATEST, BEST = "latest", "best"

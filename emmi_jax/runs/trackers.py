@@ -26,7 +26,7 @@ def trackers(run: RunDirectory, settings: JsonDict, *, wandb_project: str | None
     with contextlib.ExitStack() as stack:
         opened = []
         if find_spec("tensorboardX") is not None:
-            from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+            from tensorboardX import SummaryWriter
 
             writer = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
 

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import NamedTuple, Self
 
 import jax
-import optax  # type: ignore[import-untyped]
+import optax
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
