@@ -11,12 +11,16 @@ import typer
 
 from emmi_jax.data.case_split import PUBLISHED_SPLITS
 from emmi_jax.data.published import STATISTICS
-from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.jobs.datasets import OWN_DATA, default_settings
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
 from emmi_jax.training.settings import TrainSettings
 
-_DEFAULTS, _OWN_DATA = default_settings(None), TrainSettings()
-_RATES = f"{_DEFAULTS.optimizer.learning_rate:g}, or {_OWN_DATA.optimizer.learning_rate:g} with --data"
+_DEFAULTS = default_settings(None)
+_RATES = f"{_DEFAULTS.optimizer.learning_rate:g}, or {OWN_DATA.optimizer.learning_rate:g} with --data"
+_SIZES = {
+    name: f"default {getattr(_DEFAULTS.sampling, name)}, or {getattr(OWN_DATA.sampling, name)} with --data"
+    for name in ("num_anchors", "num_queries")
+}
 _BUILT_IN_NAME = "ellipsoids"
 _PATHS = ("data", "split", "statistics")
 _PUBLISHED = (*STATISTICS, *PUBLISHED_SPLITS)
@@ -60,15 +64,14 @@ def train(
         typer.Option(metavar="RUN", help="Start from a trained or converted run: weights, model and statistics."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}, or {_OWN_DATA.steps} with --data.")
+        int | None, typer.Option(help=f"Optimiser steps; default {_DEFAULTS.steps}, or {OWN_DATA.steps} with --data.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"Cases per step; default {_DEFAULTS.batch_size}.")] = None,
-    num_anchors: Annotated[
-        int | None, typer.Option(help=f"Anchors per branch; default {_DEFAULTS.sampling.num_anchors}.")
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help=f"Cases per step; default {_DEFAULTS.batch_size}, or {OWN_DATA.batch_size} with --data."),
     ] = None,
-    num_queries: Annotated[
-        int | None, typer.Option(help=f"Queries per branch; default {_DEFAULTS.sampling.num_queries}.")
-    ] = None,
+    num_anchors: Annotated[int | None, typer.Option(help=f"Anchors per branch; {_SIZES['num_anchors']}.")] = None,
+    num_queries: Annotated[int | None, typer.Option(help=f"Queries per branch; {_SIZES['num_queries']}.")] = None,
     sampling: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="How to draw anchors and queries: uniform, or weighted by cell size."),

@@ -76,7 +76,7 @@ class Program:
         """Returns the gradient of `value` if that is the same for all sums of these shapes and dtypes, else None."""
         try:
             jaxpr = jax.make_jaxpr(jax.grad(self.value))(chunk_sums).jaxpr
-        except jax.errors.ConcretizationTypeError:  # it asks how large the sums are
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # it asks how large the sums are
             return None
         varying = set(jaxpr.invars)
         for equation in jaxpr.eqns:

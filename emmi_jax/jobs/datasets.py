@@ -22,6 +22,7 @@ from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.data.samples import Dataset
+from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
@@ -155,6 +156,15 @@ _ELLIPSOIDS = {
 }
 """What was tried beside these is in `docs/accuracy.md`."""
 
+# A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
+OWN_DATA = TrainSettings(
+    batch_size=1,
+    position_range=5000.0,
+    sampling=Sampling(num_anchors=128, num_queries=384, num_test_anchors=512),
+    model={"max_wavelength": 10_000.0},
+)
+"""Defaults for any other data, without the geometry branch."""
+
 
 def default_settings(data: str | None, *, geometry: bool = True, foam: FoamSelection = LATEST_WALLS) -> TrainSettings:
     """Returns the default settings, for a run of a few minutes on two processor cores.
@@ -182,11 +192,9 @@ def _settings_of_a_case(data: str, geometry: bool, foam: FoamSelection) -> Train
     opened = open_cases(data, foam=foam)
     branches = case_branches(Path(data), foam) if opened is None else opened.branches_of(opened.names[0])
     blocks: tuple[str, ...] = ("self", "cross") * 2 if len(branches) > 1 else ("self",) * 4
-    sampling = {"num_anchors": 128, "num_queries": 384}
+    sampling = {}
     # The geometry branch sees the surface.
     if geometry and "surface" in branches:
         blocks = ("perceiver", *blocks)
-        sampling |= {"num_geometry_points": 1024, "num_supernodes": 128, "num_test_supernodes": 256}
-    # A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
-    settings = TrainSettings(data=data, batch_size=1, position_range=5000.0)
-    return settings.updated({"sampling": sampling, "model": {"physics_blocks": blocks, "max_wavelength": 10_000.0}})
+        sampling = {"num_geometry_points": 1024, "num_supernodes": 128, "num_test_supernodes": 256}
+    return OWN_DATA.updated({"data": data, "sampling": sampling, "model": {"physics_blocks": blocks}})

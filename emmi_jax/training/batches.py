@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -70,30 +73,62 @@ def made_ahead(make: Callable[[int], _T], start: int, stop: int, *, workers: int
         workers: Processes that make every `workers`-th item each; 0: a thread makes them all.
 
     Raises:
-        ValueError: A worker was killed.
+        ValueError: A worker was killed, shared memory is full, or an error of `make` could not come back from a worker
+            as it was.
     """
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # Grain has flags of its own, and reads them
         flags.FLAGS.mark_as_parsed()
-    items = grain.MapDataset.range(start, stop).map(make)
+    items = grain.MapDataset.range(start, stop).map(_Portable(make))
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    iterator = iter(items.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_serve))
     sys.warnoptions.append(_FREED_BY_TRACKER)
     try:
-        yield from _named_failures(iterator) if workers else iterator
+        with (
+            _advice(),
+            contextlib.closing(
+                iter(items.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_serve))
+            ) as iterator,
+        ):
+            yield from iterator
     finally:
-        iterator.close()
         sys.warnoptions.remove(_FREED_BY_TRACKER)
 
 
-def _named_failures(iterator: Iterator[_T]) -> Generator[_T]:
+@dataclass(frozen=True)
+class _Portable:
+    """A function whose errors can be pickled, and end no iteration: Grain would wait for others, or skip an item."""
+
+    function: Callable[[int], Any]
+
+    def __call__(self, number: int) -> Any:
+        try:
+            return self.function(number)
+        except Exception as error:
+            try:
+                is_portable = type(pickle.loads(pickle.dumps(error))) is type(error)
+            except Exception:  # whatever an error's own class does
+                is_portable = False
+            if is_portable and not isinstance(error, StopIteration):
+                raise
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+@contextlib.contextmanager
+def _advice() -> Iterator[None]:
+    """Says what to do where workers end or cannot begin."""
     try:
-        yield from iterator
+        yield
     except RuntimeError as error:
-        raise ValueError(f"a worker failed (with too little memory, take fewer): {error}") from error
+        if not (ended := str(error).partition(" was terminated unexpectedly")[2]):
+            raise
+        raise ValueError(f"a worker ended{ended.partition('.')[0]}; if memory is short, take fewer workers") from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError("shared memory (/dev/shm) is full: take fewer workers, or enlarge it") from error
 
 
 def _serve(index: int, count: int) -> None:

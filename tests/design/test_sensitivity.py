@@ -92,10 +92,12 @@ def test_chunks_of_any_size_give_the_same_gradient(surrogate: Any, chunk_size: i
         (DRAG.map(lambda value: 3 * value + 1), True),
         (DRAG.map(lambda value: value**2), False),
         (DRAG.map(lambda value: value if value > 0 else -value), False),
+        (DRAG.map(lambda value: value * float(np.asarray(jax.lax.stop_gradient(value)))), False),
+        (DRAG.map(lambda value: value[None][jax.lax.stop_gradient(value)[None] > -9].sum()), False),
         (DRAG_AND_SPEED, False),
         (smooth_maximum("volume", "velocity", sharpness=2.0), False),
     ],
-    ids=["drag", "sum", "line", "square", "branch", "mean", "maximum"],
+    ids=["drag", "sum", "line", "square", "branch", "number", "index", "mean", "maximum"],
 )
 def test_chunks_go_forward_and_backward_at_once_where_the_functional_is_linear(
     surrogate: Any, functional: Any, is_linear: bool, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,29 @@ def killed_at_3(number: int) -> np.ndarray:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return np.array(number)
+
+
+class StrangeError(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+ERRORS = {
+    "runtime": (RuntimeError("not finite"), RuntimeError, "^not finite"),
+    "unpicklable": (ValueError("held", threading.Lock()), ValueError, "ValueError: .*held"),
+    "with other arguments": (StrangeError("very", "strange"), ValueError, "^StrangeError: very strange"),
+    "stop": (StopIteration(), ValueError, "^StopIteration: "),
+}
+
+
+@dataclass
+class FailsAt3:
+    kind: str
+
+    def __call__(self, number: int) -> np.ndarray:
+        if number == 3:
+            raise ERRORS[self.kind][0]
+        return np.array(number)
 
 
 def process_id(number: int) -> np.ndarray:
@@ -74,8 +99,18 @@ def test_an_error_is_raised_where_its_item_would_come(workers):
         next(items)
 
 
+@BOTH
+@pytest.mark.parametrize("kind", ERRORS)
+def test_no_error_is_lost_or_taken_for_another(kind, workers):
+    _, expected, message = ERRORS[kind]
+    items = made_ahead(FailsAt3(kind), 2, 9, workers=workers)
+    assert int(next(items)) == 2
+    with pytest.raises(expected, match=message):
+        next(items)
+
+
 def test_a_killed_worker_is_reported():
-    with pytest.raises(ValueError, match=r"a worker failed .* exit code -9"):
+    with pytest.raises(ValueError, match="a worker ended with exit code -9; if memory is short, take fewer workers"):
         list(made_ahead(killed_at_3, 0, 9, workers=2))
 
 
