@@ -84,14 +84,10 @@ def made_ahead(make: Callable[[int], _T], start: int, stop: int, *, workers: int
     items = grain.MapDataset.range(start, stop).map(_Portable(make))
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    dataset = items.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_serve)
     sys.warnoptions.append(_FREED_BY_TRACKER)
     try:
-        with (
-            _advice(),
-            contextlib.closing(
-                iter(items.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_serve))
-            ) as iterator,
-        ):
+        with _advice(), contextlib.closing(iter(dataset)) as iterator:
             yield from iterator
     finally:
         sys.warnoptions.remove(_FREED_BY_TRACKER)

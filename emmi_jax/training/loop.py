@@ -143,11 +143,9 @@ def fit(
 
     def origin(step: int) -> str:
         names = list(dict.fromkeys(cases(step - 1)))
-        shown = ", ".join(names[:_MOST_NAMES]) + (
-            f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else ""
-        )
-        last = checkpoints.step()
-        return f"cases {shown}, last checkpoint {'none' if last is None else last}; try a smaller --learning-rate"
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        last = "none" if checkpoints.step() is None else checkpoints.step()
+        return f"cases {', '.join(names[:_MOST_NAMES])}{more}, last checkpoint {last}; try a smaller --learning-rate"
 
     logs = _Logs(run, learning_rates, schedule.start, show, trackers, origin)
     step, stopped, ballot = schedule.start, False, vote(False)
