@@ -29,13 +29,15 @@ def read_case(path: Path) -> PointSet:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not an `.npz` file, it has no `position` or no field, or an array has the wrong shape, is not
-            numeric or not finite; the message names the array.
+        ValueError: It is not an `.npz` file, it has no `position`, no points or no field, or an array has the wrong
+            shape, is not numeric or not finite; the message names the array.
     """
     arrays = read_arrays(path)
     if POSITION not in arrays:
         raise ValueError(f"{path}: no array {POSITION!r}; the file holds {sorted(arrays)}")
     position = checked_positions(path, POSITION, arrays.pop(POSITION))
+    if not len(position):
+        raise ValueError(f"{path}: {POSITION!r} holds no points")
     if not arrays:
         raise ValueError(f"{path}: no field beside {POSITION!r}: expected at least one array of {len(position)} rows")
     return PointSet(position, {name: _checked_field(path, name, a, len(position)) for name, a in arrays.items()})

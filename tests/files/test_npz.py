@@ -33,6 +33,7 @@ def with_nan(shape: tuple[int, ...]) -> np.ndarray:
     [
         ({"velocity": np.ones((10, 3))}, "no array 'position'"),
         ({"position": POSITION}, "no field beside 'position'"),
+        ({"position": POSITION[:0], "p": np.ones(0)}, "'position' holds no points"),
         ({"position": POSITION[:, :2], "p": np.ones(10)}, r"'position' has shape \(10, 2\), expected \(N, 3\)"),
         ({"position": POSITION, "p": np.ones(9)}, r"'p' has shape \(9,\), expected \(10,\) or \(10, F\)"),
         ({"position": POSITION, "p": np.ones((10, 2, 2))}, r"'p' has shape \(10, 2, 2\)"),
