@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks import measure
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Surrogate
+from emmi_jax.config import Sampling
 from emmi_jax.convert import PRESETS
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.design import Draws, Surface, drag, evaluate, sensitivity
 from emmi_jax.models.init import init_params
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from benchmarks import measure, torch_model
+from emmi_jax.config import TrainSettings
 from emmi_jax.convert import ab_upt_from_torch
 from emmi_jax.data.samples import Sample
 from emmi_jax.training.batches import made_ahead
 from emmi_jax.training.optimizer import learning_rates
-from emmi_jax.training.settings import TrainSettings
 from emmi_jax.training.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {

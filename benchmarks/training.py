@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emmi_jax.config import TrainSettings
 from emmi_jax.data.cases import Case
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
@@ -32,9 +33,9 @@ from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.datasets import load_dataset
 from emmi_jax.points import PointSet
 from emmi_jax.training.devices import Devices, Layout
+from emmi_jax.training.plan import model_config
 from emmi_jax.training.processes import connected, is_main
 from emmi_jax.training.recipes import parse_assignment, read_recipe
-from emmi_jax.training.settings import TrainSettings, model_config
 from emmi_jax.training.trainer import Trainer
 
 FIELDS = {

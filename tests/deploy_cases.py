@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, SupernodePoolingConfig, Surrogate
+from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.models.init import init_params
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "vorticity": 3}}

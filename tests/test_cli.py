@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
+from emmi_jax.config import TrainSettings
 from emmi_jax.jobs.convert import preset_config
 from emmi_jax.jobs.train import Outcome
 from emmi_jax.runs.directory import RunDirectory
-from emmi_jax.training.settings import TrainSettings
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
 

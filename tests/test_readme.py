@@ -15,8 +15,8 @@ import typer.main
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.cli import app
+from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.init import init_params

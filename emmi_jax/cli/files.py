@@ -81,11 +81,11 @@ def stats(
     """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
+    from emmi_jax.config import FoamSelection
     from emmi_jax.data.stored_case import is_store
     from emmi_jax.files.atomic import write_json
     from emmi_jax.jobs.cases import check_selection
     from emmi_jax.jobs.stats import file_statistics, statistics_json, statistics_table, store_statistics
-    from emmi_jax.meshes.openfoam import FoamSelection
 
     foam = FoamSelection(tuple(surface_patches or ()), time)
     if len(files) == 1 and is_store(files[0]):

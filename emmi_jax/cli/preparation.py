@@ -38,9 +38,9 @@ def prepare(
     """  # noqa: D301 - \b keeps the lines of the example
     from rich.console import Console
 
+    from emmi_jax.config import FoamSelection
     from emmi_jax.jobs.prepare import PrepareJob
     from emmi_jax.jobs.prepare import prepare as run
-    from emmi_jax.meshes.openfoam import FoamSelection
 
     job = PrepareJob(
         data=data,

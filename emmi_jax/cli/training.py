@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import jax
 import typer
 
+from emmi_jax.config import TrainSettings
 from emmi_jax.data.case_split import PUBLISHED_SPLITS
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.jobs.datasets import OWN_DATA, default_settings
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
-from emmi_jax.training.settings import TrainSettings
 
 _DEFAULTS = default_settings(None)
 _RATES = f"{_DEFAULTS.optimizer.learning_rate:g}, or {OWN_DATA.optimizer.learning_rate:g} with --data"
@@ -275,7 +275,7 @@ def _stored_settings(path: Path) -> TrainSettings:
     settings = RunDirectory.open(path).read_config().settings
     if settings is None:
         raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
-    return TrainSettings.from_dict(settings)
+    return settings
 
 
 def _settings_to_start_from(

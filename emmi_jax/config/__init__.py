@@ -4,6 +4,10 @@ from emmi_jax.config.base import Config as Config
 from emmi_jax.config.base import FrozenMapping as FrozenMapping
 from emmi_jax.config.checks import check_choice as check_choice
 from emmi_jax.config.checks import check_count as check_count
+from emmi_jax.config.data import LATEST_WALLS as LATEST_WALLS
+from emmi_jax.config.data import FoamSelection as FoamSelection
+from emmi_jax.config.data import Method as Method
+from emmi_jax.config.data import Sampling as Sampling
 from emmi_jax.config.layers import IMPLEMENTATIONS as IMPLEMENTATIONS
 from emmi_jax.config.layers import INIT_WEIGHTS as INIT_WEIGHTS
 from emmi_jax.config.layers import AnchorAttentionConfig as AnchorAttentionConfig
@@ -11,3 +15,5 @@ from emmi_jax.config.layers import AttentionConfig as AttentionConfig
 from emmi_jax.config.layers import NumericsConfig as NumericsConfig
 from emmi_jax.config.layers import SupernodePoolingConfig as SupernodePoolingConfig
 from emmi_jax.config.model import AbUptConfig as AbUptConfig
+from emmi_jax.config.training import OptimizerSettings as OptimizerSettings
+from emmi_jax.config.training import TrainSettings as TrainSettings

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, get_args, get_type_hints
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,13 +53,18 @@ def as_mapping(what: str, value: Any) -> FrozenMapping[Any]:
 class Config:
     """Base of all configurations: conversion to and from plain JSON values.
 
+    A mapping that is given for a configuration becomes one.
+
     Raises:
         ValueError: A flag is not a boolean.
     """
 
     def __post_init__(self) -> None:
+        cls: Any = type(self)
         for field in dataclasses.fields(self):
-            value = _plain(getattr(self, field.name))
+            value, nested = _plain(getattr(self, field.name)), _nested(cls).get(field.name)
+            if nested is not None and isinstance(value, Mapping):
+                value = nested.from_dict(value)
             if field.type in ("bool", bool) and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be True or False, got {value!r}")
             self._set(**{field.name: value})
@@ -84,6 +90,15 @@ class Config:
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+@functools.cache
+def _nested(cls: type) -> dict[str, type[Config]]:
+    """Returns the configurations among the types of the fields of a configuration."""
+    kinds = {name: (hint, *get_args(hint)) for name, hint in get_type_hints(cls).items()}
+    return {
+        name: kind for name, of in kinds.items() for kind in of if isinstance(kind, type) and issubclass(kind, Config)
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -123,8 +123,6 @@ class AbUptConfig(NumericsConfig):
 
     def _check_pooling(self) -> None:
         pooling = self.supernode_pooling
-        if isinstance(pooling, Mapping):
-            pooling = SupernodePoolingConfig.from_dict(pooling)
         if not isinstance(pooling, SupernodePoolingConfig):
             raise ValueError(f"supernode_pooling must be a SupernodePoolingConfig, got {pooling!r}")
         self._set(supernode_pooling=pooling)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from emmi_jax.config import AbUptConfig, SupernodePoolingConfig
+from emmi_jax.config import AbUptConfig, Sampling, SupernodePoolingConfig
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.published import STATISTICS
-from emmi_jax.data.sampling import Sampling
 
 
 class Preset(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Self
 
 import numpy as np
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.case_split import CaseSplit
 from emmi_jax.data.cases import Case, Cases
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample, case_of_sample
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import DataMoments, merge
 from emmi_jax.points import take_points
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.drivaernet import (
@@ -34,7 +35,7 @@ from emmi_jax.data.tensors import (
 from emmi_jax.files.atomic import check_space
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, foam_arrays, foam_branches, foam_files, is_foam
+from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, is_foam
 from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
 from emmi_jax.meshes.vtk import array_names
 from emmi_jax.points import PointSet

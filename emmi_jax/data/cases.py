@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from emmi_jax.data.sampling import Sampling
+from emmi_jax.config import Sampling
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.points import Array, PointSet
 

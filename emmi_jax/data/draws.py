@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.samples import Sample
-from emmi_jax.data.sampling import Sampling, sample_points
+from emmi_jax.data.sampling import sample_points
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet, split_points, take_points
 

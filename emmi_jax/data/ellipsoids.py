@@ -8,10 +8,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.draws import add_supernodes
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, SHELL_SCALE, Ellipsoid, random_ellipsoids
 from emmi_jax.data.samples import Context, Sample, case_of_sample
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import DataMoments, measure
 from emmi_jax.points import Array, PointSet, split_points
 

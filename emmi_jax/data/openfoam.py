@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from emmi_jax.config import FoamSelection
 from emmi_jax.data.cases import Case
 from emmi_jax.data.field_sources import Sources
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.meshes.mesh import FieldSource, Mesh
-from emmi_jax.meshes.openfoam import FoamSelection, foam_arrays, foam_branches, foam_patches, foam_time, read_foam
+from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_patches, foam_time, read_foam
 from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
 from emmi_jax.points import PointSet
 

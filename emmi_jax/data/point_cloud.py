@@ -9,9 +9,9 @@ from typing import Self
 
 import numpy as np
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.points import Array, PointSet, take_points
 

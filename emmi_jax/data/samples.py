@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import jax
 import numpy as np
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.cases import BranchShape, Case, branch_shapes
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.data.stored_case import (
     CASE_FILE,

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.case_folder import NUM_GEOMETRY_POINTS
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.metrics import Metrics, field_metrics
@@ -19,7 +20,7 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.meshes.forces import force_coefficients, integrate_forces
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh, write_mesh
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, read_branch
+from emmi_jax.meshes.openfoam import read_branch
 from emmi_jax.meshes.surfaces import check_surface, surface_elements, surface_triangles
 from emmi_jax.points import Array, PointSet
 

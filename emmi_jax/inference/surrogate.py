@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.draws import GEOMETRY_BRANCH, draw_geometry, draw_points
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.chunks import ChunkSize, Queries

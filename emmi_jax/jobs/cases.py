@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import (
     case_branches,
@@ -25,7 +26,6 @@ from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import read_json
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
 _MOST_SHOWN = 5
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection, Sampling, TrainSettings
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import (
@@ -22,15 +23,12 @@ from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.data.samples import Dataset
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
 from emmi_jax.jobs.cases import check_selection, open_cases
 from emmi_jax.jobs.statistics import measure_collection
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
-from emmi_jax.training.settings import TrainSettings
 
 
 def load_dataset(settings: TrainSettings) -> Dataset:

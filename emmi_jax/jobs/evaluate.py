@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from emmi_jax.config import FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import case_branches, read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
@@ -24,7 +25,6 @@ from emmi_jax.jobs.cases import OpenCases, check_selection, open_cases
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceOptions
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths
-from emmi_jax.meshes.openfoam import FoamSelection
 from emmi_jax.points import Fields
 from emmi_jax.runs.checkpoints import LATEST
 from emmi_jax.runs.directory import RunConfig, RunDirectory
@@ -131,7 +131,7 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
 
 def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -> ChosenCases:
     """Finds the cases to compare with."""
-    trained_on = None if config.settings is None else config.settings["data"]
+    trained_on = None if config.settings is None else config.settings.data
     data = trained_on if job.data is None else job.data
     if data is None:
         raise ValueError("the run was not trained on folders of cases: give them with --data")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.field_sources import Sources, read_sources
 from emmi_jax.data.openfoam import describe_foam
@@ -32,7 +33,7 @@ from emmi_jax.inference.meshes import (
 )
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths, warn_few_anchors, warn_open, warn_outside
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, is_foam
+from emmi_jax.meshes.openfoam import is_foam
 from emmi_jax.points import Array
 
 FIGURES = ("png", "html")

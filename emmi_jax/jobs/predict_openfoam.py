@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.field_sources import Sources
 from emmi_jax.data.openfoam import KNOWN_ARRAYS
@@ -21,7 +22,7 @@ from emmi_jax.inference.meshes import geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
 from emmi_jax.jobs.progress import ProgressBar, print_paths, warn_few_anchors
 from emmi_jax.meshes.mesh import FieldSource
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, case_roots, is_time, read_foam
+from emmi_jax.meshes.openfoam import case_roots, is_time, read_foam
 from emmi_jax.meshes.openfoam_fields import (
     KINEMATIC_PRESSURE,
     FieldFile,

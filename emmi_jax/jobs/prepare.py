@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources, read_case_folder
 from emmi_jax.data.case_split import parse_split, split_content
@@ -21,7 +22,6 @@ from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.cases import check_cases, check_selection, stored_split
 from emmi_jax.jobs.progress import ProgressBar
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
 
 @dataclass(frozen=True, kw_only=True)

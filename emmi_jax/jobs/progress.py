@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.metrics import Metrics
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.points import row_chunks
 
 _NUM_LINES = 20

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import case_files, case_fingerprint, read_case_folder
@@ -21,7 +22,6 @@ from emmi_jax.data.cases import WholeCases
 from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks
 from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
 from emmi_jax.jobs.progress import ProgressBar
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection
 
 CACHE_FILE = ".emmi_jax_statistics.json"
 

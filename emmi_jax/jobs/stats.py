@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
@@ -18,7 +19,7 @@ from emmi_jax.files.npy import map_array
 from emmi_jax.jobs.cases import check_selection
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.mesh import read_mesh
-from emmi_jax.meshes.openfoam import LATEST_WALLS, FoamSelection, foam_branches, is_foam, read_foam
+from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
 from emmi_jax.points import CHUNK_ROWS, row_chunks
 
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 from rich.console import Console
 
-from emmi_jax.config import AbUptConfig
+from emmi_jax.config import AbUptConfig, TrainSettings
 from emmi_jax.data.baselines import baselines
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.normalization import Normalizer
@@ -33,9 +33,9 @@ from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.evaluation import evaluate, validate
 from emmi_jax.training.loop import LoopEnd, Row, Schedule, fit
 from emmi_jax.training.optimizer import learning_rates
+from emmi_jax.training.plan import model_config
 from emmi_jax.training.processes import is_main, wait_for_all
 from emmi_jax.training.profile import traced
-from emmi_jax.training.settings import TrainSettings, model_config
 from emmi_jax.training.step import TrainState
 from emmi_jax.training.trainer import Trainer
 
@@ -178,7 +178,9 @@ def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> No
 
 def _resumed_config(settings: TrainSettings, dataset: Dataset, stored: RunConfig) -> RunConfig:
     """Returns the configuration of a run that was trained before, if nothing has changed."""
-    check_same_config(stored.settings or {}, settings.to_dict(), path="settings.")
+    check_same_config(
+        {} if stored.settings is None else stored.settings.to_dict(), settings.to_dict(), path="settings."
+    )
     config = _run_config(settings, dataset, stored.normalizer, weights=stored if stored.is_fine_tuned else None)
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
         config = replace(config, model=replace(config.model, dtype=stored.model.dtype))
@@ -206,7 +208,7 @@ def _run_config(
         normalizer=normalizer,
         sampling=settings.sampling,
         sources=field_sources(settings) or (weights.sources if weights is not None else {}),
-        settings=settings.to_dict(),
+        settings=settings,
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
         data_fingerprint=data_fingerprint(settings, dataset),
         is_fine_tuned=weights is not None,

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
 from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset, vtk_messages
 
@@ -20,22 +21,6 @@ _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _VOLUME_FIELD = re.compile(rb"\bclass\s+vol(?:Scalar|Vector|SymmTensor|Tensor)Field\s*;")
 _HEAD_BYTES = 1 << 12
 _BETWEEN_PROCESSORS = "processor"
-
-
-class FoamSelection(NamedTuple):
-    """Which part of a case to read.
-
-    Args:
-        patches: Regular expressions; the surface consists of the patches whose whole name matches one of them. None at
-            all means the walls.
-        time: Name of a time; None means the latest.
-    """
-
-    patches: tuple[str, ...] = ()
-    time: str | None = None
-
-
-LATEST_WALLS = FoamSelection()
 
 
 class FoamPatch(NamedTuple):

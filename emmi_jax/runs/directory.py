@@ -10,15 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from emmi_jax.config import AbUptConfig, Config
+from emmi_jax.config import LATEST_WALLS, AbUptConfig, Config, FoamSelection, Sampling, TrainSettings
 from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.files.atomic import JsonDict, read_json_object, write_atomically, write_json
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.layers.supernode_pooling import Geometry
-from emmi_jax.meshes.openfoam import FoamSelection
 
 _ANCHORS, _GEOMETRY, _SUPERNODES = "_anchors", "geometry", "supernode_idx"
 
@@ -42,17 +40,10 @@ class RunConfig(Config):
     normalizer: Normalizer
     sampling: Sampling
     sources: Mapping[str, Any]
-    settings: JsonDict | None = None
+    settings: TrainSettings | None = None
     split: Mapping[str, str] | None = None
     data_fingerprint: str | None = None
     is_fine_tuned: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, kind in (("model", AbUptConfig), ("normalizer", Normalizer), ("sampling", Sampling)):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                self._set(**{name: kind.from_dict(value)})
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -74,10 +65,9 @@ class RunConfig(Config):
 
     def foam(self, patches: tuple[str, ...] | None, time: str | None) -> FoamSelection:
         """Returns which part of an OpenFOAM case to read: what is given, or else as in training."""
-        settings = self.settings or {}
+        trained_on = LATEST_WALLS if self.settings is None else self.settings.foam
         return FoamSelection(
-            tuple(settings.get("surface_patches", ())) if patches is None else patches,
-            settings.get("time") if time is None else time,
+            trained_on.patches if patches is None else patches, trained_on.time if time is None else time
         )
 
 

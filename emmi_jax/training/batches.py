@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 
 import jax
 
-from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.config import SupernodePoolingConfig, TrainSettings
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
 from emmi_jax.layers.supernode_pooling import with_neighbors
-from emmi_jax.training.settings import TrainSettings
 
 _T = TypeVar("_T")
 

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from emmi_jax.config import TrainSettings
 from emmi_jax.data.samples import Sample
-from emmi_jax.training.settings import TrainSettings
 
 DATA, TOKENS = "data", "tokens"
 Tree = TypeVar("Tree")

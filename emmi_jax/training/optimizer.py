@@ -8,8 +8,8 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
+from emmi_jax.config import TrainSettings
 from emmi_jax.models.init import Params
-from emmi_jax.training.settings import TrainSettings
 
 _MUON_RMS = 0.2
 """Scale of Muon's updates, with which it takes the learning rate and weight decay of AdamW (arXiv 2502.16982)."""

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from emmi_jax.config import OptimizerSettings, TrainSettings
 from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
 from emmi_jax.training.devices import DATA, TOKENS, Devices
-from emmi_jax.training.settings import OptimizerSettings, TrainSettings
 
 Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metrics]]

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import jax
 import optax
 
-from emmi_jax.config import AbUptConfig
+from emmi_jax.config import AbUptConfig, TrainSettings
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset, Sample
 from emmi_jax.inference.surrogate import Surrogate
@@ -18,7 +18,6 @@ from emmi_jax.models.init import Params, init_params
 from emmi_jax.training.batches import DrawBatch, made_ahead
 from emmi_jax.training.devices import Devices
 from emmi_jax.training.optimizer import make_optimizer
-from emmi_jax.training.settings import TrainSettings
 from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 
 

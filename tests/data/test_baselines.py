@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.baselines import baselines, mean_predictor, nearest_case, nearest_neighbors
 from emmi_jax.data.ellipsoids import EllipsoidDataset, sample_body
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.potential_flow import Ellipsoid, random_ellipsoids
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.points import PointSet
 
 SAMPLING = Sampling(num_anchors=4, num_queries=4, num_test_anchors=8)

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import case_names, read_case_folder
 from emmi_jax.data.case_split import CaseSplit, draw_split
 from emmi_jax.data.cases import Case, WholeCases
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.points import PointSet
 from tests.data.case_folders import write_case_folder
 

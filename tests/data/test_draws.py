@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.points import PointSet
 
 SAMPLING = Sampling(num_anchors=4, num_queries=3, num_test_anchors=4, num_geometry_points=8, num_supernodes=2)

@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.ellipsoids import EllipsoidDataset, sample_body
 from emmi_jax.data.potential_flow import random_ellipsoids
-from emmi_jax.data.sampling import Sampling
 
 SAMPLING = Sampling(
     num_anchors=6,

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.point_cloud import PointCloudDataset
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.points import PointSet
 
 SAMPLING = Sampling(num_anchors=6, num_queries=5, num_test_anchors=8)

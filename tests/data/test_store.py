@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 
+from emmi_jax.config import Sampling
 from emmi_jax.data import store as store_module
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_split import draw_split
 from emmi_jax.data.cases import Case
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.data.statistics import measure, merge, point_chunks
 from emmi_jax.data.store import Store, write_case
 from emmi_jax.data.stored_case import write_head

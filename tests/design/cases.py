@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Surrogate
-from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.config import Sampling, SupernodePoolingConfig
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.design import Surface
 from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.vtk import import_pyvista

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
-from emmi_jax.config import SupernodePoolingConfig
+from emmi_jax.config import Sampling, SupernodePoolingConfig
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.data.sampling import Sampling, sample_points
+from emmi_jax.data.sampling import sample_points
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.init import init_params

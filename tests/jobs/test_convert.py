@@ -7,11 +7,11 @@ import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Geometry, load_run
 from emmi_jax.cli import main
+from emmi_jax.config import Sampling
 from emmi_jax.convert import ab_upt_to_torch
 from emmi_jax.convert.ab_upt import _table
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.jobs.convert import convert, preset_config, read_config
 from emmi_jax.jobs.info import file_shapes, run_shapes
 from emmi_jax.models.init import init_params

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from emmi_jax.cli import main
+from emmi_jax.config import TrainSettings
 from emmi_jax.jobs.datasets import load_dataset, make_normalizer, read_statistics
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
-from emmi_jax.training.settings import TrainSettings, model_config
+from emmi_jax.training.plan import model_config
 from tests.data.case_folders import write_case_folder
 from tests.data.test_store import make_store
 from tests.jobs.tiny_runs import GEOMETRY, tiny_settings, write_case

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from emmi_jax.cli import main
+from emmi_jax.config import FoamSelection
 from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources
 from emmi_jax.data.openfoam import proposed_sources
 from emmi_jax.jobs.cases import open_cases
@@ -16,7 +17,6 @@ from emmi_jax.jobs.evaluate import EvaluationJob, evaluate_run
 from emmi_jax.jobs.prepare import PrepareJob, prepare
 from emmi_jax.jobs.stats import file_statistics
 from emmi_jax.meshes.mesh import FieldSource
-from emmi_jax.meshes.openfoam import FoamSelection
 from emmi_jax.runs.directory import RunDirectory
 from tests.data.case_folders import write_case_folder
 from tests.jobs import tiny_runs

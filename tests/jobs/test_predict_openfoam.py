@@ -10,13 +10,14 @@ import pytest
 from rich.console import Console
 
 from emmi_jax import AnchoredBranchedUPT
+from emmi_jax.config import FoamSelection
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.meshes import geometry_points
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
-from emmi_jax.meshes.openfoam import FoamSelection, read_foam
+from emmi_jax.meshes.openfoam import read_foam
 from emmi_jax.meshes.openfoam_fields import read_field_file
 from tests.jobs.tiny_runs import untrained_surrogate
 from tests.meshes.foam_cases import cell_centres, write_foam_case, write_head

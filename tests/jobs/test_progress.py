@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, warn_few_anchors, warn_outside
 
 

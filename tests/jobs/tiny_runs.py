@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from emmi_jax.config import AbUptConfig, SupernodePoolingConfig
+from emmi_jax.config import AbUptConfig, OptimizerSettings, Sampling, SupernodePoolingConfig, TrainSettings
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.jobs.train import Outcome, train
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
-from emmi_jax.training.settings import OptimizerSettings, TrainSettings
 
 TINY: dict[str, Any] = {
     "steps": 6,

@@ -3,16 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emmi_jax.config import FoamSelection
 from emmi_jax.meshes.mesh import FieldSource
-from emmi_jax.meshes.openfoam import (
-    FoamSelection,
-    foam_arrays,
-    foam_branches,
-    foam_files,
-    foam_patches,
-    foam_time,
-    read_foam,
-)
+from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foam_patches, foam_time, read_foam
 from emmi_jax.meshes.surfaces import surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.meshes.foam_cases import FIELDS, body_centres, cell_centres, write_foam_case

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig
+from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.files.atomic import write_json
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.meshes.mesh import FieldSource

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.samples import Sample
-from emmi_jax.data.sampling import Sampling
 from emmi_jax.inference import streaming
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.init import init_params

@@ -2,12 +2,13 @@ import re
 
 import pytest
 
+from emmi_jax.config import TrainSettings
 from emmi_jax.convert import PRESETS
 from emmi_jax.data.case_split import split_content
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.training.plan import model_config
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
-from emmi_jax.training.settings import TrainSettings, model_config
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT
+from emmi_jax.config import OptimizerSettings, TrainSettings
 from emmi_jax.data.samples import Sample
 from emmi_jax.models.init import init_params
 from emmi_jax.points import PointSet
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.optimizer import learning_rates, make_optimizer
-from emmi_jax.training.settings import OptimizerSettings, TrainSettings
 from emmi_jax.training.step import TrainState, field_errors, init_state, make_train_step
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}}

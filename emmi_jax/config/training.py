@@ -1,4 +1,4 @@
-"""The settings of a training run, and the model that they describe."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import jax
 import numpy as np
 
-from emmi_jax.config import AbUptConfig, Config, check_choice, check_count
-from emmi_jax.config.base import as_mapping
-from emmi_jax.config.checks import as_names
-from emmi_jax.data.sampling import Sampling
-from emmi_jax.meshes.openfoam import FoamSelection
+from emmi_jax.config.base import Config, as_mapping
+from emmi_jax.config.checks import as_names, check_choice, check_count
+from emmi_jax.config.data import FoamSelection, Sampling
+from emmi_jax.config.model import AbUptConfig
 
 OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -152,9 +150,8 @@ class TrainSettings(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, kind in (("sampling", Sampling), ("optimizer", OptimizerSettings)):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                self._set(**{name: kind.from_dict(as_mapping(name, value))})
+            if not isinstance(value := getattr(self, name), kind):
+                raise ValueError(f"{name} must be a mapping, got {value!r}")
         given = as_mapping("model", self.model)
         for key in given:
             if key not in _MODEL_KEYS:
@@ -224,41 +221,6 @@ class TrainSettings(Config):
             is_section = not parents and key in ("sampling", "model", "optimizer")
             place[key] = {**place[key], **as_mapping(key, value)} if is_section else value
         return self.from_dict(values)
-
-
-def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
-    """Returns the configuration of the model to train on these fields, on the devices at hand.
-
-    Raises:
-        ValueError: A divergence-free or weighted field does not exist, or the model is impossible.
-    """
-    names = {branch: list(of_branch) for branch, of_branch in fields.items()}
-    for what, asked, known in (
-        ("divergence_free", settings.divergence_free, {name for of_branch in names.values() for name in of_branch}),
-        (
-            "loss_weights",
-            settings.loss_weights,
-            {f"{b}/{name}" for b, of_branch in names.items() for name in of_branch},
-        ),
-    ):
-        if unknown := sorted(set(asked) - known):
-            raise ValueError(f"{what} names the unknown fields {unknown!r}; the fields are {names!r}")
-    options = dict(settings.model)
-    if options["dtype"] == "auto":
-        options["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    free = settings.divergence_free
-    potentials = {branch: tuple(name for name in of_branch if name in free) for branch, of_branch in names.items()}
-    config = AbUptConfig.from_dict({**options, "fields": fields, "vector_potentials": potentials})
-    if config.has_geometry != bool(settings.sampling.num_geometry_points):
-        raise ValueError(
-            f"perceiver blocks read the geometry points: got physics_blocks {list(config.physics_blocks)} "
-            f"and num_geometry_points {settings.sampling.num_geometry_points}"
-        )
-    if settings.loss_weights and not any(
-        settings.loss_weights.get(f"{branch}/{name}", 1.0) for branch, of_branch in names.items() for name in of_branch
-    ):
-        raise ValueError(f"loss_weights are zero for all fields, got {dict(settings.loss_weights)!r}")
-    return config
 
 
 def _hashable(value: Any) -> Any:

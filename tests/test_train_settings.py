@@ -5,8 +5,9 @@ from dataclasses import replace
 import jax
 import pytest
 
+from emmi_jax.config import TrainSettings
 from emmi_jax.jobs.datasets import default_settings
-from emmi_jax.training.settings import TrainSettings, model_config
+from emmi_jax.training.plan import model_config
 
 DEFAULTS = {
     "ellipsoids": default_settings(None),
