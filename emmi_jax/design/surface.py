@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.meshes.mesh import Mesh, read_mesh
-from emmi_jax.meshes.surfaces import polygons, surface_elements
+from emmi_jax.meshes.surfaces import polygons, surface_dataset, surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
 
 Vertices = NDArray[np.float64]
@@ -44,6 +44,7 @@ class Surface:
     @classmethod
     def from_mesh(cls, mesh: Mesh, *, require_closed: bool = True) -> Surface:
         """Returns the surface of a mesh; see `read_surface`."""
+        mesh = replace(mesh, dataset=surface_dataset(mesh))
         elements = surface_elements(mesh, require_closed=require_closed)
         connectivity, offsets = polygons(mesh)
         num_corners = np.diff(offsets)

@@ -18,6 +18,7 @@ from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.meshes.content import field_names
 from emmi_jax.meshes.forces import force_coefficients, integrate_forces
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh, write_mesh
 from emmi_jax.meshes.openfoam import read_branch
@@ -68,21 +69,24 @@ class Forces(NamedTuple):
     num_open_edges: int
 
 
-def query_mesh(path: Path, branch: str = GEOMETRY_BRANCH, foam: FoamSelection = LATEST_WALLS) -> BranchMesh:
-    """Reads a mesh to predict on: in its cells, unless it has none or only its points carry arrays.
+def query_mesh(
+    path: Path, branch: str = GEOMETRY_BRANCH, foam: FoamSelection = LATEST_WALLS, *, in_cells: bool = False
+) -> BranchMesh:
+    """Reads a mesh to predict on: in its cells, unless it has none or only its points carry fields.
 
     Args:
-        path: A mesh file, or the folder of an OpenFOAM case.
+        path: A mesh file, or the folder of an OpenFOAM case, of which no array is read.
         branch: The branch of the case.
         foam: The patches and the time of the case.
+        in_cells: Whether to predict in the cells wherever the fields are, as forces need it.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable.
     """
-    mesh = read_branch(path, branch, foam)
-    only_on_points = mesh.dataset.n_arrays and not mesh.dataset.cell_data.keys()
-    location: Location = "points" if only_on_points or not mesh.dataset.n_cells else "cells"
+    mesh = read_branch(path, branch, foam, () if path.is_dir() else None)
+    only_on_points = field_names(mesh.dataset, "points") and not field_names(mesh.dataset, "cells")
+    location: Location = "points" if (only_on_points and not in_cells) or not mesh.dataset.n_cells else "cells"
     return BranchMesh(mesh, location, mesh.position(location), {})
 
 
@@ -122,9 +126,14 @@ def reference_mesh(
     return BranchMesh(mesh, mesh.location_of(s.array for s in found.values()), points.position, points.fields)
 
 
-def geometry_points(path: Path, foam: FoamSelection = LATEST_WALLS) -> Array:
-    """Draws points on the triangles of a surface, or of the patches of a case, uniform in area, [P, 3]."""
-    return sample_triangles(0, surface_triangles(read_branch(path, GEOMETRY_BRANCH, foam)), NUM_GEOMETRY_POINTS)
+def geometry_mesh(path: Path, foam: FoamSelection = LATEST_WALLS) -> Mesh:
+    """Reads a surface, or the patches of a case, without arrays."""
+    return read_branch(path, GEOMETRY_BRANCH, foam, ())
+
+
+def geometry_points(mesh: Mesh) -> Array:
+    """Draws points on the triangles of a surface, uniform in area, [P, 3]."""
+    return sample_triangles(0, surface_triangles(mesh), NUM_GEOMETRY_POINTS)
 
 
 def predict_on_meshes(

@@ -18,7 +18,7 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import PRESSURES, ForceReference, query_mesh
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import check_outputs
-from emmi_jax.jobs.progress import warn_few_anchors, warn_open, warn_outside
+from emmi_jax.jobs.progress import print_left_out, warn_few_anchors, warn_open, warn_outside
 from emmi_jax.points import PointSet
 
 FUNCTIONALS: dict[str, Callable[..., Functional]] = {
@@ -125,6 +125,9 @@ def read_design(job: DesignJob, surrogate: Surrogate, console: Console) -> Desig
         is_weighted = surrogate.sampling.method == "weighted"
         sizes = mesh.mesh.cell_sizes(mesh.location) if is_weighted else None
         points["volume"] = PointSet(mesh.position, {}, sizes)
+    for found in (surface, geometry):
+        if found is not None and found.mesh is not None:
+            print_left_out(found.mesh.left_out, console, found.mesh.path)
     warn_open(job.surface, surface.num_open_edges, console)
     warn_outside(surrogate.normalizer, job.surface, surface.vertices, console)
     warn_few_anchors(surrogate.sampling, {GEOMETRY_BRANCH: surface.corners}, console)

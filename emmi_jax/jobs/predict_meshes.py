@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from emmi_jax.inference.meshes import (
     FieldArrays,
     ForceReference,
     check_forces,
+    geometry_mesh,
     geometry_points,
     largest_output,
     mesh_metrics,
@@ -32,8 +34,18 @@ from emmi_jax.inference.meshes import (
     write_predictions,
 )
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths, warn_few_anchors, warn_open, warn_outside
+from emmi_jax.jobs.progress import (
+    ProgressBar,
+    metrics_table,
+    print_left_out,
+    print_paths,
+    warn_few_anchors,
+    warn_open,
+    warn_outside,
+)
+from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.openfoam import is_foam
+from emmi_jax.meshes.surfaces import is_surface, surface_dataset
 from emmi_jax.points import Array
 
 FIGURES = ("png", "html")
@@ -84,9 +96,12 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     fields = surrogate.model.config.fields
     _check(job, surrogate)
     meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
-    geometry = _geometry(job, surrogate)
+    shown = _geometry(job, surrogate)
+    geometry = None if shown is None else geometry_points(shown)
     for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
         console.print(describe_foam(path, job.foam), highlight=False)
+    for mesh in filter(None, (*(mesh.mesh for mesh in meshes.values()), shown)):
+        print_left_out(mesh.left_out, console, mesh.path)
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
@@ -118,7 +133,7 @@ def draw_figures(
         geometry = meshes[GEOMETRY_BRANCH].position
     paths = []
     for branch, (mesh, location, position, reference) in meshes.items():
-        fields = MeshFields(branch, mesh.dataset, location, position, predicted[branch], reference)
+        fields = MeshFields(branch, _drawn(mesh), location, position, predicted[branch], reference)
         paths += draw_mesh_fields(fields, folder, geometry=geometry)
     return paths
 
@@ -130,18 +145,22 @@ def write_pages(
     from emmi_jax.plots.mesh_pages import write_mesh_page
     from emmi_jax.plots.meshes import MeshFields
 
-    surface = meshes[GEOMETRY_BRANCH].mesh.dataset if GEOMETRY_BRANCH in meshes else None
+    surface = _drawn(meshes[GEOMETRY_BRANCH].mesh) if GEOMETRY_BRANCH in meshes else None
     if GEOMETRY_BRANCH in meshes:
         geometry = meshes[GEOMETRY_BRANCH].position
     return [
         write_mesh_page(
-            MeshFields(branch, mesh.mesh.dataset, mesh.location, mesh.position, predicted[branch], mesh.reference),
+            MeshFields(branch, _drawn(mesh.mesh), mesh.location, mesh.position, predicted[branch], mesh.reference),
             folder,
             geometry=geometry,
             surface=surface if surface is not None and surface.IsA("vtkPolyData") else None,
         )
         for branch, mesh in meshes.items()
     ]
+
+
+def _drawn(mesh: Mesh) -> Any:
+    return surface_dataset(mesh) if is_surface(mesh) else mesh.dataset
 
 
 def _check(job: MeshJob, surrogate: Surrogate) -> None:
@@ -179,12 +198,12 @@ def check_figures(kind: str | None) -> None:
         raise ImportError("--figures html needs a package: pip install plotly")
 
 
-def _geometry(job: MeshJob, surrogate: Surrogate) -> Array | None:
-    """Returns points of the geometry, on the patches of a case as in training; None for those that the model finds."""
+def _geometry(job: MeshJob, surrogate: Surrogate) -> Mesh | None:
+    """Returns the geometry, the patches of a case as in training; None for the points that the model finds."""
     path, surface = job.geometry, job.meshes.get(GEOMETRY_BRANCH)
     if path is None and surrogate.context is None and surrogate.model.config.has_geometry:
         path = surface if surface is not None and surface.is_dir() else None
-    return None if path is None else geometry_points(path, job.foam)
+    return None if path is None else geometry_mesh(path, job.foam)
 
 
 def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ()) -> None:
@@ -206,7 +225,11 @@ def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ())
 
 def _read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
     if not job.compare:
-        return {branch: query_mesh(path, branch, job.foam) for branch, path in job.meshes.items()}
+        for_forces = None if job.forces is None else GEOMETRY_BRANCH
+        return {
+            branch: query_mesh(path, branch, job.foam, in_cells=branch == for_forces)
+            for branch, path in job.meshes.items()
+        }
     return {
         branch: reference_mesh(path, fields[branch], sources.get(branch, {}), branch, job.foam)
         for branch, path in job.meshes.items()

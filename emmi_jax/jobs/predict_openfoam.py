@@ -18,9 +18,9 @@ from emmi_jax.data.field_sources import Sources
 from emmi_jax.data.openfoam import KNOWN_ARRAYS
 from emmi_jax.files.atomic import check_space, naming_the_file, whole_file
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.meshes import geometry_points
+from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
-from emmi_jax.jobs.progress import ProgressBar, print_paths, warn_few_anchors
+from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, warn_few_anchors
 from emmi_jax.meshes.mesh import FieldSource
 from emmi_jax.meshes.openfoam import case_roots, is_time, read_foam
 from emmi_jax.meshes.openfoam_fields import (
@@ -172,7 +172,9 @@ def _encode(job: FoamJob, surrogate: Surrogate, parts: Sequence[_Part], console:
         mesh = read_foam(job.case, [GEOMETRY_BRANCH], job.foam, {GEOMETRY_BRANCH: ()})[GEOMETRY_BRANCH]
         points[GEOMETRY_BRANCH] = mesh.position("cells")
     if job.geometry is not None or (config.has_geometry and surrogate.context is None):
-        geometry = geometry_points(job.geometry or job.case, job.foam)
+        mesh = geometry_mesh(job.geometry or job.case, job.foam)
+        print_left_out(mesh.left_out, console, mesh.path)
+        geometry = geometry_points(mesh)
     if surrogate.context is None:
         warn_few_anchors(surrogate.sampling, points, console)
     if num := np.count_nonzero(is_outside):

@@ -111,6 +111,13 @@ def warn_open(path: Path, num_open_edges: int, console: Console) -> None:
         _warn(f"{path}: {reason}", console)
 
 
+def print_left_out(lines: Iterable[str], console: Console, path: Path | str | None = None) -> None:
+    """Prints what was not read, one thing a line; what a file lacks is said after its path."""
+    for line in lines:
+        text = line if path is None else f"{path}: {line}"
+        console.print(f"left out: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_paths(paths: list[Path], console: Console) -> None:
     """Prints the paths of files, one a line."""
     for path in paths:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from emmi_jax.meshes.content import main_content
+from emmi_jax.meshes.lost import lost_by_reader
 from emmi_jax.meshes.vtk import read_dataset, vtk_messages, write_dataset
 from emmi_jax.points import Array, PointSet
 
@@ -37,6 +39,7 @@ class Mesh:
     Args:
         path: The file, for messages.
         dataset: A `pyvista.DataSet`.
+        left_out: What the file has beside it, one line each.
 
     Example:
         >>> mesh = read_mesh(Path("boundary_1.vtp"))  # doctest: +SKIP
@@ -45,6 +48,7 @@ class Mesh:
 
     path: Path
     dataset: Any
+    left_out: tuple[str, ...] = ()
 
     def location_of(self, names: Iterable[str]) -> Location:
         """Returns where these arrays are; cells come first if they are on both.
@@ -137,7 +141,9 @@ def read_mesh(path: Path, arrays: Collection[str] | None = None) -> Mesh:
         ValueError: The extension is unknown, the file is damaged, the mesh is empty or a coordinate is not finite.
         ImportError: pyvista is not installed.
     """
-    return checked_mesh(path, read_dataset(path, arrays))
+    dataset = read_dataset(path, arrays)
+    mesh = checked_mesh(path, dataset)
+    return replace(mesh, left_out=(*lost_by_reader(path, dataset), *mesh.left_out))
 
 
 def checked_mesh(path: Path, dataset: Any) -> Mesh:
@@ -149,7 +155,7 @@ def checked_mesh(path: Path, dataset: Any) -> Mesh:
     if not dataset.n_points:
         raise ValueError(f"{path}: the mesh is empty")
     _check_finite(path, "coordinates", np.asarray(dataset.points))
-    return Mesh(path, dataset)
+    return Mesh(path, *main_content(dataset))
 
 
 def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, location: Location) -> None:

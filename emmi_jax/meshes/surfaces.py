@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.meshes.content import cell_arrays, polydata
 from emmi_jax.meshes.mesh import Mesh
-from emmi_jax.meshes.vtk import vtk_messages
+from emmi_jax.meshes.vtk import import_pyvista, vtk_messages
+
+_TRIANGLE, _POLYGON, _PIXEL, _QUAD = 5, 7, 8, 9
 
 
 class SurfaceElements(NamedTuple):
@@ -96,11 +98,20 @@ def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
     Raises:
         ValueError: The mesh is not a surface of polygons.
     """
-    polygons(mesh)
     with vtk_messages():
-        triangles = Mesh(mesh.path, mesh.dataset.triangulate())
+        triangles = Mesh(mesh.path, surface_dataset(mesh).triangulate())
     connectivity, _ = polygons(triangles)
     return np.asarray(triangles.dataset.points, dtype=np.float64)[connectivity.reshape(-1, 3)]
+
+
+def surface_dataset(mesh: Mesh) -> Any:
+    """Returns the polygons of a surface as `pyvista.PolyData`, with its points and the order of its cells.
+
+    Raises:
+        ValueError: The mesh is not a surface of polygons.
+    """
+    found = polygons(mesh)
+    return mesh.dataset if mesh.dataset.IsA("vtkPolyData") else polydata(mesh.dataset.points, *found)
 
 
 def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -112,7 +123,7 @@ def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     Returns:
         Indices of the corners [T, 3] among the points, and of the cells [T].
     """
-    connectivity, offsets = _polygon_arrays(dataset)
+    connectivity, offsets = cell_arrays(dataset.GetPolys())
     corners = np.diff(offsets)
     num_triangles = np.maximum(corners - 2, 0)
     polygon = np.repeat(np.arange(len(corners)), num_triangles)
@@ -130,24 +141,36 @@ def polygons(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ValueError: The mesh is not a surface of polygons.
     """
     dataset: Any = mesh.dataset
-    if not dataset.IsA("vtkPolyData") or not dataset.n_cells or dataset.GetNumberOfPolys() != dataset.n_cells:
+    if dataset.IsA("vtkPolyData"):
+        found = cell_arrays(dataset.GetPolys()) if dataset.GetNumberOfPolys() == dataset.n_cells else None
+    else:
+        found = _flat_cells(dataset)
+    if found is None or not dataset.n_cells:
         raise ValueError(f"{mesh.path}: expected a surface of polygons and no other cells, got {_kind(dataset)}")
-    connectivity, offsets = _polygon_arrays(dataset)
+    connectivity, offsets = found
     if np.diff(offsets).min() < 3:
         raise ValueError(f"{mesh.path}: a polygon has {np.diff(offsets).min()} corners, expected at least 3")
     return connectivity, offsets
 
 
-def _polygon_arrays(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    to_numpy = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy
-    polygons = dataset.GetPolys()
-    connectivity, offsets = (to_numpy(a) for a in (polygons.GetConnectivityArray(), polygons.GetOffsetsArray()))
-    return connectivity.astype(np.int64, copy=False), offsets.astype(np.int64, copy=False)
+def _flat_cells(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Returns the corners of the cells of any data set as polygons; None if a cell is none, or is curved."""
+    grid = dataset.cast_to_unstructured_grid()
+    kinds = np.asarray(grid.celltypes)
+    if not np.isin(kinds, (_TRIANGLE, _POLYGON, _PIXEL, _QUAD)).all():
+        return None
+    connectivity, offsets = cell_arrays(grid.GetCells())
+    if len(pixels := offsets[:-1][kinds == _PIXEL]):  # rows of a lattice, not a loop
+        connectivity = connectivity.copy()
+        connectivity[pixels + 2], connectivity[pixels + 3] = connectivity[pixels + 3], connectivity[pixels + 2]
+    return connectivity, offsets
 
 
 def _kind(dataset: Any) -> str:
     if not dataset.IsA("vtkPolyData"):
-        return f"a {dataset.GetClassName()}"
+        grid = dataset.cast_to_unstructured_grid()
+        kinds = [import_pyvista().CellType(kind).name.lower() for kind in np.unique(grid.celltypes)]
+        return f"a {dataset.GetClassName()} of the cells {', '.join(kinds)}"
     return f"{dataset.GetNumberOfPolys()} polygons among {dataset.n_cells} cells"
 
 

@@ -26,6 +26,9 @@ _WRITERS = {
     ".vtu": ("vtkIOXML", "vtkXMLUnstructuredGridWriter", "vtkUnstructuredGrid"),
     ".vtk": ("vtkIOLegacy", "vtkGenericDataObjectWriter", "vtkDataSet"),
 }
+GHOSTS = "vtkGhostType"
+"""The array that says which cells and points are hidden, or belong to another file."""
+
 _END_BYTES = 1 << 10
 _TAGS = re.compile(rb"<(/?(?:CellData|PointData)|AppendedData|DataArray|Array)\b([^>]*)>")
 _NAME = re.compile(rb"""\bName=["']([^"']*)["']""")
@@ -59,6 +62,8 @@ def read_dataset(path: Path, arrays: Collection[str] | None = None) -> Any:
     with vtk_messages() as messages:
         reader = _vtk_class(*_READERS[suffix])()
         reader.SetFileName(str(path))
+        if suffix == ".vtk":
+            _read_all_attributes(reader)
         if arrays is not None and suffix in (".vtp", ".vtu"):
             _select_arrays(reader, path, arrays)
         reader.Update()
@@ -127,9 +132,12 @@ def vtk_messages() -> Iterator[list[str]]:
     finally:
         core.vtkLogger.SetStderrVerbosity(verbosity)
         core.vtkOutputWindow.SetInstance(before)
+        # The text is bytes where VTK quotes a byte that is not UTF-8.
+        text: str | bytes = window.GetOutput()
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
         # "ERROR: In file.cxx, line 3\nvtkClass (0x1): what happened"
         messages += re.findall(
-            r"^(?:ERROR|Warning|Generic Warning): In .*\n(?:\w+ \(0x\w+\): )?(.*)", window.GetOutput(), re.MULTILINE
+            r"^(?:ERROR|Warning|Generic Warning): In .*\n(?:\w+ \(0x\w+\): )?(.*)", text, re.MULTILINE
         )
 
 
@@ -182,8 +190,14 @@ def _select_arrays(reader: Any, path: Path, wanted: Collection[str]) -> None:
         (reader.GetCellDataArraySelection(), found.cells, kept.cells),
         (reader.GetPointDataArraySelection(), found.points, kept.points),
     ):
-        for name in names - of_these:
+        for name in names - of_these - {GHOSTS}:
             selection.DisableArray(name)
+
+
+def _read_all_attributes(reader: Any) -> None:
+    """Reads all arrays of a legacy file; by default VTK reads the first of each kind."""
+    for kind in ("Scalars", "Vectors", "Normals", "Tensors", "ColorScalars", "TCoords", "Fields"):
+        getattr(reader, f"ReadAll{kind}On")()
 
 
 def _vtk_class(module: str, name: str) -> Any:

@@ -33,6 +33,7 @@ from emmi_jax.design.encoding import pull_encoding
 from emmi_jax.design.program import chunk_sums, pull_chunk
 from emmi_jax.inference.meshes import (
     ForceReference,
+    geometry_mesh,
     geometry_points,
     predict_on_meshes,
     query_mesh,
@@ -64,7 +65,7 @@ def test_the_value_is_that_of_predicting_and_integrating(
     anchors = {"volume": VOLUME.position[:8]}
     mesh = query_mesh(tmp_path / "body.vtp")
     stored = replace(surrogate, context=Context(anchors))
-    geometry = geometry_points(tmp_path / "body.stl") if has_geometry else None
+    geometry = geometry_points(geometry_mesh(tmp_path / "body.stl")) if has_geometry else None
     predicted = predict_on_meshes(stored, {"surface": mesh}, geometry=geometry)["surface"]
     expected = surface_forces(predicted, mesh, ForceReference(area=1.5, speed=2.0)).coefficients["predicted"]
     surface = read_surface(tmp_path / "body.vtp")

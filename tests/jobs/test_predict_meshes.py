@@ -16,6 +16,7 @@ from emmi_jax.data.sampling import sample_points
 from emmi_jax.inference.meshes import (
     BranchMesh,
     ForceReference,
+    geometry_mesh,
     geometry_points,
     largest_output,
     predict_on_meshes,
@@ -67,7 +68,7 @@ def test_meshes_come_back_with_the_fields_that_their_cell_centres_get(trained, f
     predict(trained, folder, tmp_path / "out", geometry=folder / "body_1.stl")
     points = {"surface": surface_dataset().cell_centers().points, "volume": volume_dataset().cell_centers().points}
     queries = {name: np.asarray(position) for name, position in points.items()}
-    encoded = trained.encode(points=queries, geometry=geometry_points(folder / "body_1.stl"))
+    encoded = trained.encode(points=queries, geometry=geometry_points(geometry_mesh(folder / "body_1.stl")))
     expected = encoded.predict(queries, chunk_size=100)
     for file, branch in (("boundary_1.vtp", "surface"), ("volume_1.vtu", "volume")):
         fields = stored(tmp_path / "out" / file, *(f"predicted_{name}" for name in FIELDS[branch]))
@@ -128,6 +129,18 @@ def test_queries_lie_on_points_where_only_points_carry_arrays(tmp_path):
     dataset.save(tmp_path / "a.vtp")
     num = {name: len(query_mesh(tmp_path / f"{name}.vtp").position) for name in ("a", "bare")}
     assert num == {"a": dataset.n_points, "bare": dataset.n_cells}
+
+
+def test_normals_colours_and_numbers_do_not_choose_where_to_predict_and_forces_do(tmp_path):
+    dataset = surface_dataset()
+    dataset.clear_data()
+    dataset.point_data["Normals"] = np.ones((dataset.n_points, 3))
+    dataset.point_data["RGB"] = np.ones((dataset.n_points, 3), np.uint8)
+    dataset.save(tmp_path / "a.vtp")
+    assert query_mesh(tmp_path / "a.vtp").location == "cells"
+    dataset.point_data["p"] = np.ones(dataset.n_points)
+    dataset.save(tmp_path / "b.vtp")
+    assert query_mesh(tmp_path / "b.vtp", in_cells=True).location == "cells"
 
 
 def test_queries_lie_on_points_where_there_are_no_cells(tmp_path):
@@ -306,5 +319,5 @@ def test_forces_without_a_surface_are_refused(trained, folder, tmp_path):
 
 
 def test_geometry_points_lie_on_the_triangles_of_the_case(folder):
-    level = np.linalg.norm(geometry_points(folder / "body_1.stl") / AXES, axis=1)
+    level = np.linalg.norm(geometry_points(geometry_mesh(folder / "body_1.stl")) / AXES, axis=1)
     assert 0.9 < level.min() <= level.max() < 1 + 1e-6

@@ -12,7 +12,7 @@ from rich.console import Console
 from emmi_jax import AnchoredBranchedUPT
 from emmi_jax.config import FoamSelection
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.inference.meshes import geometry_points
+from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
@@ -66,7 +66,9 @@ def write(surrogate: Surrogate, case: Path, **changes: Any) -> str:
 def expected(surrogate: Surrogate, case: Path) -> dict[str, np.ndarray]:
     surface = read_foam(case, ["surface"], BODY)["surface"].position("cells")
     volume = read_foam(case, ["volume"])["volume"].position("cells")
-    encoded = surrogate.encode(points={"surface": surface, "volume": volume}, geometry=geometry_points(case, BODY))
+    encoded = surrogate.encode(
+        points={"surface": surface, "volume": volume}, geometry=geometry_points(geometry_mesh(case, BODY))
+    )
     return encoded.predict({"volume": volume}, chunk_size=16)
 
 

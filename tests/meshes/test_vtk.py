@@ -64,3 +64,10 @@ def test_files_of_another_kind_and_truncated_ones_are_refused(content, message, 
     (tmp_path / "a.vtu").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.vtu: .*{message}"):
         array_names(tmp_path / "a.vtu")
+
+
+def test_messages_that_quote_other_bytes_than_text_are_one_line(tmp_path):
+    path = tmp_path / "a.vtk"
+    path.write_bytes(b"# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\n\xff\xfe 4 double\n")
+    with pytest.raises(ValueError, match=r"^[^\n]*a\.vtk: not a \.vtk file, or a damaged one: [^\n]*$"):
+        read_dataset(path)

@@ -1,0 +1,67 @@
+"""What VTK's readers of surfaces drop from a file without a word."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ROUNDED = (".stl", ".ply", ".obj")
+_COARSE = 1e-5
+"""Spacing of float32, as a share of the size of a mesh, from which its shape suffers."""
+
+_STL_HEADER, _STL_FACET = 84, 50
+_KNOWN_PLY = re.compile(
+    r"n?[xyz]|(diffuse_)?(red|green|blue)|alpha|[rgba]|[uvst]|texture_[uv]|intensity|confidence|vertex_ind(ices|ex)"
+)
+
+
+def lost_by_reader(path: Path, dataset: Any) -> tuple[str, ...]:
+    """Returns a line for everything that was lost when a file was read.
+
+    That is triangles without area and the digits of coordinates, which VTK keeps as float32 in these formats, and
+    numbers at the vertices and faces of a `.ply` file, of which VTK knows few.
+
+    Args:
+        path: The file.
+        dataset: What was read of it, a `pyvista.DataSet`.
+    """
+    suffix, lost = path.suffix.lower(), []
+    if suffix == ".stl" and (number := _num_facets(path)) > dataset.n_cells:
+        lost.append(f"{number - dataset.n_cells:,} of {number:,} triangles, which have no area")
+    if suffix == ".ply" and (names := _unknown_properties(path)):
+        lost.append(f"the properties {', '.join(names)}, which are not read from .ply files")
+    if suffix in _ROUNDED:
+        points = np.asarray(dataset.points)
+        spacing, size = float(np.spacing(np.float32(np.abs(points).max()))), float(np.ptp(points, axis=0).max())
+        if spacing > _COARSE * size:
+            lost.append(
+                f"digits of the coordinates: {suffix} files are read as float32, whose spacing there is {spacing:.2g}, "
+                f"{spacing / size if size else np.inf:.1g} of the size of the mesh: move it to the origin"
+            )
+    return tuple(lost)
+
+
+def _num_facets(path: Path) -> int:
+    with path.open("rb") as file:
+        header = file.read(_STL_HEADER)
+        number = int.from_bytes(header[80:84], "little")
+        if path.stat().st_size >= _STL_HEADER + _STL_FACET * number and (number or not header.startswith(b"solid")):
+            return number
+        file.seek(0)
+        return sum(1 for line in file if re.match(rb"\s*facet\s", line, re.IGNORECASE))
+
+
+def _unknown_properties(path: Path) -> list[str]:
+    """Returns the properties that a header names and VTK does not know."""
+    names = []
+    with path.open("rb") as file:
+        for line in file:
+            words = line.decode("latin-1").split()
+            if words[:1] == ["property"] and not _KNOWN_PLY.fullmatch(words[-1].lower()):
+                names.append(words[-1])
+            if words == ["end_header"]:
+                break
+    return names

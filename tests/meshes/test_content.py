@@ -1,0 +1,182 @@
+"""What a file holds beside its mesh is left out and named; what is no field chooses nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emmi_jax.meshes.content import field_names, main_content
+from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
+from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
+from emmi_jax.meshes.vtk import import_pyvista
+
+pyvista = import_pyvista()
+SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float64)
+
+
+def legacy(path: Path, attributes: str, kind: str = "POINT_DATA 4") -> Path:
+    points = "\n".join(" ".join(map(str, p)) for p in SQUARE)
+    head = f"# vtk DataFile Version 3.0\nby hand\nASCII\nDATASET POLYDATA\nPOINTS 4 double\n{points}\n"
+    path.write_text(f"{head}POLYGONS 1 5\n4 0 1 2 3\n{kind}\n{attributes}")
+    return path
+
+
+def block(keyword: str, name: str, values: Any) -> str:
+    table = "LOOKUP_TABLE default\n" if keyword == "SCALARS" else ""
+    size = " 1" if keyword == "SCALARS" else ""
+    return f"{keyword} {name} double{size}\n{table}" + "\n".join(" ".join(map(str, row)) for row in values) + "\n"
+
+
+def test_every_attribute_of_a_legacy_file_is_read(tmp_path):
+    numbers, vectors, tensors = np.arange(4.0)[:, None], np.eye(4, 3), np.arange(36.0).reshape(4, 9)
+    blocks = [block("SCALARS", name, scale * numbers) for name, scale in (("Pressure", 1), ("Mach", 2))]
+    blocks += [block("VECTORS", name, vectors) for name in ("Velocity", "Skin")]
+    blocks += [block("TENSORS", name, tensors) for name in ("R", "S")]
+    blocks += [f"FIELD {name} 1\n{name}_array 1 4 double\n0 1 2 3\n" for name in ("first", "second")]
+    mesh = read_mesh(legacy(tmp_path / "a.vtk", "".join(blocks)))
+    expected = {"Pressure", "Mach", "Velocity", "Skin", "R", "S", "first_array", "second_array"}
+    assert set(mesh.dataset.point_data.keys()) == expected
+    np.testing.assert_array_equal(mesh.points({"m": FieldSource("Mach")}).fields["m"], 2 * numbers)
+
+
+@pytest.mark.parametrize(("name", "rows", "location"), [("p", 4, "points"), ("q", 1, None)])
+def test_an_array_without_a_location_lies_where_there_are_as_many(name, rows, location):
+    dataset = pyvista.PolyData(SQUARE, [4, 0, 1, 2, 3])
+    dataset.field_data[name] = np.arange(float(rows))
+    mesh = Mesh(Path("a.vtp"), *main_content(dataset))
+    found = [where for where in ("points", "cells") if name in field_names(mesh.dataset, where)]
+    assert found == ([] if location is None else [location])
+    assert name in dataset.field_data
+
+
+def mixed() -> Any:
+    """A square as a polygon, the same as a strip, two lines and a vertex; a cell's value is its number among all."""
+    dataset = pyvista.PolyData()
+    dataset.points = SQUARE
+    dataset.verts, dataset.lines = [1, 0], [2, 0, 1, 2, 1, 2]
+    dataset.faces, dataset.strips = [4, 0, 1, 2, 3], [4, 0, 1, 3, 2]
+    dataset.cell_data["p"] = np.arange(5.0)
+    dataset.point_data["q"] = np.arange(4.0)
+    return dataset
+
+
+def test_lines_and_vertices_beside_polygons_are_left_out_and_strips_are_cut():
+    mesh = Mesh(Path("a.vtp"), *main_content(mixed()))
+    assert mesh.left_out == ("1 vertices beside 2 polygons", "2 lines beside 2 polygons")
+    np.testing.assert_array_equal(mesh.dataset.cell_data["p"], [3, 4, 4])
+    np.testing.assert_array_equal(mesh.dataset.point_data["q"], np.arange(4))
+    np.testing.assert_allclose(area_vectors(mesh), [[0, 0, 1], [0, 0, 0.5], [0, 0, 0.5]], atol=1e-15)
+
+
+def test_a_closed_line_alone_is_a_mesh():
+    line = pyvista.PolyData()
+    line.points, line.lines = SQUARE, [2, 0, 1, 2, 1, 2, 2, 2, 3, 2, 3, 0]
+    dataset, left_out = main_content(line)
+    assert (dataset.n_cells, left_out) == (4, ())
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "polydata", "structured"])
+def test_ghosts_and_blanked_cells_are_left_out(kind):
+    grid = pyvista.ImageData(dimensions=(4, 2, 2))
+    dataset = grid.cast_to_structured_grid() if kind == "structured" else grid.cast_to_unstructured_grid()
+    if kind == "polydata":
+        points = [[x, y, 0] for y in (0.0, 1.0) for x in range(4)]
+        dataset = pyvista.PolyData(points, [4, 0, 1, 5, 4, 4, 1, 2, 6, 5, 4, 2, 3, 7, 6])
+    dataset.clear_data()
+    dataset.cell_data["p"] = np.arange(3.0)
+    dataset.cell_data["vtkGhostType"] = np.array([0, 1, 32], np.uint8)
+    mesh, left_out = main_content(dataset)
+    np.testing.assert_array_equal(mesh.cell_data["p"], [0])
+    assert left_out == ("2 of 3 cells, which are ghosts or blanked",)
+
+
+def test_cells_at_a_hidden_point_are_blanked():
+    grid = pyvista.ImageData(dimensions=(4, 2, 2)).cast_to_unstructured_grid()
+    grid.point_data["vtkGhostType"] = np.where(np.arange(16) == 0, 2, 0).astype(np.uint8)
+    assert main_content(grid)[0].n_cells == 2
+
+
+def test_faces_beside_volume_cells_are_left_out(tmp_path):
+    cube = pyvista.ImageData(dimensions=(2, 2, 2)).cast_to_unstructured_grid()
+    whole = cube.merge(pyvista.Box((0, 1, 0, 1, 0, 1)).cast_to_unstructured_grid())
+    whole.save(tmp_path / "a.vtu")
+    mesh = read_mesh(tmp_path / "a.vtu")
+    assert mesh.left_out == ("6 polygons beside 1 volume cells",)
+    np.testing.assert_allclose(mesh.position("cells"), [[0.5, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize("suffix", ["vtu", "vtk"])
+@pytest.mark.parametrize("kind", ["triangles", "pixels"])
+def test_a_surface_may_be_an_unstructured_grid(kind, suffix, tmp_path):
+    box = pyvista.Box((0, 2, 0, 3, 0, 4)).cast_to_unstructured_grid()
+    if kind == "pixels":
+        pixels = np.asarray(box.cell_connectivity).reshape(-1, 4)[:, [0, 1, 3, 2]]
+        cells = np.insert(pixels, 0, 4, axis=1).reshape(-1)
+        box = pyvista.UnstructuredGrid(cells, np.full(6, pyvista.CellType.PIXEL), box.points)
+    else:
+        box = box.triangulate()
+    box.save(tmp_path / f"a.{suffix}")
+    mesh = read_mesh(tmp_path / f"a.{suffix}")
+    area = np.linalg.norm(area_vectors(mesh), axis=1)
+    np.testing.assert_allclose(area.sum(), 2 * (2 * 3 + 3 * 4 + 2 * 4), rtol=1e-6)
+    np.testing.assert_allclose(area_vectors(mesh).sum(axis=0), 0, atol=1e-6)
+    assert len(surface_triangles(mesh)) == 12
+
+
+def test_cells_that_are_no_polygons_are_named(tmp_path):
+    grid = pyvista.ImageData(dimensions=(3, 2, 2)).cast_to_unstructured_grid()
+    with pytest.raises(ValueError, match=r"expected a surface of polygons.*vtkUnstructuredGrid of the cells voxel"):
+        area_vectors(Mesh(Path("a.vtu"), grid))
+
+
+def test_normals_colours_and_numbers_are_no_fields():
+    dataset = pyvista.Sphere(theta_resolution=6, phi_resolution=6)
+    dataset.clear_data()
+    names = ["Normals", "RGB", "RGBA", "TCoords", "vtkOriginalPointIds", "GlobalElementId", "GroupIds", "cellID"]
+    for name in [*names, "U", "pMean", "nut", "T"]:
+        dataset.point_data[name] = np.ones(dataset.n_points)
+    dataset.point_data["region"] = np.ones(dataset.n_points, np.int32)
+    assert field_names(dataset, "points") == ["U", "pMean", "nut", "T"]
+    assert field_names(dataset.compute_normals(), "cells") == []
+
+
+def triangle(corners: Any) -> str:
+    return (
+        "facet normal 0 0 1\nouter loop\n"
+        + "".join(f"vertex {x} {y} {z}\n" for x, y, z in corners)
+        + "endloop\nendfacet\n"
+    )
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_triangles_without_area_are_counted(binary, tmp_path):
+    corners = [SQUARE[[0, 1, 2]], SQUARE[[0, 0, 2]], SQUARE[[0, 2, 3]]]
+    path = tmp_path / "a.stl"
+    if binary:
+        rows = np.zeros(3, np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]))
+        rows["corners"] = corners
+        path.write_bytes(b"x" * 80 + np.uint32(3).tobytes() + rows.tobytes())
+    else:
+        path.write_text("solid a\n" + "".join(map(triangle, corners)) + "endsolid a\n")
+    mesh = read_mesh(path)
+    assert mesh.left_out == ("1 of 3 triangles, which have no area",)
+    assert mesh.dataset.n_cells == 2
+
+
+@pytest.mark.parametrize("suffix", ["stl", "obj", "ply"])
+def test_coordinates_that_float32_rounds_are_said(suffix, tmp_path):
+    sphere = pyvista.Sphere(theta_resolution=8, phi_resolution=8)
+    sphere.points = np.asarray(sphere.points, np.float64) + 1e6
+    sphere.save(tmp_path / f"a.{suffix}")
+    (line,) = read_mesh(tmp_path / f"a.{suffix}").left_out[-1:]
+    assert line.startswith("digits of the coordinates")
+    assert "spacing there is 0.062" in line
+
+
+def test_properties_that_are_not_read_are_named(tmp_path):
+    rows = "".join(f"{x} {y} {z} 1\n" for x, y, z in SQUARE)
+    head = "".join(f"property float {name}\n" for name in ("x", "y", "z", "pressure"))
+    faces = "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    (tmp_path / "a.ply").write_text(f"ply\nformat ascii 1.0\nelement vertex 4\n{head}{faces}{rows}4 0 1 2 3\n")
+    assert "the properties pressure" in read_mesh(tmp_path / "a.ply").left_out[0]
