@@ -30,6 +30,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
+def check_not_negative(name: str, value: Any) -> None:
+    """Refuses all but finite numbers of at least 0."""
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuses all but the choices."""
     if value not in choices:

@@ -16,7 +16,7 @@ from emmi_jax.config.checks import (
     check_count,
     check_heads,
     check_name,
-    check_positive,
+    check_not_negative,
     check_rate,
 )
 
@@ -160,7 +160,8 @@ class SupernodePoolingConfig(Config):
     """Configuration of the pooling of points into supernodes; exactly one of `radius` and `k` is set.
 
     Args:
-        radius: Neighbours are the points within this distance, in the units of the geometry positions.
+        radius: Neighbours are the points within this distance, in the units of the geometry positions; 0 for copies of
+            the supernode alone.
         k: Neighbours are the k nearest points.
         max_degree: Most neighbours of a supernode within the radius; the lowest indices come first.
         mode: What a message holds: ``abspos``, ``relpos`` or ``absrelpos``.
@@ -185,7 +186,7 @@ class SupernodePoolingConfig(Config):
         if (self.radius is None) == (self.k is None):
             raise ValueError(f"exactly one of radius and k must be set, got radius={self.radius!r} and k={self.k!r}")
         if self.radius is not None:
-            check_positive("radius", self.radius)
+            check_not_negative("radius", self.radius)
         if self.k is not None:
             check_count("k", self.k)
         check_count("max_degree", self.max_degree)

@@ -18,6 +18,8 @@ from emmi_jax.config.model import AbUptConfig
 
 OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
+COMPANIONS = ("adamw", "lion")
+MUON_SCALES = ("rms", "shape")
 LOSSES = ("mse", "rmse")
 
 _OF_THE_DATA = ("fields", "condition_dim", "vector_potentials", "num_position_axes", "token_axis")
@@ -53,18 +55,23 @@ class OptimizerSettings(Config):
     """How the parameters move.
 
     Args:
-        name: ``adamw``, ``lion`` or ``muon`` (Muon for matrices, AdamW for the rest).
+        name: ``adamw``, ``lion`` or ``muon`` (Muon for matrices, its companion for the rest).
         learning_rate: Peak learning rate.
         schedule: How it falls after the warm-up: ``cosine`` (half a wave), ``linear``, or ``constant`` (not at all).
         warmup_fraction: Fraction of the steps in which it rises.
         final_fraction: Fraction of the peak that is left at the last step.
         weight_decay: Decoupled weight decay of the matrices.
-        b1: Decay of the first moment; Muon has it for all but the matrices.
+        b1: Decay of the first moment; Muon has it for all but the matrices, which have 0.95.
         b2: Decay of the second moment, or Lion's of its only one.
         clip_norm: Largest global norm of a gradient.
         ema_decay: Decay per step of the averaged parameters, which are used after training; None for no average. It is
             the exponentially weighted mean of all parameters since the first step.
         accumulation: Micro-batches per step, to save memory; their gradients are averaged.
+        companion: Muon's optimiser of biases and other parameters of one axis: ``adamw`` or ``lion``.
+        companion_learning_rate: Peak learning rate of the companion; None for that of the matrices.
+        companion_weight_decay: Decoupled weight decay of the companion's parameters.
+        muon_scale: Size of Muon's updates: ``rms`` for entries of root mean square 0.2, so that it takes the learning
+            rates of AdamW (arXiv 2502.16982), or ``shape`` for singular values of sqrt(max(1, outputs / inputs)).
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
@@ -81,15 +88,24 @@ class OptimizerSettings(Config):
     clip_norm: float = 1.0
     ema_decay: float | None = None
     accumulation: int = 1
+    companion: str = "adamw"
+    companion_learning_rate: float | None = None
+    companion_weight_decay: float = 0.0
+    muon_scale: str = "rms"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("name of the optimizer", self.name, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("companion", self.companion, COMPANIONS)
+        check_choice("muon_scale", self.muon_scale, MUON_SCALES)
         check_count("accumulation", self.accumulation)
-        for name in ("learning_rate", "clip_norm"):
+        rates = ["learning_rate", "clip_norm"]
+        rates += ["companion_learning_rate"] if self.companion_learning_rate is not None else []
+        for name in rates:
             _check_between(name, getattr(self, name), 0, math.inf, exclusive=True)
-        _check_between("weight_decay", self.weight_decay, 0, math.inf)
+        for name in ("weight_decay", "companion_weight_decay"):
+            _check_between(name, getattr(self, name), 0, math.inf)
         for name in ("warmup_fraction", "final_fraction"):
             _check_between(name, getattr(self, name), 0, 1)
         for name in ("b1", "b2", *(["ema_decay"] if self.ema_decay is not None else [])):

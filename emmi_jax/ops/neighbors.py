@@ -4,7 +4,8 @@
 
 - d² is the sum over the axes, first to last, of max((a - b)², 1.2e-38), each step rounded to float32. The floor is the
   smallest normal float32; only distances below 1e-14 notice it.
-- A point is within the radius if d² <= radius², which is squared in float64 and then rounded to float32.
+- A point is within the radius if d <= radius, both float32: d is the square root of d², correctly rounded. No root is
+  taken: d² is compared with the largest float32 whose root is within the radius.
 - Two points whose d² overflows float32, more than 1.8e19 apart, are not neighbours.
 - A point with a coordinate that is not finite is absent: it is nobody's neighbour. A supernode has no neighbours if it
   is absent or its index is not in 0 ... P - 1. Both serve as padding.
@@ -53,20 +54,19 @@ def radius_neighbors(points: ArrayLike, supernode_idx: ArrayLike, *, radius: flo
     Args:
         points: [P, n] or [B, P, n], in the unit of the radius; compared in float32.
         supernode_idx: [M] or [B, M], indices into the points of the same sample.
-        radius: A Python number. A point at exactly this distance is within it.
+        radius: A Python number, compared in float32. A point at exactly this distance is within it; at radius 0, copies
+            of the supernode are.
         max_degree: K. Where more points are within the radius, those with the lowest indices stay, not the nearest.
 
     Returns:
         Neighbors of [..., M, K], by ascending index. Not differentiable.
 
     Raises:
-        ValueError: The radius is not positive, max_degree < 1, or shapes or dtypes do not fit.
+        ValueError: The radius is negative or not a number, max_degree < 1, or shapes or dtypes do not fit.
     """
     check_radius(radius, max_degree)
-    limit = radius_squared(radius, np.shape(points)[-1])
-    return _find(
-        functools.partial(_radius_neighbors, radius_squared=limit, max_degree=max_degree), points, supernode_idx
-    )
+    limit = largest_squared(radius, np.shape(points)[-1])
+    return _find(functools.partial(_radius_neighbors, limit=limit, max_degree=max_degree), points, supernode_idx)
 
 
 def nearest_neighbors(points: ArrayLike, supernode_idx: ArrayLike, *, k: int) -> Neighbors:
@@ -92,8 +92,8 @@ def nearest_neighbors(points: ArrayLike, supernode_idx: ArrayLike, *, k: int) ->
 
 def check_radius(radius: float, max_degree: int) -> None:
     """Raises ValueError for arguments that no search can have."""
-    if not radius > 0:
-        raise ValueError(f"radius must be a positive number, got {radius}")
+    if not radius >= 0:
+        raise ValueError(f"radius must be a number of at least 0, got {radius}")
     if max_degree < 1:
         raise ValueError(f"max_degree must be at least 1, got {max_degree}")
 
@@ -118,9 +118,17 @@ def check_arrays(points: Any, supernode_idx: Any) -> None:
         raise ValueError(f"points must be floating and supernode_idx integers; {got}")
 
 
-def radius_squared(radius: float, num_axes: int) -> np.float32:
+def largest_squared(radius: float, num_axes: int) -> np.float32:
     """Returns the largest d² within the radius, floored like every d²: a point is within any radius of itself."""
-    return np.float32(min(max(float(radius) * float(radius), num_axes * float(SMALLEST)), float(LARGEST)))
+    with np.errstate(over="ignore"):
+        reach = np.float32(radius)
+        limit = np.minimum(reach * reach, LARGEST)
+    # The square is rounded, so the last float32 whose root is within the radius lies up to two steps beside it.
+    while np.sqrt(limit) > reach:
+        limit = np.nextafter(limit, np.float32(0))
+    while limit < LARGEST and np.sqrt(above := np.nextafter(limit, LARGEST)) <= reach:
+        limit = above
+    return max(limit, np.float32(num_axes * SMALLEST))
 
 
 def squared_distance(a: Any, b: Any, maximum: Callable[[Any, Any], Any]) -> Any:
@@ -146,13 +154,11 @@ def _find(search: Callable[..., Neighbors], points: ArrayLike, supernode_idx: Ar
 
 
 @functools.partial(jax.jit, static_argnames="max_degree")
-def _radius_neighbors(
-    points: jax.Array, supernode_idx: jax.Array, radius_squared: ArrayLike, *, max_degree: int
-) -> Neighbors:
+def _radius_neighbors(points: jax.Array, supernode_idx: jax.Array, limit: ArrayLike, *, max_degree: int) -> Neighbors:
     def search(centers: jax.Array, groups: jax.Array) -> Neighbors:
         words = jnp.zeros((centers.shape[1], groups.shape[2]), jnp.uint32)
         for bit in range(_GROUP):
-            is_within = squared_distance(groups[:, bit], centers[:, :, None], jnp.maximum) <= radius_squared
+            is_within = squared_distance(groups[:, bit], centers[:, :, None], jnp.maximum) <= limit
             words |= is_within.astype(jnp.uint32) << np.uint32(bit)
         # Without a loop in between, XLA computes the words again for each of their readers.
         first = functools.partial(_first_set_bits, count=max_degree)

@@ -19,7 +19,7 @@ from emmi_jax.ops.neighbors import (
     check_arrays,
     check_k,
     check_radius,
-    radius_squared,
+    largest_squared,
     squared_distance,
 )
 
@@ -67,7 +67,7 @@ def _per_sample(
 def _radius(points: Any, centers: Any, slots: int, *, radius: float) -> Iterator[tuple[Any, Any, Any]]:
     from scipy.spatial import cKDTree
 
-    limit = radius_squared(radius, points.shape[1])
+    limit = largest_squared(radius, points.shape[1])
     filled = np.zeros(len(centers), np.int64)
     start, stop = 0, _FIRST_POINTS
     # Later points are only searched for the supernodes that have slots left, so a large radius stays affordable.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,10 +41,14 @@ def learning_rates(settings: TrainSettings) -> NDArray[np.float32]:
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    """Returns the optimiser with clipping by the global norm; only matrices decay."""
+    """Returns the optimiser with clipping by the global norm; only matrices decay, unless Muon's companion does."""
     optimizer = settings.optimizer
     rate, decay = learning_rate_schedule(settings), optimizer.weight_decay
     if optimizer.name == "muon":
+        companion = dataclasses.replace(
+            optimizer, learning_rate=optimizer.companion_learning_rate or optimizer.learning_rate
+        )
+        companion_rate = learning_rate_schedule(dataclasses.replace(settings, optimizer=companion))
         update = optax.contrib.muon(
             rate,
             ns_coeffs=_NEWTON_SCHULZ,
@@ -50,8 +56,15 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
             weight_decay_mask=_matrices,
             adam_b1=optimizer.b1,
             adam_b2=optimizer.b2,
-            consistent_rms=_MUON_RMS,
+            adam_learning_rate=companion_rate,
+            adam_weight_decay=optimizer.companion_weight_decay,
+            consistent_rms=_MUON_RMS if optimizer.muon_scale == "rms" else None,
         )
+        if optimizer.companion == "lion":
+            lion = optax.lion(
+                companion_rate, b1=optimizer.b1, b2=optimizer.b2, weight_decay=optimizer.companion_weight_decay
+            )
+            update = optax.partition({True: update, False: lion}, _matrices)
     else:
         make = {"adamw": optax.adamw, "lion": optax.lion}[optimizer.name]
         update = make(rate, b1=optimizer.b1, b2=optimizer.b2, weight_decay=decay, mask=_matrices)

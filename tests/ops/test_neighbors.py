@@ -45,7 +45,7 @@ def squared_distances(points: np.ndarray, supernode_idx: np.ndarray) -> np.ndarr
 
 
 def brute_force_radius(points: np.ndarray, supernode_idx: np.ndarray, radius: float, max_degree: int) -> list[list]:
-    is_within = squared_distances(points, supernode_idx) <= np.float32(radius * radius)
+    is_within = np.sqrt(squared_distances(points, supernode_idx)) <= np.float32(radius)
     return [list(np.flatnonzero(row)[:max_degree]) for row in is_within]
 
 
@@ -99,12 +99,29 @@ def test_nearest_equals_brute_force(where: str, kind: str, num_axes: int, k: int
 @where
 def test_a_distance_as_the_radius_is_within_and_the_next_smaller_radius_is_not(where: str) -> None:
     points = cloud("uniform", 64, 3, seed=1)
-    squares = squared_distances(points, np.array([0]))[0]
+    distances = np.sqrt(squared_distances(points, np.array([0]))[0])
     for point in range(1, 64):
-        # A fused multiply-add moves the last bit of about every fifth of these squares.
-        for limit, expected in ((squares[point], True), (np.nextafter(squares[point], np.float32(0)), False)):
-            found = RADIUS[where](points, np.array([0]), radius=math.sqrt(limit), max_degree=64)
+        # A fused multiply-add moves the last bit of about every tenth of these distances.
+        for radius, expected in ((distances[point], True), (np.nextafter(distances[point], np.float32(0)), False)):
+            found = RADIUS[where](points, np.array([0]), radius=float(radius), max_degree=64)
             assert (point in as_lists(found, 64)[0]) is expected
+
+
+@where
+@pytest.mark.parametrize("radius", [0.1, 0.2, 0.3, 0.4, 0.7, 0.8, 1.6])
+def test_lattice_points_at_exactly_the_radius_are_neighbours(where: str, radius: float) -> None:
+    points = np.arange(-20, 21, dtype=np.float32)[:, None] * np.float32(0.1) * np.eye(3, dtype=np.float32)[:1]
+    at_radius = 20 + round(10 * radius)
+    assert points[at_radius, 0] == np.float32(radius)
+    found = as_lists(RADIUS[where](points, np.array([20]), radius=radius, max_degree=64), 64)
+    assert found == brute_force_radius(points, np.array([20]), radius, 64)
+    assert {40 - at_radius, at_radius} <= set(found[0])
+
+
+@where
+def test_within_radius_0_are_copies_of_the_supernode(where: str) -> None:
+    points = np.array([[0.3, 0], [0, 0.3], [0.3, 1e-7], [0.3, 0], [np.nan, 0]], np.float32)
+    assert as_lists(RADIUS[where](points, np.array([3, 1]), radius=0, max_degree=4), 4) == [[0, 3], [1]]
 
 
 coordinates = st.one_of(st.integers(-3, 3).map(float), st.floats(-3, 3, width=32), st.sampled_from([0.1, 0.7, 1e3]))
@@ -290,9 +307,9 @@ def test_the_distance_matrix_is_never_in_memory(search: Any) -> None:
 
 
 @where
-@pytest.mark.parametrize("radius", [0, 0.0, -1.5, NAN])
-def test_a_radius_that_is_not_positive_is_refused(where: str, radius: float) -> None:
-    with pytest.raises(ValueError, match=f"radius must be a positive number, got {radius}"):
+@pytest.mark.parametrize("radius", [-1e-9, -1.5, NAN])
+def test_a_radius_that_is_negative_or_no_number_is_refused(where: str, radius: float) -> None:
+    with pytest.raises(ValueError, match=f"radius must be a number of at least 0, got {radius}"):
         RADIUS[where](np.zeros((4, 2), np.float32), np.array([0]), radius=radius, max_degree=3)
 
 

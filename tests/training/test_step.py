@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -236,3 +237,36 @@ def test_looped_iterations_of_muon_are_those_that_optax_unrolls():
             for transformation in (make_optimizer(settings), default)
         )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("companion", ["adamw", "lion"])
+def test_muon_leaves_all_but_matrices_to_its_companion(companion):
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {"kernel": jnp.asarray(rng.normal(size=(24, 16)), jnp.float32), "bias": jnp.asarray(rng.normal(size=16))}
+        for _ in range(2)
+    )
+    options = {"learning_rate": 0.01, "weight_decay": 0.01, "b2": 0.95, "clip_norm": 1e9}
+    muon = TrainSettings(
+        optimizer=OptimizerSettings(
+            name="muon",
+            companion=companion,
+            companion_learning_rate=5e-5,
+            companion_weight_decay=0.05,
+            muon_scale="shape",
+            **options,
+        )
+    )
+    alone = TrainSettings(optimizer=OptimizerSettings(name="lion", **options | {"learning_rate": 5e-5}))
+    first = float(learning_rates(alone)[0])
+    rest = {"adamw": functools.partial(optax.nadamw, eps=1e-8), "lion": optax.lion}[companion](
+        first, b1=0.9, b2=0.95, weight_decay=0.05
+    )
+    matrices = optax.contrib.muon(float(learning_rates(muon)[0]), weight_decay=0.01)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+        optimizer = make_optimizer(muon)
+        found, _ = optimizer.update(grads, optimizer.init(params), params)
+        for name, transformation in (("kernel", matrices), ("bias", rest)):
+            one, grad = {name: params[name]}, {name: grads[name]}
+            expected, _ = transformation.update(grad, transformation.init(one), one)
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-9)
