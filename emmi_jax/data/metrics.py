@@ -33,7 +33,8 @@ def field_metrics(predicted: Array, reference: Array) -> Metrics:
         error = np.abs(part - exact)
         squares += float(np.vdot(error, error))
         reference_squares += float(np.vdot(exact, exact))
-        total, largest = total + float(error.sum()), max(largest, float(error.max(initial=0.0)))
+        # Not Python's `max`, which drops a NaN.
+        total, largest = total + float(error.sum()), float(np.maximum(largest, error.max(initial=0.0)))
         reference_total += float(np.abs(exact).sum())
         exact = exact - shift
         shifted, shifted_squares = shifted + exact.sum(axis=0), shifted_squares + float(np.vdot(exact, exact))
@@ -62,6 +63,7 @@ def coefficient_metrics(predicted: Array, reference: Array) -> dict[str, float |
     """
     from scipy.stats import rankdata
 
+    predicted, reference = (np.asarray(values, np.float64) for values in (predicted, reference))
     error, deviation = np.abs(predicted - reference), reference - reference.mean()
     mean, spread = float(np.abs(reference).mean()), float(np.vdot(deviation, deviation))
     ranks = [rankdata(values) for values in (predicted, reference)]

@@ -85,11 +85,13 @@ class FieldScale(Config):
 
     def normalize(self, values: ArrayLike) -> Any:
         """Maps values [..., F] to mean 0 and deviation 1."""
+        self._check(values)
         _, x, mean, std = float_arrays(compress(values) if self.log_scale else values, self.mean, self.std)
         return (x - mean) / std
 
     def denormalize(self, values: ArrayLike) -> Any:
         """Inverts `normalize`, up to the limit."""
+        self._check(values)
         xp, x, mean, std = float_arrays(values, self.mean, self.std)
         x = x * std + mean
         if self.log_scale:
@@ -99,6 +101,10 @@ class FieldScale(Config):
             return x
         limit = xp.asarray(self.limit, x.dtype)
         return xp.clip(x, -limit, limit)
+
+    def _check(self, values: ArrayLike) -> None:
+        if np.shape(values)[-1:] != (len(self.mean),):
+            raise ValueError(f"the scale has {len(self.mean)} channels, the values the shape {list(np.shape(values))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +205,7 @@ class Normalizer(Config):
 
     def is_outside(self, position: ArrayLike) -> NDArray[np.bool_]:
         """Returns which positions [N, n] are outside the box by more than 1 % of its longest side; none if unknown."""
+        self._check_axes(position)
         x = np.asarray(position)
         if self.position_high is None:
             return np.zeros(len(x), bool)
@@ -209,8 +216,17 @@ class Normalizer(Config):
 
     def normalize_position(self, position: ArrayLike) -> Any:
         """Converts positions [..., n] to model units, float32."""
-        _, x, low = float_arrays(position, self.position_low)
-        return _single((x - low) * self.position_scale)
+        self._check_axes(position)
+        xp, x = float_arrays(position)
+        # In two parts, as the corner of a box far from the origin is no float32.
+        corner = np.array(self.position_low)
+        low = corner.astype(x.dtype)
+        return _single(((x - xp.asarray(low)) - xp.asarray((corner - low).astype(x.dtype))) * self.position_scale)
+
+    def _check_axes(self, position: ArrayLike) -> None:
+        if np.shape(position)[-1:] != (len(self.position_low),):
+            shape = list(np.shape(position))
+            raise ValueError(f"the normalizer has {len(self.position_low)} axes, the positions the shape {shape}")
 
     def normalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
         """Converts a field [..., F] to model units, float32."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from emmi_jax.design.chunks import Chunk, Chunks
+from emmi_jax.design.chunks import Chunk, Chunks, localized
 from emmi_jax.design.encoding import Tree, floats, pull_encoding, push_encoding, push_pull_encoding, zeros_like
 from emmi_jax.design.program import Program, chunk_sums, pull_chunk, push_chunk, push_pull_chunk
 from emmi_jax.inference.streaming import QUERY_AXIS, device_mesh, encode_inputs
@@ -226,7 +226,8 @@ def _same_weights(program: Program, streams: Streams, cache: Tree) -> dict[str, 
     """Returns the derivative of the functional by the sums of any chunk, by branch; None if it varies."""
     shapes = {}
     for branch, chunks in streams.chunks.items():
-        arguments = streams.variables, cache, streams.inputs.get("condition"), next(chunks(streams.chunk_size))
+        chunk = localized(next(chunks(streams.chunk_size)), program.normalizer)
+        arguments = streams.variables, cache, streams.inputs.get("condition"), chunk
         shapes[branch] = [jax.eval_shape(partial(chunk_sums, program, branch), *arguments)]
     weights = program.constant_weights(shapes)
     return None if weights is None else {branch: of_chunk for branch, [of_chunk] in weights.items()}
@@ -247,7 +248,7 @@ def _pipelined(
     """Starts the next chunk before the result of the last one is read."""
     pending: collections.deque[tuple[Chunk, _Result]] = collections.deque()
     for number, chunk in enumerate(chunks):
-        on_devices = jax.device_put(chunk, NamedSharding(program.mesh, P(QUERY_AXIS)))
+        on_devices = jax.device_put(localized(chunk, program.normalizer), NamedSharding(program.mesh, P(QUERY_AXIS)))
         with jax.set_mesh(program.mesh):
             result = start(number, on_devices)
         for leaf in jax.tree.leaves(result):

@@ -22,7 +22,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         position: Positions [C, 3] in model units.
-        place: The same in physical units.
+        place: The same in physical units, float64; on devices relative to the lowest corner of the normalizer's box.
         is_real: Booleans [C].
         size: Areas or volumes [C] of the cells of fixed points; None where they are unknown or follow from the corners.
         offset: Corners [C, K, 3] of cells, relative to `place`; None for fixed points.
@@ -40,7 +40,7 @@ class Chunk(NamedTuple):
 class Elements(NamedTuple):
     """What a functional reads beside the fields: positions [C, 3], normals [C, 3] or None, and sizes [C] or None.
 
-    `model_position` holds the positions in model units.
+    `model_position` holds the positions in model units; `position` is relative to the corner of the box.
     """
 
     model_position: jax.Array
@@ -57,6 +57,11 @@ def chunk_elements(chunk: Chunk, position_scale: float) -> Elements:
     return Elements(chunk.position + position_scale * shift, chunk.place + shift, normal, area)
 
 
+def localized(chunk: Chunk, normalizer: Normalizer) -> Chunk:
+    """Returns a chunk as the devices take it: a body far from the origin keeps its digits."""
+    return chunk._replace(place=(chunk.place - np.asarray(normalizer.position_low)).astype(chunk.position.dtype))
+
+
 def surface_chunks(surface: Surface, normalizer: Normalizer, dtype: DTypeLike) -> Chunks:
     """Returns the cells of a surface in chunks."""
 
@@ -67,7 +72,7 @@ def surface_chunks(surface: Surface, normalizer: Normalizer, dtype: DTypeLike) -
             offset = surface.vertices[surface.corners[rows]] - place[:, None]
             yield Chunk(
                 scaled(normalizer, place, dtype),
-                place.astype(dtype),
+                place,
                 is_real,
                 offset=offset.astype(dtype),
                 num_corners=surface.num_corners[rows].astype(np.int32),
@@ -83,7 +88,7 @@ def point_chunks(points: PointSet, normalizer: Normalizer, dtype: DTypeLike) -> 
         for rows, is_real in _rows(len(points.position), num_rows):
             place = np.asarray(points.position[rows], np.float64)
             size = None if points.cell_size is None else np.asarray(points.cell_size[rows]).astype(dtype)
-            yield Chunk(scaled(normalizer, place, dtype), place.astype(dtype), is_real, size)
+            yield Chunk(scaled(normalizer, place, dtype), place, is_real, size)
 
     return chunks
 

@@ -75,11 +75,11 @@ def moment(
 
     def terms(position: Any, fields: Fields, normal: Any, area: Any) -> Terms:
         force = _surface_force(reference, fields, normal, area)
-        arm = position - jnp.asarray(origin, force.dtype)
-        return {"moment": (jnp.cross(arm, force) * jnp.asarray(along, force.dtype)).sum(axis=-1)}
+        return {"moment": (jnp.cross(position, force) * jnp.asarray(along, force.dtype)).sum(axis=-1)}
 
     scale = 1 / (reference.dynamic_pressure * reference.area * length)
-    return Functional((Sums(GEOMETRY_BRANCH, terms),), lambda totals: totals[0]["moment"] * scale)
+    sums = Sums(GEOMETRY_BRANCH, terms, about=tuple(origin))
+    return Functional((sums,), lambda totals: totals[0]["moment"] * scale)
 
 
 def _force(direction: Any, reference: ForceReference) -> Functional:

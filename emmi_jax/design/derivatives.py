@@ -34,7 +34,7 @@ def evaluate(surrogate: Surrogate, surface: Surface, functional: Functional, **o
         ValueError: See `sensitivity`.
     """
     problem = Problem(Case(surrogate=surrogate, **options), surface, functional)
-    return float(streamed_value(problem.program, problem.streams))
+    return functional.check_value(float(streamed_value(problem.program, problem.streams)))
 
 
 def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, **options: Any) -> Sensitivity:
@@ -72,7 +72,7 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
         add_rows(vertices, idx, np.asarray(d_offset)[: len(idx)])
 
     value, gradient = streamed_gradient(problem.program, problem.streams, collect)
-    return problem.finish(float(value), vertices, gradient)
+    return problem.finish(functional.check_value(float(value)), vertices, gradient)
 
 
 def directional_derivative(
@@ -105,7 +105,7 @@ def directional_derivative(
     problem = Problem(Case(surrogate=surrogate, **options), surface, functional)
     tangents, moved = problem.directions(direction, anchor_direction or {})
     value, derivative = streamed_derivative(problem.program, problem.streams, tangents, moved)
-    return float(value), float(derivative)
+    return functional.check_value(float(value)), float(derivative)
 
 
 def hessian_vector_product(
@@ -143,5 +143,6 @@ def hessian_vector_product(
             add_rows(vertices, idx, np.asarray(d_offset)[: len(idx)])
 
     values, gradients = streamed_second_derivative(problem.program, problem.streams, tangents, moved, collect)
+    functional.check_value(float(values[0]))
     first, second = (problem.finish(float(values[i]), both[i], gradients[i]) for i in range(2))
     return first, second

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from emmi_jax.inference.streaming import encode_inputs
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.ops.arrays import widened
 
 Tree: TypeAlias = Any
 
@@ -76,11 +77,6 @@ def floats(tree: Tree) -> Tree:
 def merged(new: Tree, old: Tree) -> Tree:
     """Returns the new tree with the leaves that `floats` left out taken from the old one."""
     return jax.tree.map(lambda a, b: b if a is None else a, new, old, is_leaf=lambda leaf: leaf is None)
-
-
-def widened(leaf: jax.Array) -> jax.Array:
-    """Returns an array in at least float32, to add many of them up."""
-    return leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
 
 
 def zeros_like(leaf: Any) -> jax.Array:

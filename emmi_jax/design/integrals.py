@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpy.typing import ArrayLike
 
-from emmi_jax.design.functionals import NO_LOGARITHM, Fields, Functional, PointFunction, Sums, per_point, vector
-
-Box: TypeAlias = tuple[ArrayLike, ArrayLike]
-"""Lowest and highest corner, [3] each."""
+from emmi_jax.design.functionals import NO_LOGARITHM, Box, Fields, Functional, PointFunction, Sums, per_point
 
 
 def integral(branch: str, field: str, *, component: int | None = None, box: Box | None = None) -> Functional:
@@ -25,17 +21,18 @@ def integral(branch: str, field: str, *, component: int | None = None, box: Box 
         box: Only cells with their centre in this box count; a cell on its way through a face has no derivative.
 
     Raises:
-        ValueError: A corner is not 3 finite numbers.
+        ValueError: The box is no box. One without points is refused when the functional is computed.
     """
-    return per_point(branch, _sized(branch, _scalar(branch, field, component), box, lambda value, size: value * size))
+    terms = _sized(branch, _scalar(branch, field, component), lambda value, size: value * size)
+    return per_point(branch, terms, box=box)
 
 
 def mean(branch: str, field: str, *, component: int | None = None, box: Box | None = None) -> Functional:
     """Returns the mean of a field over a surface or a volume; see `integral`."""
     scalar = _scalar(branch, field, component)
-    value = _sized(branch, scalar, box, lambda value, size: value * size)
-    size = _sized(branch, scalar, box, lambda value, size: size)
-    sums = Sums(branch, lambda *point: {"value": value(*point), "size": size(*point)})
+    value = _sized(branch, scalar, lambda value, size: value * size)
+    size = _sized(branch, scalar, lambda value, size: size)
+    sums = Sums(branch, lambda *point: {"value": value(*point), "size": size(*point)}, box=box)
     return Functional((sums,), lambda totals: totals[0]["value"] / totals[0]["size"])
 
 
@@ -54,7 +51,7 @@ def smooth_maximum(
         box: Only cells with their centre in this box count.
 
     Raises:
-        ValueError: The sharpness is not positive, or a corner is not 3 finite numbers.
+        ValueError: The sharpness is not positive, or the box is no box; see `integral`.
     """
     if not 0 < sharpness < float("inf"):
         raise ValueError(f"sharpness must be positive, got {sharpness}")
@@ -74,10 +71,13 @@ def _smooth_extremum(branch: str, scalar: Callable[[Fields], jax.Array], factor:
     def exponent(value: jax.Array, size: jax.Array) -> jax.Array:
         return jnp.where(size > 0, factor * value + jnp.log(jnp.where(size > 0, size, 1)), NO_LOGARITHM)
 
-    weighted = _sized(branch, scalar, box, exponent, outside=NO_LOGARITHM)
-    size = _sized(branch, scalar, box, lambda value, size: size)
+    weighted = _sized(branch, scalar, exponent)
+    size = _sized(branch, scalar, lambda value, size: size)
     sums = Sums(
-        branch, lambda *point: {"exponent": weighted(*point), "size": size(*point)}, logarithmic=frozenset({"exponent"})
+        branch,
+        lambda *point: {"exponent": weighted(*point), "size": size(*point)},
+        logarithmic=frozenset({"exponent"}),
+        box=box,
     )
     return Functional((sums,), lambda totals: (totals[0]["exponent"] - jnp.log(totals[0]["size"])) / factor)
 
@@ -100,23 +100,15 @@ def _scalar(branch: str, field: str, component: int | None) -> Callable[[Fields]
 def _sized(
     branch: str,
     scalar: Callable[[Fields], jax.Array],
-    box: Box | None,
     combine: Callable[[jax.Array, jax.Array], jax.Array],
-    *,
-    outside: float = 0.0,
 ) -> PointFunction:
-    """Returns what each point in the box contributes, from its value and the size of its cell."""
-    corners = None if box is None else [vector("a corner of the box", corner) for corner in box]
+    """Returns what each point contributes, from its value and the size of its cell."""
 
     def terms(position: jax.Array, fields: Fields, normal: Any, size: jax.Array | None) -> jax.Array:
         if size is None:
             raise ValueError(
                 f"the points of {branch!r} have no cell sizes to integrate with: pass a PointSet with them"
             )
-        result = combine(scalar(fields), size)
-        if corners is None:
-            return result
-        low, high = (jnp.asarray(corner, position.dtype) for corner in corners)
-        return jnp.where(((position >= low) & (position <= high)).all(axis=-1), result, outside)
+        return combine(scalar(fields), size)
 
     return terms

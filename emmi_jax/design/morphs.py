@@ -1,7 +1,8 @@
 """Shapes as functions of a few parameters: lattices, radial basis functions, and your own maps.
 
 A morph is any traceable, hashable function from parameters and positions [N, 3] to displacements [N, 3]. Each point
-moves by itself, so vertices, geometry points and anchors are moved alike.
+moves by itself, so vertices, geometry points and anchors are moved alike. Morphs are computed in float64: a surface may
+be far from the origin.
 """
 
 from __future__ import annotations
@@ -119,32 +120,38 @@ class RadialBasis:
 
     def __call__(self, parameters: jax.Array, position: jax.Array) -> jax.Array:
         """Returns the displacements [N, 3] of positions [N, 3]."""
-        dtype = position.dtype
-        squared = jnp.square(position[:, None] - jnp.asarray(self.centers, dtype)).sum(axis=-1)
-        distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-        inverse: Any = getattr(self, "_inverse")  # noqa: B009 - set on a frozen dataclass
-        weights = jnp.matmul(jnp.asarray(inverse, dtype), parameters.astype(dtype), precision="highest")
-        return jnp.matmul(_wendland(jnp, distance / self.radius), weights, precision="highest")
+        dtype, inverse = position.dtype, getattr(self, "_inverse")  # noqa: B009 - set on a frozen dataclass
+        # The inverse of a kernel of close points would lose all digits in float32; shares of the points do not.
+        with jax.enable_x64(True):
+            squared = jnp.square(position.astype(np.float64)[:, None] - np.asarray(self.centers)).sum(axis=-1)
+            distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+            kernel = _wendland(jnp, distance / self.radius)
+            shares = jnp.matmul(kernel, inverse, precision="highest").astype(dtype)
+        return jnp.matmul(shares, parameters.astype(dtype), precision="highest")
 
 
 def displacements(morph: Morph, parameters: Parameters, position: Vertices) -> Vertices:
     """Returns the displacements [N, 3] of positions [N, 3], computed in chunks."""
-    chunks = [np.asarray(_displace(morph, parameters, rows))[:number] for rows, number, _ in _chunks(position)]
+    with jax.enable_x64(True):
+        parameters = _doubles(parameters)
+        chunks = [np.asarray(_displace(morph, parameters, rows))[:number] for rows, number, _ in _chunks(position)]
     return np.concatenate(chunks).astype(np.float64)
 
 
 def displacements_along(morph: Morph, parameters: Parameters, direction: Parameters, position: Vertices) -> Vertices:
     """Returns the derivative [N, 3] of the displacements along a direction of the parameters."""
-    chunks = [
-        np.asarray(_displace_along(morph, parameters, direction, rows))[:number]
-        for rows, number, _ in _chunks(position)
-    ]
+    with jax.enable_x64(True):
+        parameters, direction = _doubles(parameters), _doubles(direction)
+        chunks = [
+            np.asarray(_displace_along(morph, parameters, direction, rows))[:number]
+            for rows, number, _ in _chunks(position)
+        ]
     return np.concatenate(chunks).astype(np.float64)
 
 
 def parameter_gradient(morph: Morph, parameters: Parameters, position: Vertices, gradient: Vertices) -> Parameters:
     """Takes a gradient with respect to moved positions [N, 3] back to the parameters."""
-    return _total(partial(_pull, morph, parameters), parameters, position, gradient)
+    return _total(partial(_pull, morph), parameters, position, gradient)
 
 
 def parameter_gradient_along(
@@ -154,7 +161,8 @@ def parameter_gradient_along(
 
     It is 0 where displacements are linear in the parameters.
     """
-    return _total(partial(_pull_along, morph, parameters, direction), parameters, position, gradient)
+    along = _doubles(direction)
+    return _total(partial(_pull_along, morph, along), parameters, position, gradient)
 
 
 def _total(
@@ -162,20 +170,24 @@ def _total(
 ) -> Parameters:
     """Adds up what the chunks say about the parameters."""
     total: Any = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), parameters)
-    for rows, number, start in _chunks(position):
-        weights = np.zeros(rows.shape, rows.dtype)
-        weights[:number] = gradient[start : start + number]
-        total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, pull(rows, weights))
+    with jax.enable_x64(True):
+        parameters = _doubles(parameters)
+        for rows, number, start in _chunks(position):
+            weights = np.zeros_like(rows)
+            weights[:number] = gradient[start : start + number]
+            total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, pull(parameters, rows, weights))
     return total
+
+
+def _doubles(tree: Parameters) -> Parameters:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
 def _chunks(position: Vertices) -> Iterator[tuple[NDArray[Any], int, int]]:
     """Yields rows of one shape, how many are real, and where they start."""
     size = min(_CHUNK_ROWS, max(len(position), 1))
-    # float64 where JAX has it.
-    dtype = jax.dtypes.canonicalize_dtype(np.float64)
     for start in range(0, max(len(position), 1), size):
-        rows = np.zeros((size, 3), dtype)
+        rows = np.zeros((size, 3))
         taken = position[start : start + size]
         rows[: len(taken)] = taken
         yield rows, len(taken), start
@@ -199,7 +211,7 @@ def _pull(morph: Morph, parameters: Parameters, position: jax.Array, gradient: j
 
 @partial(jax.jit, static_argnums=0)
 def _pull_along(
-    morph: Morph, parameters: Parameters, direction: Parameters, position: jax.Array, gradient: jax.Array
+    morph: Morph, direction: Parameters, parameters: Parameters, position: jax.Array, gradient: jax.Array
 ) -> Parameters:
     return jax.jvp(lambda p: _pull(morph, p, position, gradient), (parameters,), (direction,))[1]
 

@@ -94,6 +94,9 @@ class Problem:
         self.program = Program.on_devices(surrogate.model, surrogate.normalizer, functional, devices)
         variables, inputs = {"params": surrogate.params}, self._inputs()
         chunks = {branch: self._chunks(branch) for branch in functional.branches}
+        for sums in functional.sums:
+            if sums.box is not None:
+                sums.check_box(self._position(sums.branch))
         size = self._chunk_size(variables, inputs, devices)
         self.streams = Streams(variables, inputs, chunks, size, case.advance)
 
@@ -151,6 +154,10 @@ class Problem:
         if points is None or not len(points.position):
             raise ValueError(f"the functional reads the branch {branch!r}: give its points")
         return point_chunks(points, normalizer, self.dtype)
+
+    def _position(self, branch: str) -> NDArray[Any]:
+        """Returns the places of the points that a functional reads, [N, 3]."""
+        return self.surface.centers() if branch == GEOMETRY_BRANCH else self._points[branch].position
 
     def finish(self, value: float, vertices: Vertices, gradient: Mapping[str, Any]) -> Sensitivity:
         """Takes the gradient of the encoding back to the vertices."""

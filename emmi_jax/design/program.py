@@ -9,16 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Var
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.design.chunks import Chunk, chunk_elements
-from emmi_jax.design.encoding import Tree, floats, merged, widened
-from emmi_jax.design.functionals import Functional, Terms
+from emmi_jax.design.encoding import Tree, floats, merged
+from emmi_jax.design.functionals import Functional, Sums, Terms
 from emmi_jax.inference.streaming import QUERY_AXIS, device_mesh, query_fields
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.ops.arrays import widened
 
 _SHARED, _SHARE = P(), P(QUERY_AXIS)
 
@@ -56,13 +58,20 @@ class Program:
         variables = {**variables, "cache": cache}
         scaled = query_fields(self.model, branch, variables, condition, elements.model_position)
         fields = {name: self.normalizer.denormalize_field(branch, name, values) for name, values in scaled.items()}
-        point = (elements.position, fields, elements.normal, elements.size)
-        return [
-            sums.of_points(_checked(sums.terms(*point), len(chunk.is_real)), chunk.is_real)
-            if sums.branch == branch
-            else None
-            for sums in self.functional.sums
-        ]
+
+        def relative_to(point: Any) -> jax.Array:
+            shift = np.asarray(self.normalizer.position_low) - point
+            return elements.position + jnp.asarray(shift, elements.position.dtype)
+
+        def of(sums: Sums) -> Terms:
+            terms = sums.terms(relative_to(sums.about), fields, elements.normal, elements.size)
+            counted = chunk.is_real
+            if sums.box is not None:
+                low, high = map(relative_to, sums.box)
+                counted &= ((low >= 0) & (high <= 0)).all(axis=-1)
+            return sums.of_points(_checked(terms, len(chunk.is_real)), counted)
+
+        return [of(sums) if sums.branch == branch else None for sums in self.functional.sums]
 
     def value(self, chunk_sums: Mapping[str, Sequence[list[Terms | None]]]) -> jax.Array:
         """Returns the functional of the sums of all chunks, by branch."""

@@ -45,6 +45,11 @@ def check_array(name: str, array: object, kind: str, shape: Sequence[int | str])
         raise ValueError(f"{name} must be {kind} of shape [{wanted}], got {got}")
 
 
+def widened(array: jax.Array) -> jax.Array:
+    """Returns an array in at least float32, in which small terms of a sum are not lost."""
+    return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
+
+
 def is_concrete(array: object) -> bool:
     """Returns whether the values are known while JAX traces."""
     return not isinstance(array, jax.core.Tracer)

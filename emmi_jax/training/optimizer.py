@@ -21,17 +21,17 @@ _NEWTON_SCHULZ = 5 * ((3.4445, -4.7750, 2.0315),)
 
 
 def learning_rate_schedule(settings: TrainSettings) -> optax.Schedule:
-    """Returns a linear warm-up to the peak, then the schedule's way down to the last step."""
+    """Returns a linear warm-up, whose last step has the peak, then the schedule's way down to the last step."""
     optimizer = settings.optimizer
     peak, final = optimizer.learning_rate, optimizer.learning_rate * optimizer.final_fraction
     num_warmup = max(1, round(optimizer.warmup_fraction * settings.steps))
-    num_decay = max(settings.steps - num_warmup, 1)
+    num_rise, num_decay = num_warmup - 1, max(settings.steps - num_warmup, 1)
     decay = {
         "cosine": optax.cosine_decay_schedule(peak, num_decay, alpha=optimizer.final_fraction),
         "linear": optax.linear_schedule(peak, final, num_decay),
         "constant": optax.constant_schedule(peak),
     }[optimizer.schedule]
-    return optax.join_schedules([optax.linear_schedule(peak / num_warmup, peak, num_warmup), decay], [num_warmup])
+    return optax.join_schedules([optax.linear_schedule(peak / num_warmup, peak, max(num_rise, 1)), decay], [num_rise])
 
 
 def learning_rates(settings: TrainSettings) -> NDArray[np.float32]:

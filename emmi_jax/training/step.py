@@ -16,6 +16,7 @@ from emmi_jax.config import OptimizerSettings, TrainSettings
 from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
+from emmi_jax.ops.arrays import widened
 from emmi_jax.training.devices import DATA, TOKENS, Devices
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -49,9 +50,9 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, settings: OptimizerSettings) -> TrainState:
-    """Returns the state before the first step."""
-    average = None if settings.ema_decay is None else jax.tree.map(jnp.copy, params)  # as a step donates both
-    return TrainState(params, optimizer.init(params), average)
+    """Returns the state before the first step; the average and the optimiser's state are at least float32."""
+    average = None if settings.ema_decay is None else jax.tree.map(jnp.copy, _wide(params))  # as a step donates both
+    return TrainState(params, optimizer.init(_wide(params)), average)
 
 
 def field_errors(
@@ -140,16 +141,23 @@ def make_train_step(
     def step(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(settings.seed), _num_steps(state.opt_state))
         (total, losses), grads = gradient(state.params, batch, key)
+        grads = _wide(grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params, ema = optax.apply_updates(state.params, updates), state.ema
+            updates, opt_state = optimizer.update(grads, state.opt_state, _wide(state.params))
+        updated, ema = optax.apply_updates(_wide(state.params), updates), state.ema
+        params = jax.tree.map(lambda new, old: new.astype(old.dtype), updated, state.params)
         if ema_decay is not None:
-            ema = optax.incremental_update(params, ema, _share_of_newest(ema_decay, opt_state))
+            ema = optax.incremental_update(updated, ema, _share_of_newest(ema_decay, opt_state))
         metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
         new = TrainState(params, opt_state, ema)
         return jax.lax.with_sharding_constraint((new, metrics), (devices.state_shardings(new), devices.whole))
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _wide(params: Params) -> Params:
+    """Returns parameters in at least float32, in which small steps are not lost."""
+    return jax.tree.map(widened, params)
 
 
 def _share_of_newest(decay: float, opt_state: optax.OptState) -> jax.Array:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from emmi_jax import points
-from emmi_jax.data.metrics import field_metrics, mean_metrics
+from emmi_jax.data.metrics import coefficient_metrics, field_metrics, mean_metrics
 
 
 def test_metrics_by_hand():
@@ -32,3 +32,17 @@ def test_metrics_of_chunks_are_those_of_the_whole(monkeypatch):
     whole = field_metrics(predicted, reference)
     monkeypatch.setattr(points.row_chunks, "__defaults__", (7,))
     assert field_metrics(predicted, reference) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("row", [0, 60])
+def test_an_error_that_is_nan_makes_every_metric_nan(monkeypatch, row):
+    monkeypatch.setattr(points.row_chunks, "__defaults__", (7,))
+    predicted = np.ones((100, 2), np.float32)
+    predicted[row] = np.nan
+    assert np.isnan(list(field_metrics(predicted, np.zeros((100, 2))).values())).all()
+
+
+def test_small_integers_do_not_overflow():
+    predicted, reference = np.array([100, -100], np.int8), np.array([-100, 100], np.int8)
+    assert coefficient_metrics(predicted, reference)["mae"] == 200
+    assert field_metrics(predicted[:, None], reference[:, None])["max"] == 200

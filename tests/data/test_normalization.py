@@ -156,3 +156,25 @@ def test_derivatives_pass_through_the_scales_of_positions_and_fields(value):
     np.testing.assert_allclose(jax.grad(lambda x: plain.denormalize(x)[0])(x), [2.0])
     np.testing.assert_allclose(jax.grad(lambda x: log.denormalize(x)[0])(x), [2 * np.exp(2 * abs(value))], rtol=1e-6)
     np.testing.assert_allclose(jax.grad(lambda x: log.normalize(x)[0])(x), [0.5 / (1 + abs(value))], rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_other_channels_than_those_of_the_scale_are_refused_in_both_directions(channels, as_array):
+    values = as_array(np.ones((5, channels), np.float32))
+    scale = FieldScale(mean=(1.0, 2.0, 3.0), std=(2.0, 3.0, 4.0))
+    for convert in (scale.normalize, scale.denormalize):
+        with pytest.raises(ValueError, match=rf"the scale has 3 channels, the values the shape \[5, {channels}\]"):
+            convert(values)
+    normalizer = make_normalizer()
+    for convert in (normalizer.normalize_position, normalizer.is_outside):
+        with pytest.raises(ValueError, match=rf"the normalizer has 3 axes, the positions the shape \[5, {channels}\]"):
+            convert(values)
+
+
+def test_positions_on_a_device_keep_their_digits_far_from_the_origin():
+    low = (412_345.678, 5_123_456.789, 0.1)
+    normalizer = Normalizer(position_low=low, position_scale=10.0, fields={})
+    position = (np.array(low) + np.random.default_rng(0).uniform(0, 100, (50, 3))).astype(np.float32)
+    expected = normalizer.normalize_position(position)
+    np.testing.assert_allclose(jax.jit(normalizer.normalize_position)(jnp.asarray(position)), expected, rtol=1e-6)

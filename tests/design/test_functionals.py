@@ -45,7 +45,13 @@ def value(functional: Functional, num_chunks: int = 1, fields: Any = FIELDS, bra
         chunks = []
         for rows in np.array_split(np.arange(NUM), num_chunks):
             point = jax.tree.map(lambda a, rows=rows: jnp.asarray(a[rows]), (POSITION, fields, NORMAL, SIZE))
-            chunks.append(sums.of_points(sums.terms(*point), jnp.ones(len(rows), bool)))
+            position, *others = point
+            counted = np.ones(len(rows), bool)
+            if sums.box is not None:
+                low, high = sums.box
+                counted = ((POSITION[rows] >= low) & (POSITION[rows] <= high)).all(axis=1)
+            about = jnp.asarray(sums.about, jnp.float32)
+            chunks.append(sums.of_points(sums.terms(position - about, *others), jnp.asarray(counted)))
         totals.append(sums.of_chunks(jax.tree.map(lambda *leaves: jnp.stack(leaves), *chunks)))
     return float(functional.value(totals))
 
@@ -108,6 +114,11 @@ def test_functionals_can_be_combined() -> None:
     combined = 2.0 * first - second * 0.5 + -first.map(jnp.square)
     expected = 2 * value(first) - 0.5 * value(second) - value(first) ** 2
     assert value(combined, num_chunks=3) == pytest.approx(expected, rel=1e-5)
+    ratio = (1 + second / first - np.float64(2) / first) ** 2
+    assert value(ratio) == pytest.approx((1 + (value(second) - 2) / value(first)) ** 2, rel=1e-5)
+    assert value(sum([first, second], 3 - first * second)) == pytest.approx(
+        3 + value(first) + value(second) - value(first) * value(second), rel=1e-5
+    )
     own = per_point("surface", lambda position, fields, normal, area: area * position[:, 0])
     assert value(own) == pytest.approx(SIZE @ POSITION[:, 0], abs=1e-5)
     assert (first + integral("volume", "pressure")).branches == ("surface", "volume")
@@ -122,6 +133,14 @@ def test_functionals_can_be_combined() -> None:
         (lambda: moment(speed=1.0, area=1.0, length=1.0, about=(0, 1)), "about must be 3 finite numbers"),
         (lambda: smooth_maximum("surface", "pressure", sharpness=0.0), r"sharpness must be positive, got 0\.0"),
         (lambda: mean("volume", "pressure", box=((0, 0, 0), (1, 1, np.nan))), "a corner of the box must be 3 finite"),
+        (
+            lambda: mean("volume", "pressure", box=((0, 0, 2), (1, 1, 1))),
+            "the lowest corner of the box must come first",
+        ),
+        (lambda: drag(**STREAM) * "2", "combined with functionals and finite numbers, .* got '2'"),
+        (lambda: drag(**STREAM) + np.nan, "combined with functionals and finite numbers, .* got nan"),
+        (lambda: np.ones(3) * drag(**STREAM), "combined with functionals and finite numbers"),
+        (lambda: drag(**STREAM) ** lift(**STREAM), "combined with functionals and finite numbers"),
     ],
 )
 def test_bad_arguments_are_quoted(make: Any, message: str) -> None:
