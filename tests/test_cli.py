@@ -143,7 +143,7 @@ def test_mistakes_exit_2_with_one_line_and_write_nothing(arguments, message, cap
         ({"velocity": np.ones((60, 3))}, "no array 'position'"),
         ({"position": np.ones((60, 3)), "p": np.full(60, np.nan)}, "60 of 60 values of 'p' are NaN or infinite"),
         ({"position": np.ones((60, 3)), "p": np.ones(60)}, "60 points are too few"),
-        ({"position": np.ones((60, 3)), "p": np.array([None] * 60)}, "Object arrays cannot be loaded"),
+        ({"position": np.ones((60, 3)), "p": np.array([None] * 60)}, "'p' cannot be read: it holds object"),
     ],
 )
 def test_unusable_data_is_refused_before_anything_is_written(arrays, message, capsys, tmp_path):

@@ -182,14 +182,14 @@ def unrecorded_dtype(members: dict[str, bytes]) -> None:
         (lambda m: m.pop("programs/1"), "'programs/1' is missing"),
         (lambda m: m.update({"../evil": b""}), "'../evil' is not in its manifest"),
         (lambda m: m.update({"manifest.json": b"[1]"}), "not that of an exported model"),
-        (lambda m: m.update({"manifest.json": b"{"}), "not JSON"),
-        (lambda m: m.update({"manifest.json": b"[" * 200_000}), "manifest.json"),
+        (lambda m: m.update({"manifest.json": b"{"}), "manifest.json: Expecting"),
+        (lambda m: m.update({"manifest.json": b"[" * 200_000}), "manifest.json: it is nested"),
         (manifest(version=2), "format version 2, expected 1"),
         (manifest(format="other"), "not that of an exported model"),
         (manifest(fields={"surface": 3}), "manifest.json: AttributeError"),
         (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [10**12]}}), "the manifest says float32"),
         (manifest(position={"low": ["x"], "scale": 1}), "manifest.json: ValueError: could not convert"),
-        (lambda m: m.update({"manifest.json": b"1" * 5000}), "not JSON"),
+        (lambda m: m.update({"manifest.json": b"1" * 5000}), "manifest.json: Exceeds the limit"),
         (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [-1]}}), "expected a size, got -1"),
         (manifest(programs=[]), "is not in its manifest"),
         (manifest(programs=[{"function": "encode"}]), "manifest.json: TypeError"),
@@ -200,7 +200,7 @@ def unrecorded_dtype(members: dict[str, bytes]) -> None:
         (pickled, "arrays/0.npy"),
         (bare_pickle, "arrays/0.npy"),
         (larger_header, "arrays/0.npy"),
-        (lambda m: m.update({"arrays/0.npy": m["arrays/0.npy"][:-1]}), "bytes, expected"),
+        (lambda m: m.update({"arrays/0.npy": m["arrays/0.npy"][:-1]}), "does not fit the"),
         (lambda m: m.update({"programs/0": m["programs/0"][:500]}), "programs/0 is no program"),
         (lambda m: m.update({"programs/0": b"\x00" * 64}), "programs/0 is no program"),
         (lambda m: m.update({"programs/0": b""}), "programs/0 is no program"),
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_refused_in_one_line(
 
 def test_a_zip_bomb_is_refused_before_it_is_read(file: Path, tmp_path: Path) -> None:
     bomb = edited(file, tmp_path, lambda m: m.update({"a": bytes(10**7)}), compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match="is compressed or encrypted"):
+    with pytest.raises(ValueError, match="compressed in an unexpected way"):
         deploy.load(bomb)
 
 
@@ -234,7 +234,7 @@ def test_a_declared_size_beyond_the_file_is_refused(file: Path, tmp_path: Path) 
 def test_a_truncated_file_is_refused(file: Path, tmp_path: Path, share: float) -> None:
     content = file.read_bytes()
     (tmp_path / "model.emmi").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="not an exported model, or a truncated one"):
+    with pytest.raises(ValueError, match="not an exported model, or a damaged one"):
         deploy.load(tmp_path / "model.emmi")
 
 
@@ -242,7 +242,7 @@ def test_flipped_bits_are_refused(file: Path, tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[content.index(b"NUMPY") + 200] ^= 1
     (tmp_path / "model.emmi").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read: Bad CRC-32"):
+    with pytest.raises(ValueError, match=r"0\.npy: Bad CRC-32"):
         deploy.load(tmp_path / "model.emmi")
 
 

@@ -12,8 +12,9 @@ import typer
 from emmi_jax.config import TrainSettings
 from emmi_jax.data.case_split import PUBLISHED_SPLITS
 from emmi_jax.data.published import STATISTICS
+from emmi_jax.files.atomic import read_toml
 from emmi_jax.jobs.datasets import OWN_DATA, default_settings
-from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
+from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe
 
 _DEFAULTS = default_settings(None)
 _RATES = f"{_DEFAULTS.optimizer.learning_rate:g}, or {OWN_DATA.optimizer.learning_rate:g} with --data"
@@ -195,7 +196,7 @@ def train(
     }
     changes = [
         {} if recipe is None else read_recipe(recipe),
-        {} if config is None else read_settings(config),
+        {} if config is None else read_toml(config),
         {key: value for key, value in options.items() if value is not None},
         dict(map(parse_assignment, assignments or [])),
     ]

@@ -6,7 +6,6 @@ import importlib
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emmi_jax.convert.entries import to_numpy
+from emmi_jax.deploy.parsing import Archive, refusing_damage
+
+_READ_BYTES = 1 << 20
+_KINDS = "fiubV"  # V is bfloat16
+_SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+_EXPECTED = "16, 32 or 64 bit floats, or integers"
 
 
 class TorchFile(NamedTuple):
@@ -47,7 +52,7 @@ def load_torch_file(path: str | os.PathLike[str]) -> TorchFile:
     path = Path(path)
     match path.suffix.lower():
         case ".th" | ".pt" | ".pth":
-            _check_archive(path)
+            _check_archive(path, with_checksums=True)
             return _state_dict_of(path, _load_archive(path))
         case ".safetensors":
             return _load_safetensors(path)
@@ -72,27 +77,34 @@ def load_torch_tensor(path: str | os.PathLike[str]) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     _check_archive(path)
-    array = to_numpy(_load_archive(path, use_mmap=True))
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} holds a {type(array).__name__}, expected a tensor")
-    return array
+    content = _load_archive(path, use_mmap=True)
+    if not _is_tensor(content):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a tensor")
+    return _numbers(str(path), content)
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, *, with_checksums: bool = False) -> None:
+    """Refuses what torch reads carelessly: pickles, programs, compressed or overlapping members, flipped bits."""
     with path.open("rb") as file:
         start = file.read(2)
-        if not start:
-            raise ValueError(f"{path} is empty")
-        if start[:1] == b"\x80":
-            raise ValueError(f"{path} is refused: it is a bare pickle, not a zip of tensors, and may execute code")
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path} is truncated, or it is no zip of tensors as torch.save writes it")
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
-        raise ValueError(f"{path} is refused: it is a TorchScript archive, which executes code; save its state_dict()")
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise ValueError(f"{path} is a zip, but not one of tensors as torch.save writes it")
+    if not start:
+        raise ValueError(f"{path} is empty")
+    if start[:1] == b"\x80":
+        raise ValueError(f"{path} is refused: it is a bare pickle, not a zip of tensors, and may execute code")
+    with Archive(
+        path, f"{path} is damaged or truncated, or it is no zip of tensors as torch.save writes it"
+    ) as archive:
+        names = list(archive.members)
+        if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+            raise ValueError(
+                f"{path} is refused: it is a TorchScript archive, which executes code; save its state_dict()"
+            )
+        if not any(name.endswith("/data.pkl") for name in names):
+            raise ValueError(f"{path} is a zip, but not one of tensors as torch.save writes it")
+        for name in names if with_checksums else ():
+            with refusing_damage(f"{path} is damaged"), archive.open(name) as member:
+                while member.read(_READ_BYTES):
+                    pass
 
 
 def _load_archive(path: Path, *, use_mmap: bool = False) -> Any:
@@ -105,7 +117,8 @@ def _load_archive(path: Path, *, use_mmap: bool = False) -> Any:
         raise ValueError(f"{path} is refused, because loading it could execute code: {wants}") from error
     except Exception as error:
         # Damaged archives make torch raise almost anything.
-        raise ValueError(f"{path} cannot be read, it is probably damaged: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read, it is probably damaged: {reason:.160}") from error
 
 
 def _state_dict_of(path: Path, content: Any) -> TorchFile:
@@ -116,23 +129,45 @@ def _state_dict_of(path: Path, content: Any) -> TorchFile:
         extra = {key: value for key, value in content.items() if key != "state_dict"}
     else:
         state_dict, extra = content, {}
-    arrays = {name: to_numpy(value) for name, value in state_dict.items()}
-    others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-    if others or not arrays:
-        found = f"no tensors are {others}" if others else "it has no entries"
+    others = [name for name, value in state_dict.items() if not isinstance(name, str) or not _is_tensor(value)]
+    if others or not state_dict:
+        found = f"no tensors are {others!s:.160}" if others else "it has no entries"
         raise ValueError(f"{path} holds no state dict, at the top or under 'state_dict': {found}")
-    return TorchFile(arrays, extra)
+    return TorchFile({name: _numbers(f"{path}: {name!r}", value) for name, value in state_dict.items()}, extra)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, _import("torch", "a file of this kind").Tensor)
+
+
+def _numbers(place: str, tensor: Any) -> np.ndarray:
+    """Returns a tensor as an array after checking that it is no larger than what is stored of it."""
+    array = to_numpy(tensor)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
+        kind = str(tensor.dtype).removeprefix("torch.") + ("" if "strided" in str(tensor.layout) else ", sparse")
+        raise ValueError(f"{place} is a tensor of {kind}, expected {_EXPECTED}")
+    if array.nbytes > tensor.untyped_storage().nbytes():
+        raise ValueError(
+            f"{place} claims {list(array.shape)} numbers, more than are stored: save a copy that is .contiguous()"
+        )
+    return array
 
 
 def _load_safetensors(path: Path) -> TorchFile:
     safetensors: Any = _import("safetensors", "a .safetensors file")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
+    arrays = {}
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return TorchFile({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _SAFETENSORS_DTYPES:
+                    raise ValueError(f"{path}: {name!r} is a tensor of {dtype}, expected {_EXPECTED}")
+                arrays[name] = file.get_tensor(name)
+            return TorchFile(arrays, file.metadata() or {})
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated, or it is no safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated, or it is no safetensors file: {error!s:.160}") from error
 
 
 def _import(name: str, what: str) -> ModuleType:

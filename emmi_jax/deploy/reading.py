@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import jax
 
 from .archive import Members, read_npy, read_program
 from .manifest import FORMAT_VERSION, MANIFEST, Manifest, parse_manifest
+from .parsing import parse_json
 from .surrogate import ExportedSurrogate
 
 _MAX_MANIFEST = 2**24
@@ -33,11 +32,8 @@ def load(path: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Ex
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices must name at least one device, got none")
-    try:
-        with zipfile.ZipFile(path) as file:
-            return _read(Members(path, file), devices)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not an exported model, or a truncated one: {error}") from None
+    with Members(path) as members:
+        return _read(members, devices)
 
 
 def _read(members: Members, devices: Sequence[jax.Device]) -> ExportedSurrogate:
@@ -62,13 +58,10 @@ def _read(members: Members, devices: Sequence[jax.Device]) -> ExportedSurrogate:
 
 
 def _read_manifest(members: Members) -> Manifest:
-    if members.manifest_size() > _MAX_MANIFEST:
-        raise members.error(f"{MANIFEST} has {members.manifest_size()} bytes")
-    content = members.read(MANIFEST)
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise members.error(f"{MANIFEST} is not JSON: {error!s:.80}") from None
+    if members.size(MANIFEST) > _MAX_MANIFEST:
+        raise members.error(f"{MANIFEST} has {members.size(MANIFEST)} bytes")
+    with members.open(MANIFEST) as file:
+        values = parse_json(file.read())
     if not isinstance(values, dict) or values.get("format") != "emmi":
         raise members.error(f"{MANIFEST} is not that of an exported model")
     if values.get("version") != FORMAT_VERSION:

@@ -6,12 +6,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emmi_jax.deploy.parsing import check_depth, finite_number, parse_json
+
 JsonDict = dict[str, Any]
+
+_MAX_TEXT = 1 << 28
 
 
 class UnwritableFileError(OSError):
@@ -42,7 +47,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with whole_file(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: JsonDict) -> None:
@@ -57,12 +62,27 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: There is no such file.
         ValueError: It is not JSON.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    return _parse(path, "JSON", parse_json)
+
+
+def read_toml(path: Path) -> JsonDict:
+    """Reads TOML.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not TOML.
+    """
+    return _parse(path, "TOML", parse_toml)
+
+
+def parse_toml(content: bytes) -> JsonDict:
+    """Parses TOML; raises a ValueError where it is none, is nested too deep, or has a number that is not finite."""
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        values = tomllib.loads(content.decode(), parse_float=finite_number)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    check_depth(values)
+    return values
 
 
 def read_json_object(path: Path) -> JsonDict:
@@ -71,6 +91,17 @@ def read_json_object(path: Path) -> JsonDict:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
     return values
+
+
+def _parse(path: Path, kind: str, parse: Callable[[bytes], Any]) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > _MAX_TEXT:
+        raise ValueError(f"{path}: not {kind}: it has {_in_words(path.stat().st_size)}")
+    try:
+        return parse(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not {kind}: {error!s:.200}") from None
 
 
 def make_folder(path: Path) -> None:
@@ -102,6 +133,17 @@ def check_space(path: Path, num_bytes: int) -> None:
             f"{path}: up to {_in_words(num_bytes)} will be written and {_in_words(free)} are free: make room on that "
             "disk, or write to another"
         )
+
+
+def check_memory(path: Path, num_bytes: int) -> None:
+    """Refuses a file whose arrays cannot fit in the memory of this machine.
+
+    Raises:
+        ValueError: They need more; the message names the file.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if num_bytes > memory:
+        raise ValueError(f"{path}: its arrays need {_in_words(num_bytes)}, this machine has {_in_words(memory)}")
 
 
 @contextmanager

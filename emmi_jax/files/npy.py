@@ -1,4 +1,4 @@
-"""Arrays in `.npy` files that need not fit in memory: mapped for reading, written row by row."""
+"""Arrays in `.npy` files that need not fit in memory: mapped or read chunk by chunk, written row by row."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.deploy.parsing import Header, read_header
 from emmi_jax.files.atomic import whole_file
+from emmi_jax.points import CHUNK_ROWS, row_chunks
 
 _HEADER_SIZE = 128
 
@@ -27,12 +29,31 @@ def map_array(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            header = read_header(file, path.stat().st_size)
+            offset = file.tell()
+    except ValueError as error:
         raise ValueError(f"{path}: not an .npy file of numbers, or a damaged one: {error}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: holds {getattr(array, 'dtype', 'no single array')}, expected real numbers")
-    return array
+    if header.dtype.kind == "b":
+        raise ValueError(f"{path}: holds {header.dtype}, expected real numbers")
+    order: Any = "F" if header.is_fortran else "C"
+    if not header.num_bytes:
+        return np.empty(header.shape, header.dtype, order)
+    return np.memmap(path, header.dtype, "r", offset, header.shape, order)
+
+
+def read_chunks(file: IO[bytes], header: Header) -> Iterator[NDArray[Any]]:
+    """Yields the rows of an array whose header has been read, a number without rows as one."""
+    shape, dtype, is_fortran = header
+    if is_fortran and len(shape) > 1:
+        # Columns are stored one after another, so no row is complete before the end.
+        yield from row_chunks(np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T)
+        return
+    num_rows = shape[0] if shape else 1
+    for start in range(0, max(num_rows, 1), CHUNK_ROWS):
+        rows = min(CHUNK_ROWS, num_rows - start)
+        content = file.read(rows * dtype.itemsize * math.prod(shape[1:]))
+        yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
 
 
 def array_file_size(shape: tuple[int, ...]) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.files.atomic import whole_file
+from emmi_jax.deploy.parsing import Archive, Header, read_header, refusing_damage
+from emmi_jax.files.atomic import check_memory, whole_file
+from emmi_jax.files.npy import read_chunks
 from emmi_jax.points import PointSet, row_chunks
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -54,24 +57,45 @@ def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, ND
         FileNotFoundError: There is no such file.
         ValueError: It is not an `.npz` file, it is damaged, or an array is not numeric.
     """
+    arrays, num_bytes = {}, 0
+    for name, header, chunks in open_arrays(path, names):
+        if header.dtype.kind == "b":
+            raise ValueError(f"{path}: array {name!r} holds {header.dtype}, expected real numbers")
+        num_bytes += math.prod(header.shape) * np.dtype(np.float64).itemsize
+        check_memory(path, num_bytes)
+        array, start = np.empty(header.shape or (1,)), 0
+        with refusing_damage(f"{path}: array {name!r} cannot be read"), np.errstate(over="ignore"):
+            for rows in chunks:
+                array[start : start + len(rows)] = rows
+                start += len(rows)
+        arrays[name] = array.reshape(header.shape)
+    return arrays
+
+
+def open_arrays(
+    path: Path, names: Container[str] | None = None
+) -> Iterator[tuple[str, Header, Iterator[NDArray[Any]]]]:
+    """Yields name, header and rows of the arrays of an `.npz` file; rows are decompressed, and checked, as they
+    are asked for.
+
+    Args:
+        path: The file.
+        names: Arrays to read, if the file holds them; None means all.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not an `.npz` file, it is damaged, or an array does not hold numbers.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not an .npz file, or a truncated one")
-    arrays = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            if names is not None and name not in names:
-                continue
-            try:
-                array = file[name]
-            except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{path}: array {name!r} cannot be read: {error}") from None
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-                found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                raise ValueError(f"{path}: array {name!r} holds {found}, expected real numbers")
-            arrays[name] = array.astype(np.float64)
-    return arrays
+    methods = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+    with Archive(path, f"{path}: not an .npz file, or a truncated one", methods) as archive:
+        for member, info in archive.members.items():
+            name = member.removesuffix(".npy")
+            if names is None or name in names:
+                with refusing_damage(f"{path}: array {name!r} cannot be read"), archive.open(member) as file:
+                    header = read_header(file, info.file_size)
+                    yield name, header, read_chunks(file, header)
 
 
 def checked_positions(path: Path, name: str, array: NDArray[_Scalar]) -> NDArray[_Scalar]:

@@ -13,6 +13,8 @@ import numpy as np
 import tensorstore as ts
 from numpy.typing import DTypeLike, NDArray
 
+from emmi_jax.deploy.parsing import parse_json
+
 CHUNK_ROWS = 16_384
 """Rows that are read at once."""
 
@@ -58,7 +60,7 @@ class ArrayFolder:
         if found.state != "value":
             return None
         try:
-            return json.loads(found.value)
+            return parse_json(found.value)
         except ValueError as error:
             raise ValueError(f"{self.location}/{key}: not JSON: {error}") from None
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +14,14 @@ from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
+from emmi_jax.deploy.parsing import refusing_damage
 from emmi_jax.files.npy import map_array
+from emmi_jax.files.npz import open_arrays
 from emmi_jax.jobs.cases import check_selection
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.mesh import read_mesh
 from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
-from emmi_jax.points import CHUNK_ROWS, row_chunks
+from emmi_jax.points import row_chunks
 
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
@@ -49,11 +50,9 @@ def file_statistics(paths: Sequence[Path], foam: FoamSelection = LATEST_WALLS) -
         num_arrays = 0
         for name, chunks in _arrays(path, foam):
             num_arrays += 1
-            try:
+            with refusing_damage(f"{path}: array {name!r}"):
                 here = Moments.of_chunks(chunks)
                 found[name] = found[name].merge(here) if name in found else here
-            except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{path}: array {name!r}: {error}") from None
         if not num_arrays:
             raise ValueError(f"{path}: holds no array")
     return found
@@ -109,7 +108,7 @@ def _arrays(path: Path, foam: FoamSelection) -> NamedChunks:
         raise FileNotFoundError(f"{path}: no such file")
     match path.suffix.lower():
         case ".npz":
-            yield from _npz_arrays(path)
+            yield from ((name, rows) for name, _, rows in open_arrays(path))
         case ".npy":
             yield path.stem, _numbers(map_array(path))
         case _:
@@ -120,41 +119,6 @@ def _arrays(path: Path, foam: FoamSelection) -> NamedChunks:
             for name in dataset.point_data:
                 label = f"{name} (points)" if name in dataset.cell_data else name
                 yield label, _numbers(np.asarray(dataset.point_data[name]))
-
-
-def _npz_arrays(path: Path) -> NamedChunks:
-    """Reads the members of an archive chunk by chunk as they are decompressed."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not an .npz file, or a truncated one")
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            yield member.removesuffix(".npy"), _member_chunks(archive, member)
-
-
-def _member_chunks(archive: zipfile.ZipFile, member: str) -> Iterator[NDArray[Any]]:
-    with archive.open(member) as file:
-        yield from _npy_chunks(file)
-
-
-def _npy_chunks(file: IO[bytes]) -> Iterator[NDArray[Any]]:
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = read_header(file)
-    _check_kind(dtype)
-    num_rows = shape[0] if shape else 1
-    row_shape = shape[1:]
-    if is_fortran and row_shape:
-        # Columns are stored one after another, so no row is complete before the end.
-        whole = np.frombuffer(file.read(), dtype)
-        yield from row_chunks(whole.reshape(shape[::-1]).T)
-        return
-    row_bytes = dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
-    for start in range(0, max(num_rows, 1), CHUNK_ROWS):
-        rows = min(CHUNK_ROWS, num_rows - start)
-        content = file.read(rows * row_bytes)
-        if len(content) < rows * row_bytes:
-            raise ValueError("it is truncated")
-        yield np.frombuffer(content, dtype).reshape(rows, *row_shape)
 
 
 def _numbers(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -41,9 +41,9 @@ def with_nan(shape: tuple[int, ...]) -> np.ndarray:
         ({"position": POSITION, "p": np.ones((10, 0))}, r"'p' has shape \(10, 0\)"),
         ({"position": POSITION, "p": with_nan((10, 3))}, "2 of 30 values of 'p' are NaN or infinite"),
         ({"position": with_nan((10, 3)), "p": np.ones(10)}, "2 of 30 values of 'position' are NaN or infinite"),
-        ({"position": POSITION, "p": np.array(["x"] * 10)}, "'p' holds <U1, expected real numbers"),
-        ({"position": POSITION, "p": np.ones(10, complex)}, "'p' holds complex128"),
-        ({"position": POSITION, "p": np.array([object()] * 10)}, "'p' cannot be read: Object arrays"),
+        ({"position": POSITION, "p": np.array(["x"] * 10)}, "'p' cannot be read: it holds <U1, expected real numbers"),
+        ({"position": POSITION, "p": np.ones(10, complex)}, "'p' cannot be read: it holds complex128"),
+        ({"position": POSITION, "p": np.array([object()] * 10)}, "'p' cannot be read: it holds object"),
     ],
 )
 def test_unusable_cases_are_refused_by_array(path, arrays, message):

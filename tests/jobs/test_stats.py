@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emmi_jax.jobs import stats
+from emmi_jax.files import npy
 from emmi_jax.jobs.stats import file_statistics, statistics_json
 from emmi_jax.meshes.vtk import import_pyvista
 
@@ -13,7 +13,7 @@ POSITION = RNG.uniform(-3, 5, size=(90, 3))
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(stats, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(npy, "CHUNK_ROWS", 16)
 
 
 ARRAYS = {
@@ -88,7 +88,11 @@ def damaged(path: Path) -> None:
     [
         ("a.npz", lambda path: path.write_text("garbage"), r"not an \.npz file"),
         ("a.npz", damaged, "array 'p': Bad CRC-32"),
-        ("a.npz", lambda path: np.savez(path, p=np.array(["x"])), "array 'p': it holds <U1, expected real numbers"),
+        (
+            "a.npz",
+            lambda path: np.savez(path, p=np.array(["x"])),
+            "it holds <U1, expected real numbers",
+        ),
         ("a.npz", lambda path: np.savez(path), "holds no array"),
         ("a.npy", lambda path: path.write_text("garbage"), r"not an \.npy file"),
         ("a.npy", lambda path: np.save(path, np.array(["x"])), "holds <U1, expected real numbers"),

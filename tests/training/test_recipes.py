@@ -6,9 +6,10 @@ from emmi_jax.config import TrainSettings
 from emmi_jax.convert import PRESETS
 from emmi_jax.data.case_split import split_content
 from emmi_jax.data.published import STATISTICS
+from emmi_jax.files.atomic import read_toml
 from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.training.plan import model_config
-from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe, read_settings
+from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -102,4 +103,4 @@ def test_what_assigns_nothing_is_refused(text):
 def test_a_file_that_is_not_toml_is_refused_by_its_name(content, tmp_path):
     (path := tmp_path / "mine.toml").write_bytes(content)
     with pytest.raises(ValueError, match=r"mine\.toml: not TOML: "):
-        read_settings(path)
+        read_toml(path)
