@@ -225,9 +225,10 @@ def _fit(trainer: Trainer, run: RunDirectory, params: Params | None, extras: Ext
         progress.advance(1, f"loss {row['loss']:.4f}  lr {row['learning_rate']:.1e}")
 
     with Checkpoints(run.checkpoints) as checkpoints:
-        start = checkpoints.step() or 0
+        start = 0
         if checkpoints.step() is not None:
-            state = TrainState(**checkpoints.restore(trainer.devices.like(trainer.state.items())))
+            start, items = checkpoints.restore(trainer.devices.like(trainer.state.items()))
+            state = TrainState(**items)
         elif params is not None:
             checkpoints.save(0, state.items())  # to start from after an early end
         batches = trainer.batches(start, settings.steps)

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
+from jax.experimental import multihost_utils
+
+from emmi_jax.files.atomic import JsonDict, read_json_object
+from emmi_jax.files.checksums import checksums
 
 LATEST, BEST = "latest", "best"
 _KEPT = 2
 _SCORE = "mean"
+_RECORD = "record"
+"""Item of a checkpoint: the checksums of its arrays, and the metrics of its validation."""
+
+_log = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint cannot be read, or its arrays are not those that were saved."""
+
+
+class _WrongChecksumError(ValueError):
+    """An array is not what was saved; all processes find so."""
+
+
+class Restored(NamedTuple):
+    """The items of a checkpoint, by name, and the number of steps before it."""
+
+    step: int
+    items: dict[str, Any]
 
 
 class Checkpoints:
@@ -25,18 +50,16 @@ class Checkpoints:
 
     Args:
         directory: Folder of the checkpoints; made if it is missing.
+        read_only: Whether nothing is written, made or deleted, so that another process may train meanwhile.
     """
 
-    def __init__(self, directory: Path) -> None:
-        best = policies.BestN(n=1, get_metric_fn=_score, reverse=True, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(_KEPT), best]),
-            best_fn=_score,
-            best_mode="min",
-            cleanup_tmp_directories=True,
-        )
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self._directory = directory
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self._scores: dict[int, float | None] = {}
+        self._manager = None
+        if not read_only:
+            options = ocp.CheckpointManagerOptions(preservation_policy=self, create=True, cleanup_tmp_directories=True)
+            self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -44,18 +67,30 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Tells orbax which checkpoints to keep; one whose score is unknown may be the best."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scores = {step: self._score(step) for step in steps}
+        kept = {*steps[-_KEPT:], _best(scores), *(step for step, score in scores.items() if score is None)}
+        return [step in kept for step in steps]
 
     def step(self, which: str = LATEST) -> int | None:
-        """Returns the number of steps done in the newest checkpoint, or in the best one; None if there is none."""
-        if which == LATEST:
-            return cast("int | None", self._manager.latest_step())
-        best = cast("int | None", self._manager.best_step())
-        return None if best is None or _score(self._manager.metrics(best) or {}) == math.inf else best
+        """Returns the number of steps done in the newest checkpoint, or in the best one; None if there is none.
 
-    def holds(self, name: str, which: str = LATEST) -> bool:
-        """Returns whether a checkpoint has an item of this name."""
-        return (self._directory / str(self.step(which)) / name).is_dir()
+        Raises:
+            DamagedCheckpointError: A checkpoint does not say its score, so the best one is unknown.
+        """
+        if which == LATEST:
+            return max([*self._steps(), *self._scores], default=None)  # one may be on its way
+        scores = {step: self._score(step) for step in self._steps()}
+        if unknown := [step for step, score in scores.items() if score is None]:
+            raise DamagedCheckpointError(
+                f"{self._directory / str(unknown[0])}: damaged, so which checkpoint is the best is unknown: use latest"
+            )
+        return _best(scores)
 
     def save(self, step: int, items: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Saves named pytrees after `step` steps, unless that checkpoint exists.
@@ -63,32 +98,148 @@ class Checkpoints:
         Args:
             step: Number of steps done.
             items: Trees of arrays by name.
-            metrics: Metrics of a validation; the lowest `mean` makes the best checkpoint.
+            metrics: Metrics of a validation; the lowest `mean` makes the best checkpoint. One that is not finite counts
+                as infinite, and is never the best.
         """
-        if step != self.step():
-            saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-            self._manager.save(step, args=ocp.args.Composite(**saved), metrics=dict(metrics or {}))
+        if self._manager is None or step == self._manager.latest_step():
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()}
+        record = {"checksums": {name: checksums(tree) for name, tree in items.items()}, "metrics": finite}
+        self._scores[step] = _score(finite)
+        saved: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        saved[_RECORD] = ocp.args.JsonSave(record | {"checksum": _checksum(record)})
+        self._manager.save(step, args=ocp.args.Composite(**saved))
 
-    def restore(self, like: Mapping[str, Any], which: str = LATEST) -> dict[str, Any]:
+    def restore(self, *likes: Mapping[str, Any], which: str = LATEST) -> Restored:
         """Restores some of the items of a checkpoint.
 
+        If the newest is damaged, a run goes on from the one before, and a line is logged. A reader would get other
+        numbers, so it gets an error.
+
         Args:
-            like: Trees of arrays or shapes, by name; where a shape has no sharding, the array comes to one device.
+            likes: Trees of arrays or shapes, by name; where a shape has no sharding, the array comes to one device. Of
+                several such mappings, the first whose items the checkpoint has.
             which: ``latest`` or ``best``.
 
         Raises:
+            DamagedCheckpointError: The checkpoint is damaged, and so are those before if it is the newest of a run.
             ValueError: There is no such checkpoint.
         """
-        step = self.step(which)
-        if step is None:
+        damaged: dict[int, DamagedCheckpointError] = {}
+        while (step := self._next(which, damaged)) is not None:
+            try:
+                restored = Restored(step, self._read(step, likes))
+            except DamagedCheckpointError as error:
+                if (self._directory / str(step)).is_dir():
+                    damaged[step] = error
+                # Otherwise the run, which goes on meanwhile, has deleted it and has newer ones.
+            else:
+                self._give_up(damaged, step)
+                return restored
+        if not damaged:
             raise ValueError(f"{self._directory}: no {which} checkpoint yet")
+        older = max((step for step in self._steps() if step not in damaged), default=None)
+        advice = f"; remove that folder to use {self._directory / str(older)}" if older is not None else ""
+        raise DamagedCheckpointError(f"{damaged[max(damaged)]}{advice}")
+
+    def _next(self, which: str, damaged: Collection[int]) -> int | None:
+        """Returns the step of the checkpoint to try next."""
+        if damaged and (self._manager is None or which == BEST):
+            return None
+        return (
+            max((s for s in self._steps() if s not in damaged), default=None) if which == LATEST else self.step(which)
+        )
+
+    def _read(self, step: int, likes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Restores items of a checkpoint and compares their checksums.
+
+        Raises:
+            DamagedCheckpointError: They cannot be read, or are damaged.
+        """
+        folder = self._directory / str(step)
+        like = next((like for like in likes if all((folder / name).is_dir() for name in like)), likes[-1])
         items = {name: ocp.args.StandardRestore(jax.tree.map(_with_sharding, tree)) for name, tree in like.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return {name: restored[name] for name in like}
+        try:
+            record = self._record(step)
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                restored = reader.restore(folder.resolve(), args=ocp.args.Composite(**items))
+            if record is not None:
+                for name in like:
+                    _compare(name, record["checksums"][name], restored[name])
+            return {name: restored[name] for name in like}
+        except Exception as error:  # whatever damaged bytes make orbax and TensorStore raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            # Of several processes this may be the only one that has failed: it must not go on with another checkpoint.
+            is_agreed = jax.process_count() == 1 or isinstance(error, _WrongChecksumError)
+            kind = DamagedCheckpointError if is_agreed else ValueError
+            raise kind(f"{folder}: the checkpoint is damaged: {reason[0]:.300}") from None
+
+    def _give_up(self, damaged: Mapping[int, DamagedCheckpointError], used: int) -> None:
+        """Says which checkpoints are not used, and makes room for others of these steps."""
+        for step, error in damaged.items():
+            _log.warning("%s: using that of step %d", error, used)
+            self._scores.pop(step, None)
+            if jax.process_index() == 0:
+                folder = self._directory / str(step)
+                folder.rename(
+                    folder.with_name(f"{step}.damaged-{len(list(self._directory.glob(f'{step}.damaged-*')))}")
+                )
+        if damaged and self._manager is not None:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints")
+            self._manager.reload()
+
+    def _steps(self) -> list[int]:
+        """Returns the steps of complete checkpoints, which are renamed when they are."""
+        return [int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()]
+
+    def _record(self, step: int) -> JsonDict | None:
+        """Returns the record of a checkpoint; None for one that was made before there were records.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        folder = self._directory / str(step) / _RECORD
+        if not folder.is_dir():
+            return None
+        record = read_json_object(folder / "metadata")
+        if record.pop("checksum", None) != _checksum(record):
+            raise ValueError(f"wrong checksum of {_RECORD}")
+        return record
+
+    def _score(self, step: int) -> float | None:
+        """Returns the score of a checkpoint; None if it is damaged."""
+        if step not in self._scores:
+            try:
+                record = self._record(step)
+                metrics = {} if record is None else record["metrics"]
+                if record is None and (file := self._directory / str(step) / "metrics" / "metrics").is_file():
+                    metrics = read_json_object(file)
+                self._scores[step] = _score(metrics)
+            except (ValueError, OSError):
+                self._scores[step] = None
+        return self._scores[step]
 
 
-def _score(metrics: Mapping[str, float]) -> float:
-    return metrics.get(_SCORE, math.inf)
+def _compare(name: str, saved: Mapping[str, int], tree: Any) -> None:
+    on_host = all(len(array.sharding.device_set) == 1 for array in jax.tree.leaves(tree))
+    for path, found in checksums(tree, on_host=on_host).items():
+        if found != saved.get(path):
+            raise _WrongChecksumError(f"wrong checksum of {name}{path}")
+
+
+def _score(metrics: Mapping[str, Any]) -> float:
+    score = metrics.get(_SCORE)
+    return score if score is not None and math.isfinite(score) else math.inf
+
+
+def _best(scores: Mapping[int, float | None]) -> int | None:
+    finite = {step: score for step, score in scores.items() if score is not None and score < math.inf}
+    return min(finite, key=lambda step: (finite[step], -step), default=None)
+
+
+def _checksum(record: JsonDict) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _with_sharding(array: Any) -> jax.ShapeDtypeStruct:

@@ -36,7 +36,7 @@ def load_run(path: str | Path, checkpoint: str = LATEST) -> Surrogate:
     model = AnchoredBranchedUPT(config.model)
     if not run.checkpoints.is_dir():
         raise ValueError(f"{path}: no checkpoint yet")
-    with Checkpoints(run.checkpoints) as checkpoints:
-        name = "ema" if checkpoints.holds("ema", checkpoint) else "params"
-        params = checkpoints.restore({name: jax.eval_shape(lambda: init_params(model, seed=0))}, checkpoint)[name]
+    like = jax.eval_shape(lambda: init_params(model, seed=0))
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        (params,) = checkpoints.restore({"ema": like}, {"params": like}, which=checkpoint).items.values()
     return Surrogate(model, params, config.normalizer, config.sampling, run.read_context())

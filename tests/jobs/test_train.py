@@ -217,7 +217,7 @@ def test_a_run_is_used_with_its_averaged_parameters_and_goes_on_with_both(case, 
     run(settings, path)
     with Checkpoints(path / "checkpoints") as checkpoints:
         surrogate = load_run(path)
-        kept = checkpoints.restore({"params": surrogate.params, "ema": surrogate.params})
+        kept = checkpoints.restore({"params": surrogate.params, "ema": surrogate.params}).items
     differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), kept["params"], kept["ema"])
     assert max(jax.tree.leaves(differences)) > 1e-3
     jax.tree.map(np.testing.assert_array_equal, surrogate.params, kept["ema"])
