@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import io
 import json
 import pickle
@@ -19,8 +21,9 @@ import jax
 import numpy as np
 import pytest
 
-from emmi_jax import deploy
+from emmi_jax import Geometry, SupernodePoolingConfig, Surrogate, deploy
 from emmi_jax.inference.exporting import Program, export_surrogate
+from emmi_jax.layers.supernode_pooling import with_neighbors
 from emmi_jax.points import PointSet
 from tests.deploy_cases import KINDS, surrogate
 
@@ -85,6 +88,81 @@ def test_any_sizes_give_the_numbers_of_the_run_to_rounding(pair: Any) -> None:
     tolerance = 2e-2 if "bfloat16" in kind else 1e-5
     for name, values in expected.items():
         assert np.abs(found[name] - values).max() <= tolerance * np.abs(values).max(), name
+
+
+CLOUD, FEW = POINTS["surface"][:20], np.arange(6)
+WITH_NEIGHBORS = with_neighbors(Geometry(CLOUD.astype(np.float32), FEW), SupernodePoolingConfig(radius=None, k=3))
+ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "geometry points": ({"geometry": CLOUD}, None),
+    "integer geometry points": ({"geometry": (100 * CLOUD).astype(np.int8)}, None),
+    "a geometry": ({"geometry": Geometry(CLOUD, FEW)}, None),
+    "a geometry of deploy": ({"geometry": deploy.Geometry(CLOUD, FEW, FEW > 2)}, None),
+    "small indices": ({"geometry": Geometry(CLOUD, FEW.astype(np.int8))}, None),
+    "a mask": ({"geometry": Geometry(CLOUD, FEW, mask=FEW < 4)}, None),
+    "a mask in a list, over indices that are none": (
+        {"geometry": Geometry(CLOUD, [0, 1, 99], mask=[True, True, False])},
+        None,
+    ),
+    "big-endian anchors": ({"anchors": {"surface": CLOUD.astype(">f4")}}, None),
+    "integer anchors": ({"anchors": {"surface": (100 * CLOUD).astype(np.int8)}}, None),
+    "a mask of integers": ({"geometry": Geometry(CLOUD, FEW, mask=np.ones(6, int))}, "mask must be bool"),
+    "a short mask": ({"geometry": Geometry(CLOUD, FEW, mask=[True])}, "mask must be bool"),
+    "features": ({"geometry": Geometry(CLOUD, FEW, features=CLOUD)}, "geometry.features are given"),
+    "an index beyond the points": ({"geometry": Geometry(CLOUD, [0, 20])}, r"must lie in \[0, 20\)"),
+    "no real supernode": ({"geometry": Geometry(CLOUD, FEW, mask=FEW < 0)}, "the geometry has no supernodes"),
+    "no supernode": ({"geometry": Geometry(CLOUD, FEW[:0])}, "the geometry has no supernodes"),
+    "no geometry points": ({"geometry": CLOUD[:0]}, "the geometry has no points"),
+    "a geometry without points": ({"geometry": Geometry(CLOUD[:0], FEW[:0])}, "the geometry has no points"),
+    "no anchors": ({"anchors": {"volume": CLOUD[:0]}}, r"\['volume'\] have no anchors"),
+    "no points": ({"points": {**POINTS, "volume": CLOUD[:0]}}, "no anchors for the branch 'volume'"),
+    "masked points": ({"points": {**POINTS, "volume": np.ma.masked_less(CLOUD, 0)}}, "masked"),
+    "masked anchors": ({"anchors": {"surface": np.ma.masked_less(CLOUD, 0)}}, "masked"),
+    "a masked geometry": ({"geometry": np.ma.masked_less(CLOUD, 0)}, "masked"),
+    "a list of points": ({"points": {**POINTS, "volume": CLOUD.tolist()}}, "points of 'volume' must be an array"),
+    "half precision": ({"anchors": {"surface": CLOUD.astype(np.float16)}}, "float32, float64 or integer"),
+    "NaN": ({"anchors": {"surface": CLOUD * np.nan}}, "anchor surface position 0 is not finite"),
+    "an unknown branch": ({"anchors": {"wake": CLOUD}}, r"unknown branches \['wake'\]"),
+    "a condition": ({"condition": [1.0]}, "condition"),
+}
+
+
+def test_live_and_exported_take_the_same_arguments() -> None:
+    live, exported = (inspect.signature(kind.encode).parameters for kind in (Surrogate, deploy.ExportedSurrogate))
+    assert list(live) == list(exported)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_mean_the_same_live_and_exported(exported: deploy.ExportedSurrogate, name: str) -> None:
+    arguments, refusal = ARGUMENTS[name]
+    arguments = {"points": POINTS, **arguments}
+    for run in (surrogate("geometry"), exported):
+        if refusal is not None:
+            with pytest.raises(ValueError, match=refusal):
+                run.encode(**arguments)
+    if refusal is None:
+        expected, found = (
+            run.encode(**arguments).predict({"volume": QUERIES}) for run in (surrogate("geometry"), exported)
+        )
+        for field, values in expected.items():
+            np.testing.assert_allclose(found[field], values, atol=1e-5 * np.abs(values).max())
+
+
+def test_neighbors_that_an_exported_model_would_ignore_are_refused(exported: deploy.ExportedSurrogate) -> None:
+    with pytest.raises(ValueError, match=r"geometry\.neighbors are given, but an exported model searches for them"):
+        exported.encode(points=POINTS, geometry=WITH_NEIGHBORS)
+
+
+def test_the_masked_supernodes_of_a_context_are_left_out(tmp_path: Path) -> None:
+    run = surrogate("one branch with a context")
+    assert run.context is not None
+    masked = run.context._replace(geometry=run.context.geometry._replace(mask=np.arange(9) % 2 == 0))
+    run = dataclasses.replace(run, context=masked)
+    export_surrogate(run, tmp_path / "model.emmi")
+    expected, found = (
+        model.encode().predict({"volume": QUERIES})["volume_velocity"]
+        for model in (run, deploy.load(tmp_path / "model.emmi"))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_fields_units_and_kernels_can_be_read(exported: deploy.ExportedSurrogate) -> None:

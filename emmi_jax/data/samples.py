@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import Normalizer
@@ -27,6 +28,21 @@ class Context(NamedTuple):
 
     anchors: Mapping[str, Array]
     geometry: Geometry | None = None
+
+    @property
+    def stored_geometry(self) -> tuple[Array, NDArray[np.int32]] | None:
+        """The points and the real supernodes of the geometry, as files hold them.
+
+        Raises:
+            ValueError: The geometry has neighbours or features, which no file holds.
+        """
+        if self.geometry is None:
+            return None
+        position, idx, neighbors, features, mask = self.geometry
+        if neighbors is not None or features is not None:
+            raise ValueError("a context is stored without neighbors and features of its geometry: leave them out")
+        real = np.asarray(idx) if mask is None else np.asarray(idx)[np.asarray(mask)]
+        return np.asarray(position, np.float64), real.astype(np.int32)
 
 
 class Sample(NamedTuple):

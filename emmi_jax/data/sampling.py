@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import Method
+from emmi_jax.config import Sampling as Sampling
 from emmi_jax.deploy.draws import draw_farthest, draw_weighted
 
 

@@ -22,10 +22,11 @@ class Points(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Points of a geometry [P, n], and the indices [M] of the supernodes among them."""
+    """Points of a geometry [P, n], the indices [M] of the supernodes among them, and which of these are real, [M]."""
 
     position: Array
     supernode_idx: Array
+    mask: Array | None = None
 
 
 class Sampling(NamedTuple):
@@ -54,7 +55,13 @@ def draw_anchors(rng: np.random.Generator, branch: str, available: Mapping[str, 
 
 
 def draw_geometry(rng: np.random.Generator, points: Points, sampling: Sampling) -> Geometry:
-    """Draws points of the geometry and supernodes among them, or as many as there are."""
+    """Draws points of the geometry and supernodes among them, or as many as there are.
+
+    Raises:
+        ValueError: There are no points.
+    """
+    if not len(points.position):
+        raise ValueError("the geometry has no points: expected at least one")
     num_points = min(sampling.num_geometry_points, len(points.position))
     position = points.position[draw(rng, "uniform", points, num_points)]
     num_supernodes, method = min(sampling.num_supernodes, num_points), sampling.supernode_method
@@ -69,7 +76,16 @@ def as_points(what: str, points: Any) -> Points:
     position = getattr(points, "position", points)
     if not isinstance(getattr(position, "dtype", None), np.dtype) or len(position.shape) != 2:
         raise ValueError(f"the points of {what!r} must be an array [points, axes], got {type(position).__name__}")
+    check_unmasked(f"the points of {what!r}", position)
     return Points(position, getattr(points, "cell_size", None))
+
+
+def check_unmasked(what: str, array: Any) -> None:
+    """Refuses a masked array, whose mask NumPy would drop."""
+    if np.ma.is_masked(array):
+        raise ValueError(
+            f"{what} are masked: leave out the {np.count_nonzero(np.ma.getmaskarray(array))} masked values"
+        )
 
 
 def draw(rng: np.random.Generator, method: str, points: Points, num_points: int) -> NDArray[np.int64]:
@@ -104,6 +120,8 @@ def draw_weighted(
 
 def draw_farthest(rng: np.random.Generator, position: Array, num_points: int) -> NDArray[np.int64]:
     """Draws the first point at random, and each next one as far as possible from those drawn."""
+    if position.dtype.kind != "f" or position.dtype.itemsize < 4:
+        position = position.astype(np.float64)  # small integers overflow, and half precision has few digits
     idx = np.empty(num_points, np.int64)
     nearest = np.full(len(position), np.inf)
     for i in range(num_points):

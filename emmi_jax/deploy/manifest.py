@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .draws import Sampling
+from .draws import Sampling, check_unmasked
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -68,12 +68,13 @@ class Manifest(NamedTuple):
         array = position if hasattr(position, "dtype") else np.asarray(position)
         # Half precision would move the points, by 10 % of the output and more.
         is_numpy = isinstance(array.dtype, np.dtype)
-        is_exact = is_numpy and (array.dtype.kind in "iu" or array.dtype in (np.float32, np.float64))
+        is_exact = is_numpy and (array.dtype.kind in "iu" or (array.dtype.kind == "f" and array.dtype.itemsize >= 4))
         if len(array.shape) != 2 or array.shape[1] != num_axes or not is_exact:
             raise ValueError(
                 f"{what} positions{f' from point {start}' if start else ''} must be float32, float64 or integer "
                 f"arrays of shape [points, {num_axes}], got {array.dtype} of shape {list(array.shape)}"
             )
+        check_unmasked(f"{what} positions", array)
         array = np.asarray(array)
         with np.errstate(over="ignore"):
             values = (array.astype(np.float64) - np.array(self.position_low)) * self.position_scale

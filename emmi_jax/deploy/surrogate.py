@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .archive import Program
-from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, as_points, draw_anchors, draw_geometry
+from .case import Case, check_not_empty, choose_case
+from .draws import Array, Geometry, Points
 from .manifest import Manifest
 
 CHUNK_SIZE = 4096
@@ -85,7 +86,8 @@ class ExportedSurrogate:
 
         Args:
             anchors: Positions [T, n] of any of the branches.
-            geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is.
+            geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is. The package's
+                own serves too, but without neighbours.
             condition: Array [condition_dim], if the model has one.
             points: Points [N, n] of any of the branches to draw from; as `Points` they may bring cell sizes.
             seed: Seed of the draws.
@@ -93,23 +95,23 @@ class ExportedSurrogate:
         Raises:
             ValueError: There is nothing to draw from, or too little; or an array does not fit the model.
         """
-        manifest, rng = self._manifest, np.random.default_rng(seed)
-        available = {branch: as_points(branch, given) for branch, given in (points or {}).items()}
-        chosen: dict[str, Any] = {**self._stored_anchors(), **(anchors or {})}
-        if unknown := sorted({*chosen, *available} - set(manifest.scales)):
-            branches = tuple(manifest.scales)
-            raise ValueError(f"anchors or points name the unknown branches {unknown!r}; the branches are {branches!r}")
-        chosen = {
-            b: chosen[b] if b in chosen else draw_anchors(rng, b, available, manifest.sampling) for b in manifest.scales
-        }
-        model_units = {b: manifest.to_model_units(f"the anchor {b}", position) for b, position in chosen.items()}
-        drawn = self._geometry(rng, geometry, available, chosen)
+        manifest = self._manifest
+        case = choose_case(
+            tuple(manifest.scales),
+            manifest.sampling,
+            has_geometry=manifest.geometry_sizes is not None,
+            stored=self._stored,
+            anchors=anchors,
+            geometry=geometry,
+            points=points,
+            seed=seed,
+        )
+        check_not_empty(case.anchors, case.geometry)
+        model_units = {b: manifest.to_model_units(f"the anchor {b}", position) for b, position in case.anchors.items()}
         sizes = {b: len(position) for b, position in model_units.items()}
-        if empty := [b for b, size in sizes.items() if not size]:
-            raise ValueError(f"the branches {empty!r} have no anchors: expected at least one")
         inputs = (
             tuple(position[None] for position in model_units.values()),
-            () if drawn is None else _padded(manifest, drawn),
+            () if case.geometry is None else _padded(manifest, case.geometry),
             condition_input(condition, manifest.condition_dim),
         )
         encode = self._program("encode", sizes)
@@ -124,33 +126,14 @@ class ExportedSurrogate:
                 return program
         raise ValueError(f"the file has no program {function!r} for {dict(sizes)} anchors and {num_queries} queries")
 
-    def _stored_anchors(self) -> dict[str, Array]:
-        prefix = "context/anchors/"
-        return {name.removeprefix(prefix): a for name, a in self._context.items() if name.startswith(prefix)}
-
-    def _geometry(
-        self,
-        rng: np.random.Generator,
-        geometry: Geometry | Array | None,
-        available: Mapping[str, Points],
-        anchors: Mapping[str, Array],
-    ) -> Geometry | None:
-        if self._manifest.geometry_sizes is None:
-            if geometry is not None:
-                raise ValueError("a geometry is given, but the model has no geometry branch")
-            return None
-        if geometry is None and "context/geometry" in self._context:
-            geometry = Geometry(self._context["context/geometry"], self._context["context/supernode_idx"])
-        if geometry is None and GEOMETRY_BRANCH in available:
-            geometry = available[GEOMETRY_BRANCH].position
-        if geometry is None:
-            geometry = anchors.get(GEOMETRY_BRANCH)
-        if geometry is None:
-            raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
-        if isinstance(geometry, tuple):
-            # The package's own `Geometry` has more to it.
-            return Geometry(geometry[0], geometry[1])
-        return draw_geometry(rng, as_points("geometry", geometry), self._manifest.sampling)
+    @property
+    def _stored(self) -> Case:
+        """The anchors and the geometry of the run's context."""
+        prefix, context = "context/anchors/", self._context
+        anchors = {name.removeprefix(prefix): a for name, a in context.items() if name.startswith(prefix)}
+        if "context/geometry" not in context:
+            return Case(anchors, None)
+        return Case(anchors, Geometry(context["context/geometry"], context["context/supernode_idx"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,20 +246,26 @@ def condition_input(condition: ArrayLike | None, condition_dim: int | None) -> t
 
 def _padded(manifest: Manifest, geometry: Geometry) -> tuple[Array, Array, Array]:
     """Returns points, supernodes and which of these are real, of the sizes that the program takes."""
-    position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry[1])
+    for name, reason in (("neighbors", "searches for them itself"), ("features", "has no use for them")):
+        if getattr(geometry, name, None) is not None:
+            raise ValueError(f"geometry.{name} are given, but an exported model {reason}: leave them out")
+    position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry.supernode_idx)
+    mask = np.ones(idx.shape, bool) if geometry.mask is None else np.asarray(geometry.mask)
     largest = manifest.geometry_sizes or (0, 0)
     if idx.ndim != 1 or idx.dtype.kind not in "iu" or len(position) > largest[0] or len(idx) > largest[1]:
         raise ValueError(
             f"the geometry must have at most {largest[0]} points and {largest[1]} supernodes [M], "
             f"got {len(position)} and {idx.dtype} of shape {list(idx.shape)}"
         )
-    if len(idx) and not (idx.min() >= 0 and idx.max() < len(position)):
-        raise ValueError(f"supernodes must lie in [0, {len(position)}), got {idx.min()} … {idx.max()}")
+    if mask.dtype != bool or mask.shape != idx.shape:
+        raise ValueError(f"geometry.mask must be bool of shape {list(idx.shape)}, got {mask.dtype} {list(mask.shape)}")
+    if not (idx[mask].min() >= 0 and idx[mask].max() < len(position)):
+        raise ValueError(f"supernodes must lie in [0, {len(position)}), got {idx[mask].min()} … {idx[mask].max()}")
     # The model knows a point that is NaN as an absent one.
     points = np.full((1, largest[0], position.shape[1]), np.nan, np.float32)
     points[0, : len(position)] = position
     supernodes, is_real = np.zeros((1, largest[1]), np.int32), np.zeros((1, largest[1]), bool)
-    supernodes[0, : len(idx)], is_real[0, : len(idx)] = idx, True
+    supernodes[0, : len(idx)], is_real[0, : len(idx)] = np.where(mask, idx, 0), mask
     return points, supernodes, is_real
 
 

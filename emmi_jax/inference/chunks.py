@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.deploy.draws import check_unmasked
 
 Queries: TypeAlias = Any
 """Positions [N, n]: an array, a memory-map or anything sliced like one; or an iterable of arrays of any length."""
@@ -188,9 +189,10 @@ def _checked_positions(what: str, array: Any, num_axes: int, start: int = 0) -> 
     if not isinstance(getattr(array, "dtype", None), np.dtype):
         raise ValueError(f"{expected}, got {type(array).__module__}.{type(array).__name__}")
     # Half precision would move the points, by 10 % of the output and more.
-    is_exact = array.dtype.kind in "iu" or array.dtype in (np.float32, np.float64)
+    is_exact = array.dtype.kind in "iu" or (array.dtype.kind == "f" and array.dtype.itemsize >= 4)
     if len(array.shape) != 2 or array.shape[1] != num_axes or not is_exact:
         raise ValueError(f"{expected}, got {array.dtype} of shape {list(array.shape)}")
+    check_unmasked(f"{what} positions", array)
     return array
 
 

@@ -220,9 +220,8 @@ def _arrays(surrogate: Surrogate) -> dict[str, NDArray[Any]]:
     context = surrogate.context
     if context is not None:
         arrays |= {f"context/anchors/{b}": np.asarray(a, np.float64) for b, a in context.anchors.items()}
-    if context is not None and context.geometry is not None:
-        arrays["context/geometry"] = np.asarray(context.geometry.position, np.float64)
-        arrays["context/supernode_idx"] = np.asarray(context.geometry.supernode_idx, np.int32)
+    if context is not None and (geometry := context.stored_geometry) is not None:
+        arrays["context/geometry"], arrays["context/supernode_idx"] = geometry
     return arrays
 
 

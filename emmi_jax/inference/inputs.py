@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.deploy.case import check_not_empty
+from emmi_jax.deploy.draws import check_unmasked
 from emmi_jax.inference.chunks import to_model_units
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.inputs import check_inputs
@@ -44,6 +46,9 @@ def case_inputs(
         "anchor_masks": {b: _host(f"anchor_masks[{b!r}]", m)[None] for b, m in (anchor_masks or {}).items()},
     }
     check_inputs(config, queries={}, **inputs)
+    masks = inputs["anchor_masks"]
+    unbatched = None if geometry is None else jax.tree.map(lambda array: array[0], geometry)
+    check_not_empty({b: a[0] for b, a in inputs["anchors"].items()}, unbatched, lambda branch: masks.get(branch))
     return inputs
 
 
@@ -63,4 +68,6 @@ def _host(what: str, value: Any) -> Any:
         return value and type(value)(*(_host(what, leaf) for leaf in value))
     if not isinstance(value, list | tuple | int | float | np.ndarray | jax.Array):
         raise ValueError(f"{what} must be an array, got {type(value).__module__}.{type(value).__name__}")
-    return np.asarray(value)
+    check_unmasked(what, value)
+    array = np.asarray(value)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

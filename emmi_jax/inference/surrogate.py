@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from numpy.typing import ArrayLike
 
 from emmi_jax.config import Sampling
-from emmi_jax.data.draws import GEOMETRY_BRANCH, draw_geometry, draw_points
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
+from emmi_jax.deploy.case import Case, choose_case
+from emmi_jax.deploy.draws import Sampling as DeploySampling
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.chunks import ChunkSize, Queries
@@ -21,7 +21,7 @@ from emmi_jax.inference.streaming import StreamedChunk
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
-from emmi_jax.points import Array, PointSet, as_points
+from emmi_jax.points import Array, PointSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,19 +77,28 @@ class Surrogate:
         Raises:
             ValueError: There is nothing to draw from, or too little; or see `emmi_jax.encode`.
         """
-        rng = np.random.default_rng(seed)
-        available = {branch: as_points(branch, given) for branch, given in (points or {}).items()}
-        stored = {} if self.context is None else self.context.anchors
-        given = {**stored, **(anchors or {})}
-        branches = self.model.config.branches
-        if unknown := sorted({*given, *available} - set(branches)):
-            raise ValueError(f"anchors or points name the unknown branches {unknown!r}; the branches are {branches!r}")
-        chosen = {b: given[b] if b in given else self._draw(rng, b, available) for b in branches}
+        config, sampling, context = self.model.config, self.sampling, self.context
+        case = choose_case(
+            config.branches,
+            DeploySampling(
+                sampling.num_test_anchors,
+                sampling.num_geometry_points,
+                sampling.num_test_supernodes,
+                sampling.method,
+                sampling.supernode_method,
+            ),
+            has_geometry=config.has_geometry,
+            stored=Case({}, None) if context is None else Case(dict(context.anchors), context.geometry),
+            anchors=anchors,
+            geometry=geometry,
+            points=points,
+            seed=seed,
+        )
         cache = streaming.encode(
             self.model,
             self._variables,
-            anchors=chosen,
-            geometry=self._geometry(rng, geometry, available, chosen),
+            anchors=case.anchors,
+            geometry=None if case.geometry is None else Geometry(**case.geometry._asdict()),
             condition=condition,
             normalizer=self.normalizer,
         )
@@ -98,37 +107,6 @@ class Surrogate:
     @property
     def _variables(self) -> dict[str, Any]:
         return {"params": self.params}
-
-    def _draw(self, rng: np.random.Generator, branch: str, available: Mapping[str, PointSet]) -> Array:
-        points = available.get(branch)
-        if points is None or not len(points.position):
-            raise ValueError(f"no anchors for the branch {branch!r}: give them, or points to draw them from")
-        num_anchors = min(self.sampling.num_test_anchors, len(points.position))
-        return points.position[draw_points(rng, points, num_anchors, self.sampling)]
-
-    def _geometry(
-        self,
-        rng: np.random.Generator,
-        geometry: Geometry | Array | None,
-        available: Mapping[str, PointSet],
-        anchors: Mapping[str, Array],
-    ) -> Geometry | None:
-        if not self.model.config.has_geometry:
-            if geometry is not None:
-                raise ValueError("a geometry is given, but the model has no geometry branch")
-            return None
-        if geometry is None and self.context is not None:
-            geometry = self.context.geometry
-        if geometry is None and GEOMETRY_BRANCH in available:
-            geometry = available[GEOMETRY_BRANCH].position
-        if geometry is None:
-            geometry = anchors.get(GEOMETRY_BRANCH)
-        if geometry is None:
-            raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
-        if isinstance(geometry, Geometry):
-            return geometry
-        points = as_points("geometry", geometry).position
-        return draw_geometry(rng, points, self.sampling, num_supernodes=self.sampling.num_test_supernodes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,9 +147,8 @@ class RunDirectory:
         arrays = {
             f"{branch}{_ANCHORS}": np.asarray(position, np.float64) for branch, position in context.anchors.items()
         }
-        if context.geometry is not None:
-            arrays[_GEOMETRY] = np.asarray(context.geometry.position, np.float64)
-            arrays[_SUPERNODES] = np.asarray(context.geometry.supernode_idx, np.float64)
+        if (geometry := context.stored_geometry) is not None:
+            arrays[_GEOMETRY], arrays[_SUPERNODES] = (np.asarray(array, np.float64) for array in geometry)
         write_arrays(self.path / "context.npz", arrays)
 
     def read_metrics(self) -> list[JsonDict]:

@@ -1,0 +1,100 @@
+"""What `encode` takes, of a live surrogate and of an exported one, and what stands in for what is not given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .draws import GEOMETRY_BRANCH, Array, Geometry, Sampling, as_points, draw_anchors, draw_geometry
+
+
+class Case(NamedTuple):
+    """Anchors [T, n] of every branch, and the geometry of models that have one, in physical units."""
+
+    anchors: dict[str, Any]
+    geometry: Any
+
+
+def choose_case(
+    branches: Sequence[str],
+    sampling: Sampling,
+    *,
+    has_geometry: bool,
+    stored: Case,
+    anchors: Mapping[str, Array] | None,
+    geometry: Any,
+    points: Mapping[str, Any] | None,
+    seed: int,
+) -> Case:
+    """Chooses anchors and geometry: what is given, else what is stored, else draws.
+
+    Args:
+        branches: All branches of the model.
+        sampling: How many points are drawn, and how.
+        has_geometry: Whether the model has a geometry branch.
+        stored: The run's context; its geometry is None if there is none.
+        anchors: Positions [T, n] of any of the branches.
+        geometry: Points [P, n] to draw from; or a geometry, with positions and supernodes, used as it is.
+        points: Points [N, n] of any of the branches to draw from.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: There is nothing to draw from, or too little; or a branch is unknown.
+    """
+    rng = np.random.default_rng(seed)
+    available = {branch: as_points(branch, given) for branch, given in (points or {}).items()}
+    given = {**stored.anchors, **(anchors or {})}
+    if unknown := sorted({*given, *available} - set(branches)):
+        raise ValueError(
+            f"anchors or points name the unknown branches {unknown!r}; the branches are {tuple(branches)!r}"
+        )
+    chosen = {b: given[b] if b in given else draw_anchors(rng, b, available, sampling) for b in branches}
+    if not has_geometry:
+        if geometry is not None:
+            raise ValueError("a geometry is given, but the model has no geometry branch")
+        return Case(chosen, None)
+    if geometry is None:
+        geometry = stored.geometry
+    if geometry is None and GEOMETRY_BRANCH in available:
+        geometry = available[GEOMETRY_BRANCH].position
+    if geometry is None:
+        geometry = chosen.get(GEOMETRY_BRANCH)
+    if geometry is None:
+        raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
+    if not hasattr(geometry, "supernode_idx"):
+        geometry = draw_geometry(rng, as_points("geometry", geometry), sampling)
+    return Case(chosen, geometry)
+
+
+def check_not_empty(
+    anchors: Mapping[str, Any], geometry: Geometry | None, is_real: Callable[[str], Any] = lambda branch: None
+) -> None:
+    """Refuses a case that the model would know nothing of.
+
+    Args:
+        anchors: Positions [T, n] by branch.
+        geometry: The geometry, if the model has one.
+        is_real: From a branch to booleans [T], True = real anchor, or None.
+
+    Raises:
+        ValueError: A branch has no anchors, or the geometry has no points or supernodes.
+    """
+    empty = [b for b, position in anchors.items() if not len(position) or not np.any(_mask(is_real(b)))]
+    if empty:
+        raise ValueError(f"the branches {empty!r} have no anchors: expected at least one")
+    if geometry is None:
+        return
+    mask = getattr(geometry, "mask", None)
+    counts = {
+        "points": len(geometry.position),
+        "supernodes": np.count_nonzero(_mask(mask, len(geometry.supernode_idx))),
+    }
+    for name, number in counts.items():
+        if not number:
+            raise ValueError(f"the geometry has no {name}: expected at least one")
+
+
+def _mask(mask: Any, size: int = 1) -> Any:
+    return np.ones(size, bool) if mask is None else np.asarray(mask)
