@@ -55,6 +55,10 @@ class CaseCollection:
         prints = {name: self.cases.fingerprint(name) for name in self.split.train}
         return hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:32]
 
+    def first_case(self) -> Case:
+        """Returns the first training case, or a part of it, with all the geometry that the model may see."""
+        return self.cases.draw(self.split.train[0], np.random.default_rng(0), self.sampling, self._points_per_step)
+
     def measure(self) -> DataMoments:
         """Returns the statistics of all training cases."""
         return merge(map(self.measure_case, self.split.train))
@@ -73,8 +77,8 @@ class CaseCollection:
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns draws from a training case, in physical units."""
         rng = np.random.default_rng([_TRAIN_STREAM, seed, number])
-        points, geometry = self._draw(self.train_case(seed, number), rng, self._points_per_step)
-        return draw_training_case(rng, points, geometry, self.sampling)
+        case = self._draw(self.train_case(seed, number), rng, self._points_per_step)
+        return draw_training_case(rng, case.points, case.geometry, self.sampling)
 
     def train_case(self, seed: int, number: int) -> str:
         """Returns the name of the case of a training sample."""
@@ -107,8 +111,8 @@ class CaseCollection:
     def _draw(self, name: str, rng: np.random.Generator, num_points: int) -> Case:
         """Reads a part of a case to draw from, after checking that the case fits the others."""
         self._check(name)
-        points, geometry = self.cases.draw(name, rng, self.sampling, num_points)
-        return Case(points, geometry_points(points, geometry, self.sampling, name=name))
+        case = self.cases.draw(name, rng, self.sampling, num_points)
+        return case._replace(geometry=geometry_points(case.points, case.geometry, self.sampling, name=name))
 
     def check_fields(self, name: str, found: Mapping[str, Mapping[str, int]]) -> None:
         """Refuses a case whose channels by branch and field are not those of the first case."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
@@ -21,6 +18,18 @@ from emmi_jax.data.drivaernet import (
     read_design,
 )
 from emmi_jax.data.field_sources import DRIVAERML, FIELDS_FILE, Sources, published_sources, read_sources
+from emmi_jax.data.mesh_files import (
+    MESHES,
+    SUFFIXES,
+    all_arrays,
+    check_parts,
+    geometry_mesh_file,
+    joined,
+    mesh_files,
+    only_file,
+    other_kinds,
+    unread_files,
+)
 from emmi_jax.data.openfoam import foam_problem, proposed_sources, read_foam_case
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.data.shapenet_car import BRANCHES, read_shapenet_car, shapenet_car_files
@@ -32,20 +41,16 @@ from emmi_jax.data.tensors import (
     tensor_files,
     tensor_problem,
 )
-from emmi_jax.files.atomic import check_space
 from emmi_jax.files.fingerprint import fingerprint
+from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, is_foam
 from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
-from emmi_jax.meshes.vtk import array_names
+from emmi_jax.meshes.vtk import GHOSTS
 from emmi_jax.points import PointSet
 
 NUM_GEOMETRY_POINTS = 65_536
 """Points drawn on the triangles of an `.stl` file."""
-
-MESHES = {"surface": "boundary*.vtp", "volume": "volume*.vtu"}
-PARTS = {branch: f"{pattern}.*.part" for branch, pattern in MESHES.items()}
-"""A large mesh may come in files that are one after another: `volume_1.vtu.00.part`, `volume_1.vtu.01.part`."""
 
 
 def case_names(path: Path) -> list[str]:
@@ -75,12 +80,12 @@ def case_branches(path: Path, foam: FoamSelection = LATEST_WALLS) -> tuple[str, 
         return tuple(found)
     if any((path / name).is_file() for name in BRANCHES.values()):
         return tuple(branch for branch, name in BRANCHES.items() if (path / name).is_file())
-    return tuple(branch for branch in MESHES if _mesh_files(path, branch)) or foam_branches(path, foam)
+    return tuple(branch for branch in MESHES if mesh_files(path, branch)) or foam_branches(path, foam)
 
 
 def is_foam_case(path: Path) -> bool:
     """Returns whether a folder is read as OpenFOAM's; files of another layout come first."""
-    others = tensor_files(path) or shapenet_car_files(path) or any(_mesh_files(path, branch) for branch in MESHES)
+    others = tensor_files(path) or shapenet_car_files(path) or any(mesh_files(path, branch) for branch in MESHES)
     return not is_drivaernet(path.parent) and not others and is_foam(path)
 
 
@@ -92,9 +97,10 @@ def case_files(path: Path, foam: FoamSelection = LATEST_WALLS) -> list[Path]:
     found = [file for file in [*found, geometry_file(path)] if file is not None and file.is_file()]
     if not found and not (found := shapenet_car_files(path)):
         found = foam_files(path, foam) if is_foam_case(path) else []
-        found += [file for branch in MESHES for file in _mesh_files(path, branch)]
+        found += [file for branch in MESHES for file in mesh_files(path, branch)]
         found += [file for folder in (path, path.parent) if (file := folder / FIELDS_FILE).is_file()]
-    return sorted([*found, *path.glob("*.stl")])
+    geometry = None if is_foam_case(path) else geometry_mesh_file(path)
+    return sorted(found if geometry is None else [*found, geometry])
 
 
 def case_problem(
@@ -114,6 +120,7 @@ def case_problem(
         foam: See `read_case_folder`.
     """
     try:
+        _check_named_branches(path, foam)
         if missing := sorted(set(branches) - set(case_branches(path, foam))):
             return f"no {' and no '.join(missing)}"
         if empty := [file.name for file in case_files(path, foam) if not file.stat().st_size]:
@@ -181,7 +188,8 @@ def read_case_folder(
             with_cell_sizes=with_cell_sizes is not False,
             with_area_vectors=with_area_vectors,
         )
-    geometry = _only(path, path.glob("*.stl"))
+    _check_named_branches(path, foam)
+    geometry, left_out = geometry_mesh_file(path), list[str]()
     if (is_tensors := bool(tensor_files(path))) or shapenet_car_files(path):
         if with_cell_sizes:
             what = "tensors" if is_tensors else "points"
@@ -190,32 +198,39 @@ def read_case_folder(
         if geometry is None and (tensor := geometry_file(path)) is not None:
             return Case(points, read_positions(tensor, load_tensor))
     else:
-        points = _read_meshes(path, find_sources(path, sources), with_cell_sizes, with_area_vectors)
+        points, left_out = _read_meshes(path, find_sources(path, sources), with_cell_sizes, with_area_vectors)
     if geometry is None:
-        return Case(points, None)
-    return Case(points, sample_triangles(0, surface_triangles(read_mesh(geometry)), NUM_GEOMETRY_POINTS))
+        return Case(points, None, tuple(left_out))
+    mesh = read_mesh(geometry, ())
+    left_out += [f"{geometry.name}: {line}" for line in mesh.left_out]
+    return Case(points, sample_triangles(0, surface_triangles(mesh), NUM_GEOMETRY_POINTS), tuple(left_out))
 
 
 def _read_meshes(
     path: Path, sources: Sources, with_cell_sizes: bool | None, with_area_vectors: bool
-) -> dict[str, PointSet]:
-    points = {}
+) -> tuple[dict[str, PointSet], list[str]]:
+    points, left_out = {}, list[str]()
     for branch in MESHES:
-        if (files := _mesh_files(path, branch)) and branch not in sources:
+        if (files := mesh_files(path, branch)) and branch not in sources:
             raise ValueError(f"{path}: {FIELDS_FILE} has no fields for the branch {branch!r} of {files[0].name}")
         if files:
-            with _joined(path, files) as file:
+            with joined(path, files) as file:
                 measure = with_area_vectors and branch == GEOMETRY_BRANCH
-                points[branch] = _read_points(file, sources[branch], with_cell_sizes, measure)
+                points[branch], lines = _read_points(file, sources[branch], with_cell_sizes, measure)
+                left_out += [f"{files[0].name}: {line}" for line in lines]
     if not points:
-        wanted = [*MESHES.values(), "tensors such as surface_position_vtp.pt", *BRANCHES.values(), "folders with them"]
-        raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}")
-    return points
+        wanted = [*(f"{stem}*{suffix}" for stem, suffix in zip(MESHES.values(), SUFFIXES, strict=False))]
+        wanted += ["tensors such as surface_position_vtp.pt", *BRANCHES.values(), "folders with them"]
+        others = f"; meshes are read from {', '.join(SUFFIXES)}, not from {', '.join(found[:5])}" if (
+            found := other_kinds(path)
+        ) else ""  # fmt: skip
+        raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}{others}")
+    return points, left_out
 
 
 def _read_points(
     file: Path, sources: Mapping[str, FieldSource], with_cell_sizes: bool | None, with_area_vectors: bool
-) -> PointSet:
+) -> tuple[PointSet, tuple[str, ...]]:
     arrays = {source.array for source in sources.values()}
     mesh = read_mesh(file, arrays)
     points = mesh.points(sources, with_cell_sizes=with_cell_sizes or False)
@@ -224,7 +239,7 @@ def _read_points(
         points = points._replace(cell_size=sizes)
     if with_area_vectors and is_in_cells and is_surface(mesh):
         points = points._replace(area_vector=area_vectors(mesh))
-    return points
+    return points, mesh.left_out
 
 
 def case_fingerprint(path: Path, root: Path, foam: FoamSelection = LATEST_WALLS, *, with_times: bool = False) -> str:
@@ -239,68 +254,75 @@ def find_sources(path: Path, default: Sources | None = None, foam: FoamSelection
     They come from `fields.json` in the folder or in the one above; else they are the default, or those of the published
     data set, DrivAerML or AhmedML, whose arrays a mesh has, or those that OpenFOAM names so.
     """
-    for file in (folder / FIELDS_FILE for folder in (path, path.parent)):
-        if file.is_file():
-            return read_sources(file)
+    if (file := fields_file(path)) is not None:
+        return read_sources(file)
     if default is not None:
         return default
     if is_foam_case(path):
         return proposed_sources(foam_arrays(path, foam))
-    for branch, pattern in MESHES.items():
-        if files := sorted(path.glob(pattern)):
-            return published_sources(branch, _all_arrays(files[0]))
+    for branch in MESHES:
+        if (files := mesh_files(path, branch)) and files[0].suffix.lower() in SUFFIXES:
+            return published_sources(branch, all_arrays(files[0]))
     return DRIVAERML
 
 
-def _mesh_files(path: Path, branch: str) -> list[Path]:
-    """Returns the mesh of a branch, or its parts in their order."""
-    return sorted(path.glob(MESHES[branch])) or sorted(path.glob(PARTS[branch]))
+def fields_file(path: Path) -> Path | None:
+    """Returns the `fields.json` in a case folder or in the one above, if there is one."""
+    return next((file for folder in (path, path.parent) if (file := folder / FIELDS_FILE).is_file()), None)
+
+
+def case_left_out(
+    path: Path, sources: Sources, foam: FoamSelection = LATEST_WALLS, *, with_arrays: bool = True
+) -> list[str]:
+    """Returns what a case folder has and `read_case_folder` leaves out, one line each: files, and arrays of meshes."""
+    if is_drivaernet(path.parent) or not path.is_dir():
+        return []
+    lines = list(unread_files(path, case_files(path, foam)))
+    if not with_arrays:
+        return lines
+    if is_foam_case(path):
+        found = foam_arrays(path, foam)
+        names = {branch: (f"the {branch}", arrays) for branch, arrays in found.items()}
+    else:
+        files = {branch: files[0] for branch in MESHES if (files := mesh_files(path, branch))}
+        names = {b: (file.name, all_arrays(file)) for b, file in files.items() if file.suffix.lower() in SUFFIXES}
+    for branch, (what, arrays) in names.items():
+        used = all_found((source.array for source in sources.get(branch, {}).values()), arrays) or set()
+        if unused := sorted(arrays - used - {GHOSTS}):
+            lines.append(f"{what}: the arrays {', '.join(unused)}")
+    return lines
+
+
+def _check_named_branches(path: Path, foam: FoamSelection) -> None:
+    """Refuses a case that lacks a branch of its `fields.json`."""
+    if tensor_files(path) or shapenet_car_files(path) or is_drivaernet(path.parent):
+        return
+    file, there = fields_file(path), case_branches(path, foam)
+    if file is None or not there:
+        return
+    for branch in read_sources(file):
+        if branch not in there:
+            stem = MESHES.get(branch)
+            wanted = f"the branches {', '.join(MESHES)}" if stem is None else f"{stem}* with {', '.join(SUFFIXES)}"
+            others = (
+                f", found {', '.join(found)}"
+                if (found := [n for n in other_kinds(path) if stem and stem in n.lower()])
+                else ""
+            )
+            raise ValueError(
+                f"{path}: {file.name} names the branch {branch!r}, which no file has: expected {wanted}{others}"
+            )
 
 
 def _check_meshes(path: Path, sources: Sources) -> None:
     """Checks what can be known of the meshes before they are read."""
     for branch in MESHES:
-        files = _mesh_files(path, branch)
-        if files and files[0].suffix == ".part":
-            _check_parts(path, files)
+        files = mesh_files(path, branch)
+        if files and files[0].suffix.lower() == ".part":
+            check_parts(path, files)
         elif files:
-            wanted = {source.array for source in sources.get(branch, {}).values()}
-            file = _only(path, files)
-            if file is not None and (absent := sorted(wanted - _all_arrays(file))):
-                raise ValueError(f"{file.name}: no array {', '.join(map(repr, absent))}")
-
-
-def _all_arrays(file: Path) -> set[str]:
-    names = array_names(file)
-    return names.cells | names.points
-
-
-def _check_parts(path: Path, files: list[Path]) -> None:
-    numbers = [int(number) if (number := file.name.split(".")[-2]).isdigit() else -1 for file in files]
-    if numbers != list(range(len(files))):
-        raise ValueError(f"{path}: expected parts from 00 on without a gap, found {', '.join(f.name for f in files)}")
-
-
-@contextmanager
-def _joined(path: Path, files: list[Path]) -> Iterator[Path]:
-    """Yields the file of a mesh; parts are joined in a temporary one."""
-    if files[0].suffix != ".part":
-        if (file := _only(path, files)) is not None:
-            yield file
-        return
-    _check_parts(path, files)
-    with tempfile.TemporaryDirectory() as folder:
-        check_space(Path(folder), sum(file.stat().st_size for file in files))
-        joined = Path(folder, files[0].name.removesuffix(".00.part"))
-        with joined.open("wb") as target:
-            for file in files:
-                with file.open("rb") as source:
-                    shutil.copyfileobj(source, target)
-        yield joined
-
-
-def _only(path: Path, files: Collection[Path] | Iterator[Path]) -> Path | None:
-    found = sorted(files)
-    if len(found) > 1:
-        raise ValueError(f"{path}: a case has one such file, found {', '.join(file.name for file in found)}")
-    return found[0] if found else None
+            file = only_file(path, files)
+            there = set() if file is None else all_arrays(file)
+            wanted = [source.array for source in sources.get(branch, {}).values()]
+            if absent := [quoted(name) for name in wanted if not found_arrays(name, there)]:
+                raise ValueError(f"{files[0].name}: no array {', '.join(sorted(absent))}")

@@ -16,10 +16,15 @@ NUM_CASES_IN_MEMORY = 16
 
 
 class Case(NamedTuple):
-    """A case: points with fields by branch, and points [P, 3] of its geometry, if there are any."""
+    """A case: points with fields by branch, and points [P, 3] of its geometry, if there are any.
+
+    Attributes:
+        left_out: What its meshes have that was not read, one line each.
+    """
 
     points: dict[str, PointSet]
     geometry: Array | None
+    left_out: tuple[str, ...] = ()
 
 
 class BranchShape(NamedTuple):

@@ -61,6 +61,9 @@ class EllipsoidDataset:
             f"{len(self.test_bodies)} to test on"
         )
 
+    def first_case(self) -> None:
+        """Returns nothing: cases are computed when they are drawn."""
+
     def measure(self) -> DataMoments:
         """Returns the statistics of 128 points of each training ellipsoid, and of the box that holds every shell."""
         return measure(self._statistics_chunks())

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from emmi_jax.files.atomic import JsonDict, read_json
+from emmi_jax.meshes.components import ArrayName, all_found
 from emmi_jax.meshes.mesh import FieldSource
 
 Sources: TypeAlias = dict[str, dict[str, FieldSource]]
@@ -32,7 +33,7 @@ AHMEDML: Sources = {
 def published_sources(branch: str, arrays: Collection[str]) -> Sources:
     """Returns the sources of the published data set whose arrays a mesh of a branch has; else those of DrivAerML."""
     for sources in (DRIVAERML, AHMEDML):
-        if {source.array for source in sources[branch].values()} <= set(arrays):
+        if all_found((source.array for source in sources[branch].values()), arrays) is not None:
             return sources
     return DRIVAERML
 
@@ -41,7 +42,8 @@ def read_sources(path: Path) -> Sources:
     """Reads a `fields.json`.
 
     Args:
-        path: JSON such as `{"surface": {"pressure": "p", "shear": {"array": "tau", "scale": -1.0}}}`.
+        path: JSON such as `{"surface": {"pressure": "p", "shear": {"array": "tau", "scale": -1.0}}}`; a vector in
+            components is a list of their arrays.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -65,17 +67,24 @@ def parse_sources(branches: Any, path: Path | str) -> Sources:
 def sources_to_json(sources: Sources) -> JsonDict:
     """Inverts `parse_sources`."""
     return {
-        branch: {name: {"array": source.array, "scale": source.scale} for name, source in fields.items()}
+        branch: {name: {"array": _as_json(source.array), "scale": source.scale} for name, source in fields.items()}
         for branch, fields in sources.items()
     }
 
 
 def _source(path: Path | str, name: str, value: Any) -> FieldSource:
-    match value:
-        case str():
-            return FieldSource(value)
-        case {"array": str(array), **rest} if set(rest) <= {"scale"}:
-            scale = rest.get("scale", 1.0)
-            if isinstance(scale, int | float) and np.isfinite(scale) and scale:
-                return FieldSource(array, float(scale))
-    raise ValueError(f"{path}: field {name!r} must be an array's name, or its 'array' and 'scale', got {value!r}")
+    given = value if isinstance(value, Mapping) else {"array": value}
+    array, scale = given.get("array"), given.get("scale", 1.0)
+    names = (array,) if isinstance(array, str) else tuple(array) if isinstance(array, list) else ()
+    is_named = bool(names) and all(isinstance(x, str) for x in names) and len(set(names)) == len(names)
+    is_scale = isinstance(scale, int | float) and bool(np.isfinite(scale)) and scale != 0
+    if not is_named or not is_scale or not set(given) <= {"array", "scale"}:
+        raise ValueError(
+            f"{path}: field {name!r} must be an array's name, a list of those of its components, or its 'array' and "
+            f"'scale', got {value!r}"
+        )
+    return FieldSource(array if isinstance(array, str) else names, float(scale))
+
+
+def _as_json(array: ArrayName) -> Any:
+    return array if isinstance(array, str) else list(array)

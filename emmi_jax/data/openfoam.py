@@ -9,6 +9,7 @@ from emmi_jax.config import FoamSelection
 from emmi_jax.data.cases import Case
 from emmi_jax.data.field_sources import Sources
 from emmi_jax.data.sampling import sample_triangles
+from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, Mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_patches, foam_time, read_foam
 from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
@@ -37,7 +38,7 @@ def proposed_sources(arrays: Mapping[str, Collection[str]]) -> Sources:
     found: Sources = {}
     for branch, names in arrays.items():
         candidates = {field: (f"{array}Mean", array) for field, array in KNOWN_ARRAYS[branch].items()}
-        present = {field: next((n for n in both if n in names), None) for field, both in candidates.items()}
+        present = {field: next((n for n in both if found_arrays(n, names)), None) for field, both in candidates.items()}
         found[branch] = {field: FieldSource(name) for field, name in present.items() if name is not None}
     return found
 
@@ -45,9 +46,9 @@ def proposed_sources(arrays: Mapping[str, Collection[str]]) -> Sources:
 def foam_problem(path: Path, sources: Sources, selection: FoamSelection) -> str | None:
     """Says why a case cannot be read, as far as names and headers of its files tell; None if nothing is wrong."""
     for branch, names in foam_arrays(path, selection).items():
-        wanted = {source.array for source in sources.get(branch, {}).values()}
-        if absent := sorted(wanted - names):
-            return f"no array {', '.join(map(repr, absent))} at time {foam_time(path, selection)}"
+        wanted = [source.array for source in sources.get(branch, {}).values()]
+        if absent := sorted(quoted(name) for name in wanted if not found_arrays(name, names)):
+            return f"no array {', '.join(absent)} at time {foam_time(path, selection)}"
         if not wanted:
             return f"no field is known among the arrays {sorted(names)} of the {branch}"
     return None
@@ -68,9 +69,10 @@ def read_foam_case(
         ValueError: A file is damaged, the selection does not suit the case, or an array is absent.
     """
     branches = foam_branches(path, selection)
-    arrays = {branch: {source.array for source in sources.get(branch, {}).values()} for branch in branches}
     if problem := foam_problem(path, sources, selection):
         raise ValueError(f"{path}: {problem}")
+    wanted = {branch: [source.array for source in sources[branch].values()] for branch in branches}
+    arrays = {b: all_found(wanted[b], names) or () for b, names in foam_arrays(path, selection).items()}
     meshes = read_foam(path, branches, selection, arrays)
     points = {branch: _points(mesh, branch, sources, with_cell_sizes) for branch, mesh in meshes.items()}
     geometry = None

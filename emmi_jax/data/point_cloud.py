@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from emmi_jax.config import Sampling
+from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
@@ -33,6 +34,7 @@ class PointCloudDataset:
         geometry: Points [P, n] that the geometry branch, if there is one, draws from; by default the training points
             of the branch `surface`.
         name: What to call the case.
+        left_out: What was not read of it.
 
     Raises:
         ValueError: There are too few points to draw from.
@@ -45,8 +47,9 @@ class PointCloudDataset:
         *,
         geometry: Array | None = None,
         name: str = "case",
+        left_out: tuple[str, ...] = (),
     ) -> None:
-        self.sampling, self.name = sampling, name
+        self.sampling, self.name, self._case = sampling, name, Case(dict(points), geometry, left_out)
         self.fields = {
             branch: {field: values.shape[-1] for field, values in part.fields.items()}
             for branch, part in points.items()
@@ -76,6 +79,10 @@ class PointCloudDataset:
     def context(self) -> Context:
         """Anchors and geometry of all predictions: training points, drawn once."""
         return self._anchored.context
+
+    def first_case(self) -> Case:
+        """Returns the case."""
+        return self._case
 
     def measure(self) -> DataMoments:
         """Returns the statistics of the training points."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.config import Sampling
+from emmi_jax.data.cases import Case
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.layers.supernode_pooling import Geometry
@@ -86,6 +87,9 @@ class Dataset(Protocol):
     @property
     def context(self) -> Context | None:
         """Anchors and geometry of all predictions, if the data are a single case."""
+
+    def first_case(self) -> Case | None:
+        """Returns a case to look at before training, or a part of it; None for data that are computed."""
 
     def measure(self) -> DataMoments:
         """Returns the statistics of the training data."""

@@ -159,8 +159,8 @@ class Store:
 
 def write_case(
     folder: ArrayFolder, name: str, case: Case, *, dtype: str, source: str, forces: KnownForces | None = None
-) -> None:
-    """Writes a case in place of an earlier one; an exception leaves none.
+) -> DataMoments:
+    """Writes a case in place of an earlier one, and returns its statistics; an exception leaves none.
 
     Args:
         folder: The store.
@@ -208,3 +208,4 @@ def write_case(
     except BaseException:
         folder.delete(name)
         raise
+    return moments

@@ -18,10 +18,11 @@ from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.meshes.components import found_arrays
 from emmi_jax.meshes.content import field_names
 from emmi_jax.meshes.forces import force_coefficients, integrate_forces
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh, write_mesh
-from emmi_jax.meshes.openfoam import read_branch
+from emmi_jax.meshes.openfoam import foam_arrays, read_branch
 from emmi_jax.meshes.surfaces import check_surface, surface_elements, surface_triangles
 from emmi_jax.points import Array, PointSet
 
@@ -110,14 +111,18 @@ def reference_mesh(
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable, or has nothing to compare with.
     """
-    mesh = read_branch(path, branch, foam)
-    present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
     sought = {name: sources.get(name, FieldSource(name)) for name in fields}
-    found = {name: source for name, source in sought.items() if source.array in present}
+    arrays = None
+    if path.is_dir():
+        there = foam_arrays(path, foam).get(branch, set())
+        arrays = {name for source in sought.values() for name in found_arrays(source.array, there) or ()}
+    mesh = read_branch(path, branch, foam, arrays)
+    present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
+    found = {name: source for name, source in sought.items() if found_arrays(source.array, present)}
     if not found:
-        arrays = {name: source.array for name, source in sought.items()}
+        expected = {name: source.array for name, source in sought.items()}
         raise ValueError(
-            f"{path}: nothing to compare with: expected the arrays {arrays}; the mesh has {sorted(present)}"
+            f"{path}: nothing to compare with: expected the arrays {expected}; the mesh has {sorted(present)}"
         )
     points = mesh.points(found)
     for name, values in points.fields.items():

@@ -12,6 +12,7 @@ from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import (
     case_branches,
     case_fingerprint,
+    case_left_out,
     case_names,
     case_problem,
     find_sources,
@@ -23,6 +24,7 @@ from emmi_jax.data.cases import Case, Cases, WholeCases
 from emmi_jax.data.drivaernet import design_split
 from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
+from emmi_jax.data.notes import gathered
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import read_json
@@ -152,6 +154,17 @@ def check_cases(
     if found:
         shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
         raise ValueError(f"{root}: {len(found)} of {len(names)} cases are unusable: {shown}")
+
+
+def folder_left_out(
+    root: Path, names: Sequence[str], sources: Sources, foam: FoamSelection = LATEST_WALLS
+) -> list[str]:
+    """Returns what these cases have and no command reads: files of all of them, arrays of the first."""
+    found = {
+        name: [f"{name}/{line}" for line in case_left_out(root / name, sources, foam, with_arrays=name == names[0])]
+        for name in names
+    }
+    return gathered(found)
 
 
 def _open_store(location: str) -> OpenCases:

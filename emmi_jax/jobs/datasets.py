@@ -12,6 +12,7 @@ from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import (
     case_branches,
     case_fingerprint,
+    case_left_out,
     find_sources,
     is_foam_case,
     read_case_folder,
@@ -19,6 +20,7 @@ from emmi_jax.data.case_folder import (
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.notes import box_warnings, case_boxes
 from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.published import STATISTICS
@@ -27,7 +29,8 @@ from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
-from emmi_jax.jobs.cases import check_selection, open_cases
+from emmi_jax.jobs.cases import check_selection, folder_left_out, open_cases
+from emmi_jax.jobs.progress import print_left_out, print_warnings
 from emmi_jax.jobs.statistics import measure_collection
 
 
@@ -56,8 +59,8 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
         )
     if path.is_dir():
-        points, geometry = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted, foam=settings.foam)
-        return PointCloudDataset(points, sampling, geometry=geometry, name=path.name)
+        case = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted, foam=settings.foam)
+        return PointCloudDataset(case.points, sampling, geometry=case.geometry, name=path.name, left_out=case.left_out)
     return PointCloudDataset({"volume": read_case(path)}, sampling, name=path.name)
 
 
@@ -117,6 +120,24 @@ def describe_sources(settings: TrainSettings) -> list[str]:
         first = path if opened is None else path / opened.names[0]
         lines += [describe_foam(first, settings.foam)] if is_foam_case(first) else []
     return lines
+
+
+def print_notes(settings: TrainSettings, dataset: Dataset, console: Console) -> None:
+    """Prints what was left out of the data, and where the boxes of the first case do not fit."""
+    case = dataset.first_case()
+    if settings.data is None or case is None:
+        return
+    if (opened := open_cases(settings.data, foam=settings.foam)) is not None and not is_store(settings.data):
+        names = list(dataset.split.split_of) if isinstance(dataset, CaseCollection) else opened.names
+        lines = folder_left_out(Path(settings.data), names, opened.sources, settings.foam)
+        lines += [f"{names[0]}: {line}" for line in case.left_out]
+    elif Path(settings.data).is_dir():
+        path = Path(settings.data)
+        lines = [*case_left_out(path, find_sources(path, foam=settings.foam), settings.foam), *case.left_out]
+    else:
+        lines = []
+    print_left_out(lines, console)
+    print_warnings(box_warnings(case_boxes(case)), console)
 
 
 def read_statistics(source: str) -> Normalizer:

@@ -14,17 +14,19 @@ from rich.console import Console
 
 from emmi_jax.config import FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import case_branches, read_case_folder
+from emmi_jax.data.case_folder import case_branches, case_left_out, find_sources, read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
+from emmi_jax.data.notes import box_warnings, case_boxes, gathered
+from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.cases import OpenCases, check_selection, open_cases
+from emmi_jax.jobs.cases import OpenCases, check_selection, folder_left_out, open_cases
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceOptions
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
-from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_paths
+from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_left_out, print_paths, print_warnings
 from emmi_jax.points import Fields
 from emmi_jax.runs.checkpoints import LATEST
 from emmi_jax.runs.directory import RunConfig, RunDirectory
@@ -65,12 +67,14 @@ class ChosenCases(NamedTuple):
         split: The split that they are in; None for a single case.
         read: What reads each case, by name.
         known_forces: What a solver wrote beside each case.
+        left_out: What is not read of their folders.
     """
 
     data: str
     split: str | None
     read: Mapping[str, Callable[[], Case]]
     known_forces: Mapping[str, KnownForces | None]
+    left_out: list[str]
 
 
 def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
@@ -98,9 +102,12 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
     forces = ForceEvaluation(job.forces, chosen.known_forces, surrogate.model.config.fields)
     by_case: dict[str, dict[str, Metrics]] = {}
     parity = ParityPoints(len(chosen.read))
+    left_out, warnings = {"": chosen.left_out}, dict[str, list[str]]()
     with ProgressBar(console, len(chosen.read) * job.repeats, unit="predictions") as progress:
         for name, read in chosen.read.items():
             case = _checked(name, read(), surrogate)
+            left_out[name] = [f"{name}: {line}" for line in case.left_out]
+            warnings[name] = [f"{name}: {line}" for line in box_warnings(case_boxes(case))]
             forces.begin(name, case)
             repeats = []
             for seed in range(job.repeats):
@@ -111,6 +118,8 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
                     parity.add(predicted, case)
                 progress.advance(1, name)
             by_case[name] = mean_metrics(repeats)
+    print_left_out(gathered(left_out), console)
+    print_warnings(gathered(warnings), console)
     mean, found = mean_metrics(list(by_case.values())), forces.metrics()
     stem = "evaluation" if chosen.split is None else f"evaluation_{chosen.split}"
     content = {"data": chosen.data, "split": chosen.split, "repeats": job.repeats, "mean": mean, "cases": by_case}
@@ -155,13 +164,15 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -
             sources=sources,
             foam=foam,
         )
-        return ChosenCases(data, None, {path.name: read}, {path.name: read_known_forces(path)})
+        left_out = case_left_out(path, find_sources(path, sources, foam), foam)
+        return ChosenCases(data, None, {path.name: read}, {path.name: read_known_forces(path)}, left_out)
     is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
     names = _names_in_split(job.split, data, opened, config.split if is_own else None)
     _check_branches({name: opened.branches_of(name) for name in names}, surrogate)
     opened.check(names)
     reads = {name: partial(opened.cases.read, name) for name in names}
-    return ChosenCases(data, job.split, reads, {name: opened.forces_of(name) for name in names})
+    left_out = [] if is_store(data) else folder_left_out(Path(data), names, opened.sources, foam)
+    return ChosenCases(data, job.split, reads, {name: opened.forces_of(name) for name in names}, left_out)
 
 
 def _names_in_split(split: str, data: str, opened: OpenCases, own_split: Mapping[str, str] | None) -> list[str]:

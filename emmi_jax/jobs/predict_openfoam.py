@@ -21,7 +21,6 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, warn_few_anchors
-from emmi_jax.meshes.mesh import FieldSource
 from emmi_jax.meshes.openfoam import case_roots, is_time, read_foam
 from emmi_jax.meshes.openfoam_fields import (
     KINEMATIC_PRESSURE,
@@ -60,6 +59,13 @@ class FoamJob:
     time: str = START
     overwrite: bool = False
     chunk_size: ChunkSize = "auto"
+
+
+class _SolverArray(NamedTuple):
+    """The name of a field in the solver, and the factor from the solver's unit to that of the field."""
+
+    array: str
+    scale: float
 
 
 class _Part(NamedTuple):
@@ -103,19 +109,22 @@ def write_openfoam(job: FoamJob, surrogate: Surrogate, sources: Sources, *, cons
     print_paths([path for written in outputs.values() for path in written.values()], console)
 
 
-def _arrays(surrogate: Surrogate, sources: Sources) -> dict[str, FieldSource]:
+def _arrays(surrogate: Surrogate, sources: Sources) -> dict[str, _SolverArray]:
     """Returns the solver's array of each field; a mean in time starts the field itself."""
     fields = surrogate.model.config.fields
     if VOLUME not in fields:
         raise ValueError(f"a solver starts from fields of the volume; the model has the branches {list(fields)}")
     found = {}
     for field in fields[VOLUME]:
-        source = sources.get(VOLUME, {}).get(field) or FieldSource(KNOWN_ARRAYS[VOLUME].get(field, field))
-        found[field] = FieldSource(source.array.removesuffix("Trim").removesuffix("Mean"), source.scale)
+        source = sources.get(VOLUME, {}).get(field)
+        known = KNOWN_ARRAYS[VOLUME].get(field, field)
+        array = source.array if source is not None and isinstance(source.array, str) else known
+        scale = 1.0 if source is None else source.scale
+        found[field] = _SolverArray(array.removesuffix("Trim").removesuffix("Mean"), scale)
     return found
 
 
-def _read_parts(job: FoamJob, names: Mapping[str, FieldSource]) -> list[_Part]:
+def _read_parts(job: FoamJob, names: Mapping[str, _SolverArray]) -> list[_Part]:
     roots = case_roots(job.case)
     if not roots:
         raise ValueError(f"{job.case}: no OpenFOAM case: it has no constant/polyMesh")
@@ -190,7 +199,7 @@ def _write_part(
     job: FoamJob,
     part: _Part,
     paths: Mapping[str, Path],
-    names: Mapping[str, FieldSource],
+    names: Mapping[str, _SolverArray],
     encoded: Encoded,
     console: Console,
 ) -> None:

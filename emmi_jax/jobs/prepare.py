@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -16,12 +17,21 @@ from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources
 from emmi_jax.data.case_split import parse_split, split_content
 from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.known_forces import read_known_forces
+from emmi_jax.data.notes import (
+    Box,
+    box_warnings,
+    case_boxes,
+    gathered,
+    moments_box,
+    rounding_warnings,
+    unlike_cases,
+)
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder
-from emmi_jax.jobs.cases import check_cases, check_selection, stored_split
-from emmi_jax.jobs.progress import ProgressBar
+from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, stored_split
+from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,14 @@ class PrepareJob:
     workers: int = 1
     cell_sizes: bool = True
     foam: FoamSelection = LATEST_WALLS
+
+
+class _Prepared(NamedTuple):
+    """What is to be said of a case, and the box of its points."""
+
+    left_out: list[str]
+    warnings: list[str]
+    box: Box
 
 
 def prepare(job: PrepareJob, *, console: Console) -> None:
@@ -76,10 +94,14 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     missing = [name for name in names if not _is_done(folder, job.dtype, name, prints[name])]
     num_done = len(names) - len(missing)
     console.print(f"{job.data}: {len(names)} cases, {num_done} of them in {job.out}", highlight=False, soft_wrap=True)
+    fields = find_sources(job.data / names[0], foam=job.foam)
+    print_left_out(folder_left_out(job.data, names, fields, job.foam), console)
     if missing:
+        prepared: dict[str, _Prepared] = {}
         with ProgressBar(console, len(missing), unit="cases") as progress:
-            for name in _prepare_all(job, missing, prints):
+            for name, prepared[name] in _prepare_all(job, missing, prints):
                 progress.advance(1, name)
+        _print_notes(prepared, console)
 
 
 def _read_split(job: PrepareJob, names: Sequence[str]) -> JsonDict | None:
@@ -110,27 +132,36 @@ def _is_done(folder: ArrayFolder, dtype: str, name: str, source: str) -> bool:
     return stored is not None and stored.source == source
 
 
-def _prepare_all(job: PrepareJob, names: Sequence[str], prints: Mapping[str, str]) -> Iterator[str]:
-    """Prepares cases and yields their names as they are finished."""
+def _print_notes(prepared: Mapping[str, _Prepared], console: Console) -> None:
+    names = sorted(prepared)
+    print_left_out(gathered({name: prepared[name].left_out for name in names}), console)
+    print_warnings(gathered({name: prepared[name].warnings for name in names}), console)
+    print_warnings(unlike_cases({name: prepared[name].box for name in names}), console)
+
+
+def _prepare_all(job: PrepareJob, names: Sequence[str], prints: Mapping[str, str]) -> Iterator[tuple[str, _Prepared]]:
+    """Prepares cases and yields their names, and what is to be said of them, as they are finished."""
     if job.workers == 1:
         for name in names:
-            _prepare_case(job, name, prints[name])
-            yield name
+            yield name, _prepare_case(job, name, prints[name])
         return
     # Processes that are forked off one with threads may hang.
     with ProcessPoolExecutor(job.workers, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(_prepare_case, job, name, prints[name]): name for name in names}
         try:
             for future in as_completed(futures):
-                future.result()
-                yield futures[future]
+                yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _prepare_case(job: PrepareJob, name: str, source: str) -> None:
+def _prepare_case(job: PrepareJob, name: str, source: str) -> _Prepared:
     cell_sizes = None if job.cell_sizes else False
     path = job.data / name
     case = read_case_folder(path, load_torch_tensor, with_cell_sizes=cell_sizes, with_area_vectors=True, foam=job.foam)
     forces = read_known_forces(path)
-    write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source, forces=forces)
+    moments = write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source, forces=forces)
+    warnings = [*box_warnings(case_boxes(case)), *rounding_warnings(moments, job.dtype)]
+    return _Prepared(
+        [f"{name}: {line}" for line in case.left_out], [f"{name}: {line}" for line in warnings], moments_box(moments)
+    )

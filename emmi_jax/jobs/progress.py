@@ -118,6 +118,12 @@ def print_left_out(lines: Iterable[str], console: Console, path: Path | str | No
         console.print(f"left out: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_warnings(lines: Iterable[str], console: Console) -> None:
+    """Prints warnings, one a line."""
+    for line in lines:
+        _warn(line, console)
+
+
 def print_paths(paths: list[Path], console: Console) -> None:
     """Prints the paths of files, one a line."""
     for path in paths:

@@ -19,9 +19,10 @@ from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import case_files, case_fingerprint, read_case_folder
 from emmi_jax.data.cases import WholeCases
+from emmi_jax.data.notes import moments_box, unlike_cases
 from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks
 from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
-from emmi_jax.jobs.progress import ProgressBar
+from emmi_jax.jobs.progress import ProgressBar, print_warnings
 
 CACHE_FILE = ".emmi_jax_statistics.json"
 
@@ -69,6 +70,7 @@ def measure_collection(
                 _write_cache(path, kept | {name: (keys[name], moments) for name, moments in found.items()})
     for name in names:
         dataset.check_fields(name, found[name].channels)
+    print_warnings(unlike_cases({name: moments_box(found[name]) for name in names}), console)
     return merge(found[name] for name in names)
 
 

@@ -20,7 +20,14 @@ from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.datasets import data_fingerprint, describe_sources, field_sources, load_dataset, make_normalizer
+from emmi_jax.jobs.datasets import (
+    data_fingerprint,
+    describe_sources,
+    field_sources,
+    load_dataset,
+    make_normalizer,
+    print_notes,
+)
 from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table
@@ -93,6 +100,7 @@ def train(
         ValueError: Settings or data are unusable, the run exists (or with `resume` does not), or training diverged.
     """
     dataset = load_dataset(settings)
+    print_notes(settings, dataset, console)
     stored = RunDirectory.open(path).read_config() if resume else None
     if stored is not None and stored.settings is None:
         raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
@@ -154,6 +162,7 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     flops = "unknown" if cost is None else f"at least {cost['flops'] / 1e9:,.1f} GFLOP"
     size = "unknown" if memory is None else f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) >> 20:,} MiB"
     console.print("\n".join([dataset.summary, *describe_sources(settings)]), highlight=False)
+    print_notes(settings, dataset, console)
     console.print(f"dtype      {config.dtype}", highlight=False)
     console.print(f"devices    {devices.summary}\nstep       {flops}, {size} per device", highlight=False)
 

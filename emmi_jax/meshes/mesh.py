@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from emmi_jax.meshes.components import ArrayName, all_found, found_arrays, quoted
 from emmi_jax.meshes.content import main_content
 from emmi_jax.meshes.lost import lost_by_reader
 from emmi_jax.meshes.vtk import read_dataset, vtk_messages, write_dataset
@@ -24,11 +25,11 @@ class FieldSource:
     """Where a field comes from.
 
     Args:
-        array: Name of the array in the file.
+        array: Name of the array in the file, or the names of those of its components.
         scale: Factor from the unit of the file to that of the field; it may also flip a sign.
     """
 
-    array: str
+    array: ArrayName
     scale: float = 1.0
 
 
@@ -50,7 +51,7 @@ class Mesh:
     dataset: Any
     left_out: tuple[str, ...] = ()
 
-    def location_of(self, names: Iterable[str]) -> Location:
+    def location_of(self, names: Iterable[ArrayName]) -> Location:
         """Returns where these arrays are; cells come first if they are on both.
 
         Raises:
@@ -62,12 +63,12 @@ class Mesh:
             "points": list(self.dataset.point_data.keys()),
         }
         for location, there in present.items():
-            if set(names) <= set(there):
+            if all_found(names, there) is not None:
                 return location
         for name in names:
-            if not any(name in there for there in present.values()):
+            if not any(found_arrays(name, there) for there in present.values()):
                 raise ValueError(
-                    f"{self.path}: no array {name!r}; cells have {present['cells']}, points {present['points']}"
+                    f"{self.path}: no array {quoted(name)}; cells have {present['cells']}, points {present['points']}"
                 )
         raise ValueError(
             f"{self.path}: neither cells {present['cells']} nor points {present['points']} have all {names}"
@@ -113,23 +114,33 @@ class Mesh:
 
     def _field(self, source: FieldSource, location: Location, num_rows: int) -> Array:
         data = self.dataset.cell_data if location == "cells" else self.dataset.point_data
-        if source.array not in data:
-            raise ValueError(f"{self.path}: no array {source.array!r} on {location}, which have {list(data.keys())}")
-        values = np.asarray(data[source.array])
-        if values.dtype.kind not in "fiu":
-            raise ValueError(f"{self.path}: array {source.array!r} holds {values.dtype}, expected real numbers")
-        if len(values) != num_rows:
+        arrays = found_arrays(source.array, data.keys())
+        if arrays is None:
             raise ValueError(
-                f"{self.path}: array {source.array!r} has {len(values)} rows, expected {num_rows}, one for each of the "
-                f"{location}"
+                f"{self.path}: no array {quoted(source.array)} on {location}, which have {list(data.keys())}"
             )
-        values = _floats(values).reshape(num_rows, -1)
-        _check_finite(self.path, source.array, values)
+        columns = [self._array(name, np.asarray(data[name]), location, num_rows) for name in arrays]
+        if len(columns) > 1 and any(column.shape[1] != 1 for column in columns):
+            raise ValueError(f"{self.path}: expected one number a row in each of {', '.join(map(repr, arrays))}")
+        values = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         # A Python float keeps float32.
         return values if source.scale == 1.0 else values * float(source.scale)
 
+    def _array(self, name: str, values: Any, location: Location, num_rows: int) -> Array:
+        """Returns an array as real numbers [N, F]."""
+        if values.dtype.kind not in "fiu":
+            raise ValueError(f"{self.path}: array {name!r} holds {values.dtype}, expected real numbers")
+        if len(values) != num_rows:
+            raise ValueError(
+                f"{self.path}: array {name!r} has {len(values)} rows, expected {num_rows}, one for each of the "
+                f"{location}"
+            )
+        array = _floats(values).reshape(num_rows, -1)
+        _check_finite(self.path, name, array)
+        return array
 
-def read_mesh(path: Path, arrays: Collection[str] | None = None) -> Mesh:
+
+def read_mesh(path: Path, arrays: Collection[ArrayName] | None = None) -> Mesh:
     """Reads a mesh from a `.stl`, `.vtp`, `.vtu`, `.vtk`, `.ply` or `.obj` file.
 
     Args:

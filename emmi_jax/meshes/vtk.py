@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emmi_jax.files.atomic import whole_file
+from emmi_jax.meshes.components import ArrayName, all_found
 
 _READERS = {
     ".stl": ("vtkIOGeometry", "vtkSTLReader"),
@@ -36,7 +37,7 @@ _PLY_SIZES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 
 _PLY_SIZES |= {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "float32": 4, "float64": 8}
 
 
-def read_dataset(path: Path, arrays: Collection[str] | None = None) -> Any:
+def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any:
     """Reads a `.stl`, `.vtp`, `.vtu`, `.vtk`, `.ply` or `.obj` file.
 
     Args:
@@ -177,13 +178,13 @@ def array_names(path: Path) -> ArrayNames:
     return found
 
 
-def _select_arrays(reader: Any, path: Path, wanted: Collection[str]) -> None:
+def _select_arrays(reader: Any, path: Path, wanted: Collection[ArrayName]) -> None:
     """Leaves out the arrays that are not wanted, and those on points if cells have all; if any is absent, none."""
-    found, wanted = array_names(path), set(wanted)
-    if wanted <= found.cells:
-        kept = ArrayNames(wanted, set())
-    elif wanted <= found.points:
-        kept = ArrayNames(set(), wanted)
+    found = array_names(path)
+    if (in_cells := all_found(wanted, found.cells)) is not None:
+        kept = ArrayNames(in_cells, set())
+    elif (on_points := all_found(wanted, found.points)) is not None:
+        kept = ArrayNames(set(), on_points)
     else:
         return
     for selection, names, of_these in (

@@ -11,7 +11,7 @@ from emmi_jax.data.case_folder import (
 )
 from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources, sources_to_json
 from emmi_jax.meshes.mesh import FieldSource
-from tests.data.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
+from tests.data.case_folders import AXES, FIELDS, surface_dataset, volume_dataset, write_case_folder
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -83,6 +83,11 @@ def test_a_case_may_have_one_branch(removed, tmp_path):
     path = write_case_folder(tmp_path / "case")
     (path / removed).unlink()
     left = "volume" if "boundary" in removed else "surface"
+    with pytest.raises(
+        ValueError, match=f"fields.json names the branch '{'surface' if left == 'volume' else 'volume'}'"
+    ):
+        read_case_folder(path, load_tensor)
+    (path / "fields.json").write_text(json.dumps({left: FIELDS[left]}))
     assert list(read_case_folder(path, load_tensor).points) == [left]
     assert case_branches(path) == (left,)
 
@@ -152,7 +157,10 @@ def test_sources_have_names_and_factors(tmp_path):
         ("{", "not JSON"),
         ("[]", r"expected fields by branch, as \{'surface'"),
         ('{"surface": "p"}', "expected fields by branch"),
-        ('{"surface": {"p": 3}}', "field 'p' must be an array's name, or its 'array' and 'scale', got 3"),
+        (
+            '{"surface": {"p": 3}}',
+            "field 'p' must be an array's name, a list of those of its components, or its 'array' and 'scale', got 3",
+        ),
         ('{"surface": {"p": {"array": "p", "factor": 2}}}', "got {'array': 'p', 'factor': 2}"),
         ('{"surface": {"p": {"array": "p", "scale": 0}}}', "'scale': 0"),
         ('{"volume": {"p": "p"}}', r"fields\.json has no fields for the branch 'surface' of boundary_1\.vtp"),

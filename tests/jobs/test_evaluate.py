@@ -44,7 +44,7 @@ def test_metrics_are_those_of_all_points_averaged_over_draws_then_cases(trained,
     found = read(tmp_path, "test")
     assert (found["split"], found["repeats"], list(found["cases"])) == ("test", 2, ["run_2", "run_3"])
     surrogate = load_run(trained)
-    points, geometry = read_case_folder(cases / "run_2", lambda path: None)
+    points, geometry, *_ = read_case_folder(cases / "run_2", lambda path: None)
     exact, errors = points["volume"].fields["velocity"], []
     for seed in range(2):
         encoded = surrogate.encode(points=points, geometry=geometry, seed=seed)
