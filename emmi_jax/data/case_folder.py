@@ -120,9 +120,9 @@ def case_problem(
         foam: See `read_case_folder`.
     """
     try:
-        _check_named_branches(path, foam)
         if missing := sorted(set(branches) - set(case_branches(path, foam))):
             return f"no {' and no '.join(missing)}"
+        _check_named_branches(path, foam)
         if empty := [file.name for file in case_files(path, foam) if not file.stat().st_size]:
             return f"{', '.join(empty)}: empty"
         if is_foam_case(path):
