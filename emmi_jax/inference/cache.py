@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +18,10 @@ _FREE_TO_CHANGE = ("implementation", "precision", "remat")
 """Settings that change how a model computes, not what."""
 
 
-class Fingerprint(NamedTuple):
-    """Hashes of what a cache was computed with."""
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Fingerprint:
+    """Hashes of what a cache was computed with; a static pytree node."""
 
     model: int
     parameters: int
@@ -26,7 +29,7 @@ class Fingerprint(NamedTuple):
 
 
 class AnchorCache(NamedTuple):
-    """Keys and values of the anchors and the geometry of one case; a pytree.
+    """Keys and values of the anchors and the geometry of one case; a pytree of arrays.
 
     Attributes:
         entries: Flax's ``cache`` collection.
@@ -54,7 +57,7 @@ def check_cache(cache: Any, config: AbUptConfig, variables: Mapping[str, Any], c
     if not isinstance(cache, AnchorCache):
         raise ValueError(f"cache must come from `encode`, got {type(cache).__name__}")
     expected = fingerprint(config, variables, condition)
-    differing = [name for name in Fingerprint._fields if getattr(cache.fingerprint, name) != getattr(expected, name)]
+    differing = [name for name in vars(expected) if getattr(cache.fingerprint, name) != getattr(expected, name)]
     if differing:
         raise ValueError(f"the cache was encoded with another {' and '.join(differing)}: encode the anchors again")
 

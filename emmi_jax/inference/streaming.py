@@ -86,7 +86,9 @@ def encode(
     """
     variables = without_cache(variables)
     inputs = case_inputs(model.config, anchors, geometry, condition, anchor_masks, normalizer)
-    with jax.set_mesh(device_mesh(jax.local_devices()[:1])):
+    device = device_of(variables)
+    variables = on_device(variables, device)
+    with jax.set_mesh(device_mesh([device])):
         entries = encode_inputs(model, variables, inputs)
         return AnchorCache(entries, fingerprint(model.config, variables, inputs["condition"]))
 
@@ -135,8 +137,8 @@ def stream(
         raise ValueError("devices must name at least one device, got none")
     if normalizer is not None:
         normalizer = normalizer.for_fields(config.fields)
-    variables, batched_condition = without_cache(variables), condition_input(condition)
-    mesh = device_mesh(devices)
+    variables = on_device(without_cache(variables), devices[0])
+    batched_condition, mesh = condition_input(condition), device_mesh(devices)
     with jax.set_mesh(device_mesh(devices[:1])):
         check_cache(cache, config, variables, batched_condition)
     size = resolve_chunk_size(chunk_size, config, cache.entries, devices)
@@ -198,6 +200,33 @@ def predict(
 def device_mesh(devices: Sequence[jax.Device]) -> Mesh:
     """Returns the mesh of devices that share each chunk."""
     return jax.make_mesh((len(devices),), (QUERY_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def device_of(variables: Variables) -> jax.Device:
+    """Returns the local device that variables lie on, or the first where they are on the host or on several."""
+    found = {device for leaf in jax.tree.leaves(variables) if isinstance(leaf, jax.Array) for device in leaf.devices()}
+    local = jax.local_devices()
+    return found.pop() if len(found) == 1 and found <= {*local} else local[0]
+
+
+def on_device(variables: Variables, device: jax.Device) -> dict[str, Any]:
+    """Returns variables on one device, wherever they lie.
+
+    Raises:
+        ValueError: A part of them lies on devices of another process.
+    """
+    # Not the device itself: JAX 0.10 keeps the explicit axes of an array in its type then.
+    there = NamedSharding(device_mesh([device]), P())
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            if not leaf.is_fully_replicated:
+                raise ValueError(f"parameters are spread over the processes, as {leaf.sharding}: gather them first")
+            leaf = leaf.addressable_data(0)
+        return jax.device_put(leaf, there)
+
+    placed: dict[str, Any] = jax.tree.map(put, dict(variables))
+    return placed
 
 
 def without_cache(variables: Variables) -> dict[str, Any]:

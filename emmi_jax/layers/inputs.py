@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AttentionConfig
+from emmi_jax.ops.arrays import check_array, checked_array
 from emmi_jax.ops.rope import RopeFrequencies, as_rope_frequencies
 
 
@@ -15,6 +16,7 @@ def check_tokens(name: str, x: jax.Array, channels: int) -> None:
     Raises:
         ValueError: It is not; the message starts with `name`.
     """
+    checked_array(name, x)
     if x.ndim != 3 or x.shape[2] != channels:
         raise ValueError(f"{name} must have the shape [batch, tokens, {channels}], got {list(x.shape)}")
 
@@ -47,10 +49,8 @@ def check_padding_mask(mask: jax.Array | None, x: jax.Array) -> None:
     Raises:
         ValueError: It is not bool or has another shape than [B, T].
     """
-    if mask is not None and (mask.dtype != bool or mask.shape != x.shape[:2]):
-        raise ValueError(
-            f"key_padding_mask must be bool of shape {list(x.shape[:2])}, got {mask.dtype} of shape {list(mask.shape)}"
-        )
+    if mask is not None:
+        check_array("key_padding_mask", mask, "bool", x.shape[:2])
 
 
 def silence_padding(

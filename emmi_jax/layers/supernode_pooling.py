@@ -87,7 +87,7 @@ def supernodes(geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     A supernode is not real if it is masked, if its index is not that of a point, or if its point is absent; then its
     position is 0.
     """
-    idx = jnp.asarray(geometry.supernode_idx)
+    idx = geometry.supernode_idx
     position = _gather(jnp.asarray(geometry.position), idx)
     is_real = _is_inside(idx, geometry) & _is_present(position)
     if geometry.mask is not None:
@@ -159,8 +159,8 @@ class SupernodePooling(nn.Module):
         pooling, position, given = self.pooling, geometry.position, geometry.neighbors
         if given is not None:
             is_point = _is_inside(given.idx, geometry) & _gather(_is_present(position)[..., None], given.idx)[..., 0]
-            return Neighbors(jnp.asarray(given.idx), given.mask & is_point & is_real[..., None])
-        idx = jnp.where(is_real, geometry.supernode_idx, -1)
+            return Neighbors(_as_idx(given.idx), given.mask & is_point & is_real[..., None])
+        idx = jnp.where(is_real, _as_idx(geometry.supernode_idx), -1)
         if pooling.k is not None:
             return nearest_neighbors(position, idx, k=pooling.k)
         return radius_neighbors(position, idx, radius=pooling.radius or 0.0, max_degree=pooling.max_degree)
@@ -247,7 +247,7 @@ def _with_distance(offset: jax.Array) -> jax.Array:
 
 
 def _is_inside(idx: AnyArray, geometry: Geometry) -> jax.Array:
-    idx = jnp.asarray(idx)
+    idx = _as_idx(idx)
     return (idx >= 0) & (idx < geometry.position.shape[1])
 
 
@@ -257,4 +257,9 @@ def _is_present(position: AnyArray) -> jax.Array:
 
 def _gather(points: AnyArray, idx: AnyArray) -> jax.Array:
     """Returns rows of points [B, P, C] at idx [B, ...] as [B, ..., C]; an index outside gets some row."""
-    return jax.vmap(lambda rows, at: rows.at[at].get(mode="clip"))(jnp.asarray(points), jnp.asarray(idx))
+    return jax.vmap(lambda rows, at: rows.at[at].get(mode="clip"))(jnp.asarray(points), _as_idx(idx))
+
+
+def _as_idx(idx: AnyArray) -> jax.Array:
+    """Returns indices in int32: the number of points may be none of an int8."""
+    return jnp.asarray(idx).astype(jnp.int32)

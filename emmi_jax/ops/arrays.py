@@ -34,8 +34,7 @@ def check_array(name: str, array: object, kind: str, shape: Sequence[int | str])
     Raises:
         ValueError: It is no NumPy or JAX array, or has another dtype or shape.
     """
-    if not isinstance(array, jax.Array | np.ndarray):
-        raise ValueError(f"{name} must be a NumPy or JAX array, got {type(array).__module__}.{type(array).__name__}")
+    array = checked_array(name, array)
     fits = array.ndim == len(shape) and all(
         isinstance(want, str) or size == want for size, want in zip(array.shape, shape, strict=True)
     )
@@ -43,6 +42,19 @@ def check_array(name: str, array: object, kind: str, shape: Sequence[int | str])
         wanted = ", ".join(map(str, shape))
         got = f"{array.dtype} of shape [{', '.join(map(str, array.shape))}]"
         raise ValueError(f"{name} must be {kind} of shape [{wanted}], got {got}")
+
+
+def checked_array(name: str, array: object) -> AnyArray:
+    """Returns an array that layers can compute on.
+
+    Raises:
+        ValueError: It is no NumPy or JAX array, or one that is masked or in another byte order than this machine's.
+    """
+    if not isinstance(array, jax.Array | np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise ValueError(f"{name} must be a NumPy or JAX array, got {type(array).__module__}.{type(array).__name__}")
+    if not array.dtype.isnative:
+        raise ValueError(f"{name} must have the byte order of this machine, got {array.dtype.str}: convert it")
+    return array
 
 
 def widened(array: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from emmi_jax.ops.arrays import checked_array
 from emmi_jax.ops.blockwise_attention import blockwise_attention
 from emmi_jax.ops.checks import as_value_error
 from emmi_jax.ops.cudnn_attention import cudnn_attention, cudnn_limit
@@ -185,6 +186,7 @@ def check_mask(mask: jax.Array, batch: int, num_heads: int, num_queries: int, nu
     Raises:
         ValueError: It is not or does not.
     """
+    checked_array("mask", mask)
     full = (batch, num_heads, num_queries, num_keys)
     fits = mask.ndim == 4 and all(size in (1, whole) for size, whole in zip(mask.shape, full, strict=True))
     if not fits or mask.dtype != bool:

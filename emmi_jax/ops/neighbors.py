@@ -1,6 +1,7 @@
 """Radius and k-nearest neighbours of supernodes with static shapes, on the device.
 
-`neighbors_host` finds exactly the same neighbours of the same float32 coordinates. To the last bit:
+`neighbors_host` finds exactly the same neighbours of the same float32 coordinates; those in float64 are first taken
+relative to the lowest corner of their sample. To the last bit:
 
 - d² is the sum over the axes, first to last, of max((a - b)², 1.2e-38), each step rounded to float32. The floor is the
   smallest normal float32; only distances below 1e-14 notice it.
@@ -144,10 +145,22 @@ def squared_distance(a: Any, b: Any, maximum: Callable[[Any, Any], Any]) -> Any:
     return total
 
 
+def in_single(points: Any) -> Any:
+    """Returns coordinates [..., P, n] in float32; those in float64 keep their digits far from the origin."""
+    if points.dtype == np.float64 and points.shape[-2]:
+        xp: Any = jnp if isinstance(points, jax.Array) else np
+        lowest = xp.where(xp.isfinite(points), points, np.inf).min(axis=-2, keepdims=True)
+        points = points - xp.where(xp.isfinite(lowest), lowest, 0.0)
+    return points.astype(np.float32)
+
+
 def _find(search: Callable[..., Neighbors], points: ArrayLike, supernode_idx: ArrayLike) -> Neighbors:
-    points, supernode_idx = jnp.asarray(points), jnp.asarray(supernode_idx)
+    if not isinstance(points, jax.Array):
+        points = np.asarray(points)
+    supernode_idx = jnp.asarray(supernode_idx)
     check_arrays(points, supernode_idx)
-    points, supernode_idx = lax.stop_gradient(points).astype(jnp.float32), supernode_idx.astype(jnp.int32)
+    points = lax.stop_gradient(jnp.asarray(in_single(points)))
+    supernode_idx = supernode_idx.astype(jnp.int32)
     spec = P(*jax.typeof(supernode_idx).sharding.spec, None)
     found = partition_automatically(search, spec, points, supernode_idx)(*vary_alike((points, supernode_idx)))
     return Neighbors(*found)

@@ -19,6 +19,7 @@ from emmi_jax.ops.neighbors import (
     check_arrays,
     check_k,
     check_radius,
+    in_single,
     largest_squared,
     squared_distance,
 )
@@ -52,7 +53,7 @@ def _per_sample(
     mask: Any = np.zeros(idx.shape, np.bool_)
     with np.errstate(over="ignore"):
         for sample in np.ndindex(points.shape[:-2]):
-            coordinates, centers = points[sample].astype(np.float32), supernode_idx[sample]
+            coordinates, centers = in_single(points[sample]), supernode_idx[sample]
             is_present = np.isfinite(coordinates).all(axis=1)
             present = np.flatnonzero(is_present)
             rows = np.flatnonzero((centers >= 0) & (centers < len(coordinates)))

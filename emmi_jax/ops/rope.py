@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from emmi_jax.ops.arrays import checked_array
 from emmi_jax.ops.checks import as_value_error
 from emmi_jax.ops.position_frequencies import axis_frequencies
 
@@ -60,6 +61,7 @@ def as_rope_frequencies(freqs: RopeFrequencies | jax.Array) -> RopeFrequencies:
     """
     if isinstance(freqs, tuple):
         return RopeFrequencies(*freqs)
+    checked_array("freqs", freqs)
     if not jnp.iscomplexobj(freqs):
         raise ValueError(f"freqs must be a RopeFrequencies(cos, sin) or a complex array, got dtype {freqs.dtype}")
     return RopeFrequencies(jnp.real(freqs), jnp.imag(freqs))

@@ -368,3 +368,16 @@ def test_index_of_a_masked_supernode_or_neighbor_may_be_anything():
     outside = NEAR._replace(idx=jnp.where(NEAR.mask, NEAR.idx, -1))
     mask = jnp.ones((BATCH, 4), bool).at[0, 1].set(False)
     check_geometry(Geometry(points(), SUPERNODES.at[0, 1].set(-1), outside, mask=mask))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32])
+def test_small_indices_reach_clouds_that_are_larger_than_their_type(dtype, given):
+    rng = np.random.default_rng(0)
+    position, idx = rng.uniform(0, 10, (1, 300, 3)).astype(np.float32), np.arange(120)[None]
+    neighbors = Neighbors(idx[..., None] + np.arange(3), np.ones((1, 120, 3), bool)) if given else None
+    wide = Geometry(position, idx.astype(np.int32), neighbors)
+    narrow = jax.tree.map(lambda a: a if a.dtype.kind in "fb" else a.astype(dtype), wide)
+    layer = pooling(k=3)
+    variables = random_params(layer, wide)
+    np.testing.assert_array_equal(layer.apply(variables, narrow), layer.apply(variables, wide))

@@ -349,3 +349,20 @@ def test_shapes_that_do_not_fit_are_quoted(
 def test_wrong_dtypes_are_quoted(search: Any, points_dtype: type, supernode_dtype: type) -> None:
     with pytest.raises(ValueError, match=f"got points {np.dtype(points_dtype)}"):
         search(np.zeros((4, 2), points_dtype), np.zeros(2, supernode_dtype))
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("method", ["radius", "nearest"])
+def test_neighbors_in_float64_keep_their_digits_far_from_the_origin(method, on_host):
+    points = np.random.default_rng(0).uniform(0, 1, (200, 3))
+    points[7] = np.nan
+    options = {"radius": 0.2, "max_degree": 8} if method == "radius" else {"k": 5}
+    search = {
+        ("radius", False): radius_neighbors,
+        ("radius", True): radius_neighbors_host,
+        ("nearest", False): nearest_neighbors,
+        ("nearest", True): nearest_neighbors_host,
+    }[method, on_host]
+    here, there = (search(points + offset, np.arange(50), **options) for offset in (0.0, np.array([4e5, 5e6, 0.0])))
+    np.testing.assert_array_equal(here.idx, there.idx)
+    np.testing.assert_array_equal(here.mask, there.mask)
