@@ -35,6 +35,9 @@ def evaluate(
     ] = None,
     drag_direction: Annotated[str, typer.Option(metavar="X,Y,Z", help="Direction of the stream.")] = "1,0,0",
     lift_direction: Annotated[str, typer.Option(metavar="X,Y,Z", help="Direction of the lift.")] = "0,0,1",
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="Leave out cases that are absent or cannot be read.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output; default: the run's folder.")] = None,
     surface_patches: Annotated[
         list[str] | None,
@@ -79,6 +82,7 @@ def evaluate(
         forces=forces,
         out=out,
         checkpoint=checkpoint,
+        skip_unusable=skip_unusable,
         surface_patches=None if surface_patches is None else tuple(surface_patches),
         time=time,
     )

@@ -17,6 +17,9 @@ def prepare(
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="NAME", help="Type of the fields: float32 or float16.")] = "float32",
     workers: Annotated[int, typer.Option(help="Processes; each holds one case in memory.", min=1)] = 1,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="Leave out cases that are absent or cannot be read.")
+    ] = False,
     no_cell_sizes: Annotated[
         bool, typer.Option("--no-cell-sizes", help="Leave out cell sizes, which only weighted draws need.")
     ] = False,
@@ -48,6 +51,7 @@ def prepare(
         dtype=dtype,
         split=split,
         workers=workers,
+        skip_unusable=skip_unusable,
         cell_sizes=not no_cell_sizes,
         foam=FoamSelection(tuple(surface_patches or ()), time),
     )

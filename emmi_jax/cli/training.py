@@ -52,6 +52,10 @@ def train(
             help=f"Statistics to use instead of measured ones: {', '.join(STATISTICS)}, or the config.json of a run.",
         ),
     ] = None,
+    skip_unusable: Annotated[
+        bool,
+        typer.Option("--skip-unusable", help="Leave out cases that are absent or cannot be read; reads each once."),
+    ] = False,
     surface_patches: Annotated[
         list[str] | None,
         typer.Option(metavar="REGEX", help="Patches of OpenFOAM cases; may be repeated; default: all walls."),
@@ -179,6 +183,7 @@ def train(
         "data": data,
         "split": split,
         "statistics": statistics,
+        "skip_unusable": skip_unusable or None,
         "surface_patches": surface_patches or None,
         "time": time,
         "steps": steps,

@@ -122,6 +122,7 @@ class TrainSettings(Config):
         split: Path of a file that assigns cases to splits; None for `split.json` beside the cases, or else for a random
             fifth to test on.
         statistics: Statistics to use instead of measured ones; see `read_statistics`.
+        skip_unusable: Whether cases that are absent or cannot be read are left out; each is read once before training.
         surface_patches: Regular expressions for the patches of OpenFOAM cases that are the surface; none for the walls.
         time: Time of OpenFOAM cases; None for the latest.
         position_range: Longest side of the data's box in model units, unless `statistics` are given.
@@ -147,6 +148,7 @@ class TrainSettings(Config):
     data: str | None = None
     split: str | None = None
     statistics: str | None = None
+    skip_unusable: bool = False
     surface_patches: tuple[str, ...] = ()
     time: str | None = None
     position_range: float = 100.0

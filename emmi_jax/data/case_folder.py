@@ -10,10 +10,10 @@ from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.drivaernet import (
-    SHEAR,
     design_branches,
     design_files,
     design_names,
+    design_problem,
     is_drivaernet,
     read_design,
 )
@@ -134,7 +134,7 @@ def case_problem(
     if len(shapenet_car_files(path)) < 3 and shapenet_car_files(path):
         return f"expected 3 files, found {', '.join(file.name for file in shapenet_car_files(path))}"
     if is_drivaernet(path.parent):
-        return None if SHEAR in design_files(path.parent, path.name) else f"no file in {SHEAR}"
+        return design_problem(path.parent, path.name)
     try:
         _check_meshes(path, find_sources(path, sources))
     except (OSError, ValueError) as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ class CaseSplit:
         test: Only tested on, after training.
         validation: Kept from both, for choices of your own.
         num_left_out: Cases in no split.
+        unusable: Cases that were left out of the split although it names them, and why.
     """
 
     train: Sequence[str]
     test: Sequence[str]
     validation: Sequence[str] = ()
     num_left_out: int = 0
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -47,7 +49,23 @@ class CaseSplit:
             parts.append(f"{len(self.validation)} for validation")
         if self.num_left_out:
             parts.append(f"{self.num_left_out} in no split")
+        if self.unusable:
+            parts.append(f"{len(self.unusable)} unusable")
         return ", ".join(parts)
+
+    def without(self, unusable: Mapping[str, str]) -> CaseSplit:
+        """Returns the split without these cases, which are unusable for these reasons.
+
+        Raises:
+            ValueError: No case is left to train or to test on.
+        """
+        train, test, validation = (
+            [name for name in part if name not in unusable] for part in (self.train, self.test, self.validation)
+        )
+        if not train or not test:
+            name, reason = next(iter(unusable.items()))
+            raise ValueError(f"no case of {'test' if train else 'train'!r} is usable; {name}: {reason}")
+        return CaseSplit(train, test, validation, self.num_left_out, {**self.unusable, **unusable})
 
     @property
     def split_of(self) -> dict[str, str]:
@@ -70,7 +88,7 @@ def draw_split(names: Sequence[str]) -> CaseSplit:
     return CaseSplit([names[i] for i in sorted(order[num_test:])], [names[i] for i in sorted(order[:num_test])])
 
 
-def read_split(source: str | Path, names: Sequence[str]) -> CaseSplit:
+def read_split(source: str | Path, names: Sequence[str], *, skip_absent: bool = False) -> CaseSplit:
     """Reads the split of cases.
 
     Args:
@@ -78,13 +96,14 @@ def read_split(source: str | Path, names: Sequence[str]) -> CaseSplit:
             `{"train": ["run_1", "run_3"], "validation": ["run_4"], "test": ["run_2"]}`, with the names of cases;
             `validation` may be absent.
         names: All cases; those that the file does not name are left out.
+        skip_absent: Whether to leave out names that no case has.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not JSON of this form, `train` or `test` is empty, a name occurs twice, or a case does not
             exist; the message quotes the names.
     """
-    return parse_split(split_content(source), names, source)
+    return parse_split(split_content(source), names, source, skip_absent=skip_absent)
 
 
 def split_content(source: str | Path) -> Any:
@@ -94,8 +113,11 @@ def split_content(source: str | Path) -> Any:
     return read_json(Path(source))
 
 
-def parse_split(parts: Any, names: Sequence[str], path: Path | str) -> CaseSplit:
-    """Returns the split of cases that the content of a split file describes; see `read_split`."""
+def parse_split(
+    parts: Any, names: Sequence[str], path: Path | str | Mapping[str, Path], *, skip_absent: bool = False
+) -> CaseSplit:
+    """Returns the split of cases that the content of a split file, or of one per part, describes; see `read_split`."""
+    files, path = (path, next(iter(path.values()))) if isinstance(path, Mapping) else ({}, path)
     if not isinstance(parts, dict) or not {"train", "test"} <= set(parts) <= set(SPLITS):
         found = sorted(parts) if isinstance(parts, dict) else type(parts).__name__
         raise ValueError(f"{path}: expected lists 'train', 'test' and perhaps 'validation', got {found}")
@@ -108,11 +130,20 @@ def parse_split(parts: Any, names: Sequence[str], path: Path | str) -> CaseSplit
     if twice := [name for name, count in Counter(everything).items() if count > 1]:
         raise ValueError(f"{path}: a case is in one split only, but these are named twice: {some_names(twice)}")
     known = set(names)
-    if absent := [name for name in everything if name not in known]:
-        raise ValueError(f"{path}: {len(absent)} of {len(everything)} cases do not exist: {some_names(absent)}")
+    absent = [name for name in everything if name not in known]
+    for part, listed in parts.items() if not skip_absent else ():
+        if here := [name for name in listed if name not in known]:
+            file, number = files.get(part, path), len(listed) if files else len(everything)
+            here = here if files else absent
+            raise ValueError(
+                f"{file}: {len(here)} of {number} cases do not exist: {some_names(here)}; --skip-unusable leaves them "
+                "out"
+            )
     # In the order of the cases, so that the order in the file does not matter.
     ordered = {part: [name for name in names if name in set(listed)] for part, listed in parts.items()}
-    return CaseSplit(**ordered, num_left_out=len(names) - len(everything))
+    num_others = len(names) - len(everything) + len(absent)
+    split = CaseSplit(ordered["train"], ordered["test"], ordered.get("validation", []), num_others)
+    return split.without(dict.fromkeys(absent, "does not exist")) if absent else split
 
 
 def some_names(names: Sequence[str]) -> str:

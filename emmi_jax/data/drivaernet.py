@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from emmi_jax.files.atomic import JsonDict
-from emmi_jax.meshes.mesh import FieldSource, read_mesh
+from emmi_jax.meshes.legacy import legacy_array_names
+from emmi_jax.meshes.mesh import FieldSource, Location, read_mesh
+from emmi_jax.meshes.vtk import ArrayNames, array_names
 from emmi_jax.points import PointSet
 
 PRESSURE, SHEAR, VOLUME = "PressureVTK", "WallShearStressVTK_Updated", "CFD"
 
 _SUFFIXES = (".vtk", ".vtp", ".vtu")
 _ID_FILES = {"train": "train_design_ids.txt", "validation": "val_design_ids.txt", "test": "test_design_ids.txt"}
+_PRESSURE, _SHEAR = "p", "wallShearStress"
 _SAME_POINT = 1e-6  # of the length of the car
 
 
@@ -39,12 +42,16 @@ def design_branches(path: Path, design: str) -> tuple[str, ...]:
     return ("surface",) * (PRESSURE in files) + ("volume",) * (VOLUME in files)
 
 
+def design_lists(path: Path) -> dict[str, Path]:
+    """Returns the lists of designs by part of the split; none if one of them is not there."""
+    lists = {part: path / name for part, name in _ID_FILES.items()}
+    return lists if all(file.is_file() for file in lists.values()) else {}
+
+
 def design_split(path: Path) -> JsonDict | None:
     """Returns the published split, as a split file has it; None if the lists of designs are not there."""
-    lists = {part: path / name for part, name in _ID_FILES.items()}
-    if not all(file.is_file() for file in lists.values()):
-        return None
-    return {part: file.read_text().split() for part, file in lists.items()}
+    lists = design_lists(path)
+    return {part: file.read_text().split() for part, file in lists.items()} or None
 
 
 def read_design(path: Path, design: str) -> dict[str, PointSet]:
@@ -66,14 +73,57 @@ def read_design(path: Path, design: str) -> dict[str, PointSet]:
     for kind in (PRESSURE, SHEAR):
         if kind not in files:
             raise FileNotFoundError(f"{path / kind}: no file of the design {design}")
-    pressure = read_mesh(files[PRESSURE]).points({"pressure": FieldSource("p")})
-    shear = read_mesh(files[SHEAR]).points({"wallshearstress": FieldSource("wallShearStress")})
+    location = _common_location(files[SHEAR], array_names_of(files[PRESSURE]), array_names_of(files[SHEAR]))
+    pressure = read_mesh(files[PRESSURE]).points({"pressure": FieldSource(_PRESSURE)}, location=location)
+    shear = read_mesh(files[SHEAR]).points({"wallshearstress": FieldSource(_SHEAR)}, location=location)
     order = _matching_rows(files[SHEAR], shear, pressure)
     surface = PointSet(pressure.position, pressure.fields | {"wallshearstress": shear.fields["wallshearstress"][order]})
     if VOLUME not in files:
         return {"surface": surface}
     sources = {"velocity": FieldSource("U"), "pressure": FieldSource("p")}
     return {"surface": surface, "volume": read_mesh(files[VOLUME], {"U", "p"}).points(sources)}
+
+
+def design_problem(path: Path, design: str) -> str | None:
+    """Says why a design cannot be read, as far as the headers of its files tell; None if nothing is wrong."""
+    files = design_files(path, design)
+    if SHEAR not in files:
+        return f"no file in {SHEAR}"
+    try:
+        _common_location(files[SHEAR], array_names_of(files[PRESSURE]), array_names_of(files[SHEAR]))
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _common_location(file: Path, pressure: ArrayNames, shear: ArrayNames) -> Location:
+    """Returns where both files of a surface have their array; points come first, as in most designs.
+
+    Raises:
+        ValueError: There is no such place.
+    """
+    places: dict[Location, tuple[set[str], set[str]]] = {
+        "points": (pressure.points, shear.points),
+        "cells": (pressure.cells, shear.cells),
+    }
+    for location, (first, second) in places.items():
+        if _PRESSURE in first and _SHEAR in second:
+            return location
+    for array, index in ((_PRESSURE, 0), (_SHEAR, 1)):
+        if not any(array in names[index] for names in places.values()):
+            raise ValueError(f"{file}: no array {array!r} in the files of its design")
+    where = "points" if _SHEAR in shear.points else "cells"
+    other = "cells" if where == "points" else "points"
+    raise ValueError(
+        f"{file}: {_SHEAR!r} is in {where}, the pressure of the design on {other}".replace(
+            "is in points", "is on points"
+        ).replace("on cells", "in cells")
+    )
+
+
+def array_names_of(file: Path) -> ArrayNames:
+    """Returns the names of the arrays of a mesh file in cells and on points."""
+    return legacy_array_names(file) if file.suffix.lower() == ".vtk" else array_names(file)
 
 
 def _matching_rows(file: Path, points: PointSet, wanted: PointSet) -> np.ndarray:

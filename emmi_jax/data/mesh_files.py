@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emmi_jax.files.atomic import check_space
-from emmi_jax.meshes.vtk import array_names, read_dataset
+from emmi_jax.meshes.legacy import legacy_array_names
+from emmi_jax.meshes.vtk import array_names
 
 SUFFIXES = (".vtp", ".vtu", ".vtk")
 MESHES = {"surface": "boundary", "volume": "volume"}
@@ -67,11 +68,8 @@ def other_kinds(path: Path) -> list[str]:
 
 
 def all_arrays(file: Path) -> set[str]:
-    """Returns the names of the arrays of a mesh file; a `.vtk` file is read for it."""
-    if file.suffix.lower() == ".vtk":
-        dataset = read_dataset(file)
-        return {*dataset.cell_data.keys(), *dataset.point_data.keys(), *dataset.field_data.keys()}
-    names = array_names(file)
+    """Returns the names of the arrays of a mesh file."""
+    names = legacy_array_names(file) if file.suffix.lower() == ".vtk" else array_names(file)
     return names.cells | names.points
 
 

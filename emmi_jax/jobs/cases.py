@@ -21,7 +21,7 @@ from emmi_jax.data.case_folder import (
 )
 from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split
 from emmi_jax.data.cases import Case, Cases, WholeCases
-from emmi_jax.data.drivaernet import design_split
+from emmi_jax.data.drivaernet import design_lists, design_split
 from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.notes import gathered
@@ -42,7 +42,7 @@ class OpenCases(NamedTuple):
         forces_of: Returns the forces that a solver wrote beside a case, if it did.
         check: Refuses unusable cases among these names, all at once; a store was checked when it was opened.
         sources: The arrays of mesh files that hold the fields.
-        stored_split: The split beside the cases, if there is one.
+        parse_stored: Returns the split beside the cases, if there is one.
     """
 
     names: list[str]
@@ -51,13 +51,33 @@ class OpenCases(NamedTuple):
     forces_of: Callable[[str], KnownForces | None]
     check: Callable[[Sequence[str]], None]
     sources: Sources
-    stored_split: CaseSplit | None
+    parse_stored: Callable[..., CaseSplit | None]
 
-    def split(self, file: str | None) -> CaseSplit:
-        """Returns a published split or that of a file, or else the one beside the cases, or else a random one."""
+    def stored_split(self, *, skip_absent: bool = False) -> CaseSplit | None:
+        """Returns the split beside the cases, if there is one."""
+        return self.parse_stored(skip_absent=skip_absent)
+
+    def split(self, file: str | None, *, skip_unusable: bool = False) -> CaseSplit:
+        """Returns a published split or that of a file, or else the one beside the cases, or else a random one.
+
+        Args:
+            file: The name or the file.
+            skip_unusable: Whether to leave out names that no case has.
+        """
         if file is not None:
-            return read_split(file, self.names)
-        return self.stored_split or draw_split(self.names)
+            return read_split(file, self.names, skip_absent=skip_unusable)
+        return self.stored_split(skip_absent=skip_unusable) or draw_split(self.names)
+
+    def problems(self, names: Sequence[str]) -> dict[str, str]:
+        """Reads cases whole, one after another, and returns what is wrong with those that are unusable."""
+        found = {}
+        for name in names:
+            try:
+                self.check([name])
+                self.cases.read(name)
+            except (OSError, ValueError) as error:
+                found[name] = str(error).splitlines()[0]
+        return found
 
 
 def open_cases(
@@ -101,7 +121,6 @@ def open_cases(
         sources=sources,
         foam=foam,
     )
-    stored = stored_split(path)
     return OpenCases(
         names,
         WholeCases(load, lambda name: case_fingerprint(path / name, path, foam)),
@@ -109,7 +128,7 @@ def open_cases(
         lambda name: read_known_forces(path / name),
         partial(check_cases, path, sources=sources, foam=foam),
         found,
-        None if stored is None else parse_split(stored, names, path / SPLIT_FILE),
+        partial(parse_stored_split, path, names),
     )
 
 
@@ -126,6 +145,15 @@ def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
     if path is None or not is_foam_case(path / names[0] if names else path):
         given = f"time {foam.time!r}" if not foam.patches else f"surface patches {', '.join(map(repr, foam.patches))}"
         raise ValueError(f"{given}: only OpenFOAM cases have them, {data or 'the built-in data set'} is none")
+
+
+def parse_stored_split(root: Path, names: Sequence[str], *, skip_absent: bool = False) -> CaseSplit | None:
+    """Returns the split beside cases, if there is one; messages name its file, or the lists of DrivAerNet++."""
+    content = stored_split(root)
+    if content is None:
+        return None
+    file = root / SPLIT_FILE
+    return parse_split(content, names, file if file.is_file() else design_lists(root), skip_absent=skip_absent)
 
 
 def stored_split(root: Path) -> Any:
@@ -169,7 +197,12 @@ def folder_left_out(
 
 def _open_store(location: str) -> OpenCases:
     store = Store(location)
-    split = store.split
+    content = store.split
+
+    def parse(*, skip_absent: bool) -> CaseSplit | None:
+        file = f"{location}/{SPLIT_FILE}"
+        return None if content is None else parse_split(content, store.names, file, skip_absent=skip_absent)
+
     return OpenCases(
         store.names,
         store,
@@ -177,7 +210,7 @@ def _open_store(location: str) -> OpenCases:
         lambda name: store.cases[name].forces,
         lambda _: None,
         parse_sources(store.sources, f"{location}/{STORE_FILE}"),
-        None if split is None else parse_split(split, store.names, f"{location}/{SPLIT_FILE}"),
+        parse,
     )
 
 

@@ -30,7 +30,7 @@ from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
 from emmi_jax.jobs.cases import check_selection, folder_left_out, open_cases
-from emmi_jax.jobs.progress import print_left_out, print_warnings
+from emmi_jax.jobs.progress import print_left_out, print_unusable, print_warnings
 from emmi_jax.jobs.statistics import measure_collection
 
 
@@ -51,8 +51,11 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     path = Path(settings.data)
     opened = open_cases(settings.data, with_cell_sizes=is_weighted, foam=settings.foam)
     if opened is not None:
-        split = opened.split(settings.split)
-        opened.check(list(split.split_of))
+        split = opened.split(settings.split, skip_unusable=settings.skip_unusable)
+        if settings.skip_unusable:
+            split = split.without(opened.problems(list(split.split_of)))
+        else:
+            opened.check(list(split.split_of))
         return CaseCollection(split, opened.cases, sampling, name=path.name)
     if settings.split is not None:
         raise ValueError(
@@ -129,6 +132,8 @@ def print_notes(settings: TrainSettings, dataset: Dataset, console: Console) -> 
         return
     if (opened := open_cases(settings.data, foam=settings.foam)) is not None and not is_store(settings.data):
         names = list(dataset.split.split_of) if isinstance(dataset, CaseCollection) else opened.names
+        if isinstance(dataset, CaseCollection):
+            print_unusable(dataset.split.unusable, console)
         lines = folder_left_out(Path(settings.data), names, opened.sources, settings.foam)
         lines += [f"{names[0]}: {line}" for line in case.left_out]
     elif Path(settings.data).is_dir():

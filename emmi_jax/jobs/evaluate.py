@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.console import Console
@@ -26,7 +27,14 @@ from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.cases import OpenCases, check_selection, folder_left_out, open_cases
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceOptions
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
-from emmi_jax.jobs.progress import ProgressBar, metrics_table, print_left_out, print_paths, print_warnings
+from emmi_jax.jobs.progress import (
+    ProgressBar,
+    metrics_table,
+    print_left_out,
+    print_paths,
+    print_unusable,
+    print_warnings,
+)
 from emmi_jax.points import Fields
 from emmi_jax.runs.checkpoints import LATEST
 from emmi_jax.runs.directory import RunConfig, RunDirectory
@@ -45,6 +53,7 @@ class EvaluationJob:
         forces: What forces are divided by.
         out: Folder for what is written; None for that of the run.
         checkpoint: ``latest`` or ``best``.
+        skip_unusable: Whether to leave out cases that are absent or cannot be read.
         surface_patches: Patches of OpenFOAM cases, as regular expressions; None for those of the run.
         time: Time of OpenFOAM cases; None for that of the run, or the latest.
     """
@@ -55,6 +64,7 @@ class EvaluationJob:
     forces: ForceOptions = field(default_factory=ForceOptions)
     out: Path | None = None
     checkpoint: str = LATEST
+    skip_unusable: bool = False
     surface_patches: tuple[str, ...] | None = None
     time: str | None = None
 
@@ -68,6 +78,7 @@ class ChosenCases(NamedTuple):
         read: What reads each case, by name.
         known_forces: What a solver wrote beside each case.
         left_out: What is not read of their folders.
+        unusable: Cases that were left out, and why.
     """
 
     data: str
@@ -75,6 +86,7 @@ class ChosenCases(NamedTuple):
     read: Mapping[str, Callable[[], Case]]
     known_forces: Mapping[str, KnownForces | None]
     left_out: list[str]
+    unusable: Mapping[str, str] = MappingProxyType({})
 
 
 def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
@@ -118,6 +130,7 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
                     parity.add(predicted, case)
                 progress.advance(1, name)
             by_case[name] = mean_metrics(repeats)
+    print_unusable(chosen.unusable, console)
     print_left_out(gathered(left_out), console)
     print_warnings(gathered(warnings), console)
     mean, found = mean_metrics(list(by_case.values())), forces.metrics()
@@ -167,28 +180,36 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -
         left_out = case_left_out(path, find_sources(path, sources, foam), foam)
         return ChosenCases(data, None, {path.name: read}, {path.name: read_known_forces(path)}, left_out)
     is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
-    names = _names_in_split(job.split, data, opened, config.split if is_own else None)
+    own_split, skip = config.split if is_own else None, job.skip_unusable
+    names = _names_in_split(job.split, data, opened, own_split, skip_unusable=skip)
+    unusable = opened.problems(names) if skip else {}
+    if not (names := [name for name in names if name not in unusable]):
+        raise ValueError(f"{data}: no case is usable; {'; '.join(': '.join(item) for item in unusable.items())}")
     _check_branches({name: opened.branches_of(name) for name in names}, surrogate)
     opened.check(names)
     reads = {name: partial(opened.cases.read, name) for name in names}
     left_out = [] if is_store(data) else folder_left_out(Path(data), names, opened.sources, foam)
-    return ChosenCases(data, job.split, reads, {name: opened.forces_of(name) for name in names}, left_out)
+    return ChosenCases(data, job.split, reads, {name: opened.forces_of(name) for name in names}, left_out, unusable)
 
 
-def _names_in_split(split: str, data: str, opened: OpenCases, own_split: Mapping[str, str] | None) -> list[str]:
+def _names_in_split(
+    split: str, data: str, opened: OpenCases, own_split: Mapping[str, str] | None, *, skip_unusable: bool
+) -> list[str]:
     """Returns the names of the cases in a split: that of the run, if the data are its own, or of the data."""
     if split == "all":
         return opened.names
     split_of = own_split
-    if split_of is None and opened.stored_split is not None:
-        split_of = opened.stored_split.split_of
+    if split_of is None and (stored := opened.stored_split(skip_absent=skip_unusable)) is not None:
+        split_of = stored.split_of
     if split_of is None:
         raise ValueError(f"{data} has no {SPLIT_FILE}, so no split {split!r}: use --split all")
     chosen = [name for name in opened.names if split_of.get(name) == split]
     if not chosen:
         raise ValueError(f"{data}: no case is in the split {split!r}")
-    if absent := sorted(set(split_of) - set(opened.names)):
-        raise ValueError(f"{data}: cases of the split do not exist: {', '.join(absent)}")
+    if (absent := sorted(set(split_of) - set(opened.names))) and not skip_unusable:
+        raise ValueError(
+            f"{data}: cases of the split do not exist: {', '.join(absent)}; --skip-unusable leaves them out"
+        )
     return chosen
 
 

@@ -30,8 +30,8 @@ from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder
-from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, stored_split
-from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_warnings
+from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, parse_stored_split, stored_split
+from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_unusable, print_warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class PrepareJob:
         dtype: Type of the stored fields, `float32` or `float16`; positions are always float32.
         split: File that assigns cases to splits, or name of a published split; None for `split.json` beside the cases,
             if there is one.
+        skip_unusable: Whether to leave out cases that are absent or cannot be read.
         workers: Processes; each holds one case.
         cell_sizes: Whether to keep the cell sizes of meshes, which weighted draws need.
         foam: The patches and the time of OpenFOAM cases.
@@ -53,6 +54,7 @@ class PrepareJob:
     out: str
     dtype: str = "float32"
     split: str | None = None
+    skip_unusable: bool = False
     workers: int = 1
     cell_sizes: bool = True
     foam: FoamSelection = LATEST_WALLS
@@ -84,12 +86,14 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     if not names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
     check_selection(job.data, job.foam)
-    split = _read_split(job, names)
+    split, unusable = _read_split(job, names), dict[str, str]()
+    if job.skip_unusable:
+        unusable = _header_problems(job, names)
+        names = [name for name in names if name not in unusable]
     check_cases(job.data, names, foam=job.foam)
     folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0], foam=job.foam))
     _write_head(folder, names, job.dtype, sources)
-    if split is not None:
-        folder.write_json(SPLIT_FILE, split)
+    _write_split(folder, split, names)
     prints = {name: case_fingerprint(job.data / name, job.data, job.foam) for name in names}
     missing = [name for name in names if not _is_done(folder, job.dtype, name, prints[name])]
     num_done = len(names) - len(missing)
@@ -99,16 +103,44 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     if missing:
         prepared: dict[str, _Prepared] = {}
         with ProgressBar(console, len(missing), unit="cases") as progress:
-            for name, prepared[name] in _prepare_all(job, missing, prints):
+            for name, outcome in _prepare_all(job, missing, prints):
                 progress.advance(1, name)
+                if isinstance(outcome, str):
+                    unusable[name] = outcome
+                else:
+                    prepared[name] = outcome
         _print_notes(prepared, console)
+    if unusable:
+        names = [name for name in names if name not in unusable]
+        _write_head(folder, names, job.dtype, sources)
+        _write_split(folder, split, names)
+        print_unusable(unusable, console)
 
 
 def _read_split(job: PrepareJob, names: Sequence[str]) -> JsonDict | None:
     content = stored_split(job.data) if job.split is None else split_content(job.split)
-    if content is not None:
-        parse_split(content, names, job.split or job.data / SPLIT_FILE)
+    if job.split is not None:
+        parse_split(content, names, job.split, skip_absent=job.skip_unusable)
+    else:
+        parse_stored_split(job.data, names, skip_absent=job.skip_unusable)
     return content
+
+
+def _write_split(folder: ArrayFolder, split: JsonDict | None, names: Sequence[str]) -> None:
+    """Writes the split of the cases in the store."""
+    if split is not None:
+        known = set(names)
+        folder.write_json(SPLIT_FILE, {part: [n for n in listed if n in known] for part, listed in split.items()})
+
+
+def _header_problems(job: PrepareJob, names: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            check_cases(job.data, [name], foam=job.foam)
+        except ValueError as error:
+            found[name] = str(error).splitlines()[0]
+    return found
 
 
 def _write_head(folder: ArrayFolder, names: Sequence[str], dtype: str, sources: JsonDict) -> None:
@@ -139,8 +171,10 @@ def _print_notes(prepared: Mapping[str, _Prepared], console: Console) -> None:
     print_warnings(unlike_cases({name: prepared[name].box for name in names}), console)
 
 
-def _prepare_all(job: PrepareJob, names: Sequence[str], prints: Mapping[str, str]) -> Iterator[tuple[str, _Prepared]]:
-    """Prepares cases and yields their names, and what is to be said of them, as they are finished."""
+def _prepare_all(
+    job: PrepareJob, names: Sequence[str], prints: Mapping[str, str]
+) -> Iterator[tuple[str, _Prepared | str]]:
+    """Prepares cases and yields their names, and what is to be said of them, or is wrong, as they are finished."""
     if job.workers == 1:
         for name in names:
             yield name, _prepare_case(job, name, prints[name])
@@ -155,11 +189,18 @@ def _prepare_all(job: PrepareJob, names: Sequence[str], prints: Mapping[str, str
             pool.shutdown(cancel_futures=True)
 
 
-def _prepare_case(job: PrepareJob, name: str, source: str) -> _Prepared:
+def _prepare_case(job: PrepareJob, name: str, source: str) -> _Prepared | str:
     cell_sizes = None if job.cell_sizes else False
     path = job.data / name
-    case = read_case_folder(path, load_torch_tensor, with_cell_sizes=cell_sizes, with_area_vectors=True, foam=job.foam)
-    forces = read_known_forces(path)
+    try:
+        case = read_case_folder(
+            path, load_torch_tensor, with_cell_sizes=cell_sizes, with_area_vectors=True, foam=job.foam
+        )
+        forces = read_known_forces(path)
+    except ValueError as error:
+        if not job.skip_unusable:
+            raise
+        return str(error).splitlines()[0]
     moments = write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source, forces=forces)
     warnings = [*box_warnings(case_boxes(case)), *rounding_warnings(moments, job.dtype)]
     return _Prepared(

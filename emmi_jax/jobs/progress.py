@@ -118,6 +118,13 @@ def print_left_out(lines: Iterable[str], console: Console, path: Path | str | No
         console.print(f"left out: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_unusable(reasons: Mapping[str, str], console: Console) -> None:
+    """Prints the cases that were left out, and why, after their number."""
+    if reasons:
+        print_left_out([f"{len(reasons):,} unusable cases"], console)
+        print_left_out([f"{name}: {reason}" for name, reason in reasons.items()], console)
+
+
 def print_warnings(lines: Iterable[str], console: Console) -> None:
     """Prints warnings, one a line."""
     for line in lines:

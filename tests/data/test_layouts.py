@@ -202,6 +202,66 @@ def test_surfaces_of_drivaernet_that_differ_or_lack_the_shear_are_named(tmp_path
     assert case_problem(tmp_path / "lack" / "a", load_tensor, BOTH) == "no file in WallShearStressVTK_Updated"
 
 
+def write_published(root: Path, kind: str) -> list[str]:
+    """Designs with pressure on the points of a ball, the last with an irregularity that users of the data report."""
+    names = [f"F_D_WM_WW_000{number}" for number in range(1, 5)]
+    for folder in ("PressureVTK", "WallShearStressVTK_Updated"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        ball, odd = import_pyvista().Sphere(theta_resolution=8, phi_resolution=8), number == 3
+        ball.clear_data()
+        x, centre = np.array(ball.points), np.asarray(ball.cell_centers().points)
+        ball.point_data["p"] = x[:, 0]
+        ball.save(root / "PressureVTK" / f"{name}.vtk")
+        del ball.point_data["p"]
+        if not (odd and kind == "cells"):
+            ball.point_data["wallShearStress"] = x * 2
+        if odd and kind in ("cells", "both"):
+            ball.cell_data["wallShearStress"] = centre * 2
+        if odd and kind == "nan":
+            ball.point_data["wallShearStress"][5:9] = np.nan
+        ball.save(root / "WallShearStressVTK_Updated" / f"{name}.vtk")
+    lists = {"train": names[:2], "val": names[2:3], "test": names[3:] + ["E_S_640"] * (kind == "absent")}
+    for part, listed in lists.items():
+        (root / f"{part}_design_ids.txt").write_text("\n".join(listed) + "\n")
+    return names
+
+
+def test_the_shear_of_drivaernet_is_taken_where_the_pressure_is(tmp_path):
+    names = write_published(tmp_path, "both")
+    assert case_problem(tmp_path / names[3], load_tensor, ["surface"]) is None
+    surface = read_case_folder(tmp_path / names[3], load_tensor).points["surface"]
+    np.testing.assert_allclose(surface.fields["wallshearstress"], 2 * surface.position, rtol=1e-6)
+
+
+def test_shear_of_drivaernet_in_cells_alone_is_said_before_it_is_read(tmp_path):
+    names = write_published(tmp_path, "cells")
+    problem = case_problem(tmp_path / names[3], load_tensor, ["surface"]) or ""
+    assert problem.endswith("'wallShearStress' is in cells, the pressure of the design on points")
+    with pytest.raises(ValueError, match="is in cells"):
+        read_case_folder(tmp_path / names[3], load_tensor)
+
+
+def test_absent_designs_are_named_with_their_list_and_left_out_when_told(tmp_path):
+    names = write_published(tmp_path, "absent")
+    opened = open_cases(str(tmp_path))
+    with pytest.raises(ValueError, match=r"test_design_ids\.txt: 1 of 2 cases do not exist: 'E_S_640'"):
+        opened.split(None)
+    split = opened.split(None, skip_unusable=True)
+    assert (split.test, split.unusable) == ([names[3]], {"E_S_640": "does not exist"})
+    assert "1 unusable" in split.summary
+
+
+def test_cases_that_cannot_be_read_are_found_by_reading(tmp_path):
+    names = write_published(tmp_path, "nan")
+    opened = open_cases(str(tmp_path))
+    problems = opened.problems(names)
+    assert list(problems) == names[3:]
+    assert "12 of" in problems[names[3]]
+    with pytest.raises(ValueError, match=r"no case of 'test' is usable; F_D_WM_WW_0004: .* are NaN or infinite"):
+        opened.split(None).without(problems)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -46,7 +46,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_of_openfoam_cases_is_a_data_set_with_its_split(cases):
     opened = open_cases(str(cases), foam=BODY)
     assert opened.names == ["run_1", "run_2", "run_10"]
-    assert opened.stored_split.test == ["run_10"]
+    assert opened.stored_split().test == ["run_10"]
     for name in opened.names:
         case = opened.cases.read(name)
         pressure = case.points["volume"].fields["pressure"][:, 0]

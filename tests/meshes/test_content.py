@@ -1,5 +1,6 @@
 """What a file holds beside its mesh is left out and named; what is no field chooses nothing."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.meshes.content import field_names, main_content
+from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
 from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
 from emmi_jax.meshes.vtk import import_pyvista
@@ -180,3 +182,29 @@ def test_properties_that_are_not_read_are_named(tmp_path):
     faces = "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
     (tmp_path / "a.ply").write_text(f"ply\nformat ascii 1.0\nelement vertex 4\n{head}{faces}{rows}4 0 1 2 3\n")
     assert "the properties pressure" in read_mesh(tmp_path / "a.ply").left_out[0]
+
+
+@pytest.mark.parametrize("version", [42, 51])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("kind", ["polydata", "unstructured", "structured", "image"])
+def test_arrays_of_legacy_files_are_named_by_their_headers(kind, binary, version, tmp_path):
+    grid = pyvista.ImageData(dimensions=(3, 3, 2))
+    dataset = {
+        "polydata": lambda: pyvista.Sphere(theta_resolution=5, phi_resolution=5),
+        "unstructured": grid.cast_to_unstructured_grid,
+        "structured": grid.cast_to_structured_grid,
+        "image": lambda: grid,
+    }[kind]()
+    for name in ("p", "with space", "U"):
+        dataset.point_data[name] = np.ones((dataset.n_points, 3 if name == "U" else 1))
+    dataset.cell_data["tau"] = np.ones((dataset.n_cells, 3), np.float32)
+    dataset.cell_data["zone"] = np.ones(dataset.n_cells, np.int64)
+    dataset.set_active_vectors("U")
+    writer = importlib.import_module("vtkmodules.vtkIOLegacy").vtkGenericDataObjectWriter()
+    writer.SetFileName(str(tmp_path / "a.vtk"))
+    writer.SetInputData(dataset)
+    writer.SetFileVersion(version)
+    writer.SetFileTypeToBinary() if binary else writer.SetFileTypeToASCII()
+    writer.Write()
+    expected = {"tau", "zone"}, {"p", "with space", "U", *(["Normals"] if kind == "polydata" else [])}
+    assert legacy_array_names(tmp_path / "a.vtk") == expected
