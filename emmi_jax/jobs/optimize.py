@@ -90,7 +90,7 @@ def optimize_surface(job: OptimizationJob, surrogate: Surrogate, *, console: Con
     if found.stopped:
         console.print(f"warning: {found.stopped}: stopped", highlight=False, soft_wrap=True)
     coefficients = _coefficients(job, surrogate, meshes, case, found)
-    paths = _write(job, case, lattice, found, coefficients)
+    paths = _write(job, case, lattice, found, coefficients, console)
     rows = [[name, *(f"{value:z.5f}" for value in values.values())] for name, values in coefficients.items()]
     console.print(new_table("Predicted coefficients", ["coefficient", "before", "after"], rows))
     print_paths(paths, console)
@@ -141,6 +141,7 @@ def _write(
     lattice: Lattice,
     found: Optimization,
     coefficients: dict[str, dict[str, float]],
+    console: Console,
 ) -> list[Path]:
     from emmi_jax.plots.meshes import draw_surface_push
 
@@ -155,6 +156,13 @@ def _write(
     paths = [job.out / output_name(job.surface)]
     write_mesh(paths[0], Mesh(job.surface, dataset), fields, location="cells")
     paths.append(_write_stl(job.out / f"{job.surface.stem}.stl", surface))
+    if (step := float(np.spacing(np.float32(np.abs(surface.vertices).max())))) > job.max_displacement / 100:
+        console.print(
+            f"warning: .stl files hold float32, which this far from the origin has steps of {step:.2g} "
+            f"(a vertex may move by {job.max_displacement:g}): {paths[0].name} is exact",
+            highlight=False,
+            soft_wrap=True,
+        )
     moved = case.moved_geometry(found.parameters)
     if moved is not None and job.geometry is not None:
         paths.append(_write_stl(job.out / f"{job.geometry.stem}.stl", moved))

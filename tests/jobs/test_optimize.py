@@ -64,6 +64,23 @@ def test_the_new_shape_is_written_with_its_history_fields_and_coefficients(surro
     np.testing.assert_array_equal(read_surface(body).vertices, before.vertices)
 
 
+def test_far_from_the_origin_it_says_that_stl_loses_digits(surrogate, body, tmp_path):
+    offset = np.array([4e5, 0.0, 0.0])
+    mesh = ellipsoid().mesh.dataset
+    mesh.points = mesh.points.astype(np.float64) + offset
+    mesh.save(tmp_path / "far.vtp")
+    low = tuple(np.asarray(surrogate.normalizer.position_low) + offset)
+    far = replace(
+        surrogate,
+        normalizer=replace(surrogate.normalizer, position_low=low),
+        context=Context({"volume": VOLUME.position[:8] + offset}),
+    )
+    assert "float32" not in lower(surrogate, body, tmp_path / "here", steps=1)
+    assert "steps of 0.031 (a vertex may move by 0.05): far.vtp is exact" in lower(
+        far, tmp_path / "far.vtp", tmp_path / "there", steps=1
+    ).replace("\n", " ")
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(surrogate, body, tmp_path):
     before = sorted(tmp_path.iterdir())
     for changes, message in (
