@@ -85,19 +85,21 @@ def stats(
     from emmi_jax.data.stored_case import is_store
     from emmi_jax.files.atomic import write_json
     from emmi_jax.jobs.cases import check_selection
+    from emmi_jax.jobs.progress import print_sides
     from emmi_jax.jobs.stats import file_statistics, statistics_json, statistics_table, store_statistics
 
-    foam = FoamSelection(tuple(surface_patches or ()), time)
+    foam, sides = FoamSelection(tuple(surface_patches or ()), time), dict[str, str]()
     if len(files) == 1 and is_store(files[0]):
         check_selection(files[0], foam)
         statistics = store_statistics(files[0])
     else:
-        statistics = file_statistics([Path(file) for file in files], foam)
+        statistics = file_statistics([Path(file) for file in files], foam, on_side=sides.__setitem__)
     console = Console(soft_wrap=False)
     console.print(statistics_table(statistics, ", ".join(files)), highlight=False)
     for name, moments in statistics.items():
         if moments.num_not_finite:
             print(f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
+    print_sides(sides, console)
     if out is not None:
         write_json(out, statistics_json(statistics))
     return 0

@@ -189,7 +189,7 @@ def read_case_folder(
             with_area_vectors=with_area_vectors,
         )
     _check_named_branches(path, foam)
-    geometry, left_out = geometry_mesh_file(path), list[str]()
+    geometry, left_out, side = geometry_mesh_file(path), list[str](), ""
     if (is_tensors := bool(tensor_files(path))) or shapenet_car_files(path):
         if with_cell_sizes:
             what = "tensors" if is_tensors else "points"
@@ -198,25 +198,26 @@ def read_case_folder(
         if geometry is None and (tensor := geometry_file(path)) is not None:
             return Case(points, read_positions(tensor, load_tensor))
     else:
-        points, left_out = _read_meshes(path, find_sources(path, sources), with_cell_sizes, with_area_vectors)
+        points, left_out, side = _read_meshes(path, find_sources(path, sources), with_cell_sizes, with_area_vectors)
     if geometry is None:
-        return Case(points, None, tuple(left_out))
+        return Case(points, None, tuple(left_out), side)
     mesh = read_mesh(geometry, ())
     left_out += [f"{geometry.name}: {line}" for line in mesh.left_out]
-    return Case(points, sample_triangles(0, surface_triangles(mesh), NUM_GEOMETRY_POINTS), tuple(left_out))
+    return Case(points, sample_triangles(0, surface_triangles(mesh), NUM_GEOMETRY_POINTS), tuple(left_out), side)
 
 
 def _read_meshes(
     path: Path, sources: Sources, with_cell_sizes: bool | None, with_area_vectors: bool
-) -> tuple[dict[str, PointSet], list[str]]:
-    points, left_out = {}, list[str]()
+) -> tuple[dict[str, PointSet], list[str], str]:
+    points, left_out, side = {}, list[str](), ""
     for branch in MESHES:
         if (files := mesh_files(path, branch)) and branch not in sources:
             raise ValueError(f"{path}: {FIELDS_FILE} has no fields for the branch {branch!r} of {files[0].name}")
         if files:
             with joined(path, files) as file:
                 measure = with_area_vectors and branch == GEOMETRY_BRANCH
-                points[branch], lines = _read_points(file, sources[branch], with_cell_sizes, measure)
+                points[branch], lines, of_branch = _read_points(file, sources[branch], with_cell_sizes, measure)
+                side = side or of_branch
                 left_out += [f"{files[0].name}: {line}" for line in lines]
     if not points:
         wanted = [*(f"{stem}*{suffix}" for stem, suffix in zip(MESHES.values(), SUFFIXES, strict=False))]
@@ -225,21 +226,22 @@ def _read_meshes(
             found := other_kinds(path)
         ) else ""  # fmt: skip
         raise ValueError(f"{path}: no case in this folder: expected {' or '.join(wanted)}{others}")
-    return points, left_out
+    return points, left_out, side
 
 
 def _read_points(
     file: Path, sources: Mapping[str, FieldSource], with_cell_sizes: bool | None, with_area_vectors: bool
-) -> tuple[PointSet, tuple[str, ...]]:
-    arrays = {source.array for source in sources.values()}
+) -> tuple[PointSet, tuple[str, ...], str]:
+    side, arrays = "", {source.array for source in sources.values()}
     mesh = read_mesh(file, arrays)
     points = mesh.points(sources, with_cell_sizes=with_cell_sizes or False)
     is_in_cells = mesh.location_of(arrays) == "cells"
     if with_cell_sizes is None and is_in_cells and (sizes := mesh.cell_sizes()).any():
         points = points._replace(cell_size=sizes)
     if with_area_vectors and is_in_cells and is_surface(mesh):
-        points = points._replace(area_vector=area_vectors(mesh))
-    return points, mesh.left_out
+        vectors, side = area_vectors(mesh)
+        points = points._replace(area_vector=vectors)
+    return points, mesh.left_out, side
 
 
 def case_fingerprint(path: Path, root: Path, foam: FoamSelection = LATEST_WALLS, *, with_times: bool = False) -> str:

@@ -20,11 +20,13 @@ class Case(NamedTuple):
 
     Attributes:
         left_out: What its meshes have that was not read, one line each.
+        side: How the outward side of its surface was found, in words, if it has area vectors.
     """
 
     points: dict[str, PointSet]
     geometry: Array | None
     left_out: tuple[str, ...] = ()
+    side: str = ""
 
 
 class BranchShape(NamedTuple):

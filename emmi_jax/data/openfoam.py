@@ -75,12 +75,13 @@ def read_foam_case(
     arrays = {b: all_found(wanted[b], names) or () for b, names in foam_arrays(path, selection).items()}
     meshes = read_foam(path, branches, selection, arrays)
     points = {branch: _points(mesh, branch, sources, with_cell_sizes) for branch, mesh in meshes.items()}
-    geometry = None
+    geometry, side = None, ""
     if "surface" in meshes:
         if with_area_vectors:
-            points["surface"] = points["surface"]._replace(area_vector=area_vectors(meshes["surface"]))
+            vectors, side = area_vectors(meshes["surface"])
+            points["surface"] = points["surface"]._replace(area_vector=vectors)
         geometry = sample_triangles(0, surface_triangles(meshes["surface"]), num_geometry_points)
-    return Case(points, geometry)
+    return Case(points, geometry, side=side)
 
 
 def describe_foam(path: Path, selection: FoamSelection) -> str:

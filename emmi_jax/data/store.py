@@ -98,7 +98,7 @@ class Store:
         geometry = self._rows(name, GEOMETRY, 0, case.num_geometry_points) if case.num_geometry_points else None
         whole = {branch: read() for branch, read in points.items()}
         whole |= {branch: whole[branch]._replace(area_vector=read()) for branch, read in vectors.items()}
-        return Case(whole, None if geometry is None else geometry())
+        return Case(whole, None if geometry is None else geometry(), side=case.side)
 
     def draw(self, name: str, rng: np.random.Generator, sampling: Sampling, num_points: int) -> Case:
         """Reads a run of rows of each branch to draw from.
@@ -186,6 +186,7 @@ def write_case(
         moments=moments,
         source=source,
         forces=forces,
+        side=case.side,
     )
     arrays = stored.arrays(dtype)
     rng = np.random.default_rng([_PERMUTATION_STREAM, *name.encode()])

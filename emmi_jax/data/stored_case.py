@@ -37,6 +37,7 @@ class StoredCase:
         moments: Statistics of the case, before any rounding.
         source: Fingerprint of the files that it was made of.
         forces: What a solver wrote beside the case.
+        side: See `Case`.
     """
 
     shapes: Mapping[str, BranchShape]
@@ -46,6 +47,7 @@ class StoredCase:
     moments: DataMoments
     source: str
     forces: KnownForces | None
+    side: str = ""
 
     def to_dict(self) -> JsonDict:
         """Returns the values as JSON has them."""
@@ -61,6 +63,7 @@ class StoredCase:
             "statistics": self.moments.to_dict(),
             "source": self.source,
             "forces": None if self.forces is None else self.forces._asdict(),
+            "side": self.side,
         }
 
     @classmethod
@@ -80,6 +83,7 @@ class StoredCase:
                 "statistics": statistics,
                 "source": str(source),
                 "forces": forces,
+                "side": str(side),
             } if (
                 branches
                 and num_geometry_points >= 0
@@ -93,6 +97,7 @@ class StoredCase:
                     moments=DataMoments.from_dict(statistics),
                     source=source,
                     forces=None if forces is None else KnownForces.from_dict(forces),
+                    side=side,
                 )
         raise ValueError(f"expected branches with their numbers of points, got {values!r:.80}")
 

@@ -27,8 +27,9 @@ class Surface:
         corners: Indices [N, K] of the corners of each cell among the vertices, counter-clockwise seen from outside; a
             cell with fewer corners than K repeats its last one.
         num_corners: Corners [N] of each cell.
-        num_open_edges: Edges that do not join exactly two consistently oriented cells.
+        num_open_edges: Edges that do not join exactly two cells.
         mesh: The mesh that it was read from, if any.
+        side: How its outward side was found, in words.
 
     Example:
         >>> surface = read_surface(Path("car.vtp"))  # doctest: +SKIP
@@ -40,6 +41,7 @@ class Surface:
     num_corners: NDArray[np.int64]
     num_open_edges: int = 0
     mesh: Mesh | None = None
+    side: str = ""
 
     @classmethod
     def from_mesh(cls, mesh: Mesh, *, require_closed: bool = True) -> Surface:
@@ -49,11 +51,10 @@ class Surface:
         connectivity, offsets = polygons(mesh)
         num_corners = np.diff(offsets)
         column = np.minimum(np.arange(num_corners.max()), num_corners[:, None] - 1)
-        if elements.orientation < 0:
-            column = num_corners[:, None] - 1 - column
+        column = np.where(elements.is_turned[:, None], num_corners[:, None] - 1 - column, column)
         vertices = np.array(mesh.dataset.points, dtype=np.float64)
         corners = connectivity[offsets[:-1, None] + column]
-        return cls(vertices, corners, num_corners, elements.num_open_edges, mesh)
+        return cls(vertices, corners, num_corners, elements.num_open_edges, mesh, elements.side)
 
     @property
     def num_cells(self) -> int:

@@ -64,10 +64,14 @@ class ForceReference:
 
 
 class Forces(NamedTuple):
-    """Force coefficients of the `predicted` and, where known, the `reference` fields, and the surface's open edges."""
+    """Force coefficients of the `predicted` and, where known, the `reference` fields.
+
+    Attributes:
+        side: How the outward side of the surface was found, in words.
+    """
 
     coefficients: dict[str, dict[str, float]]
-    num_open_edges: int
+    side: str
 
 
 def query_mesh(
@@ -260,7 +264,7 @@ def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: Force
     found = {"predicted": coefficients(predicted)}
     if set(force_fields(predicted)) <= set(surface.reference):
         found["reference"] = coefficients(surface.reference)
-    return Forces(found, elements.num_open_edges)
+    return Forces(found, elements.side)
 
 
 def force_fields(fields: Collection[str]) -> list[str]:

@@ -18,7 +18,7 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import PRESSURES, ForceReference, query_mesh
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import check_outputs
-from emmi_jax.jobs.progress import print_left_out, warn_few_anchors, warn_open, warn_outside
+from emmi_jax.jobs.progress import print_left_out, print_sides, warn_few_anchors, warn_outside
 from emmi_jax.points import PointSet
 
 FUNCTIONALS: dict[str, Callable[..., Functional]] = {
@@ -128,7 +128,7 @@ def read_design(job: DesignJob, surrogate: Surrogate, console: Console) -> Desig
     for found in (surface, geometry):
         if found is not None and found.mesh is not None:
             print_left_out(found.mesh.left_out, console, found.mesh.path)
-    warn_open(job.surface, surface.num_open_edges, console)
+    print_sides({str(job.surface): surface.side}, console)
     warn_outside(surrogate.normalizer, job.surface, surface.vertices, console)
     warn_few_anchors(surrogate.sampling, {GEOMETRY_BRANCH: surface.corners}, console)
     return DesignMeshes(surface, geometry, points)

@@ -32,6 +32,7 @@ from emmi_jax.jobs.progress import (
     metrics_table,
     print_left_out,
     print_paths,
+    print_sides,
     print_unusable,
     print_warnings,
 )
@@ -114,13 +115,14 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
     forces = ForceEvaluation(job.forces, chosen.known_forces, surrogate.model.config.fields)
     by_case: dict[str, dict[str, Metrics]] = {}
     parity = ParityPoints(len(chosen.read))
-    left_out, warnings = {"": chosen.left_out}, dict[str, list[str]]()
+    left_out, warnings, sides = {"": chosen.left_out}, dict[str, list[str]](), dict[str, str]()
     with ProgressBar(console, len(chosen.read) * job.repeats, unit="predictions") as progress:
         for name, read in chosen.read.items():
             case = _checked(name, read(), surrogate)
             left_out[name] = [f"{name}: {line}" for line in case.left_out]
             warnings[name] = [f"{name}: {line}" for line in box_warnings(case_boxes(case))]
-            forces.begin(name, case)
+            if forces.begin(name, case):
+                sides[name] = case.side
             repeats = []
             for seed in range(job.repeats):
                 predicted = _predict(surrogate, case, seed=seed)
@@ -144,6 +146,7 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
     paths = [out / f"{stem}.json", out / f"{stem}.csv", *parity.draw(out / stem, cases)]
     if found is not None:
         write_atomically(out / f"{stem}_forces.csv", _csv(found.rows()))
+        print_sides(sides, console)
         console.print(found.table())
         paths += [out / f"{stem}_forces.csv", draw_forces(out / f"{stem}_forces.png", found)]
     elif forces.problem is not None:

@@ -154,22 +154,23 @@ class ForceEvaluation:
         self._cases: dict[str, CaseForces] = {}
         self.problem: str | None = None
 
-    def begin(self, name: str, case: Case) -> None:
-        """Integrates the known fields of a case.
+    def begin(self, name: str, case: Case) -> bool:
+        """Integrates the known fields of a case; returns whether there are forces.
 
         Raises:
             ValueError: That is impossible, although the options ask for it.
         """
         if self._references is None:
-            return
+            return False
         try:
             found = CaseForces(self._options, self._references[name], case, self._known[name], self._fields)
         except ValueError as error:
             if self._options.speed is not None:
                 raise ValueError(f"{name}: {error}") from None
             self.problem, self._references, self._cases = f"{name}: {error}", None, {}
-            return
+            return False
         self._cases[name] = found
+        return True
 
     def add(self, name: str, predicted: Fields) -> None:
         """Integrates the fields that one draw of anchors predicts for a case."""

@@ -39,8 +39,8 @@ from emmi_jax.jobs.progress import (
     metrics_table,
     print_left_out,
     print_paths,
+    print_sides,
     warn_few_anchors,
-    warn_open,
     warn_outside,
 )
 from emmi_jax.meshes.mesh import Mesh
@@ -256,7 +256,7 @@ def _report_forces(
 ) -> None:
     surface = meshes[GEOMETRY_BRANCH]
     forces = surface_forces(predicted[GEOMETRY_BRANCH], surface, reference)
-    warn_open(surface.mesh.path, forces.num_open_edges, console)
+    print_sides({str(surface.mesh.path): forces.side}, console)
     for which, values in forces.coefficients.items():
         console.print(f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
     write_json(out / "forces.json", dict(forces.coefficients))

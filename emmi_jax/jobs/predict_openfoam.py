@@ -21,7 +21,8 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, warn_few_anchors
-from emmi_jax.meshes.openfoam import case_roots, is_time, read_foam
+from emmi_jax.meshes.foam_to_vtk import is_time
+from emmi_jax.meshes.openfoam import case_roots, read_foam
 from emmi_jax.meshes.openfoam_fields import (
     KINEMATIC_PRESSURE,
     FieldFile,

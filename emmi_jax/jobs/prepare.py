@@ -31,7 +31,7 @@ from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case,
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, parse_stored_split, stored_split
-from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_unusable, print_warnings
+from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,12 @@ class PrepareJob:
 
 
 class _Prepared(NamedTuple):
-    """What is to be said of a case, and the box of its points."""
+    """What is to be said of a case, the box of its points, and how its outward side was found."""
 
     left_out: list[str]
     warnings: list[str]
     box: Box
+    side: str
 
 
 def prepare(job: PrepareJob, *, console: Console) -> None:
@@ -169,6 +170,7 @@ def _print_notes(prepared: Mapping[str, _Prepared], console: Console) -> None:
     print_left_out(gathered({name: prepared[name].left_out for name in names}), console)
     print_warnings(gathered({name: prepared[name].warnings for name in names}), console)
     print_warnings(unlike_cases({name: prepared[name].box for name in names}), console)
+    print_sides({name: prepared[name].side for name in names}, console)
 
 
 def _prepare_all(
@@ -204,5 +206,8 @@ def _prepare_case(job: PrepareJob, name: str, source: str) -> _Prepared | str:
     moments = write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source, forces=forces)
     warnings = [*box_warnings(case_boxes(case)), *rounding_warnings(moments, job.dtype)]
     return _Prepared(
-        [f"{name}: {line}" for line in case.left_out], [f"{name}: {line}" for line in warnings], moments_box(moments)
+        [f"{name}: {line}" for line in case.left_out],
+        [f"{name}: {line}" for line in warnings],
+        moments_box(moments),
+        case.side,
     )

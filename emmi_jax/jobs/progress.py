@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from emmi_jax.points import row_chunks
 
 _NUM_LINES = 20
 _PACE_WINDOW = 50
+_DIGITS = re.compile(r"\d[\d,]*|parts?")
 _HEADINGS = {"relative_l2": "rel. L2", "relative_l1": "rel. L1", "mae": "MAE", "r2": "R²"}
 
 
@@ -104,11 +106,15 @@ def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], con
             _warn(f"{branch}: {len(position):,} anchors, the model was trained with {sampling.num_anchors:,}", console)
 
 
-def warn_open(path: Path, num_open_edges: int, console: Console) -> None:
-    """Warns of a surface whose outward side is a guess."""
-    if num_open_edges:
-        reason = f"the surface is not closed, {num_open_edges:,} edges are open: its outward side is a guess"
-        _warn(f"{path}: {reason}", console)
+def print_sides(sides: Mapping[str, str], console: Console) -> None:
+    """Prints how the outward sides of surfaces were found, one line per kind; only numbers differ within a kind."""
+    alike: dict[str, list[str]] = {}
+    for name, side in sides.items():
+        if side:
+            alike.setdefault(_DIGITS.sub("#", side), []).append(name)
+    for names in alike.values():
+        others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        console.print(f"{names[0]}{others}: normals: {sides[names[0]]}", highlight=False, soft_wrap=True)
 
 
 def print_left_out(lines: Iterable[str], console: Console, path: Path | str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,20 @@ from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import open_arrays
 from emmi_jax.jobs.cases import check_selection
 from emmi_jax.jobs.progress import new_table
-from emmi_jax.meshes.mesh import read_mesh
+from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
+from emmi_jax.meshes.surfaces import is_surface, surface_elements
 from emmi_jax.points import row_chunks
 
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
 
-def file_statistics(paths: Sequence[Path], foam: FoamSelection = LATEST_WALLS) -> dict[str, Moments]:
+def file_statistics(
+    paths: Sequence[Path],
+    foam: FoamSelection = LATEST_WALLS,
+    *,
+    on_side: Callable[[str, str], object] = lambda path, side: None,
+) -> dict[str, Moments]:
     """Measures every numeric array in files; arrays with the same name in several files count as one.
 
     Args:
@@ -34,6 +40,7 @@ def file_statistics(paths: Sequence[Path], foam: FoamSelection = LATEST_WALLS) -
             arrays; an array on points is marked if there is one of the same name in cells. An OpenFOAM case has those
             of its patches, `surface/p`, and of its cells, `volume/p`.
         foam: The patches and the time of OpenFOAM cases.
+        on_side: Called with the path of each surface, and how its outward side is found.
 
     Returns:
         Statistics by array.
@@ -48,7 +55,7 @@ def file_statistics(paths: Sequence[Path], foam: FoamSelection = LATEST_WALLS) -
     found: dict[str, Moments] = {}
     for path in paths:
         num_arrays = 0
-        for name, chunks in _arrays(path, foam):
+        for name, chunks in _arrays(path, foam, on_side):
             num_arrays += 1
             with refusing_damage(f"{path}: array {name!r}"):
                 here = Moments.of_chunks(chunks)
@@ -97,9 +104,10 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
     return table
 
 
-def _arrays(path: Path, foam: FoamSelection) -> NamedChunks:
+def _arrays(path: Path, foam: FoamSelection, on_side: Callable[[str, str], object]) -> NamedChunks:
     if is_foam(path):
         for branch, mesh in read_foam(path, foam_branches(path, foam), foam).items():
+            _tell_side(path, mesh, on_side)
             yield f"{branch}/position", row_chunks(mesh.position("cells"))
             for name in mesh.dataset.cell_data:
                 yield f"{branch}/{name}", _numbers(np.asarray(mesh.dataset.cell_data[name]))
@@ -112,13 +120,20 @@ def _arrays(path: Path, foam: FoamSelection) -> NamedChunks:
         case ".npy":
             yield path.stem, _numbers(map_array(path))
         case _:
-            dataset = read_mesh(path).dataset
+            mesh = read_mesh(path)
+            _tell_side(path, mesh, on_side)
+            dataset = mesh.dataset
             yield "position", row_chunks(np.asarray(dataset.points))
             for name in dataset.cell_data:
                 yield name, _numbers(np.asarray(dataset.cell_data[name]))
             for name in dataset.point_data:
                 label = f"{name} (points)" if name in dataset.cell_data else name
                 yield label, _numbers(np.asarray(dataset.point_data[name]))
+
+
+def _tell_side(path: Path, mesh: Mesh, on_side: Callable[[str, str], object]) -> None:
+    if is_surface(mesh):
+        on_side(str(path), surface_elements(mesh, require_closed=False).side)
 
 
 def _numbers(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

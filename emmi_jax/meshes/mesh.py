@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from emmi_jax.meshes.components import ArrayName, all_found, found_arrays, quoted
 from emmi_jax.meshes.content import main_content
+from emmi_jax.meshes.foam_to_vtk import is_foam_patch
 from emmi_jax.meshes.lost import lost_by_reader
 from emmi_jax.meshes.vtk import read_dataset, vtk_messages, write_dataset
 from emmi_jax.points import Array, PointSet
@@ -41,6 +42,7 @@ class Mesh:
         path: The file, for messages.
         dataset: A `pyvista.DataSet`.
         left_out: What the file has beside it, one line each.
+        is_patch: Whether it consists of patches of OpenFOAM, whose faces point out of the fluid.
 
     Example:
         >>> mesh = read_mesh(Path("boundary_1.vtp"))  # doctest: +SKIP
@@ -50,6 +52,7 @@ class Mesh:
     path: Path
     dataset: Any
     left_out: tuple[str, ...] = ()
+    is_patch: bool = False
 
     def location_of(self, names: Iterable[ArrayName]) -> Location:
         """Returns where these arrays are; cells come first if they are on both.
@@ -153,12 +156,12 @@ def read_mesh(path: Path, arrays: Collection[ArrayName] | None = None) -> Mesh:
         ImportError: pyvista is not installed.
     """
     dataset = read_dataset(path, arrays)
-    mesh = checked_mesh(path, dataset)
+    mesh = checked_mesh(path, dataset, is_patch=is_foam_patch(path))
     return replace(mesh, left_out=(*lost_by_reader(path, dataset), *mesh.left_out))
 
 
-def checked_mesh(path: Path, dataset: Any) -> Mesh:
-    """Returns a `pyvista.DataSet` as a mesh.
+def checked_mesh(path: Path, dataset: Any, *, is_patch: bool = False) -> Mesh:
+    """Returns a `pyvista.DataSet` as a mesh; see `Mesh` for `is_patch`.
 
     Raises:
         ValueError: It is empty, or a coordinate is not finite.
@@ -166,7 +169,7 @@ def checked_mesh(path: Path, dataset: Any) -> Mesh:
     if not dataset.n_points:
         raise ValueError(f"{path}: the mesh is empty")
     _check_finite(path, "coordinates", np.asarray(dataset.points))
-    return Mesh(path, *main_content(dataset))
+    return Mesh(path, *main_content(dataset), is_patch)
 
 
 def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, location: Location) -> None:

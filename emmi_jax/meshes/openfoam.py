@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.meshes.foam_to_vtk import VtkFiles, is_time, vtk_times
 from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
 from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset, vtk_messages
 
 _MESH_FILES = ("points", "faces", "owner", "neighbour", "boundary")
-_INTERNAL = ("internal.vtu", "internal.vtk")
-_NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 _PATCH = re.compile(r'(?:"([^"]+)"|([^\s(){};"]+))\s*\{([^{}]*)\}')
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _VOLUME_FIELD = re.compile(rb"\bclass\s+vol(?:Scalar|Vector|SymmTensor|Tensor)Field\s*;")
@@ -33,7 +32,7 @@ class FoamPatch(NamedTuple):
 
 def is_foam(path: Path) -> bool:
     """Returns whether a folder is a case, decomposed or not, or output of foamToVTK."""
-    return bool(case_roots(path) or _vtk_times(path))
+    return bool(case_roots(path) or vtk_times(path))
 
 
 def case_roots(path: Path) -> list[Path]:
@@ -49,10 +48,10 @@ def foam_time(path: Path, selection: FoamSelection = LATEST_WALLS) -> str | None
     Raises:
         ValueError: The case does not have the time.
     """
-    found = list(_vtk_times(path)) if not case_roots(path) else _native_times([path, *_processors(path)])
+    found = list(vtk_times(path)) if not case_roots(path) else _native_times([path, *_processors(path)])
     if selection.time is None:
         return max(found, key=_number, default=None)
-    if not _NUMBER.fullmatch(selection.time) or _number(selection.time) not in map(_number, found):
+    if not is_time(selection.time) or _number(selection.time) not in map(_number, found):
         raise ValueError(
             f"{path}: no time {selection.time!r}, it has {', '.join(sorted(found, key=_number)) or 'none'}"
         )
@@ -153,7 +152,9 @@ def read_foam(
         parts = {b: [read_dataset(f, None if arrays is None else arrays.get(b)) for f in sources[b]] for b in branches}
     if missing := sorted(set(branches) - set(parts)):
         raise ValueError(f"{path}: has no cells for the branch {missing[0]!r}")
-    return {branch: checked_mesh(path, _joined(parts[branch], branch)) for branch in branches}
+    return {
+        branch: checked_mesh(path, _joined(parts[branch], branch), is_patch=branch == "surface") for branch in branches
+    }
 
 
 def read_branch(
@@ -237,14 +238,7 @@ def _roots_at(path: Path, selection: FoamSelection) -> list[Path]:
 
 def _native_times(folders: Sequence[Path]) -> list[str]:
     """Returns the names of the times in the folders; those of processors are the same, so the first one speaks."""
-    return list(
-        dict.fromkeys(p.name for f in folders[:2] for p in f.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir())
-    )
-
-
-def is_time(name: str) -> bool:
-    """Returns whether a folder of this name is a time."""
-    return _NUMBER.fullmatch(name) is not None
+    return list(dict.fromkeys(p.name for f in folders[:2] for p in f.iterdir() if is_time(p.name) and p.is_dir()))
 
 
 def _number(name: str) -> float:
@@ -319,49 +313,12 @@ def _chosen_patches(path: Path, kinds: Mapping[str, str | None], patterns: Colle
     return chosen
 
 
-class _VtkFiles(NamedTuple):
-    internal: Path
-    patches: dict[str, Path]
-
-
-def _vtk_files(path: Path, selection: FoamSelection) -> _VtkFiles:
-    return _vtk_times(path)[foam_time(path, selection) or ""]
+def _vtk_files(path: Path, selection: FoamSelection) -> VtkFiles:
+    return vtk_times(path)[foam_time(path, selection) or ""]
 
 
 def _vtk_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str | None, int | None]]:
     return dict.fromkeys(_vtk_files(path, selection).patches, (None, None))
-
-
-def _vtk_times(path: Path) -> dict[str, _VtkFiles]:
-    """Returns the files of foamToVTK by time: `VTK/case_350/internal.vtu` or `VTK/case_350.vtk`."""
-    if files := _vtk_folder(path):
-        return {_time_of(path.name) or "0": files}
-    folder = path / "VTK" if (path / "VTK").is_dir() else path
-    if folder.name != "VTK":
-        return {}
-    found = {}
-    for place in sorted(folder.iterdir()):
-        time = _time_of(place.stem if place.suffix == ".vtk" else place.name)
-        if time is not None and place.suffix == ".vtk":
-            patches = {p.name: p / f"{p.name}_{time}.vtk" for p in sorted(folder.iterdir()) if p.is_dir()}
-            found[time] = _VtkFiles(place, {name: file for name, file in patches.items() if file.is_file()})
-        elif time is not None and (files := _vtk_folder(place)):
-            found[time] = files
-    return found
-
-
-def _vtk_folder(path: Path) -> _VtkFiles | None:
-    internal = next((path / name for name in _INTERNAL if (path / name).is_file()), None)
-    if internal is None:
-        return None
-    boundary = path / "boundary"
-    patches = sorted(p for p in boundary.iterdir() if p.suffix in (".vtp", ".vtk")) if boundary.is_dir() else []
-    return _VtkFiles(internal, {file.stem: file for file in patches})
-
-
-def _time_of(name: str) -> str | None:
-    time = name.rpartition("_")[2]
-    return time if _NUMBER.fullmatch(time) else None
 
 
 def _file_arrays(file: Path) -> set[str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.meshes.content import cell_arrays, polydata
 from emmi_jax.meshes.mesh import Mesh
+from emmi_jax.meshes.orientation import orient
 from emmi_jax.meshes.vtk import import_pyvista, vtk_messages
 
 _TRIANGLE, _POLYGON, _PIXEL, _QUAD = 5, 7, 8, 9
@@ -20,14 +21,16 @@ class SurfaceElements(NamedTuple):
     Args:
         area: Areas [N], in the squared unit of the positions.
         normal: Outward unit normals [N, 3]; zero for a cell without area.
-        num_open_edges: Edges that do not join exactly two consistently oriented cells; 0 for a closed surface.
-        orientation: 1 if the polygons turn counter-clockwise seen from outside, else -1.
+        num_open_edges: Edges that do not join exactly two cells of one part; 0 for a closed surface.
+        is_turned: Which polygons [N] turn clockwise seen from outside.
+        side: How the outward side was found, in words.
     """
 
     area: NDArray[np.float64]
     normal: NDArray[np.float64]
     num_open_edges: int
-    orientation: float
+    is_turned: NDArray[np.bool_]
+    side: str
 
 
 def check_surface(mesh: Mesh) -> None:
@@ -51,14 +54,12 @@ def is_surface(mesh: Mesh) -> bool:
 def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceElements:
     """Computes areas and outward normals of the cells of a surface.
 
-    Outward is the side that makes the enclosed volume positive, so the orientation of the polygons does not matter, as
-    long as it is consistent; all parts of a body must share it.
+    Faces of OpenFOAM point out of the fluid, so into the body. Of other surfaces, the outward side is found for each
+    connected part; see `orient`.
 
     Args:
         mesh: A surface of polygons. They should be planar; else area and normal are those of their boundary.
-        require_closed: Whether to refuse a surface with open edges. If not, outward is a guess, away from the middle of
-            the box on average: right for a body with small gaps, such as a car on its tyres. A sheet, which has no
-            inside, keeps the orientation of its polygons.
+        require_closed: Whether to refuse a surface with open edges.
 
     Returns:
         Areas and normals in the order of the cells.
@@ -69,27 +70,37 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     connectivity, offsets = polygons(mesh)
     points = np.asarray(mesh.dataset.points, dtype=np.float64)
     points = points - (points.min(axis=0) + points.max(axis=0)) / 2
-    following = _following(len(connectivity), offsets)
-    start, end = points[connectivity], points[connectivity[following]]
+    vector_area = polygon_vectors(points, connectivity, offsets)
+    found = orient(points, connectivity, offsets, vector_area)
+    if require_closed and found.num_open_edges:
+        raise ValueError(
+            f"{mesh.path}: the surface is not closed: {found.num_open_edges} edges do not join exactly two cells, so "
+            "it has no outward side"
+        )
+    is_turned, side = found.is_turned, found.side
+    if mesh.is_patch:
+        is_turned, side = np.ones(len(vector_area), bool), "faces of OpenFOAM point out of the fluid"
+    area = np.linalg.norm(vector_area, axis=1)
+    normal = np.where(is_turned, -1.0, 1.0)[:, None] * vector_area / np.where(area > 0, area, 1.0)[:, None]
+    return SurfaceElements(area, normal, found.num_open_edges, is_turned, side)
+
+
+def polygon_vectors(
+    points: NDArray[np.float64], connectivity: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Returns normal times area of each polygon [N, 3], right-handed."""
+    following = np.roll(connectivity, -1)
+    following[offsets[1:] - 1] = connectivity[offsets[:-1]]
     # Edges are relative to the first corner of their polygon, to avoid cancellation far from the origin.
     first = np.repeat(points[connectivity[offsets[:-1]]], np.diff(offsets), axis=0)
-    vector_area = np.add.reduceat(np.cross(start - first, end - first), offsets[:-1], axis=0) / 2
-    area = np.linalg.norm(vector_area, axis=1)
-    volume = np.einsum("ni,ni->", points[connectivity[offsets[:-1]]], vector_area) / 3
-    num_open = _num_open_edges(points, connectivity, following)
-    if require_closed and num_open:
-        raise ValueError(
-            f"{mesh.path}: the surface is not closed: {num_open} edges do not join exactly two consistently oriented "
-            "cells, so it has no outward side"
-        )
-    sign = -1.0 if volume < -1e-9 * area.sum() * np.abs(points).max() else 1.0
-    return SurfaceElements(area, sign * vector_area / np.where(area > 0, area, 1.0)[:, None], num_open, sign)
+    corners = np.cross(points[connectivity] - first, points[following] - first)
+    return np.add.reduceat(corners, offsets[:-1], axis=0) / 2
 
 
-def area_vectors(mesh: Mesh) -> NDArray[np.float64]:
-    """Returns the outward normal of every cell times its area [N, 3]; see `surface_elements`, if it is not closed."""
+def area_vectors(mesh: Mesh) -> tuple[NDArray[np.float64], str]:
+    """Returns the outward normal of every cell times its area [N, 3], and how that side was found."""
     elements = surface_elements(mesh, require_closed=False)
-    return elements.normal * elements.area[:, None]
+    return elements.normal * elements.area[:, None], elements.side
 
 
 def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
@@ -172,27 +183,3 @@ def _kind(dataset: Any) -> str:
         kinds = [import_pyvista().CellType(kind).name.lower() for kind in np.unique(grid.celltypes)]
         return f"a {dataset.GetClassName()} of the cells {', '.join(kinds)}"
     return f"{dataset.GetNumberOfPolys()} polygons among {dataset.n_cells} cells"
-
-
-def _following(num_corners: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    following = np.arange(1, num_corners + 1)
-    following[offsets[1:] - 1] = offsets[:-1]
-    return following
-
-
-def _num_open_edges(points: NDArray[np.float64], connectivity: NDArray[np.int64], following: NDArray[np.int64]) -> int:
-    num_open = _num_unpaired(connectivity, following)
-    if num_open:
-        # Some writers repeat the corners of every polygon, so no edges match by index.
-        _, same = np.unique(points, axis=0, return_inverse=True)
-        num_open = _num_unpaired(same.reshape(-1)[connectivity], following)
-    return num_open
-
-
-def _num_unpaired(corner: NDArray[np.int64], following: NDArray[np.int64]) -> int:
-    """Counts edges that are not traversed exactly twice, once in each direction."""
-    start, end = corner, corner[following]
-    low, high = np.minimum(start, end), np.maximum(start, end)
-    _, edge, count = np.unique(low * (high.max() + 1) + high, return_inverse=True, return_counts=True)
-    balance = np.bincount(edge.reshape(-1), weights=np.where(start < end, 1.0, -1.0))
-    return int(np.count_nonzero((count != 2) | (balance != 0)))

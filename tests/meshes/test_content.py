@@ -68,7 +68,7 @@ def test_lines_and_vertices_beside_polygons_are_left_out_and_strips_are_cut():
     assert mesh.left_out == ("1 vertices beside 2 polygons", "2 lines beside 2 polygons")
     np.testing.assert_array_equal(mesh.dataset.cell_data["p"], [3, 4, 4])
     np.testing.assert_array_equal(mesh.dataset.point_data["q"], np.arange(4))
-    np.testing.assert_allclose(area_vectors(mesh), [[0, 0, 1], [0, 0, 0.5], [0, 0, 0.5]], atol=1e-15)
+    np.testing.assert_allclose(area_vectors(mesh)[0], [[0, 0, 1], [0, 0, 0.5], [0, 0, 0.5]], atol=1e-15)
 
 
 def test_a_closed_line_alone_is_a_mesh():
@@ -120,9 +120,9 @@ def test_a_surface_may_be_an_unstructured_grid(kind, suffix, tmp_path):
         box = box.triangulate()
     box.save(tmp_path / f"a.{suffix}")
     mesh = read_mesh(tmp_path / f"a.{suffix}")
-    area = np.linalg.norm(area_vectors(mesh), axis=1)
+    area = np.linalg.norm(area_vectors(mesh)[0], axis=1)
     np.testing.assert_allclose(area.sum(), 2 * (2 * 3 + 3 * 4 + 2 * 4), rtol=1e-6)
-    np.testing.assert_allclose(area_vectors(mesh).sum(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(area_vectors(mesh)[0].sum(axis=0), 0, atol=1e-6)
     assert len(surface_triangles(mesh)) == 12
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.config import FoamSelection
-from emmi_jax.meshes.mesh import FieldSource
+from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foam_patches, foam_time, read_foam
 from emmi_jax.meshes.surfaces import surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
@@ -165,3 +165,24 @@ def test_nothing_is_printed_by_the_reader(tmp_path, capfd):
         read_foam(case, ["volume"])
     assert capfd.readouterr() == ("", "")
     assert import_pyvista() is not None
+
+
+@pytest.mark.parametrize("layout", ["case", "foamToVTK", "legacy foamToVTK"])
+def test_normals_of_patches_point_into_the_fluid_though_the_ground_is_a_wall_too(layout, tmp_path):
+    case = write_foam_case(tmp_path / "source")
+    meshes = [read_foam(case, ["surface"])["surface"]]
+    if layout != "case":
+        names = ("VTK/c_7/boundary/{}.vtp", "VTK/{0}/{0}_7.vtk")
+        files = [tmp_path / names["legacy" in layout].format(name) for name in ("ground", "body")]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            read_foam(case, ["surface"], FoamSelection((file.stem.partition("_")[0],)))["surface"].dataset.save(file)
+        meshes = list(map(read_mesh, files))
+    elements = [surface_elements(mesh, require_closed=False) for mesh in meshes]
+    normal = np.concatenate([of_patch.normal for of_patch in elements])
+    outwards = body_centres() - cell_centres([(1, 1, 1)])
+    np.testing.assert_allclose(normal[:12], np.tile([0.0, 0.0, 1.0], (12, 1)), atol=1e-6)
+    rows = sorted_rows(meshes[-1].position("cells")[-6:])
+    wanted = (outwards / np.linalg.norm(outwards, axis=1)[:, None])[sorted_rows(body_centres())]
+    np.testing.assert_allclose(normal[12:][rows], wanted, atol=1e-6)
+    assert {of_patch.side for of_patch in elements} == {"faces of OpenFOAM point out of the fluid"}

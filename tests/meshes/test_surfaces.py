@@ -69,12 +69,13 @@ def test_an_open_surface_is_refused_with_its_open_edges():
     assert (np.einsum("ni,ni->n", elements.normal, outward) > 0).all()
 
 
-def test_cells_that_run_round_differently_are_refused():
+def test_a_cell_that_runs_against_its_neighbours_is_turned():
     corners = np.asarray(box().points)
     faces = np.asarray(box().faces).reshape(6, 5).copy()
     faces[0, 1:] = faces[0, :0:-1]
-    with pytest.raises(ValueError, match="not closed: 4 edges"):
-        surface_elements(mesh(pyvista.PolyData(corners, faces=faces.reshape(-1))))
+    elements = surface_elements(mesh(pyvista.PolyData(corners, faces=faces.reshape(-1))))
+    np.testing.assert_array_equal(elements.is_turned, [True, False, False, False, False, False])
+    np.testing.assert_allclose(elements.normal, surface_elements(mesh(box())).normal, atol=1e-12)
 
 
 def test_an_edge_of_three_cells_is_refused():
@@ -120,3 +121,71 @@ def test_triangles_cover_the_surface():
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
     assert corners.shape == (12, 3, 3)
     np.testing.assert_allclose(area.sum(), 2 * (6 + 8 + 12), rtol=1e-12)
+
+
+def turned(dataset: Any) -> Any:
+    return dataset.flip_faces()
+
+
+def cube(size: float, middle: float = 0.0) -> Any:
+    half = size / 2
+    return pyvista.Box(bounds=(middle - half, middle + half, -half, half, -half, half), level=1)
+
+
+def enclosed(dataset: Any) -> float:
+    """The volume on the inner side of the normals, by the divergence theorem."""
+    elements, centre = surface_elements(mesh(dataset), require_closed=False), np.asarray(dataset.cell_centers().points)
+    return float((centre * elements.normal * elements.area[:, None]).sum() / 3)
+
+
+@pytest.mark.parametrize("first", [lambda part: part, turned])
+@pytest.mark.parametrize("second", [lambda part: part, turned])
+def test_every_part_points_out_of_the_body_however_it_runs(first, second):
+    beside = first(cube(3.0)).merge(second(cube(1.0, middle=5.0)))
+    assert enclosed(beside) == pytest.approx(27 + 1)
+    # The inner one is the wall of a cavity.
+    assert enclosed(first(cube(3.0)).merge(second(cube(1.0)))) == pytest.approx(27 - 1)
+    assert enclosed(first(cube(3.0)).merge(second(cube(2.0))).merge(cube(1.0))) == pytest.approx(27 - 8 + 1)
+
+
+@pytest.mark.parametrize("how", [lambda part: part, turned])
+def test_the_ground_goes_with_the_body_on_it(how):
+    ground = pyvista.Plane(center=(0, 0, -2), i_size=9, j_size=9)
+    elements = surface_elements(mesh(how(cube(3.0).merge(ground))), require_closed=False)
+    upwards = (elements.normal[:, 2] * elements.area)[-ground.n_cells :]
+    np.testing.assert_allclose(upwards.sum(), 81, rtol=1e-6)
+    assert "1 closed part, 1 open part, open ones like most others" in elements.side
+
+
+@pytest.mark.parametrize("how", [lambda part: part, turned])
+def test_half_a_body_and_one_with_a_gap_point_out_of_their_volume(how):
+    half = pyvista.Sphere().clip("y", origin=(0, 0, 0)).extract_surface(algorithm=None)
+    assert enclosed(how(half)) == pytest.approx(np.pi / 12, rel=0.02)
+    with_gap = pyvista.Sphere(start_theta=0, end_theta=350)
+    elements = surface_elements(mesh(how(with_gap)), require_closed=False)
+    assert np.einsum("ni,ni->n", elements.normal, with_gap.cell_centers().points).min() > 0
+
+
+def test_a_duct_keeps_its_side():
+    duct = pyvista.Cylinder(radius=0.2, height=3, capping=False)
+    for dataset in (duct, turned(duct)):
+        elements = surface_elements(mesh(dataset), require_closed=False)
+        assert not elements.is_turned.any()
+        assert elements.side.startswith("the side of the polygons in the file: 1 open part")
+
+
+def test_thick_walls_of_a_nozzle_point_into_its_stream():
+    angles = np.arange(8) * np.pi / 4
+    rings = [np.stack([0 * angles + x, r * np.cos(angles), r * np.sin(angles)], 1) for r in (0.5, 0.4) for x in (0, 3)]
+    ring = np.arange(8)
+    quads = [
+        np.stack([8 * a + ring, 8 * b + ring, 8 * b + (ring + 1) % 8, 8 * a + (ring + 1) % 8], axis=1)
+        for a, b in ((0, 1), (1, 3), (3, 2), (2, 0))
+    ]
+    faces = np.concatenate([np.full((32, 1), 4), np.concatenate(quads)], axis=1)
+    nozzle = pyvista.PolyData(np.concatenate(rings), faces=faces.ravel())
+    for dataset in (nozzle, turned(nozzle)):
+        elements = surface_elements(mesh(dataset))
+        outwards = np.einsum("ni,ni->n", elements.normal[:, 1:], np.asarray(dataset.cell_centers().points)[:, 1:])
+        assert (outwards[:8] > 0).all()
+        assert (outwards[16:24] < 0).all()
