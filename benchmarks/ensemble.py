@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import rich.console
 
+from emmi_jax.config.jobs import EvaluationJob
 from emmi_jax.data.cases import Case
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs import evaluate
@@ -37,8 +38,8 @@ def main() -> None:
         return mean
 
     evaluate._predict = predict
-    job = evaluate.EvaluationJob(data=options.data, out=options.out, repeats=options.repeats)
-    evaluate.evaluate_run(options.runs[0], job, console=rich.console.Console())
+    job = EvaluationJob(run=options.runs[0], data=options.data, out=options.out, repeats=options.repeats)
+    evaluate.evaluate_run(job, console=rich.console.Console())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,19 @@ BASES = ("NamedTuple", "Module")
 
 class Signatures(griffe.Extension):
     """Shows examples as code, names as links, and constructors of classes whose fields are their arguments."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
+        """Shows the default of a setting, not all that is declared of it."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "setting":
+            default = attr.value.arguments[0]
+            made = re.sub(r"^lambda: ", "", str(default))
+            made += "()" * bool(re.fullmatch(r"dict|[A-Z][a-z]\w+", made))
+            attr.value = None if made == "dataclasses.MISSING" else made
+
+    def on_class_instance(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        """Lists the settings of a configuration as its docstring does at run time."""
+        if cls.docstring is not None and cls.module.path.startswith("emmi_jax.config."):
+            cls.docstring.value = inspect.getdoc(getattr(importlib.import_module(cls.module.path), cls.name)) or ""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Names the section of examples as the parser does, and links what has an entry of its own."""

@@ -17,11 +17,11 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.cli import app
 from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.jobs.datasets import default_settings
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.init import init_params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory
+from emmi_jax.training.plan import default_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

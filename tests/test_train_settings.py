@@ -6,8 +6,7 @@ import jax
 import pytest
 
 from emmi_jax.config import TrainSettings
-from emmi_jax.jobs.datasets import default_settings
-from emmi_jax.training.plan import model_config
+from emmi_jax.training.plan import default_settings, model_config
 
 DEFAULTS = {
     "ellipsoids": default_settings(None),

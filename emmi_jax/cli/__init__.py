@@ -21,11 +21,13 @@ from emmi_jax.cli.deployment import doctor, export
 from emmi_jax.cli.design import optimize, sensitivity
 from emmi_jax.cli.evaluation import evaluate
 from emmi_jax.cli.files import convert, info, stats
+from emmi_jax.cli.options import command
 from emmi_jax.cli.prediction import predict
 from emmi_jax.cli.preparation import prepare
 from emmi_jax.cli.training import train
+from emmi_jax.training.plan import default_settings
 
-_COMMANDS: dict[str, Callable[..., int]] = {
+_COMMANDS: dict[str, Callable[..., int | None]] = {
     "prepare": prepare,
     "train": train,
     "predict": predict,
@@ -38,6 +40,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "export": export,
     "doctor": doctor,
 }
+_DEFAULTS = (default_settings(None), default_settings("data"))
+"""Settings for the built-in data, and for other data."""
 
 
 class _Command(TyperCommand):
@@ -61,7 +65,7 @@ app = typer.Typer(
     "  emmi-jax convert ab-upt.th --preset drivaerml-tutorial --out runs/car",
 )
 for _name, _command in _COMMANDS.items():
-    app.command(_name, cls=_Command)(_command)
+    app.command(_name, cls=_Command)(command(_command, _DEFAULTS))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _keep_compiled_programs()
-    command = typer.main.get_command(app)
+    group = typer.main.get_command(app)
     where = " ".join(["emmi-jax", *(name for name in arguments[:1] if name in _COMMANDS)])
     try:
-        return int(command.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
+        return int(group.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
     except ImportError as error:
         return _fail(where, f"{error}: pip install 'emmi-jax[train,convert,cfd]'")
     except (ValueError, OSError, NotImplementedError) as error:

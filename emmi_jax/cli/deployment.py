@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from emmi_jax.config.jobs import ExportJob
 
 
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.emmi", help="The file.")],
-    platforms: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="Some of cpu,cuda,rocm,tpu; default: where JAX computes now."),
-    ] = None,
-    checkpoint: Annotated[
-        str, typer.Option(metavar="NAME", help="latest, or best: that with the lowest error on the validation cases.")
-    ] = "latest",
-    unit: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=UNIT", help="Unit of position or <branch>/<field>; repeatable.")
-    ] = None,
-) -> int:
+def export(job: ExportJob) -> None:
     """Write a run to one file that runs without emmi_jax.
 
     emmi_jax.deploy.load opens it with jax, numpy and flatbuffers alone. The
@@ -38,15 +22,7 @@ def export(
 
     from emmi_jax.jobs.export import export_run
 
-    export_run(
-        run,
-        out,
-        platforms=[] if platforms is None else [name.strip() for name in platforms.split(",")],
-        checkpoint=checkpoint,
-        units=unit or [],
-        console=Console(soft_wrap=True, highlight=False),
-    )
-    return 0
+    export_run(job, console=Console(soft_wrap=True, highlight=False))
 
 
 def doctor() -> int:

@@ -5,6 +5,7 @@ from emmi_jax.config.base import FrozenMapping as FrozenMapping
 from emmi_jax.config.checks import check_choice as check_choice
 from emmi_jax.config.checks import check_count as check_count
 from emmi_jax.config.data import LATEST_WALLS as LATEST_WALLS
+from emmi_jax.config.data import FoamOptions as FoamOptions
 from emmi_jax.config.data import FoamSelection as FoamSelection
 from emmi_jax.config.data import Method as Method
 from emmi_jax.config.data import Sampling as Sampling
@@ -15,5 +16,8 @@ from emmi_jax.config.layers import AttentionConfig as AttentionConfig
 from emmi_jax.config.layers import NumericsConfig as NumericsConfig
 from emmi_jax.config.layers import SupernodePoolingConfig as SupernodePoolingConfig
 from emmi_jax.config.model import AbUptConfig as AbUptConfig
+from emmi_jax.config.train_job import DeviceOptions as DeviceOptions
+from emmi_jax.config.train_job import LoggingOptions as LoggingOptions
+from emmi_jax.config.train_job import TrainJob as TrainJob
 from emmi_jax.config.training import OptimizerSettings as OptimizerSettings
 from emmi_jax.config.training import TrainSettings as TrainSettings

@@ -7,10 +7,12 @@ import difflib
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 import jax.numpy as jnp
 import numpy as np
+
+from emmi_jax.config.setting import checked, declared, documented, kind_of
 
 _V = TypeVar("_V")
 
@@ -56,18 +58,26 @@ class Config:
     A mapping that is given for a configuration becomes one.
 
     Raises:
-        ValueError: A flag is not a boolean.
+        ValueError: A flag is not a boolean, or a setting is out of its range.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__doc__ = documented(cls)
 
     def __post_init__(self) -> None:
         cls: Any = type(self)
+        hints = type_hints(cls)
         for field in dataclasses.fields(self):
-            value, nested = _plain(getattr(self, field.name)), _nested(cls).get(field.name)
-            if nested is not None and isinstance(value, Mapping):
-                value = nested.from_dict(value)
-            if field.type in ("bool", bool) and not isinstance(value, bool):
+            value, (kind, _), spec = _plain(getattr(self, field.name)), kind_of(hints[field.name]), declared(field)
+            is_nested = isinstance(kind, type) and issubclass(kind, Config)
+            if is_nested and isinstance(value, Mapping):
+                value = kind.from_dict(value)
+            if kind is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be True or False, got {value!r}")
-            self._set(**{field.name: value})
+            if spec is not None and is_nested and not isinstance(value, kind):
+                raise ValueError(f"{field.name} must be a mapping, got {value!r}")
+            self._set(**{field.name: value if spec is None else checked(field.name, value, hints[field.name], spec)})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration as JSON values: dtypes by name, nested configurations as dicts."""
@@ -93,12 +103,9 @@ class Config:
 
 
 @functools.cache
-def _nested(cls: type) -> dict[str, type[Config]]:
-    """Returns the configurations among the types of the fields of a configuration."""
-    kinds = {name: (hint, *get_args(hint)) for name, hint in get_type_hints(cls).items()}
-    return {
-        name: kind for name, of in kinds.items() for kind in of if isinstance(kind, type) and issubclass(kind, Config)
-    }
+def type_hints(cls: type) -> dict[str, Any]:
+    """Returns the types of the fields of a configuration."""
+    return get_type_hints(cls)
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+_LARGEST = 1e38
+
 
 def is_number(value: Any) -> bool:
     """Returns whether the value is a finite number; booleans are none."""
@@ -34,6 +38,21 @@ def check_not_negative(name: str, value: Any) -> None:
     """Refuses all but finite numbers of at least 0."""
     if not is_number(value) or value < 0:
         raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
+
+
+def check_between(name: str, value: Any, low: float, high: float, *, exclusive: bool = False) -> None:
+    """Refuses all but numbers in a range; as float32, which neither overflows nor rounds to an end."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    value32 = float(np.float32(value)) if is_real and abs(value) < _LARGEST else math.nan
+    if not (low < value32 < high if exclusive else low <= value32 <= high):
+        expected = "positive" if exclusive else f"a number from {low} to {high}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Refuses all but finite numbers."""
+    if not is_number(value):
+        raise ValueError(f"{name} must be a finite number or None, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -6,72 +6,85 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from emmi_jax.config.base import FrozenMapping, as_mapping
-from emmi_jax.config.checks import as_names, check_count, check_heads, check_name, check_positive, check_rate, is_number
+from emmi_jax.config.base import Config, FrozenMapping, as_mapping
+from emmi_jax.config.checks import (
+    as_names,
+    check_count,
+    check_finite,
+    check_heads,
+    check_name,
+    check_positive,
+    check_rate,
+)
 from emmi_jax.config.layers import AnchorAttentionConfig, NumericsConfig, SupernodePoolingConfig
+from emmi_jax.config.setting import setting
 
 PHYSICS_BLOCKS = ("perceiver", "self", "cross", "joint")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbUptConfig(NumericsConfig):
-    """Configuration of an `AnchoredBranchedUPT`; `NumericsConfig` describes the remaining arguments.
+class LayoutConfig(NumericsConfig):
+    """Which blocks a model has, and how wide they are."""
 
-    Args:
-        dim: Number of channels C.
-        num_heads: Number of heads N; must divide `dim`.
-        fields: For each branch, in order, its output fields and their numbers of channels.
-        physics_blocks: ``perceiver``, ``self`` (also spelled ``shared``), ``cross`` and ``joint``, each also with the
-            suffix ``_untied``: one set of weights per branch.
-        decoder_depths: Number of decoder blocks of each branch; branches left out have 0.
-        geometry_depth: Number of transformer blocks after supernode pooling.
-        supernode_pooling: Configuration of the pooling.
-        condition_dim: Channels of the condition; None means unconditioned.
-        mlp_ratio: Hidden channels of an MLP over C.
-        layer_scale: Initial layer scale; None means no layer scale.
-        drop_path_rate: Rate at which a sample skips a residual branch in training.
-        max_wavelength: Largest wavelength over 2 pi of the position embeddings.
-        num_position_axes: Number of position axes.
-        remat: Whether the backward pass recomputes each block instead of storing its activations.
-        vector_potentials: For any branch, fields of three channels for which the network predicts a vector potential
-            and the model returns its curl with respect to the position of the token, so that the field has no
-            divergence. In other units it keeps none only if one factor scales all channels and constants are added:
-            see `FieldScale.of`. ``cudnn`` and ``splash`` cannot serve them: they have no forward-mode derivative.
+    dim: int = setting(dataclasses.MISSING, "Channels C of the model.", low=1, option="--dim")
+    num_heads: int = setting(dataclasses.MISSING, "Number of heads N; must divide `dim`.", low=1)
+    physics_blocks: tuple[str, ...] = setting(
+        ("perceiver", "self", "cross", "self", "cross", "self"),
+        "``perceiver``, ``self`` (also spelled ``shared``), ``cross`` and ``joint``, each also with the suffix "
+        "``_untied``: one set of weights per branch.",
+    )
+    decoder_depths: Mapping[str, int] = setting(
+        lambda: {"surface": 6, "volume": 6}, "Number of decoder blocks of each branch; branches left out have 0."
+    )
+    geometry_depth: int = setting(1, "Number of transformer blocks after supernode pooling.", low=0)
+    supernode_pooling: SupernodePoolingConfig = setting(SupernodePoolingConfig, "Configuration of the pooling.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LayoutConfig):
+    """What people choose of a model; the rest follows from the data."""
+
+    mlp_ratio: int = setting(4, "Hidden channels of an MLP over C.", low=1)
+    layer_scale: float | None = setting(None, "Initial layer scale; none for no layer scale.", check=check_finite)
+    drop_path_rate: float = setting(
+        0.0, "Rate at which a sample skips a residual branch in training, in [0, 1).", check=check_rate
+    )
+    max_wavelength: float = setting(
+        10_000, "Largest wavelength over 2 pi of the position embeddings.", check=check_positive
+    )
+    remat: bool = setting(False, "Whether the backward pass recomputes each block instead of storing its activations.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What follows from the data."""
+
+    fields: Mapping[str, Mapping[str, int]] = setting(
+        lambda: {"surface": {"pressure": 1, "friction": 3}, "volume": {"velocity": 3, "pressure": 1}},
+        "For each branch, in order, its output fields and their numbers of channels.",
+    )
+    condition_dim: int | None = setting(None, "Channels of the condition; none for an unconditioned model.", low=1)
+    num_position_axes: int = setting(3, "Number of position axes.", low=1)
+    vector_potentials: Mapping[str, tuple[str, ...]] = setting(
+        dict,
+        "For any branch, fields of three channels for which the network predicts a vector potential and the model "
+        "returns its curl with respect to the position of the token, so that the field has no divergence. In other "
+        "units it keeps none only if one factor scales all channels and constants are added: see `FieldScale.of`. "
+        "``cudnn`` and ``splash`` cannot serve them: they have no forward-mode derivative.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbUptConfig(DataConfig, ModelOptions):
+    """Configuration of an `AnchoredBranchedUPT`; `NumericsConfig` describes the remaining arguments.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
     """
 
-    dim: int
-    num_heads: int
-    fields: Mapping[str, Mapping[str, int]] = dataclasses.field(
-        default_factory=lambda: {"surface": {"pressure": 1, "friction": 3}, "volume": {"velocity": 3, "pressure": 1}}
-    )
-    physics_blocks: tuple[str, ...] = ("perceiver", "self", "cross", "self", "cross", "self")
-    decoder_depths: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"surface": 6, "volume": 6})
-    geometry_depth: int = 1
-    supernode_pooling: SupernodePoolingConfig = dataclasses.field(default_factory=SupernodePoolingConfig)
-    condition_dim: int | None = None
-    mlp_ratio: int = 4
-    layer_scale: float | None = None
-    drop_path_rate: float = 0.0
-    max_wavelength: float = 10_000
-    num_position_axes: int = 3
-    remat: bool = False
-    vector_potentials: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_heads(self.dim, self.num_heads)
-        check_count("geometry_depth", self.geometry_depth, 0)
-        check_count("mlp_ratio", self.mlp_ratio)
-        check_count("num_position_axes", self.num_position_axes)
-        check_rate("drop_path_rate", self.drop_path_rate)
-        check_positive("max_wavelength", self.max_wavelength)
-        if self.condition_dim is not None:
-            check_count("condition_dim", self.condition_dim)
-        if self.layer_scale is not None and not is_number(self.layer_scale):
-            raise ValueError(f"layer_scale must be a finite number or None, got {self.layer_scale!r}")
         self._check_fields()
         self._check_blocks()
         self._check_pooling()
@@ -123,9 +136,6 @@ class AbUptConfig(NumericsConfig):
 
     def _check_pooling(self) -> None:
         pooling = self.supernode_pooling
-        if not isinstance(pooling, SupernodePoolingConfig):
-            raise ValueError(f"supernode_pooling must be a SupernodePoolingConfig, got {pooling!r}")
-        self._set(supernode_pooling=pooling)
         # A relative message embeds the distance beside the offset.
         num_axes = self.num_position_axes + (pooling.mode != "abspos")
         if self.has_geometry and self.dim < 2 * num_axes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection, Sampling, TrainSettings
+from emmi_jax.config import LATEST_WALLS, FoamSelection, TrainSettings
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import (
@@ -168,57 +168,7 @@ def read_statistics(source: str) -> Normalizer:
         raise ValueError(f"{path}: not the statistics of a run: {error}") from None
 
 
-_ELLIPSOIDS = {
-    "steps": 3000,
-    "batch_size": 8,
-    "sampling": {"num_anchors": 32, "num_queries": 0},
-    "dense_fraction": 0.2,
-    "loss": "rmse",
-    "optimizer": {"name": "muon", "learning_rate": 3e-3, "weight_decay": 0.05, "b2": 0.95},
-    "position_range": 50.0,
-    "model": {"max_wavelength": 50.0},
-}
-"""What was tried beside these is in `docs/accuracy.md`."""
-
-# A far field of a hundred metres around details of centimetres: 1000 units would blur the details.
-OWN_DATA = TrainSettings(
-    batch_size=1,
-    position_range=5000.0,
-    sampling=Sampling(num_anchors=128, num_queries=384, num_test_anchors=512),
-    model={"max_wavelength": 10_000.0},
-)
-"""Defaults for any other data, without the geometry branch."""
-
-
-def default_settings(data: str | None, *, geometry: bool = True, foam: FoamSelection = LATEST_WALLS) -> TrainSettings:
-    """Returns the default settings, for a run of a few minutes on two processor cores.
-
-    Args:
-        data: Path of an `.npz` case, of a folder with a case, or of a folder with several such folders; None for the
-            built-in ellipsoids.
-        geometry: Whether the model has a geometry branch; it never has one for data without a surface.
-        foam: The patches and the time of OpenFOAM cases.
-    """
-    if data is not None:
-        return _settings_of_a_case(data, geometry, foam)
-    settings = TrainSettings().updated(_ELLIPSOIDS)
-    if not geometry:
-        return settings
-    return settings.updated(
-        {
-            "model": {"physics_blocks": ("joint", "perceiver", "joint", "joint", "joint")},
-            "sampling": {"num_geometry_points": 256, "num_supernodes": 32, "num_test_supernodes": 256},
-        }
-    )
-
-
-def _settings_of_a_case(data: str, geometry: bool, foam: FoamSelection) -> TrainSettings:
+def branches_of(data: str, foam: FoamSelection = LATEST_WALLS) -> tuple[str, ...]:
+    """Returns the branches of the data at a path or URL; none for those that are no folder."""
     opened = open_cases(data, foam=foam)
-    branches = case_branches(Path(data), foam) if opened is None else opened.branches_of(opened.names[0])
-    blocks: tuple[str, ...] = ("self", "cross") * 2 if len(branches) > 1 else ("self",) * 4
-    sampling = {}
-    # The geometry branch sees the surface.
-    if geometry and "surface" in branches:
-        blocks = ("perceiver", *blocks)
-        sampling = {"num_geometry_points": 1024, "num_supernodes": 128, "num_test_supernodes": 256}
-    return OWN_DATA.updated({"data": data, "sampling": sampling, "model": {"physics_blocks": blocks}})
+    return case_branches(Path(data), foam) if opened is None else opened.branches_of(opened.names[0])

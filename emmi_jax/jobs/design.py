@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from emmi_jax.config.design import DesignJob
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.design.coefficients import drag, lift, moment, side_force
 from emmi_jax.design.functionals import Functional
 from emmi_jax.design.surface import Surface, read_surface
-from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import PRESSURES, ForceReference, query_mesh
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.predict import force_reference
 from emmi_jax.jobs.predict_meshes import check_outputs
 from emmi_jax.jobs.progress import print_left_out, print_sides, warn_few_anchors, warn_outside
 from emmi_jax.points import PointSet
@@ -29,46 +28,29 @@ FUNCTIONALS: dict[str, Callable[..., Functional]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class DesignJob:
-    """A surface and what to compute on it.
+def design_reference(job: DesignJob) -> ForceReference:
+    """Returns what the forces of a job are divided by.
 
-    Args:
-        surface: Mesh file of the surface.
-        out: Folder for the results; made if it is missing.
-        functional: A key of `FUNCTIONALS`.
-        reference: What forces are divided by.
-        length: What a moment is divided by beside that, m; required for the functional ``moment``.
-        about: A point on the axis of the moment, which is along y, m.
-        geometry: A surface that shows the geometry to the model; by default the surface itself.
-        volume: A mesh to draw the anchors of the branch ``volume`` from, unless the run stores them.
-        allow_open: Whether the surface may have open edges, so that its outward side is a guess.
-        seed: Seed of the draws.
-        chunk_size: Points per call of the model.
+    Raises:
+        FileNotFoundError: There is no such table.
+        ValueError: The area is missing, or a value is impossible.
     """
+    reference = force_reference(job, job.speed)
+    if reference is None:
+        raise ValueError("forces need --speed and one of --area and --reference")
+    return reference
 
-    surface: Path
-    out: Path
-    functional: str
-    reference: ForceReference
-    length: float | None = None
-    about: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    geometry: Path | None = None
-    volume: Path | None = None
-    allow_open: bool = False
-    seed: int = 0
-    chunk_size: ChunkSize = "auto"
 
-    def coefficient(self, name: str) -> Functional:
-        """Returns the functional of this name."""
-        reference = self.reference
-        options: dict[str, Any] = {"length": self.length, "about": self.about} if name == "moment" else {}
-        return FUNCTIONALS[name](speed=reference.speed, area=reference.area, density=reference.density, **options)
+def coefficient(job: DesignJob, name: str) -> Functional:
+    """Returns the functional of this name."""
+    reference = design_reference(job)
+    options: dict[str, Any] = {"length": job.length, "about": job.about} if name == "moment" else {}
+    return FUNCTIONALS[name](speed=reference.speed, area=reference.area, density=reference.density, **options)
 
-    @property
-    def known_coefficients(self) -> list[str]:
-        """The names of those that can be computed: without a length there is no moment."""
-        return [name for name in FUNCTIONALS if name != "moment" or self.length is not None]
+
+def known_coefficients(job: DesignJob) -> list[str]:
+    """Returns the names of those that can be computed: without a length there is no moment."""
+    return [name for name in FUNCTIONALS if name != "moment" or job.length is not None]
 
 
 class DesignMeshes(NamedTuple):
@@ -89,9 +71,9 @@ def check_design(job: DesignJob, surrogate: Surrogate) -> None:
     config = surrogate.model.config
     if job.functional not in FUNCTIONALS:
         raise ValueError(f"functional must be one of {', '.join(FUNCTIONALS)}, got {job.functional!r}")
-    if job.functional not in job.known_coefficients:
+    if job.functional not in known_coefficients(job):
         raise ValueError("a moment needs --length, its reference length")
-    job.coefficient(job.functional)
+    coefficient(job, job.functional)
     if GEOMETRY_BRANCH not in config.fields:
         raise ValueError(f"the model has the branches {list(config.branches)}, none of which is {GEOMETRY_BRANCH!r}")
     names = config.fields[GEOMETRY_BRANCH]

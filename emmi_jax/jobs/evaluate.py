@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from emmi_jax.config import FoamSelection
+from emmi_jax.config.jobs import EvaluationJob
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import case_branches, case_left_out, find_sources, read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
@@ -25,7 +26,7 @@ from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.cases import OpenCases, check_selection, folder_left_out, open_cases
-from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceOptions
+from emmi_jax.jobs.evaluation_forces import ForceEvaluation
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
 from emmi_jax.jobs.progress import (
     ProgressBar,
@@ -37,37 +38,8 @@ from emmi_jax.jobs.progress import (
     print_warnings,
 )
 from emmi_jax.points import Fields
-from emmi_jax.runs.checkpoints import LATEST
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationJob:
-    """What to compare a run with.
-
-    Args:
-        data: Folder of a case or of several, or a store; None for the data that the run was trained on.
-        split: Which of several cases: `train`, `validation`, `test` or `all`. Splits are those of the run, or
-            of `split.json` beside other data.
-        repeats: How many draws of anchors, geometry points and supernodes to average the metrics over.
-        forces: What forces are divided by.
-        out: Folder for what is written; None for that of the run.
-        checkpoint: ``latest`` or ``best``.
-        skip_unusable: Whether to leave out cases that are absent or cannot be read.
-        surface_patches: Patches of OpenFOAM cases, as regular expressions; None for those of the run.
-        time: Time of OpenFOAM cases; None for that of the run, or the latest.
-    """
-
-    data: str | None = None
-    split: str = "test"
-    repeats: int = 1
-    forces: ForceOptions = field(default_factory=ForceOptions)
-    out: Path | None = None
-    checkpoint: str = LATEST
-    skip_unusable: bool = False
-    surface_patches: tuple[str, ...] | None = None
-    time: str | None = None
 
 
 class ChosenCases(NamedTuple):
@@ -90,15 +62,14 @@ class ChosenCases(NamedTuple):
     unusable: Mapping[str, str] = MappingProxyType({})
 
 
-def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
+def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     """Compares the predictions of a run with the fields and the forces of known cases; prints and writes the metrics.
 
     The files are `evaluation_<split>.json` and `.csv`, `evaluation_<split>_<branch>_<field>.png`, and where forces are
     known `evaluation_<split>_forces.csv` and `.png`; a single case is in no split.
 
     Args:
-        path: The run's folder.
-        job: What to compare with.
+        job: The run, and what to compare it with.
         console: Where progress and the tables are printed.
 
     Raises:
@@ -106,7 +77,7 @@ def evaluate_run(path: Path, job: EvaluationJob, *, console: Console) -> None:
         ValueError: The run or a case is unusable, or has other fields, or no case is in the split; or the options ask
             for forces that cannot be integrated. Nothing is written.
     """
-    out = path if job.out is None else job.out
+    path, out = job.run, job.run if job.out is None else job.out
     if out.is_file():
         raise ValueError(f"{out} is a file, expected a folder")
     # Anchors come from each case, even if the run has a context: that of another case, perhaps.

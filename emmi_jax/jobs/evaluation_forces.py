@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from rich.table import Table
 
+from emmi_jax.config.jobs import ForceOptions
 from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
@@ -19,63 +18,39 @@ from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.forces import check_direction, force_coefficients
 from emmi_jax.points import Array, Fields
 
-Direction: TypeAlias = tuple[float, float, float]
-
 NAMES = ("cd", "cl")
 _PAIRS = (("predicted", "reference"), ("predicted", "solver"), ("reference", "solver"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForceOptions:
-    """What forces are divided by, and the directions that drag and lift point in.
+def force_references(
+    options: ForceOptions, known: Mapping[str, KnownForces | None]
+) -> dict[str, ForceReference] | None:
+    """Returns what the forces of each case are divided by; None if no option and no solver says the speed.
 
     Args:
-        speed: Speed of the stream, m/s; None for that of each case, where the solver's `forces.json` says it.
-        area: Reference area, m²; None for that of each case, or for coefficients times area, in m².
-        density: Density of the stream, kg/m³; None for that of each case, or for pressure over density.
-        drag_direction: Along the stream, of any length.
-        lift_direction: Upwards, of any length.
+        options: What is asked for.
+        known: The solver's forces by case.
+
+    Raises:
+        ValueError: An option is impossible, or cannot be used without another; or a solver's coefficients have an
+            unknown reference area.
     """
+    for name in ("drag_direction", "lift_direction"):
+        check_direction(name, getattr(options, name))
+    speeds = {name: options.speed or (None if of_case is None else of_case.speed) for name, of_case in known.items()}
+    if (options.area, options.density) != (None, None) and None in speeds.values():
+        raise ValueError("forces need --speed, the speed of the stream")
+    return None if None in speeds.values() else {name: _reference(options, name, known[name]) for name in known}
 
-    speed: float | None = None
-    area: float | None = None
-    density: float | None = None
-    drag_direction: Direction = (1.0, 0.0, 0.0)
-    lift_direction: Direction = (0.0, 0.0, 1.0)
 
-    def __post_init__(self) -> None:
-        for name in ("speed", "area", "density"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive, got {value}")
-        for name in ("drag_direction", "lift_direction"):
-            check_direction(name, getattr(self, name))
-
-    def references(self, known: Mapping[str, KnownForces | None]) -> dict[str, ForceReference] | None:
-        """Returns what the forces of each case are divided by; None if no option and no solver says the speed.
-
-        Args:
-            known: The solver's forces by case.
-
-        Raises:
-            ValueError: An option is impossible, or cannot be used without another; or a solver's coefficients have an
-                unknown reference area.
-        """
-        speeds = {name: self.speed or (None if of_case is None else of_case.speed) for name, of_case in known.items()}
-        if (self.area, self.density) != (None, None) and None in speeds.values():
-            raise ValueError("forces need --speed, the speed of the stream")
-        return None if None in speeds.values() else {name: self._of_case(name, known[name]) for name in known}
-
-    def _of_case(self, name: str, known: KnownForces | None) -> ForceReference:
-        area, density = self.area, self.density
-        if known is not None:
-            if known.area is None and area is None:
-                raise ValueError(f"{name}: the solver's coefficients have an unknown reference area: give it by --area")
-            area, density = area or known.area, density or known.density
-        speed = self.speed or (0.0 if known is None else known.speed or 0.0)
-        return ForceReference(
-            area=1.0 if area is None else area, speed=speed, density=1.0 if density is None else density
-        )
+def _reference(options: ForceOptions, name: str, known: KnownForces | None) -> ForceReference:
+    area, density = options.area, options.density
+    if known is not None:
+        if known.area is None and area is None:
+            raise ValueError(f"{name}: the solver's coefficients have an unknown reference area: give it by --area")
+        area, density = area or known.area, density or known.density
+    speed = options.speed or (0.0 if known is None else known.speed or 0.0)
+    return ForceReference(area=1.0 if area is None else area, speed=speed, density=1.0 if density is None else density)
 
 
 class CaseForces:
@@ -140,7 +115,7 @@ class ForceEvaluation:
         fields: Number of channels by branch and field of the model.
 
     Raises:
-        ValueError: See `ForceOptions.references`.
+        ValueError: See `force_references`.
     """
 
     def __init__(
@@ -150,7 +125,7 @@ class ForceEvaluation:
         fields: Mapping[str, Mapping[str, int]],
     ) -> None:
         self._options, self._known, self._fields = options, known, fields.get(GEOMETRY_BRANCH, {})
-        self._references = options.references(known)
+        self._references = force_references(options, known)
         self._cases: dict[str, CaseForces] = {}
         self.problem: str | None = None
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from rich.console import Console
 
+from emmi_jax.config.jobs import ExportJob
 from emmi_jax.inference.exporting import Program, export_surrogate
 from emmi_jax.runs.load import load_run
 
 
-def export_run(
-    run: Path, out: Path, *, platforms: Sequence[str], checkpoint: str, units: Sequence[str], console: Console
-) -> None:
+def export_run(job: ExportJob, *, console: Console) -> None:
     """Writes a run to one file, and prints its programs.
-
-    Args:
-        run: The run's folder.
-        out: The file.
-        platforms: What it shall run on; none means the platform that JAX computes on.
-        checkpoint: ``latest`` or ``best``.
-        units: Names with their units, such as ``position=m``.
-        console: Where the programs are printed.
 
     Raises:
         ValueError: The run, a platform or a unit is unusable; nothing is written.
         UnwritableFileError: The file cannot be written.
     """
+    out = job.out
     if out.is_dir():
         raise ValueError(f"{out} is a folder, expected a file")
-    named = dict(_name_and_unit(text) for text in units)
+    named = dict(_name_and_unit(text) for text in job.unit)
+
+    platforms = [] if job.platforms is None else [name.strip() for name in job.platforms.split(",")]
 
     def show(program: Program) -> None:
         sizes = "any number of points" if program.anchors is None else f"{sum(program.anchors.values())} anchors"
@@ -38,7 +29,7 @@ def export_run(
         where = ",".join(program.platforms)
         console.print(f"{program.function} for {where}: {sizes}{queries}, attention by {program.kernel}")
 
-    surrogate = load_run(run, checkpoint)
+    surrogate = load_run(job.run, job.checkpoint)
     export_surrogate(surrogate, out, platforms=platforms, units=named, advance=show)
     console.print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
 

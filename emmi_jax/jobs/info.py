@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import jax
 from flax.traverse_util import flatten_dict
+from rich.console import Console
 from rich.table import Table
 
+from emmi_jax.config.jobs import InfoJob
 from emmi_jax.convert import CONSTANTS, load_torch_file
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params, init_params
@@ -27,6 +29,17 @@ class Block(NamedTuple):
     name: str
     number: int | None
     shapes: tuple[tuple[str, Shape], ...]
+
+
+def run_job(job: InfoJob, *, console: Console) -> None:
+    """Runs `emmi-jax info`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no run, or the file is unusable.
+    """
+    shapes = run_shapes(job.path) if job.path.is_dir() else file_shapes(job.path)
+    console.print(summary_table(shapes, str(job.path)), highlight=False)
 
 
 def summary_table(shapes: Mapping[str, Shape], title: str) -> Table:

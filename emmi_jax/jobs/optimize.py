@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from emmi_jax.config.design import OptimizationJob
 from emmi_jax.design.draws import draw_case
 from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Lattice
@@ -21,9 +21,18 @@ from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import check_space, make_folder, whole_file, write_atomically, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.design import DesignJob, DesignMeshes, check_design, largest_output, read_design
+from emmi_jax.jobs.design import (
+    DesignMeshes,
+    check_design,
+    coefficient,
+    design_reference,
+    known_coefficients,
+    largest_output,
+    read_design,
+)
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
 from emmi_jax.meshes.mesh import Mesh, write_mesh
+from emmi_jax.runs.load import load_run
 
 PENALTIES = {"volume": keep_volume, "clearance": keep_clearance}
 """What `--keep` keeps."""
@@ -31,23 +40,10 @@ PENALTIES = {"volume": keep_volume, "clearance": keep_clearance}
 _PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blue: pulled out"
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizationJob(DesignJob):
-    """What to lower, and how; see `DesignJob`.
-
-    Args:
-        lattice: Control points along each axis, in a box around the surface.
-        max_displacement: How far a vertex may move, in the unit of the mesh.
-        steps: Number of steps.
-        keep: Keys of `PENALTIES`.
-        symmetry: Axis ``x``, ``y`` or ``z`` to stay symmetric along; None for no symmetry.
-    """
-
-    lattice: tuple[int, int, int]
-    max_displacement: float
-    steps: int = 50
-    keep: tuple[str, ...] = ()
-    symmetry: str | None = None
+def run_job(job: OptimizationJob, *, console: Console) -> None:
+    """Runs `emmi-jax optimize`; see `optimize_surface`."""
+    design_reference(job)  # what is missing there costs no time to load a run
+    optimize_surface(job, load_run(job.run), console=console)
 
 
 def optimize_surface(job: OptimizationJob, surrogate: Surrogate, *, console: Console) -> None:
@@ -71,8 +67,8 @@ def optimize_surface(job: OptimizationJob, surrogate: Surrogate, *, console: Con
     channels = 6 + 2 * sum(surrogate.model.config.fields["surface"].values())
     check_space(job.out, 2 * sum(largest_output(mesh, channels) for mesh in (surface, geometry) if mesh is not None))
     lattice = Lattice.around(surface if geometry is None else _joined(surface, geometry), job.lattice)
-    options = {"points": points, "seed": job.seed, "chunk_size": job.chunk_size}
-    case = MorphedCase(surrogate, surface, job.coefficient(job.functional), lattice, geometry, options)
+    options = {"points": points, "seed": job.seed, "chunk_size": job.chunk_size or "auto"}
+    case = MorphedCase(surrogate, surface, coefficient(job, job.functional), lattice, geometry, options)
     with ProgressBar(console, job.steps, unit="steps") as progress:
 
         def advance(step: Step) -> None:
@@ -124,11 +120,11 @@ def _coefficients(
     seed = job.seed + job.steps + 1
     unseen = draw_case(surrogate, meshes.surface, geometry=meshes.geometry, points=meshes.points, seed=seed)
     table = {job.functional: {"before": float(found.before.mean()), "after": float(found.after.mean())}}
-    for name in job.known_coefficients:
+    for name in known_coefficients(job):
         if name == job.functional:
             continue
         other = MorphedCase(
-            surrogate, case.surface, job.coefficient(name), case.morph, case.geometry, case.options, unseen
+            surrogate, case.surface, coefficient(job, name), case.morph, case.geometry, case.options, unseen
         )
         start = np.zeros_like(found.parameters)
         table[name] = {"before": other.value(start), "after": other.value(found.parameters)}

@@ -5,13 +5,11 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config.jobs import PrepareJob
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources, read_case_folder
 from emmi_jax.data.case_split import parse_split, split_content
@@ -32,32 +30,6 @@ from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, parse_stored_split, stored_split
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareJob:
-    """What to prepare, and how.
-
-    Args:
-        data: Folder of the raw cases.
-        out: Path or URL of the store.
-        dtype: Type of the stored fields, `float32` or `float16`; positions are always float32.
-        split: File that assigns cases to splits, or name of a published split; None for `split.json` beside the cases,
-            if there is one.
-        skip_unusable: Whether to leave out cases that are absent or cannot be read.
-        workers: Processes; each holds one case.
-        cell_sizes: Whether to keep the cell sizes of meshes, which weighted draws need.
-        foam: The patches and the time of OpenFOAM cases.
-    """
-
-    data: Path
-    out: str
-    dtype: str = "float32"
-    split: str | None = None
-    skip_unusable: bool = False
-    workers: int = 1
-    cell_sizes: bool = True
-    foam: FoamSelection = LATEST_WALLS
 
 
 class _Prepared(NamedTuple):
@@ -192,7 +164,7 @@ def _prepare_all(
 
 
 def _prepare_case(job: PrepareJob, name: str, source: str) -> _Prepared | str:
-    cell_sizes = None if job.cell_sizes else False
+    cell_sizes = False if job.no_cell_sizes else None
     path = job.data / name
     try:
         case = read_case_folder(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from emmi_jax.config.design import SensitivityJob
 from emmi_jax.design.derivatives import sensitivity
 from emmi_jax.design.normal_part import NormalPart, normal_part
 from emmi_jax.design.problem import Sensitivity
@@ -16,10 +17,11 @@ from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import check_space, make_folder, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.design import DesignJob, check_design, largest_output, read_design
+from emmi_jax.jobs.design import check_design, coefficient, design_reference, largest_output, read_design
 from emmi_jax.jobs.predict_meshes import check_figures
 from emmi_jax.jobs.progress import ProgressBar, print_paths
 from emmi_jax.meshes.mesh import write_mesh
+from emmi_jax.runs.load import load_run
 
 DEFAULT_SMOOTHING = 0.02
 """Length to smooth over, as a share of the longest side of the surface."""
@@ -27,17 +29,10 @@ DEFAULT_SMOOTHING = 0.02
 _PICTURE_LABEL = "change of {name} per length and area\nred: push in, blue: pull out"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SensitivityJob(DesignJob):
-    """What to differentiate; see `DesignJob`.
-
-    Args:
-        smoothing: Length to smooth over, in the unit of the mesh; by default `DEFAULT_SMOOTHING` of the longest side.
-        figures: How to show where to push: `png` for a picture, `html` for a page.
-    """
-
-    smoothing: float | None = None
-    figures: str = "png"
+def run_job(job: SensitivityJob, *, console: Console) -> None:
+    """Runs `emmi-jax sensitivity`; see `differentiate_surface`."""
+    design_reference(job)  # what is missing there costs no time to load a run
+    differentiate_surface(job, load_run(job.run, job.checkpoint), console=console)
 
 
 def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console: Console) -> None:
@@ -64,11 +59,11 @@ def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console:
         result = sensitivity(
             surrogate,
             surface,
-            job.coefficient(job.functional),
+            coefficient(job, job.functional),
             geometry=geometry,
             points=points,
             seed=job.seed,
-            chunk_size=job.chunk_size,
+            chunk_size=job.chunk_size or "auto",
             advance=progress.advance,
         )
     length = _smoothing_length(job, surface)
@@ -108,9 +103,7 @@ def _write(
         paths.append(draw_surface_push(job.out / f"{name}.png", title, dataset, part.smoothed, label))
     summary = {
         job.functional: result.value,
-        "area": job.reference.area,
-        "speed": job.reference.speed,
-        "density": job.reference.density,
+        **dataclasses.asdict(design_reference(job)),
         "smoothing_length": length,
         "seed": job.seed,
     }

@@ -8,23 +8,49 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config.jobs import StatsJob
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
+from emmi_jax.data.stored_case import is_store
 from emmi_jax.deploy.parsing import refusing_damage
+from emmi_jax.files.atomic import write_json
 from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import open_arrays
 from emmi_jax.jobs.cases import check_selection
-from emmi_jax.jobs.progress import new_table
+from emmi_jax.jobs.progress import new_table, print_sides
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
 from emmi_jax.meshes.surfaces import is_surface, surface_elements
 from emmi_jax.points import row_chunks
 
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
+
+
+def run_job(job: StatsJob, *, console: Console) -> None:
+    """Runs `emmi-jax stats`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is unusable, or options for OpenFOAM cases are given for others.
+    """
+    sides: dict[str, str] = {}
+    if len(job.files) == 1 and is_store(job.files[0]):
+        check_selection(job.files[0], job.foam)
+        statistics = store_statistics(job.files[0])
+    else:
+        statistics = file_statistics([Path(file) for file in job.files], job.foam, on_side=sides.__setitem__)
+    console.print(statistics_table(statistics, ", ".join(job.files)), highlight=False)
+    for name, moments in statistics.items():
+        if moments.num_not_finite:
+            print(f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
+    print_sides(sides, console)
+    if job.out is not None:
+        write_json(job.out, statistics_json(statistics))
 
 
 def file_statistics(

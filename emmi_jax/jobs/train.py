@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 from rich.console import Console
 
-from emmi_jax.config import AbUptConfig, TrainSettings
+from emmi_jax.config import AbUptConfig, LoggingOptions, TrainJob, TrainSettings
 from emmi_jax.data.baselines import baselines
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.normalization import Normalizer
@@ -21,6 +21,7 @@ from emmi_jax.data.samples import Dataset
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import (
+    branches_of,
     data_fingerprint,
     describe_sources,
     field_sources,
@@ -40,23 +41,11 @@ from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.evaluation import evaluate, validate
 from emmi_jax.training.loop import LoopEnd, Row, Schedule, fit
 from emmi_jax.training.optimizer import learning_rates
-from emmi_jax.training.plan import model_config
-from emmi_jax.training.processes import is_main, wait_for_all
+from emmi_jax.training.plan import check_step, model_config, resolve
+from emmi_jax.training.processes import connected, is_main, wait_for_all
 from emmi_jax.training.profile import traced
 from emmi_jax.training.step import TrainState
 from emmi_jax.training.trainer import Trainer
-
-
-class Extras(NamedTuple):
-    """What a run writes if asked.
-
-    Attributes:
-        profile: Whether to write a trace of a few steps into `profile/`.
-        wandb_project: Project of Weights & Biases that receives the metrics.
-    """
-
-    profile: bool = False
-    wandb_project: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -64,6 +53,42 @@ class Outcome(NamedTuple):
 
     path: Path
     signal_number: int | None
+
+
+def run_job(job: TrainJob) -> int:
+    """Runs `emmi-jax train`.
+
+    Returns:
+        0, or 128 + the signal that stopped training.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Options, settings or data are unusable, or training diverged; the message quotes the value.
+    """
+    settings, path = resolve(job, branches_of)
+    devices = job.devices
+    with connected(devices.coordinator, devices.num_processes, devices.process_id):
+        console, layout = Console(soft_wrap=False, quiet=not is_main()), Layout.parse(devices.mesh, fsdp=devices.fsdp)
+        if job.name is None and jax.process_count() > 1:
+            raise ValueError("several processes need the --name of the run")
+        if job.dry_run:
+            show_plan(settings, console=console, layout=layout)
+            return 0
+        outcome = train(
+            settings,
+            path,
+            resume=job.resume,
+            console=console,
+            init_from=job.init_from,
+            layout=layout,
+            workers=devices.workers,
+            logging=job.logging,
+        )
+        if outcome.signal_number is None:
+            return 0
+        if is_main():
+            print(f"continue with: emmi-jax train --out {path.parent} --name {path.name} --resume")
+        return 128 + outcome.signal_number
 
 
 def train(
@@ -75,7 +100,7 @@ def train(
     init_from: Path | None = None,
     layout: Layout = Layout(),  # noqa: B008
     workers: int = 0,
-    extras: Extras = Extras(),  # noqa: B008
+    logging: LoggingOptions = LoggingOptions(),  # noqa: B008
 ) -> Outcome:
     """Trains a model and leaves everything about it in a folder.
 
@@ -90,7 +115,7 @@ def train(
         layout: How devices share the work.
         workers: Processes that draw batches and find the neighbours of supernodes; 0: a thread draws, and the devices
             find them. The result is the same.
-        extras: What else to write.
+        logging: What else to write.
 
     Returns:
         The outcome. A run that was stopped early has a checkpoint of its last step.
@@ -99,35 +124,18 @@ def train(
         FileNotFoundError: The data file does not exist.
         ValueError: Settings or data are unusable, the run exists (or with `resume` does not), or training diverged.
     """
-    dataset = load_dataset(settings)
-    print_notes(settings, dataset, console)
-    stored = RunDirectory.open(path).read_config() if resume else None
-    if stored is not None and stored.settings is None:
-        raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
-    source = None if init_from is None else RunDirectory.open(init_from).read_config()
-    params = None if init_from is None else load_run(init_from).params
-    if weights := stored if stored is not None and stored.is_fine_tuned else source:
-        settings = settings.updated({"model": _options(settings, weights.model)})
-    devices = Devices.make(settings, layout)
-    if stored is not None:
-        config = _resumed_config(settings, dataset, stored)
-    elif source is not None:
-        config = _run_config(settings, dataset, source.normalizer, weights=source)
-    else:
-        config = _run_config(settings, dataset, _measured(settings, dataset, console))
-    trainer = Trainer.make(settings, dataset, devices, config.model, config.normalizer, workers=workers)
-    # What cannot be trained is refused while there is nothing to clean up.
-    for step in (0, settings.steps - 1) if settings.dense_fraction else (0,):
-        jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.draw(step)))
-    if stored is None and is_main():
+    start = _start(settings, path, resume, init_from, layout, workers, console)
+    trainer, config = start.trainer, start.config
+    dataset, settings = trainer.dataset, trainer.settings
+    if not resume and is_main():
         _create(path, config, dataset)
     wait_for_all("configuration")
     run = RunDirectory.open(path)
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.state.params))
     console.print(f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False)
     if jax.device_count() > 1:
-        console.print(f"devices: {devices.summary}", highlight=False)
-    end = _fit(trainer, run, params, extras, console)
+        console.print(f"devices: {trainer.devices.summary}", highlight=False)
+    end = _fit(trainer, run, start.params, logging, console)
     if end.signal_number is not None:
         console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
         return Outcome(path, end.signal_number)
@@ -141,6 +149,44 @@ def train(
     return Outcome(path, None)
 
 
+class _Start(NamedTuple):
+    """What a run starts with; `params` are those of the run that it starts from."""
+
+    trainer: Trainer
+    config: RunConfig
+    params: Params | None
+
+
+def _start(
+    settings: TrainSettings,
+    path: Path,
+    resume: bool,
+    init_from: Path | None,
+    layout: Layout,
+    workers: int,
+    console: Console,
+) -> _Start:
+    """Opens data and earlier runs, and measures statistics once it is known that the model can be trained."""
+    dataset = load_dataset(settings)
+    print_notes(settings, dataset, console)
+    stored = RunDirectory.open(path).read_config() if resume else None
+    source = None if init_from is None else RunDirectory.open(init_from).read_config()
+    params = None if init_from is None else load_run(init_from).params
+    weights = stored if stored is not None and stored.is_fine_tuned else source
+    if weights is not None:
+        settings = settings.updated({"model": _options(settings, weights.model)})
+    model = _model(settings, dataset, weights)
+    if stored is not None:
+        config = _resumed_config(settings, dataset, model, stored)
+        model = config.model
+    trainer = Trainer.make(settings, dataset, Devices.make(settings, layout), model, workers=workers)
+    check_step(trainer)
+    if stored is None:
+        normalizer = _measured(settings, dataset, console) if source is None else source.normalizer
+        config = _run_config(settings, dataset, model, normalizer, weights=source)
+    return _Start(trainer.scaled(config.normalizer), config, params)
+
+
 def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> None:
     """Prints what a run would do: its settings, data, devices and model, and the cost of a step; writes nothing.
 
@@ -152,7 +198,7 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     if settings.statistics is not None:
         make_normalizer(settings, dataset, console=console)
     config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
-    trainer = Trainer.make(settings, dataset, devices, config, normalizer=None)
+    trainer = Trainer.make(settings, dataset, devices, config)
     largest = trainer.put(trainer.draw(settings.steps - 1))
     step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), largest).compile()
     console.print_json(data=settings.to_dict())
@@ -185,14 +231,13 @@ def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> No
     return normalizer
 
 
-def _resumed_config(settings: TrainSettings, dataset: Dataset, stored: RunConfig) -> RunConfig:
+def _resumed_config(settings: TrainSettings, dataset: Dataset, model: AbUptConfig, stored: RunConfig) -> RunConfig:
     """Returns the configuration of a run that was trained before, if nothing has changed."""
-    check_same_config(
-        {} if stored.settings is None else stored.settings.to_dict(), settings.to_dict(), path="settings."
-    )
-    config = _run_config(settings, dataset, stored.normalizer, weights=stored if stored.is_fine_tuned else None)
+    if stored.settings is not None:
+        check_same_config(stored.settings.to_dict(), settings.to_dict(), path="settings.")
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
-        config = replace(config, model=replace(config.model, dtype=stored.model.dtype))
+        model = replace(model, dtype=stored.model.dtype)
+    config = _run_config(settings, dataset, model, stored.normalizer, weights=stored if stored.is_fine_tuned else None)
     check_same_config(stored.to_dict(), config.to_dict())
     return config
 
@@ -202,16 +247,25 @@ def _options(settings: TrainSettings, model: AbUptConfig) -> JsonDict:
     return {name: value for name, value in model.to_dict().items() if name in settings.model}
 
 
-def _run_config(
-    settings: TrainSettings, dataset: Dataset, normalizer: Normalizer, weights: RunConfig | None = None
-) -> RunConfig:
-    """Returns everything that a run depends on; converted weights bring their model."""
+def _model(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None) -> AbUptConfig:
+    """Returns the model to train; converted weights bring theirs, and their scales."""
     model = model_config(settings, dataset.fields)
-    if weights is not None:
-        if settings.statistics is not None:
-            raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
-        check_same_config(weights.model.fields, model.fields, path="fields.")
-        model = weights.model
+    if weights is None:
+        return model
+    if settings.statistics is not None:
+        raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
+    check_same_config(weights.model.fields, model.fields, path="fields.")
+    return weights.model
+
+
+def _run_config(
+    settings: TrainSettings,
+    dataset: Dataset,
+    model: AbUptConfig,
+    normalizer: Normalizer,
+    weights: RunConfig | None = None,
+) -> RunConfig:
+    """Returns everything that a run depends on."""
     return RunConfig(
         model=model,
         normalizer=normalizer,
@@ -224,7 +278,9 @@ def _run_config(
     )
 
 
-def _fit(trainer: Trainer, run: RunDirectory, params: Params | None, extras: Extras, console: Console) -> LoopEnd:
+def _fit(
+    trainer: Trainer, run: RunDirectory, params: Params | None, logging: LoggingOptions, console: Console
+) -> LoopEnd:
     """Trains from the newest checkpoint, or from given or random parameters."""
     settings, state = trainer.settings, trainer.init_state(params)
     validation_samples = list(trainer.dataset.validation_samples())
@@ -241,10 +297,10 @@ def _fit(trainer: Trainer, run: RunDirectory, params: Params | None, extras: Ext
         elif params is not None:
             checkpoints.save(0, state.items())  # to start from after an early end
         batches = trainer.batches(start, settings.steps)
-        if extras.profile and is_main():
+        if logging.profile and is_main():
             batches = traced(batches, run.path / "profile")
         progress = ProgressBar(console, settings.steps, unit="steps", start=start)
-        with contextlib.closing(batches), progress, _trackers(trainer, run, extras) as opened:
+        with contextlib.closing(batches), progress, _trackers(trainer, run, logging) as opened:
             return fit(
                 state,
                 run=run,
@@ -261,11 +317,11 @@ def _fit(trainer: Trainer, run: RunDirectory, params: Params | None, extras: Ext
 
 
 def _trackers(
-    trainer: Trainer, run: RunDirectory, extras: Extras
+    trainer: Trainer, run: RunDirectory, logging: LoggingOptions
 ) -> contextlib.AbstractContextManager[Sequence[Tracker]]:
     if not is_main():
         return contextlib.nullcontext(())
-    return trackers(run, trainer.settings.to_dict(), wandb_project=extras.wandb_project)
+    return trackers(run, trainer.settings.to_dict(), wandb_project=logging.wandb)
 
 
 def _report_metrics(dataset: Dataset, surrogate: Surrogate, end: LoopEnd, run: RunDirectory, console: Console) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from emmi_jax.files.atomic import parse_toml
 
-_FOLDER = files("emmi_jax.training") / "recipes"
-RECIPES = sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir())
+_FOLDER = files("emmi_jax.training")
+RECIPES = sorted(file.name.removesuffix(".toml") for file in (_FOLDER / "recipes").iterdir())
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -22,7 +22,12 @@ def read_recipe(name: str) -> dict[str, Any]:
     if name not in RECIPES:
         nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown recipe {name!r}; did you mean {nearest!r}?")
-    return parse_toml((_FOLDER / f"{name}.toml").read_bytes())
+    return parse_toml((_FOLDER / "recipes" / f"{name}.toml").read_bytes())
+
+
+def read_defaults(name: str) -> dict[str, Any]:
+    """Returns the settings that differ from those of `TrainSettings` for ``ellipsoids`` or ``own_data``."""
+    return parse_toml((_FOLDER / "defaults" / f"{name}.toml").read_bytes())
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import jax
@@ -56,7 +57,7 @@ class Trainer(NamedTuple):
         dataset: Dataset,
         devices: Devices,
         config: AbUptConfig,
-        normalizer: Normalizer | None,
+        normalizer: Normalizer | None = None,
         *,
         workers: int = 0,
     ) -> Self:
@@ -67,6 +68,10 @@ class Trainer(NamedTuple):
         rows = tuple(devices.rows(settings.batch_size))
         draw = DrawBatch(settings, dataset, normalizer, rows, config.supernode_pooling if workers else None)
         return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state, draw, workers)
+
+    def scaled(self, normalizer: Normalizer) -> Self:
+        """Returns a copy whose batches are scaled."""
+        return self._replace(normalizer=normalizer, draw=replace(self.draw, normalizer=normalizer))
 
     def init_state(self, params: Params | None = None) -> TrainState:
         """Returns the state before the first step, of given or random parameters."""

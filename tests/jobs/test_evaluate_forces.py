@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
+from emmi_jax.config.jobs import ForceOptions
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.jobs.cases import OpenCases, open_cases
-from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics, ForceOptions
+from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics, force_references
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import FIELDS, write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
@@ -176,7 +177,7 @@ def test_an_evaluated_run_has_forces_in_json_csv_a_table_and_a_picture(cases, tm
 )
 def test_what_forces_are_divided_by_must_be_known(options, known, message):
     with pytest.raises(ValueError, match=message):
-        options.references({"run_1": known})
+        force_references(options, {"run_1": known})
 
 
 def test_a_surface_without_cells_is_refused_if_forces_were_asked_for_and_skipped_otherwise(cases):

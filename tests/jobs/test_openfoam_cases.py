@@ -9,12 +9,13 @@ from rich.console import Console
 
 from emmi_jax.cli import main
 from emmi_jax.config import FoamSelection
+from emmi_jax.config.jobs import EvaluationJob, PrepareJob
 from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources
 from emmi_jax.data.openfoam import proposed_sources
 from emmi_jax.jobs.cases import open_cases
 from emmi_jax.jobs.datasets import describe_sources, load_dataset
-from emmi_jax.jobs.evaluate import EvaluationJob, evaluate_run
-from emmi_jax.jobs.prepare import PrepareJob, prepare
+from emmi_jax.jobs.evaluate import evaluate_run
+from emmi_jax.jobs.prepare import prepare
 from emmi_jax.jobs.stats import file_statistics
 from emmi_jax.meshes.mesh import FieldSource
 from emmi_jax.runs.directory import RunDirectory
@@ -60,7 +61,7 @@ def test_a_run_is_trained_evaluated_and_remembers_its_patches(cases, tmp_path):
     config = RunDirectory.open(tmp_path / "run").read_config()
     assert config.foam(None, None) == BODY
     assert config.foam(("ground",), "0") == FoamSelection(("ground",), "0")
-    evaluate_run(tmp_path / "run", EvaluationJob(), console=Console(file=io.StringIO()))
+    evaluate_run(EvaluationJob(run=tmp_path / "run"), console=Console(file=io.StringIO()))
     found = json.loads((tmp_path / "run/evaluation_test.json").read_text())
     assert set(found["cases"]) == {"run_10"}
     assert set(found["mean"]) == {"surface/pressure", "surface/wallshearstress", "volume/velocity", "volume/pressure"}
@@ -97,7 +98,10 @@ def test_other_patches_or_another_time_are_other_data(cases):
 
 
 def test_a_store_is_made_of_cases(cases, tmp_path):
-    prepare(PrepareJob(data=cases, out=str(tmp_path / "store"), foam=BODY), console=Console(file=io.StringIO()))
+    prepare(
+        PrepareJob(data=cases, out=str(tmp_path / "store"), surface_patches=BODY.patches),
+        console=Console(file=io.StringIO()),
+    )
     opened = open_cases(str(tmp_path / "store"))
     assert opened.names == ["run_1", "run_2", "run_10"]
     shapes = opened.cases.shapes("run_10")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from emmi_jax.config.design import OptimizationJob
 from emmi_jax.data.samples import Context
 from emmi_jax.design import read_surface
-from emmi_jax.inference.meshes import ForceReference
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.optimize import OptimizationJob, optimize_surface
+from emmi_jax.jobs.optimize import optimize_surface
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from tests.design.cases import VOLUME, build, ellipsoid
 
-REFERENCE = ForceReference(area=1.5, speed=2.0)
+OPTIONS: dict[str, Any] = {"run": Path("run"), "area": 1.5, "speed": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def body(tmp_path: Path) -> Path:
 def lower(surrogate: Surrogate, surface: Path, out: Path, **changes: Any) -> str:
     printed = io.StringIO()
     options = {"lattice": (3, 2, 2), "max_displacement": 0.05, "steps": 4, "functional": "drag", "keep": ("volume",)}
-    job = OptimizationJob(**{"surface": surface, "out": out, "reference": REFERENCE} | options | changes)
+    job = OptimizationJob(**{"surface": surface, "out": out} | OPTIONS | options | changes)
     optimize_surface(job, surrogate, console=Console(file=printed, width=80))
     return printed.getvalue()
 

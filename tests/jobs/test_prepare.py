@@ -12,7 +12,7 @@ from emmi_jax.data.case_folder import read_case_folder
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import CASE_FILE
-from emmi_jax.jobs.datasets import default_settings, field_sources, load_dataset, make_normalizer
+from emmi_jax.jobs.datasets import branches_of, field_sources, load_dataset, make_normalizer
 from emmi_jax.meshes.mesh import read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import volume_dataset, write_case_folder
@@ -135,7 +135,7 @@ def test_a_run_on_a_store_trains_resumes_and_is_evaluated(prepared, data, tmp_pa
     assert list(found["cases"]) == ["run_1"]
     assert main([*options, "--data", f"file://{prepared}", "--split", "train"]) == 0
     assert list(json.loads((tmp_path / "evaluation_train.json").read_text())["cases"]) == SPLIT["train"]
-    assert default_settings(str(prepared)).model == default_settings(str(data)).model
+    assert branches_of(str(prepared)) == branches_of(str(data))
 
 
 def test_half_precision_another_split_and_no_cell_sizes(data, tmp_path):

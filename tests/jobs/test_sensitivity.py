@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from emmi_jax.config.design import SensitivityJob
 from emmi_jax.data.samples import Context
 from emmi_jax.design import drag, evaluate, moment, read_surface, sensitivity, side_force
-from emmi_jax.inference.meshes import ForceReference
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.sensitivity import SensitivityJob, differentiate_surface
+from emmi_jax.jobs.sensitivity import differentiate_surface
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.design.cases import VOLUME, build, ellipsoid
 
-REFERENCE = ForceReference(area=1.5, speed=2.0)
+OPTIONS: dict[str, Any] = {"run": Path("run"), "area": 1.5, "speed": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def body(tmp_path: Path) -> Path:
 
 def differentiate(surrogate: Surrogate, surface: Path, out: Path, **changes: Any) -> str:
     printed = io.StringIO()
-    options = {"surface": surface, "out": out, "functional": "drag", "reference": REFERENCE} | changes
+    options = {"surface": surface, "out": out, "functional": "drag"} | OPTIONS | changes
     differentiate_surface(SensitivityJob(**options), surrogate, console=Console(file=printed, width=80))
     return printed.getvalue()
 
@@ -72,9 +72,7 @@ def test_a_mesh_of_the_geometry_gets_its_own_gradient(surrogate, body, tmp_path)
 
 
 def test_a_moment_is_divided_by_its_length_and_taken_about_its_point(surrogate, body, tmp_path):
-    job = SensitivityJob(
-        surface=body, out=tmp_path, functional="moment", reference=REFERENCE, length=0.7, about=(0.1, 0.2, 0.3)
-    )
+    job = SensitivityJob(surface=body, out=tmp_path, functional="moment", **OPTIONS, length=0.7, about=(0.1, 0.2, 0.3))
     expected = moment(area=1.5, speed=2.0, length=0.7, about=(0.1, 0.2, 0.3))
     found, exact = (evaluate(surrogate, read_surface(body), each) for each in (job.coefficient("moment"), expected))
     assert found == pytest.approx(exact, rel=1e-6)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from emmi_jax.cli import main
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Sample
 from emmi_jax.jobs.datasets import data_fingerprint, load_dataset
@@ -212,7 +213,7 @@ def test_the_whole_model_trains_on_the_ellipsoids(tmp_path, monkeypatch):
 
 
 def test_a_run_is_used_with_its_averaged_parameters_and_goes_on_with_both(case, tmp_path):
-    changes = {"ema_decay": 0.5, "name": "lion", "accumulation": 2}
+    changes = {"ema_decay": 0.5, "name": "lion", "accumulation": 2, "schedule": "constant"}
     settings, path = tiny_settings(case, **changes), tmp_path / "run"
     run(settings, path)
     with Checkpoints(path / "checkpoints") as checkpoints:
@@ -244,3 +245,31 @@ def test_a_plan_shows_settings_model_and_cost_and_writes_nothing(case, tmp_path,
     ):
         assert expected in text
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "model.dim=100"], "dim must be divisible by num_heads, got dim=100 and num_heads=3"),
+        (["--set", "model.decoder_depths={surface=1}"], "decoder_depths names branch 'surface'"),
+        (["--set", "model.implementation=cudnn"], "cudnn"),
+        (["--mesh", "data=3"], "the mesh data=3,tokens=1 needs 3 devices, there are"),
+        (["--num-anchors", "1000"], "1000"),
+        (["--set", "loss_weights={'volume/speed' = 1.0}"], "loss_weights names the unknown fields ['volume/speed']"),
+        (["--divergence-free", "pressure"], "volume/pressure has 1 channels"),
+    ],
+)
+def test_a_model_or_layout_that_is_impossible_is_refused_before_data_are_measured(
+    options, message, case, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("emmi_jax.jobs.train.make_normalizer", None)
+    assert (
+        main(
+            ["train", "--data", str(case), "--out", str(tmp_path), "--num-anchors", "6", "--num-queries", "4", *options]
+        )
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -9,12 +9,13 @@ from emmi_jax.cli import main
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources
 from emmi_jax.data.samples import Sample
-from emmi_jax.jobs.datasets import default_settings, field_sources, load_dataset
+from emmi_jax.jobs.datasets import branches_of, field_sources, load_dataset
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 from emmi_jax.training.evaluation import validate
+from emmi_jax.training.plan import default_settings
 from tests.data.case_folders import AXES, BODY, surface_dataset, volume_dataset, write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
@@ -98,7 +99,7 @@ def test_defaults_go_by_what_the_folder_holds(folder, tmp_path, removed, geometr
     copy = shutil.copytree(folder, tmp_path / "copy")
     if removed:
         (copy / removed).unlink()
-    settings = default_settings(str(copy), geometry=geometry)
+    settings = default_settings(str(copy), branches_of(str(copy)), geometry=geometry)
     assert (settings.model["physics_blocks"], settings.sampling.num_geometry_points) == (blocks, num_geometry_points)
 
 
@@ -113,7 +114,7 @@ def test_some_of_several_cases_are_trained_on_and_the_others_tested(tmp_path, fo
         "relative_l2",
         "mean_predictor",
     }
-    assert default_settings(str(tmp_path / "cases")).model["physics_blocks"] == (
+    assert default_settings(cases := str(tmp_path / "cases"), branches_of(cases)).model["physics_blocks"] == (
         "perceiver",
         "self",
         "cross",

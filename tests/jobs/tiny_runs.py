@@ -14,10 +14,11 @@ from rich.console import Console
 from emmi_jax.config import AbUptConfig, OptimizerSettings, Sampling, SupernodePoolingConfig, TrainSettings
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.datasets import default_settings
+from emmi_jax.jobs.datasets import branches_of
 from emmi_jax.jobs.train import Outcome, train
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
+from emmi_jax.training.plan import default_settings
 
 TINY: dict[str, Any] = {
     "steps": 6,
@@ -64,7 +65,8 @@ def tiny_settings(data: Path | None, **changes: Any) -> TrainSettings:
     """Settings of a run on one case, or on the ellipsoids with the whole model; changes need not name their section."""
     values = TINY | ({"physics_blocks": ("self",)} if data else {"physics_blocks": ("perceiver", "joint"), **GEOMETRY})
     changes = {SECTIONS.get(name, "") + name: value for name, value in (values | changes).items()}
-    return default_settings(None if data is None else str(data)).updated(changes)
+    branches = () if data is None else branches_of(str(data))
+    return default_settings(None if data is None else str(data), branches).updated(changes)
 
 
 def run(settings: TrainSettings, path: Path, *, resume: bool = False) -> tuple[Outcome, str]:

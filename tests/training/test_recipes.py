@@ -7,8 +7,7 @@ from emmi_jax.convert import PRESETS
 from emmi_jax.data.case_split import split_content
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.files.atomic import read_toml
-from emmi_jax.jobs.datasets import default_settings
-from emmi_jax.training.plan import model_config
+from emmi_jax.training.plan import default_settings, model_config
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe
 
 
@@ -65,9 +64,7 @@ def test_the_recipes_of_other_published_models_differ_where_they_should():
 
 
 def test_the_recipe_of_the_bodies_differs_from_the_defaults_where_cases_have_no_far_field(tmp_path):
-    for name in ("boundary_1.vtp", "volume_1.vtu"):
-        (tmp_path / name).touch()
-    defaults = default_settings(str(tmp_path))
+    defaults = default_settings(str(tmp_path), ("surface", "volume"))
     near_field = {"position_range": 50.0, "model.max_wavelength": 50, "loss": "rmse", "optimizer.weight_decay": 0.1}
     assert defaults.updated(read_recipe("bodies")) == defaults.updated(near_field)
 

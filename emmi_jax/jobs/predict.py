@@ -1,0 +1,90 @@
+"""`emmi-jax predict`: at points, on meshes, or in all cells of a case."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from emmi_jax.config.jobs import PredictionJob, ReferenceOptions
+from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.meshes import ForceReference
+from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
+from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
+from emmi_jax.jobs.predict_points import PointJob, predict_points
+from emmi_jax.meshes.reference_area import read_reference_area
+from emmi_jax.runs.directory import RunDirectory
+from emmi_jax.runs.load import load_run
+
+
+def run_job(job: PredictionJob, *, console: Console) -> None:
+    """Runs `emmi-jax predict`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Options contradict one another, or the run or a file is unusable; nothing is written.
+    """
+    meshes = {name: path for name, path in (("surface", job.surface), ("volume", job.volume)) if path is not None}
+    forces = force_reference(job, job.speed)
+    for_meshes = bool(meshes or job.geometry or job.compare or job.fields or job.figures or forces)
+    if job.write_openfoam is not None:
+        if job.points or meshes or job.out or job.compare or job.fields or job.figures or forces:
+            raise ValueError("--write-openfoam takes no other input or output than --geometry and --surface-patches")
+    elif (job.points is None) == (not meshes) or (job.points is not None and for_meshes):
+        raise ValueError("expected either --points, or --surface and --volume with their options")
+    sources = (*meshes.values(), job.geometry, job.write_openfoam)
+    if (job.surface_patches or job.time) and not any(path is not None and path.is_dir() for path in sources):
+        raise ValueError("--surface-patches and --time are for OpenFOAM cases, and no folder is given")
+    target = job.out if job.write_openfoam is None else job.write_openfoam
+    if target is None:
+        raise ValueError("expected --out, or --write-openfoam")
+    surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
+    foam = config.foam(job.surface_patches, job.time)
+    chunk_size: ChunkSize = job.chunk_size or "auto"
+    if job.points is not None:
+        predict_points(PointJob(points=job.points, out=target, chunk_size=chunk_size), surrogate, console=console)
+    elif job.write_openfoam is not None:
+        case = FoamJob(
+            case=target,
+            geometry=job.geometry,
+            foam=foam,
+            time=job.write_time,
+            overwrite=job.overwrite,
+            chunk_size=chunk_size,
+        )
+        write_openfoam(case, surrogate, config.field_sources(), console=console)
+    else:
+        on_meshes = MeshJob(
+            meshes=meshes,
+            out=target,
+            geometry=job.geometry,
+            compare=job.compare,
+            fields=job.fields,
+            forces=forces,
+            foam=foam,
+            chunk_size=chunk_size,
+            figures=job.figures,
+        )
+        predict_meshes(on_meshes, surrogate, config.field_sources(), console=console)
+
+
+def force_reference(options: ReferenceOptions, speed: float | None) -> ForceReference | None:
+    """Returns what forces are divided by; None if no option asks for them.
+
+    Raises:
+        FileNotFoundError: There is no such table.
+        ValueError: Speed or area is missing or impossible, or there are two areas.
+    """
+    given = {
+        "--area": options.area,
+        "--reference": options.reference,
+        "--speed": speed,
+        "--density": options.density,
+    }
+    given = {option: value for option, value in given.items() if value is not None}
+    if not given:
+        return None
+    area, table = options.area, options.reference
+    if speed is None or (area is None) == (table is None):
+        raise ValueError(f"forces need --speed and one of --area and --reference, got {', '.join(given)}")
+    if area is None and table is not None:
+        area = read_reference_area(table)
+    return ForceReference(area=area or 0.0, speed=speed, density=1.0 if options.density is None else options.density)
