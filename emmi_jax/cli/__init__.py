@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+from emmi_jax.cli import process
+
+# isort: split
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
-
-import jax
 
 try:
     import typer
@@ -25,6 +23,8 @@ from emmi_jax.cli.options import command
 from emmi_jax.cli.prediction import predict
 from emmi_jax.cli.preparation import prepare
 from emmi_jax.cli.training import train
+from emmi_jax.files.names import printable
+from emmi_jax.jobs.platforms import keep_compiled_programs, missing_platform
 from emmi_jax.training.plan import default_settings
 
 _COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -72,37 +72,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        arguments: The command line without the program's name; by default that of the process.
+        arguments: The command line without the program's name; by default that of the process, whose streams and
+            signals are then taken over.
 
     Returns:
-        The exit status: 0, 2 after a user's mistake (one line on stderr), or 128 + the signal that stopped training.
+        The exit status: 0, 2 after an expected failure (one line on stderr), or 128 + the signal that ended the work.
     """
+    is_process = arguments is None
+    if is_process:
+        process.take_over()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _keep_compiled_programs()
-    group = typer.main.get_command(app)
     where = " ".join(["emmi-jax", *(name for name in arguments[:1] if name in _COMMANDS)])
     try:
-        return int(group.main(args=arguments or ["--help"], prog_name="emmi-jax", standalone_mode=False) or 0)
-    except ImportError as error:
-        return _fail(where, f"{error}: pip install 'emmi-jax[train,convert,cfd]'")
-    except (ValueError, OSError, NotImplementedError) as error:
-        return _fail(where, str(error))
+        keep_compiled_programs()
+        with typer.main.get_command(app).make_context("emmi-jax", arguments or ["--help"]) as context:
+            status = int(context.command.invoke(context) or 0)
+        if is_process and (lost := process.flush()) is not None:
+            return _fail(where, f"what was printed is lost: {lost.strerror}")
+        return status
+    except KeyboardInterrupt:
+        print(f"{where}: interrupted", file=sys.stderr)
+        if is_process:
+            process.leave()
+        return process.INTERRUPTED
     except Exception as error:
-        # The parser's own errors; their class moved between releases of typer.
-        if not hasattr(error, "format_message"):
+        if hasattr(error, "exit_code") and not hasattr(error, "format_message"):  # after --help
+            return int(error.exit_code)
+        if (message := _expected(error)) is None:
             raise
-        return _fail(where, error.format_message())
+        return _fail(where, message)
 
 
-def _keep_compiled_programs() -> None:
-    """Lets a second start compile nothing; JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "emmi_jax"
-        with contextlib.suppress(OSError):  # a home that is read-only: every start compiles
-            folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
+def _expected(error: Exception) -> str | None:
+    """Returns what to say of an expected failure; None for a defect."""
+    if hasattr(error, "format_message"):  # the parser's own errors; their class moved between releases of typer
+        return str(error.format_message())
+    match error:
+        case ImportError():
+            return f"{error}: pip install 'emmi-jax[train,convert,cfd]'"
+        case ValueError() | OSError() | NotImplementedError():
+            return str(error)
+        case MemoryError():
+            return f"out of memory: {error}"
+        case RecursionError():
+            return "values are nested too deep"
+        case RuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
+            return str(error).partition("\n")[0]
+        case RuntimeError() | AssertionError():
+            return missing_platform()
+    return None
 
 
 def _fail(where: str, message: str) -> int:
-    print(f"{where}: error: {message}", file=sys.stderr)
+    print(f"{where}: error: {printable(' '.join(map(str.strip, message.splitlines())))}", file=sys.stderr)
     return 2
+
+
+process.end_of_imports()

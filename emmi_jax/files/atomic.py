@@ -104,6 +104,14 @@ def _parse(path: Path, kind: str, parse: Callable[[bytes], Any]) -> Any:
         raise ValueError(f"{path}: not {kind}: {error!s:.200}") from None
 
 
+def cache_folder() -> Path | None:
+    """Returns the folder for what can be made again; None where this user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "emmi_jax"
+    except RuntimeError:
+        return None
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder to write to, and its parents, unless they exist.
 

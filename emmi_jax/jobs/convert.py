@@ -6,12 +6,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from rich.console import Console
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.config.jobs import ConvertJob
 from emmi_jax.convert import PRESETS, ab_upt_from_torch, load_torch_file
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.files.atomic import read_json_object
+from emmi_jax.jobs.progress import say
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 
@@ -27,7 +29,7 @@ def run_job(job: ConvertJob) -> None:
         raise ValueError("expected exactly one of --preset and --config")
     config = preset_config(job.preset) if job.preset is not None else read_config(job.config or Path())
     num_params = convert(job.file, job.out, config, layout=job.layout)
-    print(f"{job.out}: {num_params:,} parameters")
+    say(Console(), f"{job.out}: {num_params:,} parameters")
 
 
 def preset_config(name: str) -> RunConfig:

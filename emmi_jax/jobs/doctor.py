@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from emmi_jax.config import AbUptConfig, SupernodePoolingConfig
+from emmi_jax.jobs.platforms import missing_platform
+from emmi_jax.jobs.progress import say
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
@@ -57,6 +59,8 @@ _LABEL = 14
 def examine(console: Console) -> bool:
     """Prints versions, devices, attention kernels and checks of numbers; returns whether all numbers are right.
 
+    Where JAX has nothing to compute on, no number is.
+
     Args:
         console: Where to print.
     """
@@ -64,7 +68,7 @@ def examine(console: Console) -> bool:
     def show(label: str, text: str) -> None:
         lines = textwrap.wrap(text, _WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False)
         for number, line in enumerate(lines or [""]):
-            console.print(f"{'' if number else label:{_LABEL}}{line}", markup=False)
+            say(console, f"{'' if number else label:{_LABEL}}{line}")
 
     show("python", f"{machine.python_version()} on {machine.system()} {machine.machine()}")
     show("packages", ", ".join(f"{name} {_version(name) or 'missing'}" for name in REQUIRED))
@@ -72,6 +76,9 @@ def examine(console: Console) -> bool:
         missing = [name for name in names if _version(name) is None]
         text = f"missing: {', '.join(missing)}: pip install 'emmi-jax[{extra}]'" if missing else "complete"
         show(f"[{extra}]", text)
+    if (problem := missing_platform()) is not None:
+        show("device", problem)
+        return False
     for text in _devices():
         show("device", text)
     show("memory", _host_memory())

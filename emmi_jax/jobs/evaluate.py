@@ -36,6 +36,7 @@ from emmi_jax.jobs.progress import (
     print_sides,
     print_unusable,
     print_warnings,
+    say,
 )
 from emmi_jax.points import Fields
 from emmi_jax.runs.directory import RunConfig, RunDirectory
@@ -121,7 +122,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
         console.print(found.table())
         paths += [out / f"{stem}_forces.csv", draw_forces(out / f"{stem}_forces.png", found)]
     elif forces.problem is not None:
-        console.print(f"no forces: {forces.problem}", highlight=False, soft_wrap=True)
+        say(console, f"no forces: {forces.problem}")
     print_paths(paths, console)
 
 

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from emmi_jax.config.jobs import ExportJob
 from emmi_jax.inference.exporting import Program, export_surrogate
+from emmi_jax.jobs.progress import say
 from emmi_jax.runs.load import load_run
 
 
@@ -27,11 +28,11 @@ def export_run(job: ExportJob, *, console: Console) -> None:
         sizes = "any number of points" if program.anchors is None else f"{sum(program.anchors.values())} anchors"
         queries = "" if program.num_queries is None else f", {program.num_queries} queries"
         where = ",".join(program.platforms)
-        console.print(f"{program.function} for {where}: {sizes}{queries}, attention by {program.kernel}")
+        say(console, f"{program.function} for {where}: {sizes}{queries}, attention by {program.kernel}")
 
     surrogate = load_run(job.run, job.checkpoint)
     export_surrogate(surrogate, out, platforms=platforms, units=named, advance=show)
-    console.print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    say(console, f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
 
 
 def _name_and_unit(text: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from emmi_jax.config.jobs import InfoJob
 from emmi_jax.convert import CONSTANTS, load_torch_file
+from emmi_jax.jobs.progress import add_row, new_table
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params, init_params
 from emmi_jax.runs.directory import RunDirectory
@@ -52,17 +53,18 @@ def summary_table(shapes: Mapping[str, Shape], title: str) -> Table:
     Returns:
         A table of blocks with their parameters, shapes and numbers, and the total below.
     """
-    table = Table(title=title, title_justify="left", show_footer=True, box=None, pad_edge=False)
+    table = new_table(title, [])
+    table.show_footer = True
     table.add_column("block", "total")
     table.add_column("shape")
     table.add_column("count", f"{sum(map(prod, shapes.values())):,}", justify="right")
     for _, equal in groupby(_blocks(shapes), key=lambda block: (block.name, block.shapes)):
         blocks = list(equal)
         count = sum(prod(shape) for _, shape in blocks[0].shapes)
-        table.add_row(_label(blocks), "", f"{len(blocks) * count:,}", style="bold")
+        add_row(table, _label(blocks), "", f"{len(blocks) * count:,}", style="bold")
         for name, shape in blocks[0].shapes:
             times = f"{len(blocks)} × " if len(blocks) > 1 else ""
-            table.add_row(f"  {name}", " × ".join(map(str, shape)), f"{times}{prod(shape):,}")
+            add_row(table, f"  {name}", " × ".join(map(str, shape)), f"{times}{prod(shape):,}")
     return table
 
 

@@ -30,7 +30,7 @@ from emmi_jax.jobs.design import (
     largest_output,
     read_design,
 )
-from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
+from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, warn
 from emmi_jax.meshes.mesh import Mesh, write_mesh
 from emmi_jax.runs.load import load_run
 
@@ -84,7 +84,7 @@ def optimize_surface(job: OptimizationJob, surrogate: Surrogate, *, console: Con
             advance=advance,
         )
     if found.stopped:
-        console.print(f"warning: {found.stopped}: stopped", highlight=False, soft_wrap=True)
+        warn(f"{found.stopped}: stopped", console)
     coefficients = _coefficients(job, surrogate, meshes, case, found)
     paths = _write(job, case, lattice, found, coefficients, console)
     rows = [[name, *(f"{value:z.5f}" for value in values.values())] for name, values in coefficients.items()]
@@ -153,11 +153,10 @@ def _write(
     write_mesh(paths[0], Mesh(job.surface, dataset), fields, location="cells")
     paths.append(_write_stl(job.out / f"{job.surface.stem}.stl", surface))
     if (step := float(np.spacing(np.float32(np.abs(surface.vertices).max())))) > job.max_displacement / 100:
-        console.print(
-            f"warning: .stl files hold float32, which this far from the origin has steps of {step:.2g} "
+        warn(
+            f".stl files hold float32, which this far from the origin has steps of {step:.2g} "
             f"(a vertex may move by {job.max_displacement:g}): {paths[0].name} is exact",
-            highlight=False,
-            soft_wrap=True,
+            console,
         )
     moved = case.moved_geometry(found.parameters)
     if moved is not None and job.geometry is not None:

@@ -40,6 +40,7 @@ from emmi_jax.jobs.progress import (
     print_left_out,
     print_paths,
     print_sides,
+    say,
     warn_few_anchors,
     warn_outside,
 )
@@ -99,7 +100,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     shown = _geometry(job, surrogate)
     geometry = None if shown is None else geometry_points(shown)
     for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
-        console.print(describe_foam(path, job.foam), highlight=False)
+        say(console, describe_foam(path, job.foam))
     for mesh in filter(None, (*(mesh.mesh for mesh in meshes.values()), shown)):
         print_left_out(mesh.left_out, console, mesh.path)
     if job.forces is not None:
@@ -258,5 +259,5 @@ def _report_forces(
     forces = surface_forces(predicted[GEOMETRY_BRANCH], surface, reference)
     print_sides({str(surface.mesh.path): forces.side}, console)
     for which, values in forces.coefficients.items():
-        console.print(f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}", highlight=False)
+        say(console, f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}")
     write_json(out / "forces.json", dict(forces.coefficients))

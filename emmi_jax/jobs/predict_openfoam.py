@@ -20,7 +20,7 @@ from emmi_jax.files.atomic import check_space, naming_the_file, whole_file
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
-from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, warn_few_anchors
+from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, say, warn_few_anchors
 from emmi_jax.meshes.foam_to_vtk import is_time
 from emmi_jax.meshes.openfoam import case_roots, read_foam
 from emmi_jax.meshes.openfoam_fields import (
@@ -97,7 +97,7 @@ def write_openfoam(job: FoamJob, surrogate: Surrogate, sources: Sources, *, cons
     parts = _read_parts(job, names)
     _check(job, parts, surrogate.model.config.fields[VOLUME])
     if lacking := [f"{names[field].array} ({field})" for field in names if field not in parts[0].templates]:
-        console.print(f"not written, as no file has boundary conditions for it: {', '.join(lacking)}", highlight=False)
+        say(console, f"not written, as no file has boundary conditions for it: {', '.join(lacking)}")
     encoded = _encode(job, surrogate, parts, console)
     outputs = {part.root: {name: _target(job, part, names[name].array) for name in part.templates} for part in parts}
     sizes = [largest_field_file(file, len(part.position)) for part in parts for file in part.templates.values()]
@@ -192,7 +192,7 @@ def _encode(job: FoamJob, surrogate: Surrogate, parts: Sequence[_Part], console:
             "keep the value in 0" if all(f.uniform is not None for f in parts[0].templates.values()) else "are guesses"
         )
         text = f"{num} of {len(position)} cells are outside the box of the training data: they {kept}"
-        console.print(f"{job.case}: {text}", highlight=False)
+        say(console, f"{job.case}: {text}")
     return surrogate.encode(points=points, geometry=geometry)
 
 
@@ -243,7 +243,7 @@ def _keep_others(job: FoamJob, parts: Sequence[_Part], console: Console) -> None
                 shutil.rmtree(partial, ignore_errors=True)
                 shutil.copytree(start, partial, ignore=shutil.ignore_patterns(".*.partial"))
                 partial.rename(original)
-            console.print(f"{start} is kept as {original}", highlight=False, soft_wrap=True)
+            say(console, f"{start} is kept as {original}")
         predicted = {file.path.name for file in part.templates.values()}
         for folder in (start, original):
             for file in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -16,7 +16,7 @@ from emmi_jax.files.npy import array_file_size, map_array, new_array
 from emmi_jax.files.npz import checked_positions, read_arrays, write_arrays
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.surrogate import Encoded, Surrogate
-from emmi_jax.jobs.progress import ProgressBar, warn_few_anchors, warn_outside
+from emmi_jax.jobs.progress import ProgressBar, say, warn_few_anchors, warn_outside
 
 GEOMETRY = "geometry"
 _ANCHORS = "_anchors"
@@ -88,7 +88,7 @@ def predict_points(job: PointJob, surrogate: Surrogate, *, console: Console) -> 
         else:
             _write_folder(job.out, encoded, arrays.queries, names, shapes, options)
     written = ", ".join(f"{names[key]} {list(shape)}" for key, shape in shapes.items())
-    console.print(f"{job.out}: {written}", highlight=False, soft_wrap=True)
+    say(console, f"{job.out}: {written}")
 
 
 def point_names(branches: Sequence[str]) -> list[str]:

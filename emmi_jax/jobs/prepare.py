@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
 
 from rich.console import Console
@@ -29,7 +27,8 @@ from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case,
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, parse_stored_split, stored_split
-from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings
+from emmi_jax.jobs.pool import run_in_processes
+from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings, say
 
 
 class _Prepared(NamedTuple):
@@ -70,7 +69,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     prints = {name: case_fingerprint(job.data / name, job.data, job.foam) for name in names}
     missing = [name for name in names if not _is_done(folder, job.dtype, name, prints[name])]
     num_done = len(names) - len(missing)
-    console.print(f"{job.data}: {len(names)} cases, {num_done} of them in {job.out}", highlight=False, soft_wrap=True)
+    say(console, f"{job.data}: {len(names)} cases, {num_done} of them in {job.out}")
     fields = find_sources(job.data / names[0], foam=job.foam)
     print_left_out(folder_left_out(job.data, names, fields, job.foam), console)
     if missing:
@@ -153,14 +152,7 @@ def _prepare_all(
         for name in names:
             yield name, _prepare_case(job, name, prints[name])
         return
-    # Processes that are forked off one with threads may hang.
-    with ProcessPoolExecutor(job.workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_prepare_case, job, name, prints[name]): name for name in names}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from run_in_processes(_prepare_case, {name: (job, name, prints[name]) for name in names}, job.workers)
 
 
 def _prepare_case(job: PrepareJob, name: str, source: str) -> _Prepared | str:

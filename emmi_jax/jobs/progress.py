@@ -14,16 +14,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.metrics import Metrics
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.files.names import printable
 from emmi_jax.points import row_chunks
 
 _NUM_LINES = 20
 _PACE_WINDOW = 50
 _DIGITS = re.compile(r"\d[\d,]*|parts?")
 _HEADINGS = {"relative_l2": "rel. L2", "relative_l1": "rel. L1", "mae": "MAE", "r2": "R²"}
+
+
+def say(console: Console, text: str) -> None:
+    """Prints text with names of files, fields and cases as they are, on lines of any length."""
+    console.print(printable(text), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 class ProgressBar:
@@ -41,7 +48,7 @@ class ProgressBar:
         # Times are taken after a call of the model, so the first one, which compiles it, does not count.
         self._times: deque[tuple[int, float]] = deque(maxlen=_PACE_WINDOW)
         self._bar = Progress(
-            TextColumn("{task.fields[text]}"), BarColumn(bar_width=None), console=console, expand=True,
+            TextColumn("{task.fields[text]}", markup=False), BarColumn(bar_width=None), console=console, expand=True,
             disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=total, completed=start, text=f"{total:,} {unit}, compiling …")
@@ -64,7 +71,7 @@ class ProgressBar:
         self._bar.update(self._task, completed=self._done, text=line)
         step = self._total / _NUM_LINES
         if not self._console.is_terminal and (self._done // step > before // step or self._done == self._total):
-            self._console.print(line, highlight=False)
+            say(self._console, line)
 
     def _pace(self) -> str:
         (first_done, first), (last_done, last) = self._times[0], self._times[-1]
@@ -77,12 +84,17 @@ class ProgressBar:
 
 def new_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
     """Returns a table in the style of all tables: names at the left, numbers at the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(printable(title), "table.title"), title_justify="left", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
-        table.add_row(*row)
+        add_row(table, *row)
     return table
+
+
+def add_row(table: Table, *cells: str, style: str | None = None) -> None:
+    """Adds a row to a table, with names as they are."""
+    table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
 def metrics_table(title: str, metrics: Mapping[str, Metrics]) -> Table:
@@ -96,14 +108,14 @@ def metrics_table(title: str, metrics: Mapping[str, Metrics]) -> Table:
 def warn_outside(normalizer: Normalizer, what: Path | str, position: NDArray[Any], console: Console) -> None:
     """Warns of positions [N, n] outside the box of the training data."""
     if num_outside := sum(map(normalizer.num_outside, row_chunks(position))):
-        _warn(f"{what}: {num_outside:,} of {len(position):,} points are outside the box of the training data", console)
+        warn(f"{what}: {num_outside:,} of {len(position):,} points are outside the box of the training data", console)
 
 
 def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], console: Console) -> None:
     """Warns of branches with fewer points [N, n] to draw anchors from than the model was trained with."""
     for branch, position in points.items():
         if len(position) < sampling.num_anchors:
-            _warn(f"{branch}: {len(position):,} anchors, the model was trained with {sampling.num_anchors:,}", console)
+            warn(f"{branch}: {len(position):,} anchors, the model was trained with {sampling.num_anchors:,}", console)
 
 
 def print_sides(sides: Mapping[str, str], console: Console) -> None:
@@ -114,14 +126,14 @@ def print_sides(sides: Mapping[str, str], console: Console) -> None:
             alike.setdefault(_DIGITS.sub("#", side), []).append(name)
     for names in alike.values():
         others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        console.print(f"{names[0]}{others}: normals: {sides[names[0]]}", highlight=False, soft_wrap=True)
+        say(console, f"{names[0]}{others}: normals: {sides[names[0]]}")
 
 
 def print_left_out(lines: Iterable[str], console: Console, path: Path | str | None = None) -> None:
     """Prints what was not read, one thing a line; what a file lacks is said after its path."""
     for line in lines:
         text = line if path is None else f"{path}: {line}"
-        console.print(f"left out: {text}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"left out: {text}")
 
 
 def print_unusable(reasons: Mapping[str, str], console: Console) -> None:
@@ -134,14 +146,15 @@ def print_unusable(reasons: Mapping[str, str], console: Console) -> None:
 def print_warnings(lines: Iterable[str], console: Console) -> None:
     """Prints warnings, one a line."""
     for line in lines:
-        _warn(line, console)
+        warn(line, console)
 
 
 def print_paths(paths: list[Path], console: Console) -> None:
     """Prints the paths of files, one a line."""
     for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        say(console, str(path))
 
 
-def _warn(message: str, console: Console) -> None:
-    console.print(f"warning: {message}", highlight=False, soft_wrap=True)
+def warn(message: str, console: Console) -> None:
+    """Prints a warning."""
+    say(console, f"warning: {message}")

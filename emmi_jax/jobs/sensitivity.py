@@ -19,7 +19,7 @@ from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.design import check_design, coefficient, design_reference, largest_output, read_design
 from emmi_jax.jobs.predict_meshes import check_figures
-from emmi_jax.jobs.progress import ProgressBar, print_paths
+from emmi_jax.jobs.progress import ProgressBar, print_paths, say
 from emmi_jax.meshes.mesh import write_mesh
 from emmi_jax.runs.load import load_run
 
@@ -68,7 +68,7 @@ def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console:
         )
     length = _smoothing_length(job, surface)
     paths = _write(job, result, surface, geometry, length)
-    console.print(f"{job.functional}: {result.value:z.5f}", highlight=False)
+    say(console, f"{job.functional}: {result.value:z.5f}")
     print_paths(paths, console)
 
 

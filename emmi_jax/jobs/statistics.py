@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import stat
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from emmi_jax.data.case_folder import case_files, case_fingerprint, read_case_fo
 from emmi_jax.data.cases import WholeCases
 from emmi_jax.data.notes import moments_box, unlike_cases
 from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks
-from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
+from emmi_jax.files.atomic import JsonDict, cache_folder, read_json_object, write_json
+from emmi_jax.jobs.pool import run_in_processes
 from emmi_jax.jobs.progress import ProgressBar, print_warnings
 
 CACHE_FILE = ".emmi_jax_statistics.json"
@@ -86,13 +85,7 @@ def _measure_all(
         for name in names:
             yield name, dataset.measure_case(name)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_measure_folder, path / name, foam): name for name in names}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from run_in_processes(_measure_folder, {name: (path / name, foam) for name in names}, workers)
 
 
 def _measure_folder(path: Path, foam: FoamSelection) -> DataMoments:
@@ -101,10 +94,10 @@ def _measure_folder(path: Path, foam: FoamSelection) -> DataMoments:
 
 def _cache_paths(path: Path) -> list[Path]:
     """Returns where statistics may be kept: beside the cases, unless that folder is read-only, or else at home."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     beside = [path / CACHE_FILE] if path.stat().st_mode & stat.S_IWUSR else []
-    return [*beside, home / "emmi_jax" / f"statistics-{digest}.json"]
+    home = cache_folder()
+    return beside if home is None else [*beside, home / f"statistics-{digest}.json"]
 
 
 def _read_cache(path: Path) -> dict[str, tuple[str, DataMoments]]:

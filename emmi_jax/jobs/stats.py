@@ -22,7 +22,7 @@ from emmi_jax.files.atomic import write_json
 from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import open_arrays
 from emmi_jax.jobs.cases import check_selection
-from emmi_jax.jobs.progress import new_table, print_sides
+from emmi_jax.jobs.progress import add_row, new_table, print_sides, say
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
 from emmi_jax.meshes.surfaces import is_surface, surface_elements
@@ -47,7 +47,7 @@ def run_job(job: StatsJob, *, console: Console) -> None:
     console.print(statistics_table(statistics, ", ".join(job.files)), highlight=False)
     for name, moments in statistics.items():
         if moments.num_not_finite:
-            print(f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
+            say(console, f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
     print_sides(sides, console)
     if job.out is not None:
         write_json(job.out, statistics_json(statistics))
@@ -126,7 +126,7 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
         for channel in range(len(m.mean)):
             label = name if len(m.mean) == 1 else f"{name}[{channel}]"
             numbers = (m.minimum, m.maximum, m.mean, m.std)
-            table.add_row(label, f"{m.count:,}", *(f"{x[channel]:.4g}" if m.count else "–" for x in numbers))
+            add_row(table, label, f"{m.count:,}", *(f"{x[channel]:.4g}" if m.count else "–" for x in numbers))
     return table
 
 

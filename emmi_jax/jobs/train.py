@@ -31,7 +31,7 @@ from emmi_jax.jobs.datasets import (
 )
 from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
-from emmi_jax.jobs.progress import ProgressBar, metrics_table
+from emmi_jax.jobs.progress import ProgressBar, metrics_table, say
 from emmi_jax.models.init import Params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
@@ -87,7 +87,7 @@ def run_job(job: TrainJob) -> int:
         if outcome.signal_number is None:
             return 0
         if is_main():
-            print(f"continue with: emmi-jax train --out {path.parent} --name {path.name} --resume")
+            say(console, f"continue with: emmi-jax train --out {path.parent} --name {path.name} --resume")
         return 128 + outcome.signal_number
 
 
@@ -132,19 +132,19 @@ def train(
     wait_for_all("configuration")
     run = RunDirectory.open(path)
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.state.params))
-    console.print(f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}", highlight=False)
+    say(console, f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}")
     if jax.device_count() > 1:
-        console.print(f"devices: {trainer.devices.summary}", highlight=False)
+        say(console, f"devices: {trainer.devices.summary}")
     end = _fit(trainer, run, start.params, logging, console)
     if end.signal_number is not None:
-        console.print(f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}", highlight=False)
+        say(console, f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}")
         return Outcome(path, end.signal_number)
     surrogate = trainer.surrogate(end.state)
     if is_main():
         _report_metrics(dataset, surrogate, end, run, console)
         pictures = ", ".join(picture.name for picture in draw_pictures(dataset, surrogate, run))
-        console.print(f"trained in {end.seconds:.0f} s; the run is in {path}", highlight=False, soft_wrap=True)
-        console.print(f"pictures: {pictures}", highlight=False)
+        say(console, f"trained in {end.seconds:.0f} s; the run is in {path}")
+        say(console, f"pictures: {pictures}")
     wait_for_all("evaluation")
     return Outcome(path, None)
 
@@ -207,10 +207,10 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     # XLA counts the body of a loop once.
     flops = "unknown" if cost is None else f"at least {cost['flops'] / 1e9:,.1f} GFLOP"
     size = "unknown" if memory is None else f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) >> 20:,} MiB"
-    console.print("\n".join([dataset.summary, *describe_sources(settings)]), highlight=False)
+    say(console, "\n".join([dataset.summary, *describe_sources(settings)]))
     print_notes(settings, dataset, console)
-    console.print(f"dtype      {config.dtype}", highlight=False)
-    console.print(f"devices    {devices.summary}\nstep       {flops}, {size} per device", highlight=False)
+    say(console, f"dtype      {config.dtype}")
+    say(console, f"devices    {devices.summary}\nstep       {flops}, {size} per device")
 
 
 def _create(path: Path, config: RunConfig, dataset: Dataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -62,6 +63,8 @@ def connected(
         _end(str(error), status=2)
     except jax.errors.JaxRuntimeError as error:
         _end(f"another process may have ended; continue with --resume: {error}")
+    except KeyboardInterrupt:
+        _end("interrupted", status=128 + signal.SIGINT)
     except BaseException:
         traceback.print_exc()
         _end("this process failed, the others end too")

@@ -1,0 +1,100 @@
+"""The process of a command survives its streams, its environment and interrupts, with one line and a status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emmi_jax.cli import main
+
+MAIN = "import sys; from emmi_jax.cli import main; sys.exit(main())"
+NO_PASSWD = "import os; os.environ.pop('HOME', None); os.getuid = lambda: 54321; " + MAIN
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    position = np.random.default_rng(0).normal(size=(60, 3))
+    np.savez(tmp_path / "a.npz", position=position, velocity=np.sin(position))
+    return tmp_path / "a.npz"
+
+
+def start(*arguments: str, code: str = MAIN, shell: str = "", **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    if shell:
+        command = ["bash", "-c", f'"$@" {shell}; exit ${{PIPESTATUS[0]}}', "-", *command]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "JAX_PLATFORMS")},
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        **environment,
+    }
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "printed"),
+    [
+        ({"code": NO_PASSWD, "PYTHONIOENCODING": "ascii", "shell": "| true"}, 0, ""),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "shell": ">&-"}, 0, ""),
+        ({"shell": "> /dev/full"}, 2, "emmi-jax stats: error: what was printed is lost: No space left on device\n"),
+    ],
+    ids=["no passwd entry, ASCII, closed pipe", "C locale, closed stdout", "full"],
+)
+def test_the_work_is_done_whatever_the_process_is_tied_to(
+    case: Path, options: dict[str, str], status: int, printed: str
+) -> None:
+    np.savez(case.with_name("…×é.npz"), position=np.ones((3, 3)), ω=np.ones(3))
+    process = start("stats", str(case.with_name("…×é.npz")), **options)
+    assert process.communicate(timeout=300)[1] == printed
+    assert process.returncode == status
+
+
+def test_a_platform_that_is_not_here_is_named_in_one_line() -> None:
+    process = start("train", "--dry-run", JAX_PLATFORMS="nosuch")
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert "emmi-jax train: error: JAX_PLATFORMS names 'nosuch'" in error
+    assert error.count("\n") == 1
+
+
+def test_an_interrupt_ends_a_command_with_status_130_and_nothing_left(case: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    process = start("train", "--data", str(case), "--out", str(tmp_path / "runs"), "--dry-run")
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 130
+    assert error in ("", "emmi-jax train: interrupted\n")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["x[/x]", "[red]", "x:car:y", "a$b$c", "[bold]x[/bold]", "file", "self"])
+def test_names_are_printed_as_they_are(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    safe = name.replace("/", "")
+    path = tmp_path / f"{safe}.npz"
+    np.savez(path, position=np.ones((3, 3)), **{f"u{name}": np.full(3, np.nan)})
+    assert main(["stats", str(path), "--out", str(tmp_path / f"{safe}.json")]) == 0
+    printed = capsys.readouterr().out
+    assert f"u{name}: 3 rows" in printed
+    assert f"{safe}.npz" in printed.replace("\n", "")
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\x1b[31mb\nc\r"
+    np.savez(tmp_path / "a.npz", **{name: np.full(3, np.nan)})
+    assert main(["stats", str(tmp_path / "a.npz")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert main(["stats", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert error.count("\n") == 1
