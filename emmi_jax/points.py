@@ -15,6 +15,8 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 CHUNK_ROWS = 1 << 20
 """Rows read at once."""
 
+_FLAT = 0.05
+
 Array: TypeAlias = NDArray[np.floating[Any]]
 Fields: TypeAlias = dict[str, dict[str, Array]]
 """Values by branch and field, each [..., T, F]."""
@@ -67,6 +69,14 @@ def row_chunks(array: NDArray[_Scalar], num_rows: int = CHUNK_ROWS) -> Iterator[
     """Yields views of at most `num_rows` rows, so that a memory map is read chunk by chunk."""
     for start in range(0, max(len(array), 1), num_rows):
         yield array[start : start + num_rows]
+
+
+def flat_axis(position: NDArray[np.floating[Any]]) -> int | None:
+    """Returns the axis along which points [N, 3] hardly extend, if they lie near a plane along two long axes."""
+    extent = np.ptp(position, axis=0)
+    order = np.argsort(extent)
+    is_flat = extent[order[0]] < _FLAT * extent[order[1]]
+    return int(order[0]) if is_flat else None
 
 
 def float_arrays(*values: ArrayLike) -> tuple[Any, ...]:

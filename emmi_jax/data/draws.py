@@ -31,7 +31,10 @@ def geometry_points(
         geometry = points[GEOMETRY_BRANCH].position
     found = 0 if geometry is None else len(geometry)
     if found < sampling.num_geometry_points:
-        raise ValueError(f"{name}: the geometry branch draws {sampling.num_geometry_points} points, found {found}")
+        raise ValueError(
+            f"{name}: the geometry branch draws {sampling.num_geometry_points} points, found {found}: "
+            "--set sampling.num_geometry_points draws fewer, --no-geometry leaves it out"
+        )
     return geometry
 
 

@@ -19,6 +19,8 @@ MESHES = {"surface": "boundary", "volume": "volume"}
 
 _GEOMETRY = (".stl", ".obj", ".ply")
 _PART = re.compile(r"(.*)\.(\d+|\w+)\.part", re.IGNORECASE)
+_PIECE, _COUNT = re.compile(rb"<Piece [^>]*>"), re.compile(rb'NumberOf(\w+)="(\d+)"')
+_HEAD_BYTES = 1 << 14
 _DATA = re.compile(
     r".*\.(stl|obj|ply|vt[a-z]|vt[a-z]b|pvt[a-z]|pvd|vtkhdf|h5|hdf5?|nc|cgns|msh|case|plt|szplt|dat|pt|npy|npz|part)",
     re.IGNORECASE,
@@ -48,6 +50,20 @@ def geometry_mesh_file(path: Path) -> Path | None:
         if file := only_file(path, found):
             return file
     return None
+
+
+def num_surface_rows(path: Path) -> int | None:
+    """Returns how many points or cells the surface of a case has at least, by the header of its file.
+
+    None if a file of the geometry has points enough, or the header does not tell.
+    """
+    if not (files := mesh_files(path, "surface")) or geometry_mesh_file(path) is not None:
+        return None
+    with files[0].open("rb") as file:
+        piece = _PIECE.search(file.read(_HEAD_BYTES))
+    counts = {} if piece is None else {name: int(number) for name, number in _COUNT.findall(piece[0])}
+    num_points, num_cells = counts.pop(b"Points", 0), sum(counts.values())
+    return min(num_points, num_cells or num_points) or None
 
 
 def unread_files(path: Path, read: Collection[Path]) -> list[str]:

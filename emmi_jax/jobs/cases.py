@@ -30,6 +30,7 @@ from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import read_json
 
 _MOST_SHOWN = 5
+_ADVICE = "; --skip-unusable leaves such cases out"
 
 
 class OpenCases(NamedTuple):
@@ -76,7 +77,7 @@ class OpenCases(NamedTuple):
                 self.check([name])
                 self.cases.read(name)
             except (OSError, ValueError) as error:
-                found[name] = str(error).splitlines()[0]
+                found[name] = str(error).splitlines()[0].removesuffix(_ADVICE)
         return found
 
 
@@ -181,7 +182,7 @@ def check_cases(
     found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
     if found:
         shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
-        raise ValueError(f"{root}: {len(found)} of {len(names)} cases are unusable: {shown}")
+        raise ValueError(f"{root}: {len(found)} of {len(names)} cases are unusable: {shown}{_ADVICE}")
 
 
 def folder_left_out(
@@ -231,11 +232,14 @@ def _load(
     sources: Sources | None,
     foam: FoamSelection,
 ) -> Case:
-    return read_case_folder(
-        root / name,
-        load_torch_tensor,
-        with_cell_sizes=with_cell_sizes,
-        with_area_vectors=with_area_vectors,
-        sources=sources,
-        foam=foam,
-    )
+    try:
+        return read_case_folder(
+            root / name,
+            load_torch_tensor,
+            with_cell_sizes=with_cell_sizes,
+            with_area_vectors=with_area_vectors,
+            sources=sources,
+            foam=foam,
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}{_ADVICE}") from None

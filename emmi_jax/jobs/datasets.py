@@ -17,12 +17,14 @@ from emmi_jax.data.case_folder import (
     is_foam_case,
     read_case_folder,
 )
+from emmi_jax.data.draws import geometry_points
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.field_sources import sources_to_json
+from emmi_jax.data.mesh_files import num_surface_rows
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.notes import box_warnings, case_boxes
 from emmi_jax.data.openfoam import describe_foam
-from emmi_jax.data.point_cloud import PointCloudDataset
+from emmi_jax.data.point_cloud import TEST_FRACTION, PointCloudDataset
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.data.samples import Dataset
 from emmi_jax.data.stored_case import is_store
@@ -56,7 +58,10 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             split = split.without(opened.problems(list(split.split_of)))
         else:
             opened.check(list(split.split_of))
-        return CaseCollection(split, opened.cases, sampling, name=path.name)
+        dataset = CaseCollection(split, opened.cases, sampling, name=path.name)
+        case = dataset.first_case()
+        geometry_points(case.points, case.geometry, sampling, name=split.train[0])  # refused before measuring
+        return dataset
     if settings.split is not None:
         raise ValueError(
             f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
@@ -131,11 +136,13 @@ def print_notes(settings: TrainSettings, dataset: Dataset, console: Console) -> 
     if settings.data is None or case is None:
         return
     if (opened := open_cases(settings.data, foam=settings.foam)) is not None and not is_store(settings.data):
-        names = list(dataset.split.split_of) if isinstance(dataset, CaseCollection) else opened.names
+        names, first = opened.names, opened.names[0]
         if isinstance(dataset, CaseCollection):
             print_unusable(dataset.split.unusable, console)
+            split_of, first = dataset.split.split_of, dataset.split.train[0]
+            names = [name for name in names if name in split_of]
         lines = folder_left_out(Path(settings.data), names, opened.sources, settings.foam)
-        lines += [f"{names[0]}: {line}" for line in case.left_out]
+        lines += [f"{first}: {line}" for line in case.left_out]
     elif Path(settings.data).is_dir():
         path = Path(settings.data)
         lines = [*case_left_out(path, find_sources(path, foam=settings.foam), settings.foam), *case.left_out]
@@ -168,7 +175,17 @@ def read_statistics(source: str) -> Normalizer:
         raise ValueError(f"{path}: not the statistics of a run: {error}") from None
 
 
-def branches_of(data: str, foam: FoamSelection = LATEST_WALLS) -> tuple[str, ...]:
-    """Returns the branches of the data at a path or URL; none for those that are no folder."""
+def branches_of(data: str, foam: FoamSelection = LATEST_WALLS) -> dict[str, int | None]:
+    """Returns the branches of the data at a path or URL, none for those that are no folder.
+
+    Each has the number of points that any case has for the geometry branch, where that is small; else None.
+    """
     opened = open_cases(data, foam=foam)
-    return case_branches(Path(data), foam) if opened is None else opened.branches_of(opened.names[0])
+    branches = case_branches(Path(data), foam) if opened is None else opened.branches_of(opened.names[0])
+    if "surface" not in branches or is_store(data):
+        return dict.fromkeys(branches)
+    folders = [Path(data)] if opened is None else [Path(data) / name for name in opened.names]
+    least = min(filter(None, map(num_surface_rows, folders)), default=None)
+    if least is not None and opened is None:  # a single case keeps a part of its points to test on
+        least -= round(TEST_FRACTION * least)
+    return {branch: least if branch == "surface" else None for branch in branches}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.meshes.mesh import Location
 from emmi_jax.meshes.surfaces import fan_triangles
-from emmi_jax.plots.meshes import FROM_ABOVE, FROM_THE_SIDE, MeshFields, cut_planes, with_arrays
+from emmi_jax.plots.meshes import FROM_ABOVE, FROM_THE_SIDE, MeshFields, cut_planes, viewpoints, with_arrays
 from emmi_jax.plots.page import Choice, Shape, write_page
 from emmi_jax.plots.panels import field_label, magnitude
 from emmi_jax.points import Array
@@ -47,7 +47,11 @@ def write_mesh_page(fields: MeshFields, folder: Path, *, geometry: Array | None 
             choices[f"error_{name}"] = (f"{label}, predicted − {_TRUTH}", True)
     dataset = with_arrays(fields, arrays)
     is_surface = dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() > 0
-    cuts = [dataset] if is_surface else cut_planes(dataset, fields.position, (FROM_THE_SIDE, FROM_ABOVE), geometry)
+    cuts = (
+        [dataset]
+        if is_surface
+        else cut_planes(dataset, fields.position, viewpoints(fields.position, (FROM_THE_SIDE, FROM_ABOVE)), geometry)
+    )
     shape, on_shape, notes = _triangles(cuts, fields.location)
     shape = shape._replace(is_lit=is_surface)
     if shape.corners is not None and not len(shape.corners):

@@ -18,7 +18,7 @@ from emmi_jax.plots.panels import Quantity, View, draw_comparison, draw_signed, 
 from emmi_jax.plots.parity import draw_parity
 from emmi_jax.plots.rasterize import Window, rasterize
 from emmi_jax.plots.render import MAX_TRIANGLES, can_render, render_triangles
-from emmi_jax.points import Array
+from emmi_jax.points import Array, flat_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,17 +175,23 @@ def _origin(low: Array, high: Array, geometry: Array | None) -> Array:
 
 def _surface_scenes(dataset: Any, location: Location) -> list[Scene]:
     scenes = []
-    for viewpoint in (FROM_UPSTREAM, FROM_THE_SIDE, FROM_ABOVE):
+    for viewpoint in viewpoints(dataset.points, (FROM_UPSTREAM, FROM_THE_SIDE, FROM_ABOVE)):
         window = _window(viewpoint, *_box(dataset.points), margin=_MARGIN)
         scenes += _painted_triangles(dataset, location, viewpoint, window, holes="white", lit=True)
     return scenes
+
+
+def viewpoints(position: Array, usual: Sequence[Viewpoint]) -> Sequence[Viewpoint]:
+    """Returns the usual viewpoints, or for what is flat the one that sees it whole."""
+    axis = flat_axis(position)
+    return usual if axis is None else [(FROM_UPSTREAM, FROM_THE_SIDE, FROM_ABOVE)[axis]]
 
 
 def _slices(dataset: Any, fields: MeshFields, arrays: Mapping[str, Array], geometry: Array | None) -> list[Scene]:
     low, high = _surroundings(fields.position, _box(dataset.points), geometry)
     origin = _origin(low, high, geometry)
     scenes = []
-    for viewpoint in (FROM_THE_SIDE, FROM_ABOVE):
+    for viewpoint in viewpoints(fields.position, (FROM_THE_SIDE, FROM_ABOVE)):
         axis = viewpoint.towards[1]
         where = 0.0 if abs(origin[axis]) < 1e-4 * (high - low).max() else origin[axis]
         viewpoint = viewpoint._replace(title=f"{'xyz'[axis]} = {where:.3g}")
@@ -212,7 +218,7 @@ def _surroundings(
         low, high = _box(geometry)
         around = _LENGTHS_AROUND * (high - low).max()
         low, high = np.maximum(low - around, box[0]), np.minimum(high + around, box[1])
-    return (low, high) if (low < high).all() else box
+    return (low, high) if (low <= high).all() and (low < high).sum() > 1 else box
 
 
 def _window(viewpoint: Viewpoint, low: Array, high: Array, *, margin: float) -> Window:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.plots.panels import Quantity, View, draw_comparison, field_label, magnitude
-from emmi_jax.points import Array
+from emmi_jax.points import Array, flat_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,13 +21,17 @@ _MARGIN = 2.0
 
 
 def near_middle_plane(position: Array) -> NDArray[np.intp]:
-    """Returns the indices of the 4000 positions [N, 3] that are nearest to the plane through the median y."""
-    distance = np.abs(position[:, 1] - np.median(position[:, 1]))
+    """Returns the indices of the 4000 positions [N, 3] that are nearest to the plane through the median y.
+
+    Points that are flat along another axis are seen along that one.
+    """
+    *_, along = _axes(position)
+    distance = np.abs(position[:, along] - np.median(position[:, along]))
     return np.argsort(distance, kind="stable")[:_NUM_POINTS]
 
 
 def draw_fields(path: Path, name: str, position: Array, predicted: Array, known: Array) -> Path:
-    """Draws a field, projected along y.
+    """Draws a field, projected along y, or along the axis in which the points are flat.
 
     Args:
         path: The PNG file.
@@ -43,14 +47,31 @@ def draw_fields(path: Path, name: str, position: Array, predicted: Array, known:
 
 
 def _side_view(position: Array) -> View:
-    """A scatter of x and z, zoomed to where most points are."""
+    """A scatter of two axes, zoomed to where most points are."""
+    across, up, _ = _axes(position)
     low, high = np.percentile(position, _MARGIN, axis=0), np.percentile(position, 100 - _MARGIN, axis=0)
+    pad = np.where(high > low, 0.0, 0.01 * float((high - low).max() or 1.0))
+    low, high = low - pad, high + pad
 
     def paint(axes: Axes, values: NDArray[np.floating[Any]], scale: Normalize, color_map: str) -> None:
         axes.scatter(
-            position[:, 0], position[:, 2], c=values, s=4, norm=scale, cmap=color_map, linewidths=0, rasterized=True
+            position[:, across],
+            position[:, up],
+            c=values,
+            s=4,
+            norm=scale,
+            cmap=color_map,
+            linewidths=0,
+            rasterized=True,
         )
-        axes.set(xlim=(low[0], high[0]), ylim=(low[2], high[2]))
+        axes.set(xlim=(low[across], high[across]), ylim=(low[up], high[up]))
 
-    aspect = float((high[2] - low[2]) / (high[0] - low[0])) if high[0] > low[0] else 1.0
-    return View(paint, "side view", "x", "z", aspect=aspect)
+    aspect = float((high[up] - low[up]) / (high[across] - low[across]))
+    title = "side view" if (across, up) == (0, 2) else f"along {'xyz'[3 - across - up]}"
+    return View(paint, title, "xyz"[across], "xyz"[up], aspect=aspect)
+
+
+def _axes(position: Array) -> tuple[int, int, int]:
+    """Returns the axes that point right, up and towards the viewer."""
+    flat = flat_axis(position)
+    return (1, 2, 0) if flat == 0 else (0, 1, 2) if flat == 2 else (0, 2, 1)

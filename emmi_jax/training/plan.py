@@ -18,7 +18,7 @@ from emmi_jax.training.recipes import parse_assignment, read_defaults, read_reci
 from emmi_jax.training.trainer import Trainer
 
 BranchesOf = Callable[[str, FoamSelection], Collection[str]]
-"""Returns the branches of the data at a path or URL."""
+"""Returns the branches of the data at a path or URL, perhaps with the number of points of each."""
 
 NO_GEOMETRY = {"sampling": {"num_geometry_points": 0, "num_supernodes": 0, "num_test_supernodes": 0}}
 
@@ -69,7 +69,7 @@ def default_settings(data: str | None, branches: Collection[str] = (), *, geomet
 
     Args:
         data: Path or URL of data; None for the built-in ellipsoids.
-        branches: The branches of the data.
+        branches: The branches of the data; a mapping may tell how many points a branch has at least.
         geometry: Whether the model has a geometry branch; it never has one for data without a surface, which it sees.
     """
     if data is None:
@@ -77,6 +77,9 @@ def default_settings(data: str | None, branches: Collection[str] = (), *, geomet
     else:
         settings = TrainSettings().updated(read_defaults("own_data"), {"data": data})
         geometry = geometry and "surface" in branches
+        least = branches.get("surface") if isinstance(branches, Mapping) else None
+        drawn = {name: getattr(settings.sampling, name) for name in NO_GEOMETRY["sampling"]}
+        settings = settings.updated({"sampling": {n: min(number, least or number) for n, number in drawn.items()}})
     blocks = settings.model["physics_blocks"]
     if data is not None and len(branches) < 2:
         blocks = ["self" if block == "cross" else block for block in blocks]

@@ -1,4 +1,6 @@
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ from rich.console import Console
 
 from emmi_jax.cli import main
 from emmi_jax.config import TrainSettings
-from emmi_jax.jobs.datasets import load_dataset, make_normalizer, read_statistics
+from emmi_jax.jobs.datasets import branches_of, load_dataset, make_normalizer, print_notes, read_statistics
+from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
-from emmi_jax.training.plan import model_config
+from emmi_jax.training.plan import default_settings, model_config
 from tests.data.case_folders import write_case_folder
+from tests.data.test_layouts import write_published
 from tests.data.test_store import make_store
 from tests.jobs.tiny_runs import GEOMETRY, tiny_settings, write_case
 from tests.meshes.foam_cases import write_foam_case
@@ -122,3 +126,57 @@ def test_what_is_neither_a_name_nor_a_file_is_refused_with_the_names():
 def test_the_built_in_data_take_neither_a_split_nor_statistics(option):
     with pytest.raises(ValueError, match=f"{option} needs data of your own, got 'x'"):
         TrainSettings(**{option: "x"})
+
+
+def test_the_geometry_branch_draws_no_more_points_than_the_smallest_surface_has(tmp_path):
+    pyvista = import_pyvista()
+    for number, num_points in enumerate((150, 120)):
+        folder = tmp_path / f"run_{number}"
+        folder.mkdir()
+        line = pyvista.PolyData()
+        angle = np.linspace(0, 2 * np.pi, num_points, endpoint=False)
+        line.points = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+        start = np.arange(num_points)
+        line.lines = np.stack([np.full(num_points, 2), start, (start + 1) % num_points], axis=1).ravel()
+        line.point_data["p"] = np.cos(angle)
+        line.save(folder / "boundary.vtp")
+    (tmp_path / "fields.json").write_text('{"surface": {"pressure": "p"}}')
+    sampling = default_settings(str(tmp_path), branches_of(str(tmp_path))).sampling
+    assert (sampling.num_geometry_points, sampling.num_supernodes, sampling.num_test_supernodes) == (120, 120, 120)
+    settings = default_settings(str(tmp_path), branches_of(str(tmp_path))).updated(
+        {"sampling": {"num_geometry_points": 121, "num_anchors": 8}}
+    )
+    with pytest.raises(ValueError, match=r"draws 121 points, found 120: --set sampling\.num_geometry_points"):
+        load_dataset(settings)
+    assert default_settings(str(run := tmp_path / "run_0"), branches_of(str(run))).sampling.num_geometry_points == 120
+
+
+def test_units_that_differ_and_what_is_left_out_are_printed(tmp_path):
+    for number in range(2):
+        folder = write_case_folder(tmp_path / f"run_{number}")
+        body = import_pyvista().read(folder / "body_1.stl")
+        body.points *= 1000
+        body.save(folder / "body_1.stl")
+        shutil.copy(folder / "volume_1.vtu", folder / "probe_1.vtu")
+    settings = default_settings(str(tmp_path), branches_of(str(tmp_path)))
+    printed = io.StringIO()
+    print_notes(settings, load_dataset(settings), Console(file=printed))
+    lines = printed.getvalue().splitlines()
+    assert lines[0] == "left out: run_0/probe_1.vtu (and the like 1 more times)"
+    assert "warning: the box of the geometry is 1,026 times as large as that of the surface" in printed.getvalue()
+
+
+def test_unusable_cases_are_left_out_when_told_and_their_number_is_printed(tmp_path):
+    names = write_published(tmp_path, "nan")
+    (tmp_path / "test_design_ids.txt").write_text("\n".join([*names[2:], "absent"]))
+    (tmp_path / "val_design_ids.txt").write_text("")
+    settings = default_settings(str(tmp_path), branches_of(str(tmp_path)), geometry=False).updated(
+        {"skip_unusable": True}
+    )
+    dataset, printed = load_dataset(settings), io.StringIO()
+    assert dataset.split.split_of == {names[0]: "train", names[1]: "train", names[2]: "test"}
+    print_notes(settings, dataset, Console(file=printed, width=500))
+    lines = printed.getvalue().splitlines()
+    assert lines[:2] == ["left out: 2 unusable cases", "left out: absent: does not exist"]
+    assert lines[2].startswith(f"left out: {names[3]}: ")
+    assert lines[2].endswith("are NaN or infinite")
