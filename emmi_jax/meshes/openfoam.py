@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.meshes.foam_to_vtk import VtkFiles, is_time, vtk_times
 from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
+from emmi_jax.meshes.openfoam_files import open_foam
+from emmi_jax.meshes.openfoam_mesh import has_mesh, mesh_files, read_patches, read_poly_mesh
+from emmi_jax.meshes.openfoam_values import FoamField
 from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset, vtk_messages
 
-_MESH_FILES = ("points", "faces", "owner", "neighbour", "boundary")
-_PATCH = re.compile(r'(?:"([^"]+)"|([^\s(){};"]+))\s*\{([^{}]*)\}')
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _VOLUME_FIELD = re.compile(rb"\bclass\s+vol(?:Scalar|Vector|SymmTensor|Tensor)Field\s*;")
 _HEAD_BYTES = 1 << 12
-_BETWEEN_PROCESSORS = "processor"
 
 
 class FoamPatch(NamedTuple):
@@ -37,9 +37,7 @@ def is_foam(path: Path) -> bool:
 
 def case_roots(path: Path) -> list[Path]:
     """Returns the folders that have the meshes: that of the case, or else those of its processors in their order."""
-    if (path / "constant/polyMesh").is_dir():
-        return [path]
-    return _processors(path)
+    return [path] if has_mesh(path) else _processors(path)
 
 
 def foam_time(path: Path, selection: FoamSelection = LATEST_WALLS) -> str | None:
@@ -64,7 +62,7 @@ def foam_patches(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[st
     Raises:
         ValueError: A regular expression is none or matches no patch, or walls are asked for and patches have no types.
     """
-    kinds = _native_patches(path) if case_roots(path) else _vtk_patches(path, selection)
+    kinds = _native_patches(path, selection) if case_roots(path) else _vtk_patches(path, selection)
     chosen = _chosen_patches(path, {name: kind for name, (kind, _) in kinds.items()}, selection.patches)
     return {name: FoamPatch(kind, number, name in chosen) for name, (kind, number) in kinds.items()}
 
@@ -73,9 +71,9 @@ def foam_branches(path: Path, selection: FoamSelection = LATEST_WALLS) -> tuple[
     """Returns the branches of a folder: a volume, and a surface if patches are chosen; none if it is no case."""
     if not is_foam(path):
         return ()
-    kinds = _native_patches(path) if case_roots(path) else _vtk_patches(path, selection)
+    kinds = _native_patches(path, selection) if case_roots(path) else _vtk_patches(path, selection)
     # Where types are unknown, reading says which patches there are to choose from.
-    has_surface = selection.patches or any(kind in (None, "wall") for kind, _ in kinds.values())
+    has_surface = selection.patches or any(_is_wall(kind) for kind, _ in kinds.values())
     return ("surface", "volume") if has_surface and kinds else ("volume",)
 
 
@@ -89,7 +87,7 @@ def foam_files(path: Path, selection: FoamSelection = LATEST_WALLS) -> list[Path
         files = _vtk_files(path, selection)
         return [files.internal, *files.patches.values()]
     time = foam_time(path, selection)
-    return [file for root in roots for file in (*_mesh_files(root), *_field_files(root, time))]
+    return [file for root in roots for file in (*mesh_files(root, time).values(), *_field_files(root, time))]
 
 
 def foam_arrays(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, set[str]]:
@@ -140,21 +138,22 @@ def read_foam(
         chosen = [name for name, patch in foam_patches(path, selection).items() if patch.is_chosen]
         if not chosen:
             raise ValueError(f"{path}: no patch is a wall; choose those of the surface with --surface-patches")
+    parts, left_out = dict[str, list[Any]](), dict[str, dict[str, None]]()
     if roots := _roots_at(path, selection):
         wanted = None if arrays is None else {name for branch in branches for name in arrays.get(branch, ())}
-        time, parts = foam_time(path, selection), dict[str, list[Any]]()
+        time = foam_time(path, selection)
         for root in roots:
-            for branch, dataset in _read_root(root, time, chosen, branches, wanted):
+            for branch, dataset, lines in _read_root(root, time, chosen, branches, wanted):
                 parts.setdefault(branch, []).append(dataset)
+                left_out.setdefault(branch, {}).update(dict.fromkeys(lines))
     else:
         files = _vtk_files(path, selection)
         sources = {"volume": [files.internal], "surface": [files.patches[name] for name in chosen]}
         parts = {b: [read_dataset(f, None if arrays is None else arrays.get(b)) for f in sources[b]] for b in branches}
     if missing := sorted(set(branches) - set(parts)):
         raise ValueError(f"{path}: has no cells for the branch {missing[0]!r}")
-    return {
-        branch: checked_mesh(path, _joined(parts[branch], branch), is_patch=branch == "surface") for branch in branches
-    }
+    found = {b: checked_mesh(path, _joined(parts[b], b), is_patch=b == "surface") for b in branches}
+    return {b: replace(mesh, left_out=(*mesh.left_out, *left_out.get(b, ()))) for b, mesh in found.items()}
 
 
 def read_branch(
@@ -168,41 +167,42 @@ def read_branch(
 
 def _read_root(
     root: Path, time: str | None, chosen: Sequence[str], branches: Collection[str], arrays: Collection[str] | None
-) -> Iterator[tuple[str, Any]]:
-    """Yields the branch and the content of the internal mesh and of each chosen patch of one mesh."""
-    _mesh_files(root)
-    pyvista = import_pyvista()
-    with vtk_messages() as messages:
-        reader = importlib.import_module("vtkmodules.vtkIOGeometry").vtkOpenFOAMReader()
-        reader.SetFileName(str(root / "case.foam"))
-        reader.CreateCellToPointOff()
-        reader.SkipZeroTimeOff()
-        reader.UpdateInformation()
-        reader.DisableAllPatchArrays()
-        reader.DisableAllLagrangianArrays()
-        reader.DisableAllPointArrays()
-        reader.SetPatchArrayStatus("internalMesh", "volume" in branches)
-        for name in chosen:
-            reader.SetPatchArrayStatus(f"patch/{name}", 1)
-        reader.EnableAllCellArrays()
-        for number in range(reader.GetNumberOfCellArrays() if arrays is not None else 0):
-            name = reader.GetCellArrayName(number)
-            reader.SetCellArrayStatus(name, name in (arrays or ()))
-        if time is None:
-            reader.Update()
-        else:
-            reader.UpdateTimeStep(_number(time))
-        output = reader.GetOutput()
-    if messages:
-        raise ValueError(f"{root}: OpenFOAM's files are damaged or of an unknown kind: {messages[0]}")
-    blocks = pyvista.wrap(output)
-    names = list(blocks.keys())
-    if "volume" in branches and "internalMesh" in names and blocks["internalMesh"].n_cells:
-        yield "volume", blocks["internalMesh"]
-    if "surface" in branches and "boundary" in names:
-        boundary = blocks["boundary"]
-        there = set(boundary.keys())
-        yield from (("surface", boundary[name]) for name in chosen if name in there and boundary[name].n_cells)
+) -> Iterator[tuple[str, Any, list[str]]]:
+    """Yields the branch and the content of the internal mesh and of each chosen patch of one mesh, and what it lacks.
+
+    An array that is asked for by name must be readable.
+    """
+    mesh = read_poly_mesh(mesh_files(root, time))
+    files = {file.name.removesuffix(".gz"): file for file in _field_files(root, time)}
+    fields, left_out = dict[str, FoamField](), list[str]()
+    for name, file in files.items():
+        if arrays is None or name in arrays:
+            with _unless_needed(arrays, left_out):
+                fields[name] = FoamField(file, mesh)
+    if "volume" in branches and mesh.num_cells:
+        dataset = mesh.cells()
+        for name, field in fields.items():
+            with _unless_needed(arrays, left_out):
+                dataset.cell_data[name] = field.cells()
+        yield "volume", dataset, left_out
+    for patch in chosen if "surface" in branches else ():
+        if patch in mesh.patches and mesh.patches[patch].num_faces:
+            dataset = mesh.surface(mesh.patches[patch])
+            for name, field in fields.items():
+                with _unless_needed(arrays, left_out):
+                    dataset.cell_data[name] = field.faces(patch)
+            yield "surface", dataset, left_out
+
+
+@contextmanager
+def _unless_needed(arrays: Collection[str] | None, left_out: list[str]) -> Iterator[None]:
+    """Notes an error in place of raising it, where no array is asked for by name."""
+    try:
+        yield
+    except ValueError as error:
+        if arrays is not None:
+            raise
+        left_out.append(str(error))
 
 
 def _joined(datasets: Sequence[Any], branch: str) -> Any:
@@ -219,8 +219,8 @@ def _joined(datasets: Sequence[Any], branch: str) -> Any:
 
 
 def _processors(path: Path) -> list[Path]:
-    found = [p for p in path.glob("processor*") if p.name[9:].isdigit() and (p / "constant/polyMesh").is_dir()]
-    if not found and any((p / "constant/polyMesh").is_dir() for p in path.glob("processors*")):
+    found = [p for p in path.glob("processor*") if p.name[9:].isdigit() and has_mesh(p)]
+    if not found and any(map(has_mesh, path.glob("processors*"))):
         raise ValueError(f"{path}: files of all processors are collated: run reconstructPar first")
     return sorted(found, key=lambda p: int(p.name[9:]))
 
@@ -251,14 +251,6 @@ def _field_files(root: Path, time: str | None) -> list[Path]:
     return sorted(p for p in (root / time).iterdir() if p.is_file() and _VOLUME_FIELD.search(_head(p)))
 
 
-def _mesh_files(root: Path) -> list[Path]:
-    """Returns the files of a mesh, and refuses one that lacks any."""
-    found = {name: _existing(root / "constant/polyMesh" / name) for name in _MESH_FILES}
-    if absent := [name for name, file in found.items() if file is None]:
-        raise ValueError(f"{root / 'constant/polyMesh'}: no file {', '.join(absent)}")
-    return [file for file in found.values() if file is not None]
-
-
 def _head(path: Path) -> bytes:
     with open_foam(path) as file:
         try:
@@ -267,30 +259,19 @@ def _head(path: Path) -> bytes:
             raise ValueError(f"{path}: damaged: {error}") from None
 
 
-def open_foam(path: Path) -> Any:
-    """Opens a file, compressed or not, for reading bytes."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _existing(path: Path) -> Path | None:
-    return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
-
-
-def _native_patches(path: Path) -> dict[str, tuple[str | None, int | None]]:
+def _native_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str | None, int | None]]:
     """Returns the types and the numbers of faces; those of the processors are added."""
     found: dict[str, tuple[str | None, int | None]] = {}
-    for root in case_roots(path):
-        file = _existing(root / "constant/polyMesh/boundary")
-        if file is None:  # reading names all files that are missing
-            continue
-        with open_foam(file) as content:
-            text = _COMMENT.sub(" ", content.read().decode("latin-1"))
-        for quoted, plain, body in _PATCH.findall(text):
-            kind, number = re.search(r"\btype\s+(\w+)\s*;", body), re.search(r"\bnFaces\s+(\d+)\s*;", body)
-            if kind is not None and number is not None and not kind[1].startswith(_BETWEEN_PROCESSORS):
-                name = quoted or plain
-                found[name] = (kind[1], int(number[1]) + (found.get(name, ("", 0))[1] or 0))
+    time = foam_time(path, selection)
+    for root in _roots_at(path, selection):
+        for name, patch in read_patches(mesh_files(root, time)["boundary"]).items():
+            found[name] = patch.kind, patch.num_faces + (found.get(name, (None, 0))[1] or 0)
     return found
+
+
+def _is_wall(kind: str | None) -> bool:
+    """Returns whether the type of a patch is, or is derived from, that of a wall, as `mappedWall`; or is unknown."""
+    return kind is None or kind.lower().endswith("wall")
 
 
 def _chosen_patches(path: Path, kinds: Mapping[str, str | None], patterns: Collection[str]) -> set[str]:
@@ -300,7 +281,7 @@ def _chosen_patches(path: Path, kinds: Mapping[str, str | None], patterns: Colle
                 f"{path}: the files do not say which patches are walls: choose with --surface-patches from "
                 f"{', '.join(kinds)}"
             )
-        return {name for name, kind in kinds.items() if kind in (None, "wall")}
+        return {name for name, kind in kinds.items() if _is_wall(kind)}
     chosen = set[str]()
     for pattern in patterns:
         try:

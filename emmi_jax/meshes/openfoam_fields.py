@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.meshes.openfoam import open_foam
+from emmi_jax.meshes.openfoam_files import open_foam
 from emmi_jax.points import Array
 
 KINEMATIC_PRESSURE = (0, 2, -2, 0, 0, 0, 0)

@@ -53,8 +53,10 @@ def write_foam_case(
     processors: int = 0,
     times: Sequence[str] = ("0", "100"),
     fields: Sequence[str] = ("p", "U", "wallShearStress"),
+    mesh_at: str = "constant",
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> Path:
-    """Writes a case; the fields of time t are those of `FIELDS`, times 1 + t / 1000."""
+    """Writes a case; the fields of time t are those of `FIELDS` at positions without the origin, times 1 + t / 1000."""
     write_head(path / "system/controlDict", "dictionary", "application simpleFoam; deltaT 1; endTime 10;\n", False)
     parts = [all_cells()]
     if processors:
@@ -62,7 +64,7 @@ def write_foam_case(
         parts = [[c for c, n in zip(all_cells(), number, strict=True) if n == p] for p in range(processors)]
     for part, cells in enumerate(parts):
         root = path / f"processor{part}" if processors else path
-        centres = _write_mesh(root / "constant/polyMesh", cells, part, binary, compress)
+        centres = _write_mesh(root / mesh_at / "polyMesh", cells, part, binary, compress, origin)
         for time in times:
             for name in fields:
                 _write_field(root / time / name, cells, centres, 1 + float(time) / 1000, binary, compress)
@@ -89,7 +91,12 @@ def values_text(values: np.ndarray, binary: bool) -> bytes:
 
 
 def _write_mesh(
-    folder: Path, cells: list[tuple[int, int, int]], part: int, binary: bool, compress: bool
+    folder: Path,
+    cells: list[tuple[int, int, int]],
+    part: int,
+    binary: bool,
+    compress: bool,
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> dict[str, np.ndarray]:
     """Writes the mesh and returns the centres of the faces of each patch."""
     number = {cell: i for i, cell in enumerate(cells)}
@@ -113,7 +120,7 @@ def _write_mesh(
     owners = [f[0] for f in inner] + [f[0] for patch in outer.values() for f in patch]
     points = np.array(corners) * SPACING
     lists = {
-        "points": ("vectorField", points.astype(np.float64)),
+        "points": ("vectorField", points + np.array(origin)),
         "owner": ("labelList", np.array(owners, np.int32)),
         "neighbour": ("labelList", np.array([f[1] for f in inner], np.int32)),
     }
