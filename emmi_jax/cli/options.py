@@ -9,9 +9,15 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 import typer
 
-from emmi_jax.config import Config
+from emmi_jax.config import Config, TrainJob
 from emmi_jax.config.base import type_hints
+from emmi_jax.config.jobs import EvaluationJob
 from emmi_jax.config.setting import Setting, declared, kind_of
+from emmi_jax.files.outputs import check_output
+
+_INPUTS = ["run", "file", "config", "data", "split", "points", "surface", "volume", "geometry", "fields", "reference"]
+_OUTPUTS = ("comparison.json", "forces.json", "sensitivity.json", "optimization.json", "history.csv")
+"""Files of fixed names in output folders."""
 
 
 class Option(NamedTuple):
@@ -100,13 +106,27 @@ def command(run: Callable[..., int | None], defaults: Sequence[Config] = ()) -> 
             parent, _, key = option.path.partition(".")
             place = values.setdefault(parent, {}) if key else values
             place[key or parent] = value
-        return run(job.from_dict(values))
+        asked = job.from_dict(values)
+        _check_output(asked)
+        return run(asked)
 
     parameters = [_parameter(name, option, defaults) for name, option in named.items()]
     call.__doc__ = run.__doc__
     call.__annotations__ = {}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
+
+
+def _check_output(job: Config) -> None:
+    """Refuses an output that is an input or lies inside one, for any command.
+
+    An evaluation may go to its run, and `train` knows the folder of its run only after it has resolved its settings.
+    """
+    values = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    if values.get("out") is None or isinstance(job, TrainJob):
+        return
+    inputs = [values.get(name) for name in _INPUTS if not (name == "run" and isinstance(job, EvaluationJob))]
+    check_output(values["out"], [*inputs, *values.get("files", ())], _OUTPUTS)
 
 
 def _parameter(name: str, option: Option, defaults: Sequence[Config]) -> inspect.Parameter:

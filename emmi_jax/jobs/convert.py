@@ -15,7 +15,7 @@ from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.files.atomic import read_json_object
 from emmi_jax.jobs.progress import say
 from emmi_jax.runs.checkpoints import Checkpoints
-from emmi_jax.runs.directory import RunConfig, RunDirectory
+from emmi_jax.runs.directory import RunConfig, RunDirectory, check_new
 
 
 def run_job(job: ConvertJob) -> None:
@@ -88,6 +88,7 @@ def convert(file: Path, path: Path, config: RunConfig, *, layout: str | None) ->
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, its weights do not fit, or the run exists.
     """
+    check_new(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     arrays = ab_upt_from_torch(load_torch_file(file).state_dict, config.model, layout=layout)
@@ -98,7 +99,6 @@ def convert(file: Path, path: Path, config: RunConfig, *, layout: str | None) ->
         sampling=config.sampling,
         sources=config.sources,
     )
-    run = RunDirectory.create(path, untrained)
-    with Checkpoints(run.checkpoints) as checkpoints:
+    with RunDirectory.making(path, untrained) as run, Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(0, {"params": params})
     return sum(array.size for array in jax.tree.leaves(params))

@@ -95,13 +95,13 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
 
 
 def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:
-    """Returns what changes if the content of the training data does; None for the built-in data."""
+    """Returns what changes if the content of the training data does, wherever they are; None for the built-in data."""
     if settings.data is None:
         return None
     if isinstance(dataset, CaseCollection):
         return dataset.fingerprint
     path = Path(settings.data)
-    return case_fingerprint(path, path.parent, settings.foam) if path.is_dir() else fingerprint([path], path.parent)
+    return case_fingerprint(path, path, settings.foam) if path.is_dir() else fingerprint([path], path)
 
 
 def field_sources(settings: TrainSettings) -> JsonDict:

@@ -13,6 +13,7 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.design.coefficients import drag, lift, moment, side_force
 from emmi_jax.design.functionals import Functional
 from emmi_jax.design.surface import Surface, read_surface
+from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.meshes import PRESSURES, ForceReference, query_mesh
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict import force_reference
@@ -90,6 +91,8 @@ def check_design(job: DesignJob, surrogate: Surrogate) -> None:
         raise ValueError(f"{job.volume}: the model has no branch 'volume'")
     importlib.import_module("matplotlib")
     check_outputs(job.out, [job.surface, *filter(None, (job.geometry,))])
+    written = [f"{path.stem}.stl" for path in (job.surface, job.geometry) if path is not None]
+    check_output(job.out, [job.surface, job.geometry, job.volume], written)
 
 
 def read_design(job: DesignJob, surrogate: Surrogate, console: Console) -> DesignMeshes:

@@ -24,6 +24,7 @@ from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.notes import box_warnings, case_boxes, gathered
 from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import write_atomically, write_json
+from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.cases import OpenCases, check_selection, folder_left_out, open_cases
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation
@@ -83,6 +84,8 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
         raise ValueError(f"{out} is a file, expected a folder")
     # Anchors come from each case, even if the run has a context: that of another case, perhaps.
     surrogate, config = replace(load_run(path, job.checkpoint), context=None), RunDirectory.open(path).read_config()
+    if job.out is not None:
+        check_output(job.out, [job.data, None if config.settings is None else config.settings.data])
     chosen = _chosen_cases(job, config, surrogate)
     forces = ForceEvaluation(job.forces, chosen.known_forces, surrogate.model.config.fields)
     by_case: dict[str, dict[str, Metrics]] = {}

@@ -16,6 +16,7 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.field_sources import Sources, read_sources
 from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.files.atomic import check_space, write_json
+from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import (
     BranchMesh,
@@ -208,20 +209,17 @@ def _geometry(job: MeshJob, surrogate: Surrogate) -> Mesh | None:
 
 
 def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ()) -> None:
-    """Refuses a folder where meshes with fields would overwrite one another or themselves.
+    """Refuses a folder where meshes with fields would replace one another or what is read.
 
     Raises:
         ValueError: They would, or the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder")
-    names = map(output_name, paths, branches) if branches else map(output_name, paths)
-    outputs = [folder / name for name in names]
-    if len(set(outputs)) < len(outputs):
-        raise ValueError(f"two meshes would become the same file {outputs[0]}")
-    for path, output in zip(paths, outputs, strict=True):
-        if output.exists() and path.exists() and output.samefile(path):
-            raise ValueError(f"{output} would overwrite the mesh itself: choose another folder")
+    names = list(map(output_name, paths, branches) if branches else map(output_name, paths))
+    if len(set(names)) < len(names):
+        raise ValueError(f"two meshes would become the same file {folder / names[0]}")
+    check_output(folder, paths, names)
 
 
 def _read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:

@@ -148,7 +148,10 @@ def _template(root: Path, array: str) -> Path | None:
 
 
 def _target(job: FoamJob, part: _Part, array: str) -> Path:
-    return part.root / job.time / array
+    folder = part.root / job.time
+    if folder.resolve() != part.root.resolve() / job.time:
+        raise ValueError(f"{folder} is a link to {folder.resolve()}, whose files would be replaced: remove the link")
+    return folder / array
 
 
 def _check(job: FoamJob, parts: Sequence[_Part], channels: Mapping[str, int]) -> None:

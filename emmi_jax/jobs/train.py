@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from emmi_jax.config import AbUptConfig, LoggingOptions, TrainJob, TrainSettings
@@ -19,6 +20,8 @@ from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset
 from emmi_jax.files.atomic import JsonDict, write_json
+from emmi_jax.files.locks import locked
+from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import (
     branches_of,
@@ -34,7 +37,7 @@ from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, say
 from emmi_jax.models.init import Params
 from emmi_jax.runs.checkpoints import Checkpoints
-from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
+from emmi_jax.runs.directory import RunConfig, RunDirectory, aside, check_new, check_same_config
 from emmi_jax.runs.load import load_run
 from emmi_jax.runs.trackers import Tracker, trackers
 from emmi_jax.training.devices import Devices, Layout
@@ -124,18 +127,27 @@ def train(
         FileNotFoundError: The data file does not exist.
         ValueError: Settings or data are unusable, the run exists (or with `resume` does not), or training diverged.
     """
+    if not resume:
+        check_new(path)
+        check_output(path, [settings.data, settings.split, settings.statistics, init_from])
     start = _start(settings, path, resume, init_from, layout, workers, console)
-    trainer, config = start.trainer, start.config
-    dataset, settings = trainer.dataset, trainer.settings
-    if not resume and is_main():
-        _create(path, config, dataset)
-    wait_for_all("configuration")
+    if not resume:
+        _create(path, start)
     run = RunDirectory.open(path)
+    with locked(path) if is_main() else contextlib.nullcontext():
+        if is_main() and resume:
+            _complete(run, start.config, start.trainer.dataset)
+        wait_for_all("configuration")
+        return _train(start.trainer, run, logging, console)
+
+
+def _train(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console: Console) -> Outcome:
+    settings, dataset, path = trainer.settings, trainer.dataset, run.path
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.state.params))
     say(console, f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}")
     if jax.device_count() > 1:
         say(console, f"devices: {trainer.devices.summary}")
-    end = _fit(trainer, run, start.params, logging, console)
+    end = _fit(trainer, run, logging, console)
     if end.signal_number is not None:
         say(console, f"stopped after step {end.step}/{settings.steps}; its checkpoint is in {path}")
         return Outcome(path, end.signal_number)
@@ -167,9 +179,11 @@ def _start(
     console: Console,
 ) -> _Start:
     """Opens data and earlier runs, and measures statistics once it is known that the model can be trained."""
-    dataset = load_dataset(settings)
-    print_notes(settings, dataset, console)
     stored = RunDirectory.open(path).read_config() if resume else None
+    if stored is not None and stored.settings is None:
+        raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
+    dataset = _load_dataset(settings, resume=resume)
+    print_notes(settings, dataset, console)
     source = None if init_from is None else RunDirectory.open(init_from).read_config()
     params = None if init_from is None else load_run(init_from).params
     weights = stored if stored is not None and stored.is_fine_tuned else source
@@ -213,11 +227,36 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     say(console, f"devices    {devices.summary}\nstep       {flops}, {size} per device")
 
 
-def _create(path: Path, config: RunConfig, dataset: Dataset) -> None:
-    """Makes the folder of a new run."""
-    run = RunDirectory.create(path, config)
-    if dataset.context is not None:
-        run.write_context(dataset.context)
+def _load_dataset(settings: TrainSettings, *, resume: bool) -> Dataset:
+    data = settings.data
+    if resume and data is not None and "://" not in data and not Path(data).exists():
+        raise FileNotFoundError(f"{data}: no such file or folder: --data says where the data of the run are now")
+    return load_dataset(settings)
+
+
+def _create(path: Path, start: _Start) -> None:
+    """Makes the folder of a new run; a kill at any moment leaves the whole of it or none."""
+    trainer, config, params = start
+    making = RunDirectory.making(path, config, trainer.dataset.context)
+    with making if is_main() else contextlib.nullcontext():
+        wait_for_all("new run")
+        if params is not None:
+            with Checkpoints(RunDirectory(aside(path)).checkpoints) as checkpoints:
+                checkpoints.save(0, trainer.init_state(params).items())
+        wait_for_all("start")
+    wait_for_all("run")
+
+
+def _complete(run: RunDirectory, config: RunConfig, dataset: Dataset) -> None:
+    """Makes what a run lacks or has in damaged form, and notes where its data are now."""
+    if run.read_config() != config:
+        run.write_config(config)
+    if dataset.context is None:
+        return
+    with contextlib.suppress(ValueError):
+        if jax.tree.all(jax.tree.map(np.array_equal, run.read_context(config), dataset.context)):
+            return
+    run.write_context(dataset.context)
 
 
 def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> Normalizer:
@@ -233,12 +272,18 @@ def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> No
 
 def _resumed_config(settings: TrainSettings, dataset: Dataset, model: AbUptConfig, stored: RunConfig) -> RunConfig:
     """Returns the configuration of a run that was trained before, if nothing has changed."""
-    if stored.settings is not None:
-        check_same_config(stored.settings.to_dict(), settings.to_dict(), path="settings.")
+    before = stored.settings
+    if before is not None and None not in (before.data, settings.data):  # what is there is compared, not where
+        before = replace(before, data=settings.data, split=settings.split, statistics=settings.statistics)
+        stored = replace(stored, settings=before)
+    if before is not None:
+        check_same_config(before.to_dict(), settings.to_dict(), path="settings.")
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
         model = replace(model, dtype=stored.model.dtype)
     config = _run_config(settings, dataset, model, stored.normalizer, weights=stored if stored.is_fine_tuned else None)
-    check_same_config(stored.to_dict(), config.to_dict())
+    check_same_config(replace(stored, data_fingerprint=config.data_fingerprint).to_dict(), config.to_dict())
+    if stored.data_fingerprint != config.data_fingerprint:
+        raise ValueError(f"{settings.data}: not the data that the run was started with, or they have changed since")
     return config
 
 
@@ -278,11 +323,9 @@ def _run_config(
     )
 
 
-def _fit(
-    trainer: Trainer, run: RunDirectory, params: Params | None, logging: LoggingOptions, console: Console
-) -> LoopEnd:
-    """Trains from the newest checkpoint, or from given or random parameters."""
-    settings, state = trainer.settings, trainer.init_state(params)
+def _fit(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console: Console) -> LoopEnd:
+    """Trains from the newest checkpoint, or from random parameters."""
+    settings, state = trainer.settings, trainer.init_state()
     validation_samples = list(trainer.dataset.validation_samples())
     validate_every = settings.validate_every if validation_samples else None
 
@@ -294,8 +337,8 @@ def _fit(
         if checkpoints.step() is not None:
             start, items = checkpoints.restore(trainer.devices.like(trainer.state.items()))
             state = TrainState(**items)
-        elif params is not None:
-            checkpoints.save(0, state.items())  # to start from after an early end
+        elif run.read_config().is_fine_tuned:
+            raise ValueError(f"{run.path}: no checkpoint to start from: --init-from starts a new run")
         batches = trainer.batches(start, settings.steps)
         if logging.profile and is_main():
             batches = traced(batches, run.path / "profile")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +16,8 @@ from emmi_jax.config import LATEST_WALLS, AbUptConfig, Config, FoamSelection, Sa
 from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.files.atomic import JsonDict, read_json_object, write_atomically, write_json
+from emmi_jax.files.atomic import JsonDict, naming_the_file, read_json_object, write_atomically, write_json
+from emmi_jax.files.locks import LOCK_FILE, locked
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.layers.supernode_pooling import Geometry
 
@@ -59,6 +62,11 @@ class RunConfig(Config):
         except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}: not the configuration of a run: {error}") from None
 
+    @property
+    def is_of_one_case(self) -> bool:
+        """Whether the run was trained on a single case, whose context it keeps."""
+        return self.split is None and self.settings is not None and self.settings.data is not None
+
     def field_sources(self) -> Sources:
         """Returns `sources`, parsed."""
         return parse_sources(self.sources, "sources in config.json")
@@ -98,19 +106,38 @@ class RunDirectory:
         return self.path / "validation.jsonl"
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> Self:
-        """Makes the folder of a new run.
+    def create(cls, path: Path, config: RunConfig, context: Context | None = None) -> Self:
+        """Makes the folder of a new run; see `making`."""
+        with cls.making(path, config, context):
+            pass
+        return cls(path)
+
+    @classmethod
+    @contextmanager
+    def making(cls, path: Path, config: RunConfig, context: Context | None = None) -> Iterator[Self]:
+        """Yields a new run under another name, `aside(path)`, to add to; the folder is renamed when it is complete.
 
         Raises:
-            ValueError: The run exists.
+            ValueError: The run exists, or another process makes it.
+            UnwritableFileError: The disk is full, for instance; nothing is left.
         """
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise ValueError(f"{path} exists: --resume continues it, another --name starts a new run") from None
-        run = cls(path)
-        run.write_config(config)
-        return run
+        check_new(path)
+        run = cls(aside(path))
+        with naming_the_file(path):
+            run.path.mkdir(parents=True, exist_ok=True)
+        with locked(run.path):
+            try:
+                _clear(run.path)
+                run.write_config(config)
+                if context is not None:
+                    run.write_context(context)
+                yield run
+                check_new(path)
+                with naming_the_file(path):
+                    run.path.rename(path)
+            except BaseException:
+                shutil.rmtree(run.path, ignore_errors=True)
+                raise
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -131,10 +158,16 @@ class RunDirectory:
         """Writes `config.json`."""
         write_json(self.path / "config.json", config.to_dict())
 
-    def read_context(self) -> Context | None:
-        """Reads `context.npz`, if there is one."""
+    def read_context(self, config: RunConfig) -> Context | None:
+        """Reads `context.npz`; None for a run that has none.
+
+        Raises:
+            ValueError: It is damaged, or missing although the run was trained on a single case.
+        """
         path = self.path / "context.npz"
         if not path.is_file():
+            if config.is_of_one_case:
+                raise ValueError(f"{path} is missing: train --resume makes it")
             return None
         arrays = read_arrays(path)
         anchors = {name.removesuffix(_ANCHORS): array for name, array in arrays.items() if name.endswith(_ANCHORS)}
@@ -157,7 +190,7 @@ class RunDirectory:
 
     def append(self, log: Path, row: JsonDict) -> None:
         """Appends a line to one of the logs."""
-        with open(log, "a") as file:
+        with naming_the_file(log), open(log, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def read_validation(self) -> list[JsonDict]:
@@ -174,6 +207,21 @@ class RunDirectory:
         return kept[self.metrics_log]
 
 
+def aside(path: Path) -> Path:
+    """Returns where a run is made before it gets its name."""
+    return path.with_name(f".{path.name}.new")
+
+
+def check_new(path: Path) -> None:
+    """Refuses to make a run in place of anything but an empty folder.
+
+    Raises:
+        ValueError: There is something.
+    """
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise ValueError(f"{path} exists: --resume continues it, another --name starts a new run")
+
+
 def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, path: str = "") -> None:
     """Refuses to continue a run under another configuration.
 
@@ -187,6 +235,15 @@ def check_same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], *, pa
             check_same_config(old, new, path=f"{name}.")
         elif old != new:
             raise ValueError(f"the run was started with {name} = {old!r}, now it is {new!r}")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a process has left that died while it made a run."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
 
 
 def _complete_lines(path: Path) -> Iterator[JsonDict]:

@@ -39,4 +39,4 @@ def load_run(path: str | Path, checkpoint: str = LATEST) -> Surrogate:
     like = jax.eval_shape(lambda: init_params(model, seed=0))
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         (params,) = checkpoints.restore({"ema": like}, {"params": like}, which=checkpoint).items.values()
-    return Surrogate(model, params, config.normalizer, config.sampling, run.read_context())
+    return Surrogate(model, params, config.normalizer, config.sampling, run.read_context(config))

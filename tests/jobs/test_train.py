@@ -16,8 +16,9 @@ from rich.console import Console
 from emmi_jax.cli import main
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Sample
+from emmi_jax.files.locks import locked
 from emmi_jax.jobs.datasets import data_fingerprint, load_dataset
-from emmi_jax.jobs.train import show_plan
+from emmi_jax.jobs.train import show_plan, train
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
@@ -160,8 +161,36 @@ def test_resuming_on_changed_data_is_refused(case, finished, tmp_path):
     np.savez(data, **arrays)
     assert data_fingerprint(tiny_settings(data), load_dataset(tiny_settings(data))) == config["data_fingerprint"]
     np.savez(data, **arrays | {"pressure": arrays["pressure"] + 1})
-    with pytest.raises(ValueError, match=r"started with data_fingerprint = '\w{32}', now it is '\w{32}'"):
+    with pytest.raises(ValueError, match="not the data that the run was started with"):
         run(tiny_settings(data), path, resume=True)
+
+
+def test_a_run_goes_on_when_its_data_have_moved_and_its_context_is_lost(case, finished, tmp_path):
+    path, moved = tmp_path / "run", tmp_path / "elsewhere" / "car.npz"
+    shutil.copytree(finished, path)
+    moved.parent.mkdir()
+    shutil.copy(case, moved)
+    (path / "context.npz").unlink()
+    with pytest.raises(ValueError, match=r"context\.npz is missing: train --resume makes it"):
+        load_run(path)
+    run(tiny_settings(moved), path, resume=True)
+    assert RunDirectory(path).read_config().settings.data == str(moved)
+    jax.tree.map(np.testing.assert_array_equal, load_run(path).context, load_run(finished).context)
+    with pytest.raises(FileNotFoundError, match="--data says where the data of the run are now"):
+        run(tiny_settings(tmp_path / "nowhere.npz"), path, resume=True)
+
+
+def test_a_run_that_lost_the_weights_it_started_from_is_not_trained_from_others(case, finished, tmp_path):
+    path = tmp_path / "run"
+    train(tiny_settings(case, steps=2), path, resume=False, console=Console(quiet=True), init_from=finished)
+    shutil.rmtree(path / "checkpoints")
+    with pytest.raises(ValueError, match="no checkpoint to start from"):
+        run(tiny_settings(case, steps=2), path, resume=True)
+
+
+def test_a_run_in_use_is_not_resumed(case, finished):
+    with locked(finished), pytest.raises(ValueError, match="in use by process"):
+        run(tiny_settings(case), finished, resume=True)
 
 
 def test_a_run_killed_among_its_dense_steps_resumes_to_the_same_result(case, finished, tmp_path):

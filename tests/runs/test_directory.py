@@ -11,7 +11,7 @@ from emmi_jax.data.samples import Context
 from emmi_jax.files.atomic import write_json
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.meshes.mesh import FieldSource
-from emmi_jax.runs.directory import RunConfig, RunDirectory, check_same_config
+from emmi_jax.runs.directory import RunConfig, RunDirectory, aside, check_same_config
 
 CONFIG = RunConfig(
     model=AbUptConfig(dim=12, num_heads=2, fields={"volume": {"p": 1}}, physics_blocks=("self",), decoder_depths={}),
@@ -99,11 +99,34 @@ def test_a_damaged_configuration_is_refused_by_name(text, message, tmp_path):
 @pytest.mark.parametrize("geometry", [None, Geometry(np.ones((5, 3)), np.array([4, 0], np.int32))])
 def test_the_context_comes_back(geometry, tmp_path):
     run = RunDirectory.create(tmp_path / "a", CONFIG)
-    assert run.read_context() is None
+    assert run.read_context(CONFIG) is None
     run.write_context(Context({"volume": np.arange(6.0).reshape(2, 3)}, geometry))
-    context = run.read_context()
+    context = run.read_context(CONFIG)
     np.testing.assert_array_equal(context.anchors["volume"], np.arange(6.0).reshape(2, 3))
     assert (context.geometry is None) == (geometry is None)
     if geometry is not None:
         np.testing.assert_array_equal(context.geometry.supernode_idx, [4, 0])
         assert context.geometry.supernode_idx.dtype == np.int32
+
+
+def test_a_run_that_cannot_be_made_whole_leaves_nothing(tmp_path):
+    path = tmp_path / "runs" / "a"
+    with pytest.raises(KeyboardInterrupt), RunDirectory.making(path, CONFIG):
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_a_killed_process_left_does_not_hinder_the_next(tmp_path):
+    (left := aside(tmp_path / "a") / "checkpoints").mkdir(parents=True)
+    (left.parent / "config.json").write_text("{")
+    (tmp_path / "a").mkdir()
+    run = RunDirectory.create(tmp_path / "a", CONFIG)
+    assert run.read_config() == CONFIG
+    assert {path.name for path in run.path.iterdir()} == {"config.json", ".lock"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_two_processes_do_not_make_the_same_run(tmp_path):
+    with RunDirectory.making(tmp_path / "a", CONFIG), pytest.raises(ValueError, match="in use by process"):
+        RunDirectory.create(tmp_path / "a", CONFIG)
+    assert RunDirectory.open(tmp_path / "a").read_config() == CONFIG

@@ -1,0 +1,85 @@
+"""Locks on folders: one process writes to a folder, and the next is told which one does."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emmi_jax.files.atomic import naming_the_file
+
+LOCK_FILE = ".lock"
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_log = logging.getLogger(__name__)
+
+
+class FolderInUseError(ValueError):
+    """Another process writes to a folder; the message says which one."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder: that of its file `.lock`, which says who holds it.
+
+    The kernel releases it when the process ends, however it ends. It holds between the machines of a network file
+    system too. Where a file system has no locks, a warning is logged and nothing is locked.
+
+    Args:
+        folder: A folder that exists. It may be renamed meanwhile.
+
+    Raises:
+        FolderInUseError: Another process holds it.
+        UnwritableFileError: The file cannot be written.
+    """
+    descriptor = _acquire(folder)
+    try:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with naming_the_file(folder / LOCK_FILE):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(folder: Path) -> int:
+    path = folder / LOCK_FILE
+    while True:
+        with naming_the_file(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _described(os.pread(descriptor, 1000, 0))
+            os.close(descriptor)
+            raise FolderInUseError(f"{folder} is in use by {owner}: wait until it ends, or stop it") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+            _log.warning("%s: this file system has no locks (%s): let no other process write there", folder, error)
+            return descriptor
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # the file is another one by now
+        if not folder.is_dir():
+            raise FolderInUseError(f"{folder} was in use until now, and is gone")
+
+
+def _described(owner: bytes) -> str:
+    try:
+        values = json.loads(owner)
+        return f"process {values['pid']} on {values['host']} since {values['since']}"
+    except (ValueError, TypeError, KeyError):
+        return "another process"
