@@ -17,7 +17,7 @@ STORE_FILE, CASE_FILE, SPLIT_FILE = "store.json", "case.json", "split.json"
 DTYPES = ("float32", "float16")
 GEOMETRY = "geometry"
 
-_VERSION = 1
+VERSION = 1
 
 
 def is_store(location: str) -> bool:
@@ -52,7 +52,7 @@ class StoredCase:
     def to_dict(self) -> JsonDict:
         """Returns the values as JSON has them."""
         return {
-            "version": _VERSION,
+            "version": VERSION,
             "branches": {
                 branch: {"num_points": shape.num_points, "fields": dict(shape.fields)}
                 for branch, shape in self.shapes.items()
@@ -131,11 +131,6 @@ def read_head(folder: ArrayFolder) -> JsonDict:
         ):
             return dict(values)
     raise ValueError(f"{folder.location}/{STORE_FILE}: not the list of cases of a store: {values!r:.80}")
-
-
-def write_head(folder: ArrayFolder, names: Sequence[str], dtype: str, sources: JsonDict) -> None:
-    """Writes `store.json`."""
-    folder.write_json(STORE_FILE, {"version": _VERSION, "dtype": dtype, "cases": list(names), "sources": sources})
 
 
 def read_case(folder: ArrayFolder, dtype: str, name: str) -> StoredCase | None:

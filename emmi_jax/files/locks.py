@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -10,7 +11,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from emmi_jax.files.atomic import naming_the_file
@@ -25,7 +25,7 @@ class FolderInUseError(ValueError):
     """Another process writes to a folder; the message says which one."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder: that of its file `.lock`, which says who holds it.
 
@@ -40,6 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
         UnwritableFileError: The file cannot be written.
     """
     descriptor = _acquire(folder)
+    place = os.open(folder, os.O_RDONLY)  # follows the folder when it is renamed
     try:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with naming_the_file(folder / LOCK_FILE):
@@ -47,6 +48,9 @@ def locked(folder: Path) -> Iterator[None]:
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            os.unlink(LOCK_FILE, dir_fd=place)
+        os.close(place)
         os.close(descriptor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,8 +24,9 @@ from emmi_jax.data.notes import (
     unlike_cases,
 )
 from emmi_jax.data.store import write_case
-from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, read_case, read_head, write_head
-from emmi_jax.files.atomic import JsonDict
+from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_head
+from emmi_jax.files.atomic import JsonDict, make_folder
+from emmi_jax.files.locks import LOCK_FILE, locked
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, parse_stored_split, stored_split
 from emmi_jax.jobs.pool import run_in_processes
@@ -54,6 +56,8 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     """
     if job.dtype not in DTYPES:
         raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, got {job.dtype!r}")
+    if "://" not in job.out and Path(job.out).resolve() in job.data.resolve().parents:
+        raise ValueError(f"{job.data} lies inside the store {job.out}: choose another store")
     names = case_names(job.data)
     if not names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
@@ -64,29 +68,35 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         names = [name for name in names if name not in unusable]
     check_cases(job.data, names, foam=job.foam)
     folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0], foam=job.foam))
-    _write_head(folder, names, job.dtype, sources)
-    _write_split(folder, split, names)
     prints = {name: case_fingerprint(job.data / name, job.data, job.foam) for name in names}
-    missing = [name for name in names if not _is_done(folder, job.dtype, name, prints[name])]
-    num_done = len(names) - len(missing)
-    say(console, f"{job.data}: {len(names)} cases, {num_done} of them in {job.out}")
-    fields = find_sources(job.data / names[0], foam=job.foam)
-    print_left_out(folder_left_out(job.data, names, fields, job.foam), console)
-    if missing:
-        prepared: dict[str, _Prepared] = {}
-        with ProgressBar(console, len(missing), unit="cases") as progress:
-            for name, outcome in _prepare_all(job, missing, prints):
-                progress.advance(1, name)
-                if isinstance(outcome, str):
-                    unusable[name] = outcome
-                else:
-                    prepared[name] = outcome
-        _print_notes(prepared, console)
-    if unusable:
-        names = [name for name in names if name not in unusable]
-        _write_head(folder, names, job.dtype, sources)
-        _write_split(folder, split, names)
-        print_unusable(unusable, console)
+    head = {"version": VERSION, "dtype": job.dtype, "cases": names, "sources": sources}
+    _missing(folder, head, prints)  # refuses before anything is written
+    with _locked(folder):
+        missing = _missing(folder, head, prints)
+        _write_head(folder, head, split)
+        done = f"{len(names)} cases, {len(names) - len(missing)} of them in {job.out}"
+        say(console, f"{job.data}: {done}")
+        fields = find_sources(job.data / names[0], foam=job.foam)
+        print_left_out(folder_left_out(job.data, names, fields, job.foam), console)
+        if missing:
+            unusable |= _complete(job, missing, prints, console)
+        if unusable:
+            _write_head(folder, head | {"cases": [name for name in names if name not in unusable]}, split)
+            print_unusable(unusable, console)
+
+
+def _complete(job: PrepareJob, missing: Sequence[str], prints: Mapping[str, str], console: Console) -> dict[str, str]:
+    """Prepares cases and prints what is to be said of them; returns what is wrong with those that are left out."""
+    prepared, unusable = dict[str, _Prepared](), dict[str, str]()
+    with ProgressBar(console, len(missing), unit="cases") as progress:
+        for name, outcome in _prepare_all(job, missing, prints):
+            progress.advance(1, name)
+            if isinstance(outcome, str):
+                unusable[name] = outcome
+            else:
+                prepared[name] = outcome
+    _print_notes(prepared, console)
+    return unusable
 
 
 def _read_split(job: PrepareJob, names: Sequence[str]) -> JsonDict | None:
@@ -98,11 +108,14 @@ def _read_split(job: PrepareJob, names: Sequence[str]) -> JsonDict | None:
     return content
 
 
-def _write_split(folder: ArrayFolder, split: JsonDict | None, names: Sequence[str]) -> None:
-    """Writes the split of the cases in the store."""
+def _write_head(folder: ArrayFolder, head: JsonDict, split: JsonDict | None) -> None:
+    """Writes the list of cases and their split, where they are not there already."""
+    known = set(head["cases"])
     if split is not None:
-        known = set(names)
-        folder.write_json(SPLIT_FILE, {part: [n for n in listed if n in known] for part, listed in split.items()})
+        split = {part: [name for name in listed if name in known] for part, listed in split.items()}
+    for key, content in ((STORE_FILE, head), (SPLIT_FILE, split)):
+        if content is not None and folder.read_json(key) != content:
+            folder.write_json(key, content)
 
 
 def _header_problems(job: PrepareJob, names: Sequence[str]) -> dict[str, str]:
@@ -115,25 +128,54 @@ def _header_problems(job: PrepareJob, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _write_head(folder: ArrayFolder, names: Sequence[str], dtype: str, sources: JsonDict) -> None:
-    """Writes the list of cases, or refuses a store of another kind."""
-    if folder.read_json(STORE_FILE) is not None:
-        stored = read_head(folder)
-        for what, old, new in (("dtype", stored["dtype"], dtype), ("field mapping", stored["sources"], sources)):
-            if old != new:
-                raise ValueError(f"{folder.location}: the store was made with the {what} {old!r}, now it is {new!r}")
-    elif folder.path is not None and folder.path.is_dir() and any(folder.path.iterdir()):
-        raise ValueError(f"{folder.location}: the folder is neither empty nor a store")
-    write_head(folder, names, dtype, sources)
+@contextlib.contextmanager
+def _locked(folder: ArrayFolder) -> Iterator[None]:
+    """Holds the lock of a store; one behind a URL has none."""
+    if folder.path is None:
+        yield
+        return
+    make_folder(folder.path)
+    with locked(folder.path):
+        yield
 
 
-def _is_done(folder: ArrayFolder, dtype: str, name: str, source: str) -> bool:
-    """Returns whether a case is in the store, undamaged and made of the files that are there now."""
+def _missing(folder: ArrayFolder, head: JsonDict, prints: Mapping[str, str]) -> list[str]:
+    """Returns the cases that are not in the store, or changed or damaged there.
+
+    Raises:
+        ValueError: The store is of another kind or of other data.
+    """
+    where = folder.location
+    if folder.read_json(STORE_FILE) is None:
+        if folder.path is not None and folder.path.is_dir() and {p.name for p in folder.path.iterdir()} - {LOCK_FILE}:
+            raise ValueError(f"{where}: the folder is neither empty nor a store")
+        return list(prints)
+    stored = read_head(folder)
+    for key, what in (("dtype", "dtype"), ("sources", "field mapping")):
+        if stored[key] != head[key]:
+            raise ValueError(f"{where}: the store was made with the {what} {stored[key]!r}, now it is {head[key]!r}")
+    if others := [name for name in stored["cases"] if name not in prints]:
+        raise ValueError(
+            f"{where}: a store of other data: they lack {len(others)} of its {len(stored['cases'])} cases, "
+            f"{others[0]!r} is the first: choose another store, or remove this one"
+        )
+    found = {name: _source(folder, head["dtype"], name) for name in stored["cases"]}
+    finished = [name for name, source in found.items() if source is not None]
+    if finished and all(found[name] != prints[name] for name in finished):
+        raise ValueError(
+            f"{where}: a store of other data with cases of the same names, such as {finished[0]!r}: choose another "
+            "store, or remove this one"
+        )
+    return [name for name, source in prints.items() if found.get(name) != source]
+
+
+def _source(folder: ArrayFolder, dtype: str, name: str) -> str | None:
+    """Returns the fingerprint of the files that a case was made of; None if it is not in the store, or damaged."""
     try:
         stored = read_case(folder, dtype, name)
     except ValueError:
-        return False
-    return stored is not None and stored.source == source
+        return None
+    return None if stored is None else stored.source
 
 
 def _print_notes(prepared: Mapping[str, _Prepared], console: Console) -> None:

@@ -12,6 +12,7 @@ from emmi_jax.data.case_folder import read_case_folder
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import CASE_FILE
+from emmi_jax.files.locks import locked
 from emmi_jax.jobs.datasets import branches_of, field_sources, load_dataset, make_normalizer
 from emmi_jax.meshes.mesh import read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
@@ -109,6 +110,35 @@ def test_an_interrupted_store_is_completed_and_only_changed_or_damaged_cases_are
     assert main(command) == 0
     assert "3 cases, 2 of them in" in capsys.readouterr().out
     assert contents(store) != before
+
+
+def test_a_second_time_writes_nothing(data, prepared):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*") if path.is_file()}
+    assert main(["prepare", str(data), "--out", str(prepared)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["other names", "fewer cases", "the same names"])
+def test_a_store_keeps_its_cases_when_it_is_made_of_other_data(change, data, prepared, tmp_path, capsys):
+    cars, before = shutil.copytree(data, tmp_path / "cars"), contents(prepared)
+    (cars / "split.json").unlink()
+    if change == "other names":
+        for number in range(3):
+            (cars / f"run_{number}").rename(cars / f"car_{number}")
+    elif change == "fewer cases":
+        shutil.rmtree(cars / "run_1")
+    else:
+        for number in range(3):
+            volume_dataset(8 + number).save(cars / f"run_{number}" / "volume_1.vtu")
+    assert main(["prepare", str(cars), "--out", str(prepared)]) == 2
+    assert "a store of other data" in capsys.readouterr().err
+    assert contents(prepared) == before
+
+
+def test_a_store_in_use_is_not_written(data, prepared, capsys):
+    with locked(prepared):
+        assert main(["prepare", str(data), "--out", str(prepared)]) == 2
+    assert "is in use by process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["prepare", "train"])

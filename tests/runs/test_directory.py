@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_does_not_hinder_the_next(tmp_path):
     (tmp_path / "a").mkdir()
     run = RunDirectory.create(tmp_path / "a", CONFIG)
     assert run.read_config() == CONFIG
-    assert {path.name for path in run.path.iterdir()} == {"config.json", ".lock"}
+    assert {path.name for path in run.path.iterdir()} == {"config.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
