@@ -168,7 +168,7 @@ def test_a_wrong_value_is_quoted(cls: type[AttentionConfig], values: dict[str, A
         ("surface", "branches must be a sequence of names, got 'surface'"),
         (("a", "b", "a"), r"branches names a branch twice: \('a', 'b', 'a'\)"),
         (("a", ""), "a branch name must be a non-empty string without '/', got ''"),
-        (("a", 3), "a branch name must be a non-empty string without '/', got 3"),
+        (("a", 3), r"branches must be a sequence of names, got \('a', 3\)"),
     ],
 )
 def test_wrong_branches_are_quoted(branches: Any, message: str) -> None:

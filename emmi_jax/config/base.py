@@ -69,13 +69,17 @@ class Config:
         cls: Any = type(self)
         hints = type_hints(cls)
         for field in dataclasses.fields(self):
-            value, (kind, _), spec = _plain(getattr(self, field.name)), kind_of(hints[field.name]), declared(field)
+            value, (kind, is_optional), spec = (
+                _plain(getattr(self, field.name)),
+                kind_of(hints[field.name]),
+                declared(field),
+            )
             is_nested = isinstance(kind, type) and issubclass(kind, Config)
             if is_nested and isinstance(value, Mapping):
                 value = kind.from_dict(value)
             if kind is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be True or False, got {value!r}")
-            if spec is not None and is_nested and not isinstance(value, kind):
+            if is_nested and not isinstance(value, kind) and not (value is None and is_optional):
                 raise ValueError(f"{field.name} must be a mapping, got {value!r}")
             self._set(**{field.name: value if spec is None else checked(field.name, value, hints[field.name], spec)})
 

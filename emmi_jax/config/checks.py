@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+LARGEST_SIZE = 2**26
+"""The most points, channels or neighbours of anything."""
 
 _LARGEST = 1e38
 
 
 def is_number(value: Any) -> bool:
     """Returns whether the value is a finite number; booleans are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def check_count(name: str, value: Any, minimum: int = 1) -> None:
-    """Refuses all but integers of at least `minimum`."""
+def check_count(name: str, value: Any, minimum: int = 1, maximum: float = LARGEST_SIZE) -> None:
+    """Refuses all but integers in a range."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r:.80}")
+    if value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value!r:.80}")
 
 
 def check_rate(name: str, value: Any) -> None:
@@ -70,9 +76,10 @@ def check_name(what: str, value: Any, forbidden: str = "/") -> None:
 
 def as_names(what: str, value: Any) -> tuple[str, ...]:
     """Returns a sequence of names as a tuple; refuses a bare string."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    names = () if isinstance(value, str | Mapping) or not isinstance(value, Iterable) else tuple(value)
+    if not all(isinstance(name, str) for name in names) or (not names and value not in ((), [])):
         raise ValueError(f"{what} must be a sequence of names, got {value!r}")
-    return tuple(value)
+    return names
 
 
 def check_heads(dim: Any, num_heads: Any) -> None:

@@ -19,6 +19,7 @@ from emmi_jax.config.checks import (
 from emmi_jax.config.layers import AnchorAttentionConfig, NumericsConfig, SupernodePoolingConfig
 from emmi_jax.config.setting import setting
 
+MOST_BLOCKS = 1000
 PHYSICS_BLOCKS = ("perceiver", "self", "cross", "joint")
 
 
@@ -36,7 +37,7 @@ class LayoutConfig(NumericsConfig):
     decoder_depths: Mapping[str, int] = setting(
         lambda: {"surface": 6, "volume": 6}, "Number of decoder blocks of each branch; branches left out have 0."
     )
-    geometry_depth: int = setting(1, "Number of transformer blocks after supernode pooling.", low=0)
+    geometry_depth: int = setting(1, "Number of transformer blocks after supernode pooling.", low=0, high=MOST_BLOCKS)
     supernode_pooling: SupernodePoolingConfig = setting(SupernodePoolingConfig, "Configuration of the pooling.")
 
 
@@ -132,7 +133,7 @@ class AbUptConfig(DataConfig, ModelOptions):
                 raise ValueError(
                     f"decoder_depths names branch {branch!r}, which is not in fields {list(self.fields)!r}"
                 )
-            check_count(f"the decoder depth of {branch!r}", depth, 0)
+            check_count(f"the decoder depth of {branch!r}", depth, 0, MOST_BLOCKS)
 
     def _check_pooling(self) -> None:
         pooling = self.supernode_pooling

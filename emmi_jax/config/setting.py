@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from emmi_jax.config.checks import as_names, check_between, check_choice, check_count
+from emmi_jax.config.checks import LARGEST_SIZE, as_names, check_between, check_choice, check_count
 
 _KEY = "setting"
 
@@ -114,9 +114,7 @@ def checked(name: str, value: Any, hint: Any, spec: Setting) -> Any:
         if spec.low is None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"{name} must be an integer, got {value!r}")
         if spec.low is not None:
-            check_count(name, value, int(spec.low))
-        if value > spec.high:
-            raise ValueError(f"{name} must be at most {spec.high}, got {value!r}")
+            check_count(name, value, int(spec.low), LARGEST_SIZE if spec.high == math.inf else spec.high)
     elif kind is float and (spec.low is not None or spec.positive):
         check_between(name, value, spec.low or 0, spec.high, exclusive=spec.positive)
     elif kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -51,7 +51,7 @@ def design_lists(path: Path) -> dict[str, Path]:
 def design_split(path: Path) -> JsonDict | None:
     """Returns the published split, as a split file has it; None if the lists of designs are not there."""
     lists = design_lists(path)
-    return {part: file.read_text().split() for part, file in lists.items()} or None
+    return {part: file.read_text(encoding="utf-8", errors="replace").split() for part, file in lists.items()} or None
 
 
 def read_design(path: Path, design: str) -> dict[str, PointSet]:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import Config, FrozenMapping
 from emmi_jax.data.moments import Moments
+from emmi_jax.deploy.parsing import finite_numbers
 from emmi_jax.points import float_arrays
 
 LOG_SCALED_FIELDS = frozenset({"vorticity", "omega", "epsilon"})
@@ -46,11 +47,11 @@ class FieldScale(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(mean=tuple(map(float, self.mean)), std=tuple(map(float, self.std)))
+        self._set(mean=finite_numbers("mean", self.mean), std=finite_numbers("std", self.std))
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError(f"expected as many positive deviations as means, got {self.mean} and {self.std}")
         if self.limit is not None:
-            self._set(limit=tuple(map(float, self.limit)))
+            self._set(limit=finite_numbers("limit", self.limit))
             if len(self.limit) != len(self.mean) or not all(limit >= 0 for limit in self.limit):
                 raise ValueError(f"expected one limit >= 0 for each of {len(self.mean)} channels, got {self.limit}")
 
@@ -131,12 +132,12 @@ class Normalizer(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(
-            position_low=tuple(map(float, self.position_low)),
-            position_scale=float(self.position_scale),
+            position_low=finite_numbers("position_low", self.position_low),
+            position_scale=finite_numbers("position_scale", [self.position_scale])[0],
             fields=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.fields.items()}),
         )
         if self.position_high is not None:
-            self._set(position_high=tuple(map(float, self.position_high)))
+            self._set(position_high=finite_numbers("position_high", self.position_high))
             if len(self.position_high) != len(self.position_low):
                 raise ValueError(f"the corners {self.position_low} and {self.position_high} have different dimensions")
         if not self.position_scale > 0:

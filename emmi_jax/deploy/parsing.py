@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -19,6 +20,7 @@ MAX_DEPTH = 100
 """How deep values may be nested."""
 
 _MAX_NPY_HEADER = 4096
+_LARGEST = 1e38
 _MAX_REASON = 160
 _DAMAGE = (
     *(ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError, OSError, RuntimeError, MemoryError),
@@ -59,6 +61,24 @@ def finite_number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text:.40} is not a finite number")
     return value
+
+
+def finite_numbers(what: str, values: Any, length: int | None = None) -> tuple[float, ...]:
+    """Returns a list of numbers as floats.
+
+    Raises:
+        ValueError: It is no list, or not as long as expected; or an entry is no number, or none that float32 can hold.
+    """
+    is_list = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str | bytes)
+    if not is_list or len(values) != (len(values) if length is None else length):
+        raise ValueError(
+            f"{what} must be a list of {'' if length is None else f'{length} '}numbers, got {values!r:.80}"
+        )
+    for value in values:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (is_number and abs(value) <= _LARGEST):
+            raise ValueError(f"{what} must hold finite numbers, got {value!r:.80}")
+    return tuple(map(float, values))
 
 
 def check_depth(value: Any) -> None:

@@ -31,8 +31,8 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path, validation: Seque
     axes, *below = np.atleast_1d(figure.subplots(num_panels, sharex=True))
     for panel in below:
         _draw_validation(panel, validation)
-    for name in [key for key in rows[0] if key not in _NOT_LOSSES]:
-        values = np.array([row[name] for row in rows])
+    for name in [key for key in (rows[0] if rows else ()) if key not in _NOT_LOSSES]:
+        values = np.array([row.get(name, np.nan) for row in rows])
         style = {"color": "black", "linewidth": 2.0} if name == "loss" else {"linewidth": 1.2, "alpha": 0.8}
         smooth = _running_mean(values, max(1, len(values) // 50))
         axes.plot(step, smooth, label="mean of the fields" if name == "loss" else name, **style)
@@ -43,7 +43,8 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path, validation: Seque
         title="Training loss (running mean)",
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    if rows:
+        axes.legend()
     return save_figure(figure, directory / "loss.png")
 
 
@@ -52,7 +53,7 @@ def _draw_validation(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     for name in [key for key in rows[0] if key not in _NOT_LOSSES]:
         style = {"color": "black", "linewidth": 2.0} if name == "mean" else {"linewidth": 1.2, "alpha": 0.8}
         label = "mean of the fields" if name == "mean" else name
-        axes.plot(step, [row[name] for row in rows], marker=".", label=label, **style)
+        axes.plot(step, [row.get(name, np.nan) for row in rows], marker=".", label=label, **style)
     axes.set(yscale="log", xlabel="step", ylabel="relative L2 error", title="Validation")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

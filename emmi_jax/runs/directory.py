@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from emmi_jax.config import LATEST_WALLS, AbUptConfig, Config, FoamSelection, Sampling, TrainSettings
+from emmi_jax.config.base import as_mapping
+from emmi_jax.config.checks import is_number
 from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
@@ -48,6 +50,15 @@ class RunConfig(Config):
     data_fingerprint: str | None = None
     is_fine_tuned: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.field_sources()
+        split = as_mapping("split", {} if self.split is None else self.split)
+        if not all(isinstance(part, str) for part in split.values()):
+            raise ValueError(f"split must be the name of a split by case, got {split!r:.80}")
+        if not isinstance(self.data_fingerprint, str | None):
+            raise ValueError(f"data_fingerprint must be a text or none, got {self.data_fingerprint!r:.80}")
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Reads a `config.json`.
@@ -59,7 +70,7 @@ class RunConfig(Config):
         values = read_json_object(path)
         try:
             return cls.from_dict(values)
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: not the configuration of a run: {error}") from None
 
     @property
@@ -247,8 +258,13 @@ def _clear(folder: Path) -> None:
 
 
 def _complete_lines(path: Path) -> Iterator[JsonDict]:
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+    """Yields the rows of a log, without lines that an early end or another hand has left."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and is_number(row.get("step")) and all(map(_is_plain, row.values())):
+                yield row
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, float) or is_number(value)

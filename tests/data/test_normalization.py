@@ -61,7 +61,7 @@ def test_log_scaled_predictions_stay_in_the_measured_range(values):
 
 @pytest.mark.parametrize("limit", [(1.0, 2.0), (-1.0,), (float("nan"),)])
 def test_unusable_limits_are_refused(limit):
-    with pytest.raises(ValueError, match="one limit >= 0 for each of 1 channels"):
+    with pytest.raises(ValueError, match="limit"):
         FieldScale(mean=(0.0,), std=(1.0,), limit=limit)
 
 
