@@ -23,7 +23,7 @@ from emmi_jax.config.checks import (
 DTYPES = ("float32", "bfloat16", "float16")
 """Softmax, rotations and norms are computed in float32, so a wider dtype would not be more accurate."""
 
-IMPLEMENTATIONS = ("auto", "masked", "xla", "blockwise", "cudnn", "splash")
+IMPLEMENTATIONS = ("auto", "masked", "xla", "blockwise", "cudnn", "flash", "splash")
 """How attention can run; `emmi_jax.ops.attention` says what each of them serves."""
 
 INIT_WEIGHTS = ("truncnormal002", "truncnormal", "truncnormal002-identity", "torch", "zeros")
@@ -59,8 +59,8 @@ class NumericsConfig(Config):
         init_weights: One of ``truncnormal002`` (Normal(0, 0.02) cut at an absolute value of 2, zero biases; also
             spelled ``truncnormal``), ``truncnormal002-identity`` (the same with a zero output projection), ``torch``
             (weights and biases uniform in ±1/sqrt(fan_in)) and ``zeros``.
-        implementation: How attention runs: ``auto``, ``masked``, ``xla``, ``blockwise``, ``cudnn`` (NVIDIA GPU, half
-            precision) or ``splash`` (TPU); see `emmi_jax.ops.attention.dot_product_attention`.
+        implementation: How attention runs: ``auto``, ``masked``, ``xla``, ``blockwise``, ``cudnn`` and ``flash``
+            (NVIDIA GPU, half precision) or ``splash`` (TPU); see `emmi_jax.ops.attention.dot_product_attention`.
         dtype: Dtype of the computation: ``float32``, ``bfloat16`` or ``float16``; None takes that of inputs and
             parameters.
         param_dtype: Dtype of the parameters, one of the same three.

@@ -40,6 +40,7 @@ OPTIONAL = {
     "convert": ("torch", "safetensors"),
     "tensorboard": ("tensorboardX",),
     "html": ("plotly",),
+    "flash": ("fa4-jax",),
 }
 """Packages by the extra that brings them."""
 

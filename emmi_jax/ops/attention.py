@@ -22,15 +22,18 @@ XLA_MAX_LOGITS = 2**20
 TPU_INTERPRETER = "tpu_interpreter"
 """The platform on which Pallas' interpreter runs TPU kernels anywhere, slowly: for tests."""
 
+CUDA_INTERPRETER = "cuda_interpreter"
+"""The same for the Pallas kernels of NVIDIA GPUs."""
+
 target_platform = jax.make_user_context(None)
-"""The platform that attention is traced for: ``cpu``, ``cuda``, ``rocm``, ``tpu`` or `TPU_INTERPRETER`.
+"""The platform that attention is traced for: ``cpu``, ``cuda``, ``rocm``, ``tpu`` or an interpreter.
 
 None means the platform JAX computes on. Set it to export for another: ``with target_platform("tpu"):
 jax.export.export(...)``.
 """
 
 forward_mode = jax.make_user_context(False)
-"""Whether attention will be differentiated in forward mode, which the kernels of GPUs and TPUs cannot serve.
+"""Whether attention will be differentiated in forward mode, which ``cudnn`` and ``splash`` cannot serve.
 
 ``auto`` then takes another: ``with forward_mode(True): jax.jvp(...)``.
 """
@@ -92,12 +95,16 @@ def dot_product_attention(
     - ``blockwise``: tiles, by pattern. It serves every call; memory is linear in T and S.
     - ``cudnn``: cuDNN's flash attention, by pattern; memory is linear in T and S. It serves NVIDIA GPUs, bfloat16 and
       float16, masks [B, 1, 1, S], a head_dim that is a multiple of 8 and at most 128 (256 from Hopper on); no dropout.
+    - ``flash``: FlashAttention-4, by pattern; memory is linear in T and S. It serves NVIDIA GPUs of compute capability
+      9.0 or higher where the package fa4-jax is installed, bfloat16 and float16, masks [B, 1, 1, S], a head_dim that is
+      a multiple of 8 and at most 128; no dropout. Under `forward_mode`, and for second derivatives, Pallas kernels run,
+      which need no package. It is not exported: a file must run where the package is absent.
     - ``splash``: a Pallas kernel, one call for all patterns; memory is linear in T and S. It serves TPUs, float32 and
       bfloat16, masks [B, 1, 1, S] and rectangles; no dropout.
 
     Patterns matter to layers that have them: see `emmi_jax.layers.patterns`. ``auto`` is ``splash`` on a TPU and
-    ``cudnn`` on an NVIDIA GPU where they serve the call, and not under `forward_mode`; otherwise ``xla`` for few logits
-    and ``blockwise`` for many, or for a number unknown at trace time.
+    ``flash``, or else ``cudnn``, on an NVIDIA GPU where they serve the call; otherwise ``xla`` for few logits and
+    ``blockwise`` for many, or for a number unknown at trace time.
 
     Args:
         q: Queries [B, T, N, H].
@@ -163,7 +170,7 @@ def resolve_implementation(
         num_logits = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1]
         # A symbolic size, in an export, is no int.
         dense = "xla" if isinstance(num_logits, int) and num_logits <= XLA_MAX_LOGITS else "blockwise"
-        return next(name for name in ("splash", "cudnn", dense) if name in serving)
+        return next(name for name in ("splash", "flash", "cudnn", dense) if name in serving)
     if refusals[implementation] is not None:
         raise NotImplementedError(
             f"implementation {implementation!r} {refusals[implementation]}; these serve the call: {', '.join(serving)}"
@@ -216,6 +223,21 @@ def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Arr
     return splash_attention(q, k, v, key_mask=key_mask, interpret=platform() == TPU_INTERPRETER, **options)
 
 
+def _flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, **_: Any) -> jax.Array:
+    # Importing the kernels imports Pallas, which nothing else needs.
+    from emmi_jax.ops.flash_attention import flash_attention
+
+    return flash_attention(q, k, v, mask=mask, kernels=_flash_kernels())
+
+
+def _flash_kernels() -> Any:
+    from emmi_jax.ops.fa4 import fa4_limit
+    from emmi_jax.ops.flash_derivatives import Kernels
+
+    interpret = platform() == CUDA_INTERPRETER
+    return Kernels(use_fa4=not interpret and fa4_limit() is None, interpret=interpret)
+
+
 def _serves_all(call: Call) -> str | None:
     return None
 
@@ -225,7 +247,23 @@ def _cudnn_refusal(call: Call) -> str | None:
         return f"runs on NVIDIA GPUs (the platform is {platform()})"
     if call.rectangles is not None:
         return "takes no rectangles of the logits"
-    return cudnn_limit(call.q, call.k) or _flash_refusal(call)
+    return cudnn_limit(call.q, call.k) or _common_refusal(call) or _forward_mode_refusal()
+
+
+def _flash_refusal(call: Call) -> str | None:
+    if platform() == CUDA_INTERPRETER:
+        return _common_refusal(call)
+    if platform() != "cuda":
+        return f"runs on NVIDIA GPUs (the platform is {platform()})"
+    if target_platform.value is not None:
+        return "is not exported: a file must run where its package is absent"
+    if call.rectangles is not None:
+        return "takes no rectangles of the logits"
+    from emmi_jax.ops.fa4 import fa4_limit
+    from emmi_jax.ops.flash_attention import flash_limit
+
+    package = None if forward_mode.value else fa4_limit()
+    return flash_limit(call.q) or _common_refusal(call) or package
 
 
 def _splash_refusal(call: Call) -> str | None:
@@ -233,21 +271,24 @@ def _splash_refusal(call: Call) -> str | None:
         return f"runs on TPUs (the platform is {platform()})"
     if call.q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"computes in float32 or bfloat16 (the arrays are {call.q.dtype})"
-    return _flash_refusal(call)
+    return _common_refusal(call) or _forward_mode_refusal()
 
 
-def _flash_refusal(call: Call) -> str | None:
+def _common_refusal(call: Call) -> str | None:
     if call.mask is not None and call.mask.shape[1:3] != (1, 1):
         return f"takes masks of keys alone, of shape [B, 1, 1, S] (the mask is {list(call.mask.shape)})"
-    if forward_mode.value:
-        return "has no forward-mode derivative"
     return f"has no attention dropout (dropout_rate={call.dropout_rate})" if call.dropout_rate else None
+
+
+def _forward_mode_refusal() -> str | None:
+    return "has no forward-mode derivative" if forward_mode.value else None
 
 
 KERNELS = {
     "dense": Kernel(dense_attention, _serves_all),
     "blockwise": Kernel(blockwise_attention, _serves_all),
     "cudnn": Kernel(cudnn_attention, _cudnn_refusal),
+    "flash": Kernel(_flash_attention, _flash_refusal),
     "splash": Kernel(_splash_attention, _splash_refusal, takes_rectangles=True),
 }
 
@@ -256,6 +297,7 @@ IMPLEMENTATIONS = {
     "xla": Implementation("by_pattern", "dense"),
     "blockwise": Implementation("by_pattern", "blockwise"),
     "cudnn": Implementation("by_pattern", "cudnn"),
+    "flash": Implementation("by_pattern", "flash"),
     "splash": Implementation("whole", "splash"),
 }
 """What `implementation` may say, beside ``auto``."""

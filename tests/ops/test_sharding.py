@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from emmi_jax.ops.attention import CUDA_INTERPRETER, dot_product_attention, target_platform
 from emmi_jax.ops.blockwise_attention import blockwise_attention
 from emmi_jax.ops.neighbors import nearest_neighbors, radius_neighbors
 
@@ -56,16 +57,21 @@ def record(name, function, args, mesh, specs, wrapped=None, in_shardings=None):
     }
 
 
+def flash_attention(q, k, v, *, mask):
+    with target_platform(CUDA_INTERPRETER):
+        return dot_product_attention(q, k, v, mask=mask, implementation="flash")
+
+
 def forward(q, k, v, mask, cotangent):
-    return blockwise_attention(q, k, v, mask=mask)
+    return attention(q, k, v, mask=mask)
 
 
 def gradient(q, k, v, mask, cotangent):
-    return jax.vjp(functools.partial(blockwise_attention, mask=mask), q, k, v)[1](cotangent)
+    return jax.vjp(functools.partial(attention, mask=mask), q, k, v)[1](cotangent)
 
 
 def tangent(q, k, v, mask, cotangent):
-    return jax.jvp(lambda q: blockwise_attention(q, k, v, mask=mask), (q,), (cotangent,))[1]
+    return jax.jvp(lambda q: attention(q, k, v, mask=mask), (q,), (cotangent,))[1]
 
 
 def second(q, k, v, mask, cotangent):
@@ -77,13 +83,16 @@ arrays = (q, k, v, rng.random((8, 1, 1, 96)) < 0.7, cotangent)
 batch, heads = (P("devices"),) * 5, (*(P(None, None, "devices"),) * 3, P(), P(None, None, "devices"))
 queries = (P(None, "devices"), P(), P(), P(), P(None, "devices"))
 tokens = (*(P(None, "devices"),) * 3, P(), P(None, "devices"))
-record("gradient over batch", gradient, arrays, automatic, batch)
-record("gradient over heads", gradient, arrays, explicit, heads)
-record("tangent over queries", tangent, arrays, automatic, queries)
-record("second over batch", second, arrays, automatic, batch)
-record("forward over tokens", forward, arrays, automatic, tokens)
-record("gradient over queries", gradient, arrays, explicit, queries)
-record("forward of unplaced arrays", forward, arrays, automatic, batch, in_shardings=True)
+for name, attention in {"flash ": flash_attention, "": blockwise_attention}.items():
+    ones.clear()
+    jax.clear_caches()
+    record(name + "gradient over batch", gradient, arrays, automatic, batch)
+    record(name + "gradient over heads", gradient, arrays, explicit, heads)
+    record(name + "tangent over queries", tangent, arrays, automatic, queries)
+    record(name + "second over batch", second, arrays, automatic, batch)
+    record(name + "forward over tokens", forward, arrays, automatic, tokens)
+    record(name + "gradient over queries", gradient, arrays, explicit, queries)
+    record(name + "forward of unplaced arrays", forward, arrays, automatic, batch, in_shardings=True)
 mapped = jax.shard_map(tangent, mesh=explicit, in_specs=batch, out_specs=P("devices"))
 record("tangent in shard_map over batch", tangent, arrays, explicit, batch, mapped)
 mapped = jax.shard_map(gradient, mesh=explicit, in_specs=queries, out_specs=(P(None, "devices"), P(), P()))
@@ -147,6 +156,25 @@ def test_sharded_queries_cost_a_collective_for_keys_and_values_alone(case: str, 
     found = results()[case]
     assert found["error"] <= TOLERANCES["float32"].gradient
     assert found["work"] <= SHARE
+    assert set(found["collectives"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("gradient over batch", set()),
+        ("gradient over heads", set()),
+        ("tangent over queries", set()),
+        ("second over batch", set()),
+        ("forward of unplaced arrays", set()),
+        ("forward over tokens", {"all-gather"}),
+        ("gradient over queries", {"all-reduce"}),
+    ],
+)
+def test_flash_attention_is_divided_likewise(case: str, expected: set[str]) -> None:
+    # The inputs are sharded: without a collective, no device can do the work of another.
+    found = results()["flash " + case]
+    assert found["error"] <= TOLERANCES["float32"].gradient
     assert set(found["collectives"]) == expected
     assert len(found["collectives"]) <= 2
 
