@@ -42,6 +42,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "use_rope": False,
         "bias": True,
         "dropout": 0.0,
+        "qk_norm": False,
         "init_weights": "truncnormal002",
         "implementation": "auto",
         "dtype": None,

@@ -11,6 +11,7 @@ from emmi_jax.config.data import Method as Method
 from emmi_jax.config.data import Sampling as Sampling
 from emmi_jax.config.layers import IMPLEMENTATIONS as IMPLEMENTATIONS
 from emmi_jax.config.layers import INIT_WEIGHTS as INIT_WEIGHTS
+from emmi_jax.config.layers import NORMS as NORMS
 from emmi_jax.config.layers import AnchorAttentionConfig as AnchorAttentionConfig
 from emmi_jax.config.layers import AttentionConfig as AttentionConfig
 from emmi_jax.config.layers import NumericsConfig as NumericsConfig

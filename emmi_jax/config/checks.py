@@ -82,6 +82,15 @@ def as_names(what: str, value: Any) -> tuple[str, ...]:
     return names
 
 
+def check_mlp(mlp_ratio: Any, mlp_hidden_dim: Any) -> None:
+    """Refuses all but positive integers, one of which may be None."""
+    if mlp_ratio is None and mlp_hidden_dim is None:
+        raise ValueError("one of mlp_ratio and mlp_hidden_dim must be set, got mlp_ratio=None and mlp_hidden_dim=None")
+    for name, value in (("mlp_ratio", mlp_ratio), ("mlp_hidden_dim", mlp_hidden_dim)):
+        if value is not None:
+            check_count(name, value)
+
+
 def check_heads(dim: Any, num_heads: Any) -> None:
     """Refuses sizes that do not divide into heads."""
     check_count("dim", dim)

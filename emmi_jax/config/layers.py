@@ -17,6 +17,7 @@ from emmi_jax.config.checks import (
     check_heads,
     check_name,
     check_not_negative,
+    check_positive,
     check_rate,
 )
 
@@ -25,6 +26,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 IMPLEMENTATIONS = ("auto", "masked", "xla", "blockwise", "cudnn", "flash", "splash")
 """How attention can run; `emmi_jax.ops.attention` says what each of them serves."""
+
+NORMS = ("layer", "rms")
 
 INIT_WEIGHTS = ("truncnormal002", "truncnormal", "truncnormal002-identity", "torch", "zeros")
 
@@ -55,10 +58,11 @@ class NumericsConfig(Config):
     """How the layers of a module start and compute.
 
     Args:
-        bias: Whether the attention projections have biases.
+        bias: Whether the attention projections have biases, and in a block its norms and MLP as well.
         init_weights: One of ``truncnormal002`` (Normal(0, 0.02) cut at an absolute value of 2, zero biases; also
-            spelled ``truncnormal``), ``truncnormal002-identity`` (the same with a zero output projection), ``torch``
-            (weights and biases uniform in ±1/sqrt(fan_in)) and ``zeros``.
+            spelled ``truncnormal``), ``truncnormal002-identity`` (the same, but output projections and second layers of
+            MLPs in blocks are zero, so that a block starts as the identity), ``torch`` (weights and biases uniform in
+            ±1/sqrt(fan_in)) and ``zeros``.
         implementation: How attention runs: ``auto``, ``masked``, ``xla``, ``blockwise``, ``cudnn`` and ``flash``
             (NVIDIA GPU, half precision) or ``splash`` (TPU); see `emmi_jax.ops.attention.dot_product_attention`.
         dtype: Dtype of the computation: ``float32``, ``bfloat16`` or ``float16``; None takes that of inputs and
@@ -102,6 +106,7 @@ class AttentionConfig(NumericsConfig):
         num_heads: Number of heads N; must divide `dim`.
         use_rope: Whether queries and keys are rotated by position; if so, every call needs `freqs`.
         dropout: Rate of the attention dropout in [0, 1).
+        qk_norm: Whether queries and keys of each head are RMS-normed before they are rotated.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
@@ -111,6 +116,7 @@ class AttentionConfig(NumericsConfig):
     num_heads: int
     use_rope: bool = False
     dropout: float = 0.0
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,8 +172,12 @@ class SupernodePoolingConfig(Config):
         max_degree: Most neighbours of a supernode within the radius; the lowest indices come first.
         mode: What a message holds: ``abspos``, ``relpos`` or ``absrelpos``.
         aggregation: ``mean`` or ``sum`` over the neighbours.
-        readd_supernode_pos: Whether the supernode's own position is added again after pooling.
+        readd_supernode_pos: Whether the supernode's own position (and features) is added again after pooling.
         input_features_dim: Channels of the point features, if there are any.
+        message_mode: What becomes of a message: ``mlp``, ``linear`` (one layer) or ``identity``: messages are pooled as
+            they are, with 2C channels in the mode ``abspos`` and 3C in ``absrelpos``.
+        bias: Whether the linear layers have biases.
+        max_wavelength: Largest wavelength over 2 pi of the position embeddings.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
@@ -180,9 +190,14 @@ class SupernodePoolingConfig(Config):
     aggregation: str = "mean"
     readd_supernode_pos: bool = True
     input_features_dim: int | None = None
+    message_mode: str = "mlp"
+    bias: bool = True
+    max_wavelength: float = 10_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_positive("max_wavelength", self.max_wavelength)
+        check_choice("message_mode", self.message_mode, ("mlp", "linear", "identity"))
         if (self.radius is None) == (self.k is None):
             raise ValueError(f"exactly one of radius and k must be set, got radius={self.radius!r} and k={self.k!r}")
         if self.radius is not None:
@@ -196,3 +211,14 @@ class SupernodePoolingConfig(Config):
             check_count("input_features_dim", self.input_features_dim)
             if self.mode == "absrelpos":
                 raise ValueError("input_features_dim is defined for the modes 'abspos' and 'relpos', not 'absrelpos'")
+        if self.readd_supernode_pos and self.out_dim(1) != 1:
+            raise ValueError(
+                f"messages of mode {self.mode!r} are too wide to add the supernode's position again after "
+                f"message_mode 'identity', which needs mode 'relpos', got readd_supernode_pos=True"
+            )
+
+    def out_dim(self, dim: int) -> int:
+        """Returns the number of channels of pooled supernodes, for C = `dim`."""
+        if self.message_mode != "identity" or self.mode == "relpos":
+            return dim
+        return {"abspos": 2, "absrelpos": 3}[self.mode] * dim

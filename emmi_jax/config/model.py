@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from emmi_jax.config.base import Config, FrozenMapping, as_mapping
 from emmi_jax.config.checks import (
@@ -12,15 +13,24 @@ from emmi_jax.config.checks import (
     check_count,
     check_finite,
     check_heads,
+    check_mlp,
     check_name,
+    check_not_negative,
     check_positive,
     check_rate,
 )
-from emmi_jax.config.layers import AnchorAttentionConfig, NumericsConfig, SupernodePoolingConfig
+from emmi_jax.config.layers import NORMS, AnchorAttentionConfig, NumericsConfig, SupernodePoolingConfig
 from emmi_jax.config.setting import setting
 
 MOST_BLOCKS = 1000
 PHYSICS_BLOCKS = ("perceiver", "self", "cross", "joint")
+BIAS_SCOPES = ("all", "transformer_blocks", "attention")
+OPTION_SCOPES = ("transformer_blocks", "all")
+
+
+def _check_qk_norm(name: str, value: Any) -> None:
+    if not isinstance(value, bool) and value != "geometry":
+        raise ValueError(f"{name} must be True, False or 'geometry', got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +52,100 @@ class LayoutConfig(NumericsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(LayoutConfig):
+class BlockConfig(LayoutConfig):
+    """What blocks are made of, and which parts of a model that reaches."""
+
+    mlp_hidden_dim: int | None = setting(
+        None, "Hidden channels of the MLPs in all blocks but perceivers, instead of `mlp_ratio`.", low=1
+    )
+    eps: float = setting(
+        1e-6,
+        "What norms in all blocks but perceivers, where it is 1e-6, add to the variance or mean square.",
+        check=check_not_negative,
+    )
+    norm: str = setting(
+        "layer", "Norms of all blocks: ``layer``, or ``rms`` as in the reference since May 2026.", choices=NORMS
+    )
+    qk_norm: str | bool = setting(
+        False,
+        "Whether queries and keys are RMS-normed: everywhere, or in the ``geometry`` blocks alone.",
+        check=_check_qk_norm,
+    )
+    bias_scope: str = setting(
+        "all",
+        "What `bias` reaches: ``all`` but modulations, conditioners, MLPs of untied blocks and the pooling, which has "
+        "a `bias` of its own; ``transformer_blocks``, as in release 2026.4: all blocks but perceivers; or "
+        "``attention``: attention layers alone, as in runs before there was a choice.",
+        choices=BIAS_SCOPES,
+    )
+    option_scope: str = setting(
+        "transformer_blocks",
+        "What `layer_scale`, `drop_path_rate`, `mlp_hidden_dim`, `eps` and `init_weights` reach: "
+        "``transformer_blocks``, as in the reference: all blocks but perceivers, and all else starts from "
+        "``truncnormal002``; or ``all``: perceivers as well, and `init_weights` also what is no block.",
+        choices=OPTION_SCOPES,
+    )
+    readout_norm: bool = setting(
+        False,
+        "Whether an RMSNorm stands before each decoder's linear layer, modulated by the condition if there is one.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(BlockConfig):
     """What people choose of a model; the rest follows from the data."""
 
-    mlp_ratio: int = setting(4, "Hidden channels of an MLP over C.", low=1)
+    mlp_ratio: int | None = setting(
+        4,
+        "Hidden channels of an MLP over C; none where `mlp_hidden_dim` is given and no block is a perceiver.",
+        low=1,
+    )
     layer_scale: float | None = setting(None, "Initial layer scale; none for no layer scale.", check=check_finite)
     drop_path_rate: float = setting(
         0.0, "Rate at which a sample skips a residual branch in training, in [0, 1).", check=check_rate
     )
     max_wavelength: float = setting(
-        10_000, "Largest wavelength over 2 pi of the position embeddings.", check=check_positive
+        10_000,
+        "Largest wavelength over 2 pi of the embeddings of all positions but those that are pooled, which "
+        "`supernode_pooling` says.",
+        check=check_positive,
     )
     remat: bool = setting(False, "Whether the backward pass recomputes each block instead of storing its activations.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Config):
+class InputConfig(Config):
+    """What comes with positions."""
+
+    condition_dim: int | None = setting(
+        None,
+        "Channels of the condition; none for an unconditioned model. With `conditioning_dims`, the channels that they "
+        "are embedded to, C by default.",
+        low=1,
+    )
+    conditioning_dims: Mapping[str, int] | None = setting(
+        None,
+        "Named conditions and their numbers of channels, each in [-1, 1]. They are embedded to one condition of "
+        "`condition_dim` channels.",
+    )
+    geometry_conditioning_dims: Mapping[str, int] | None = setting(
+        None,
+        "Named conditions of the geometry blocks, embedded for them alone; an empty mapping for unconditioned geometry "
+        "blocks; none for the condition of all blocks.",
+    )
+    feature_dims: Mapping[str, int] = setting(
+        dict, "For any branch, the number of channels of features that may come with its tokens."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(InputConfig):
     """What follows from the data."""
 
     fields: Mapping[str, Mapping[str, int]] = setting(
         lambda: {"surface": {"pressure": 1, "friction": 3}, "volume": {"velocity": 3, "pressure": 1}},
         "For each branch, in order, its output fields and their numbers of channels.",
     )
-    condition_dim: int | None = setting(None, "Channels of the condition; none for an unconditioned model.", low=1)
     num_position_axes: int = setting(3, "Number of position axes.", low=1)
     vector_potentials: Mapping[str, tuple[str, ...]] = setting(
         dict,
@@ -86,16 +167,54 @@ class AbUptConfig(DataConfig, ModelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_heads(self.dim, self.num_heads)
+        check_mlp(self.mlp_ratio, self.mlp_hidden_dim)
+        self._check_conditions()
         self._check_fields()
         self._check_blocks()
         self._check_pooling()
         self._check_vector_potentials()
+        self._check_features()
         if self.head_dim < 2 * self.num_position_axes:
             raise ValueError(
                 f"rotary embedding of {self.num_position_axes} position axes needs a head_dim of at least "
                 f"{2 * self.num_position_axes}, got {self.head_dim} ({self.dim=}, {self.num_heads=})"
             )
+        if self.has_geometry and self.mlp_ratio is None and self.option_scope != "all":
+            raise ValueError("perceiver blocks need mlp_ratio, got mlp_ratio=None")
         self.attention  # noqa: B018 - checks what the model shares with its attention layers
+
+    def _check_conditions(self) -> None:
+        for name in ("conditioning_dims", "geometry_conditioning_dims"):
+            if getattr(self, name) is not None:
+                self._set(**{name: as_mapping(name, getattr(self, name))})
+                for condition, channels in getattr(self, name).items():
+                    check_name("a condition's name", condition)
+                    check_count(f"the number of channels of condition {condition!r}", channels)
+        if not self.conditioning_dims:
+            self._set(conditioning_dims=None)
+            if self.geometry_conditioning_dims is not None:
+                raise ValueError(
+                    f"geometry_conditioning_dims needs conditioning_dims, got {self.geometry_conditioning_dims!r}"
+                )
+        elif self.condition_dim is None:
+            self._set(condition_dim=self.dim)
+        if self.condition_dim is not None:
+            check_count("condition_dim", self.condition_dim)
+        for name, channels in self.named_conditions.items():
+            if (other := (self.conditioning_dims or {}).get(name, channels)) != channels:
+                raise ValueError(f"condition {name!r} cannot have both {other} and {channels} channels")
+            if (self.condition_dim or 0) < 2 * channels:
+                raise ValueError(
+                    f"embedding condition {name!r} of {channels} channels needs a condition_dim of at least "
+                    f"{2 * channels}, got {self.condition_dim}"
+                )
+
+    def _check_features(self) -> None:
+        self._set(feature_dims=as_mapping("feature_dims", self.feature_dims))
+        for branch, channels in self.feature_dims.items():
+            if branch not in self.fields:
+                raise ValueError(f"feature_dims names branch {branch!r}, which is not in fields {list(self.fields)!r}")
+            check_count(f"the number of features of {branch!r}", channels)
 
     def _check_fields(self) -> None:
         self._set(fields=as_mapping("fields", self.fields))
@@ -137,6 +256,11 @@ class AbUptConfig(DataConfig, ModelOptions):
 
     def _check_pooling(self) -> None:
         pooling = self.supernode_pooling
+        if self.has_geometry and pooling.out_dim(1) != 1:
+            raise ValueError(
+                f"geometry tokens have C channels, but pooling of mode {pooling.mode!r} with message_mode 'identity' "
+                f"gives {pooling.out_dim(1)}C; use mode 'relpos'"
+            )
         # A relative message embeds the distance beside the offset.
         num_axes = self.num_position_axes + (pooling.mode != "abspos")
         if self.has_geometry and self.dim < 2 * num_axes:
@@ -177,12 +301,25 @@ class AbUptConfig(DataConfig, ModelOptions):
         return any(block.startswith("perceiver") for block in self.physics_blocks)
 
     @property
+    def named_conditions(self) -> dict[str, int]:
+        """Channels of all named conditions, of all blocks and of the geometry blocks alone."""
+        return {**(self.conditioning_dims or {}), **(self.geometry_conditioning_dims or {})}
+
+    @property
     def attention(self) -> AnchorAttentionConfig:
-        """Configuration of the attention layers over all branches."""
+        """Configuration of the attention layers over all branches, in all blocks but perceivers."""
         return AnchorAttentionConfig(
             dim=self.dim,
             num_heads=self.num_heads,
             use_rope=True,
             branches=self.branches,
+            qk_norm=self.qk_norm is True,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(NumericsConfig)},
         )
+
+    @property
+    def others(self) -> AnchorAttentionConfig:
+        """Configuration of perceivers, and of the linear layers that are in no block."""
+        init_weights = self.init_weights if self.option_scope == "all" else "truncnormal002"
+        bias = self.bias or self.bias_scope == "transformer_blocks"
+        return dataclasses.replace(self.attention, init_weights=init_weights, bias=bias)

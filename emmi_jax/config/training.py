@@ -31,6 +31,7 @@ _MODEL: dict[str, Any] = {
     "mlp_ratio": 2,
     "max_wavelength": 100.0,
     "init_weights": "torch",
+    "option_scope": "all",
     "dtype": "auto",
 }
 
@@ -143,6 +144,7 @@ class TrainSettings(StepSettings, FieldSettings, FoamOptions, DataSettings):
     model: Mapping[str, Any] = setting(
         dict,
         "Options of AbUptConfig that differ from the defaults of training: all but those that follow from the data. "
+        "What is pooled is embedded with the model's max_wavelength, unless supernode_pooling has its own. "
         "The dtype may be auto: bfloat16 on GPU and TPU, float32 on CPU; float16 is refused.",
         of=ModelOptions,
     )

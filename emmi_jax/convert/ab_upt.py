@@ -1,9 +1,10 @@
-"""Weights of the whole AB-UPT model, in the three published layouts."""
+"""Weights of the whole AB-UPT model, in the layouts of the reference's releases and of its main."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -35,8 +36,8 @@ def ab_upt_from_torch(
 
     Args:
         state_dict: Torch tensors or numpy arrays by name, or a checkpoint that holds them under ``"state_dict"``, in
-            one of the layouts ``"1.x"``, ``"2026.4"`` and ``"tutorial"``. Constants (``omega``, ``padding_tensor``)
-            are ignored.
+            one of the layouts ``"1.x"``, ``"2026.4"``, ``"tutorial"`` and ``"main"``. Constants (``omega``,
+            ``padding_tensor``) are ignored.
         config: Configuration of the model.
         layout: How the names are read; by default the layout whose names occur most.
 
@@ -73,7 +74,7 @@ def ab_upt_to_torch(params: Mapping[str, Any], config: AbUptConfig, *, layout: s
     Args:
         params: Parameters of `AnchoredBranchedUPT(config)`.
         config: Configuration of the model.
-        layout: ``"1.x"``, ``"2026.4"`` or ``"tutorial"``.
+        layout: ``"1.x"``, ``"2026.4"``, ``"tutorial"`` or ``"main"``.
 
     Returns:
         Torch tensors by name, copies of the same dtypes and bits. Constants are left to the PyTorch module, so load
@@ -81,8 +82,9 @@ def ab_upt_to_torch(params: Mapping[str, Any], config: AbUptConfig, *, layout: s
 
     Raises:
         ValueError: The layout is unknown or has no names for some parameters of such a model (blocks with untied
-            weights; in ``"tutorial"`` also conditions, layer scales and point features), or parameters are unknown,
-            missing, misshapen or not floating point; the message lists them all.
+            weights in ``"1.x"`` and ``"tutorial"``, which also lacks conditions, layer scales and point features; what
+            is new in ``"main"``), computes other norms, or parameters are unknown, missing, misshapen, not floating
+            point, or not equal although branches share them; the message lists them all.
     """
     _check_layout(layout)
     table = _table(config, layout)
@@ -100,14 +102,36 @@ def _check_layout(layout: str) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _table(config: AbUptConfig, layout: str) -> Table:
-    table = {path: Target(torch_names(path, layout), shape) for path, shape in _shapes(config).items()}
+    if config.norm == "rms" and layout != "main":
+        raise ValueError(f"layout {layout} is that of models with norm='layer', the configuration has norm='rms'")
+    if config.norm == "layer" and config.readout_norm and layout == "main":
+        raise ValueError("layout main is that of models with norm='rms', the configuration has norm='layer'")
+    table = {
+        path: Target(torch_names(path, layout, _untied_branches(path, config)), shape)
+        for path, shape in _shapes(config).items()
+    }
     nameless = [path for path, target in table.items() if not target.names]
     if nameless:
         raise ValueError("\n  ".join([f"layout {layout} has no names for these parameters:", *nameless]))
-    counts = Counter(name for target in table.values() for name in target.names)
+    # Branches of an untied block share entries; a name that several other parameters have is ambiguous.
+    owners = {(name, _without_branch(path, config)) for path, target in table.items() for name in target.names}
+    counts = Counter(name for name, _ in owners)
     if ambiguous := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"in layout {layout} several parameters would share a name, rename the branches: {ambiguous}")
     return table
+
+
+def _untied_branches(path: str, config: AbUptConfig) -> tuple[str, ...]:
+    """Returns the branches below which the weights of a path's block lie; none if the branches share them."""
+    block = re.match(r"physics_blocks_(\d+)/", path)
+    return config.branches if block and config.physics_blocks[int(block[1])].endswith("_untied") else ()
+
+
+def _without_branch(path: str, config: AbUptConfig) -> str:
+    if not _untied_branches(path, config):
+        return path
+    block, _, rest = path.split("/", 2)
+    return f"{block}/{rest}"
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,10 +15,21 @@ _DTYPES = tuple(np.dtype(dtype) for dtype in (np.float16, jnp.bfloat16, np.float
 
 
 class Dim(NamedTuple):
-    """A size: `factor` times a number that all shapes with the same symbol share; without a symbol, `factor` itself."""
+    """A size: `factor` times a number that all shapes with the same symbol share; without a symbol, `factor` itself.
+
+    `more` is another such size to be added.
+    """
 
     factor: int
     symbol: str = ""
+    more: tuple[int, str] | None = None
+
+    def size(self, sizes: Mapping[str, int]) -> int | str:
+        """Returns the size, or "?" if it does not follow from those of symbols."""
+        parts = [(self.factor, self.symbol), *([self.more] if self.more else [])]
+        if any(symbol not in sizes for _, symbol in parts):
+            return "?"
+        return sum(factor * sizes[symbol] for factor, symbol in parts)
 
 
 Shape = tuple[Dim, ...]
@@ -52,8 +63,19 @@ def torch_problems(entries: Mapping[str, Any], table: Table) -> list[str]:
 
 
 def flax_problems(arrays: Mapping[str, Any], table: Table) -> list[str]:
-    """Returns a line for every parameter of a flat Flax tree that does not fit the table, as `torch_problems` does."""
-    return _problems(arrays, {path: target.shape for path, target in table.items()})
+    """Returns a line for every parameter of a flat Flax tree that does not fit the table, as `torch_problems` does.
+
+    Parameters that share an entry of the state dict must be equal.
+    """
+    problems = _problems(arrays, {path: target.shape for path, target in table.items()})
+    if problems:
+        return problems
+    kept = _parts(arrays, table)
+    for path, target in table.items():
+        for name, part in zip(target.names, _split(path, arrays[path], len(target.names)), strict=True):
+            if kept[name][1].tobytes() != part.tobytes():
+                problems.append(f"not equal: {path} and {kept[name][0]}, which share the entry {name}")
+    return problems
 
 
 def flatten_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,8 +109,13 @@ def to_params(entries: Mapping[str, np.ndarray], table: Table) -> dict[str, Any]
 
 def to_state_dict(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, Any]:
     """Returns the state dict of new torch tensors; `arrays` must be free of problems."""
+    return {name: to_tensor(part) for name, (_, part) in _parts(arrays, table).items()}
+
+
+def _parts(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, tuple[str, np.ndarray]]:
+    """Returns what each entry of a state dict holds, and the parameter that it comes from."""
     return {
-        name: to_tensor(part)
+        name: (path, part)
         for path, target in table.items()
         for name, part in zip(target.names, _split(path, arrays[path], len(target.names)), strict=True)
     }
@@ -102,7 +129,7 @@ def _problems(arrays: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[
         if name not in arrays:
             continue
         array = arrays[name]
-        wanted = [dim.factor * sizes[dim.symbol] if dim.symbol in sizes else "?" for dim in shape]
+        wanted = [dim.size(sizes) for dim in shape]
         if not isinstance(array, np.ndarray):
             problems.append(f"not readable: {name} is a {type(array).__name__}, expected a tensor with values")
         elif array.dtype not in _DTYPES:
@@ -119,14 +146,14 @@ def _sizes(arrays: Mapping[str, Any], expected: Mapping[str, Shape]) -> dict[str
         array = arrays.get(name)
         if isinstance(array, np.ndarray) and array.ndim == len(shape):
             for size, dim in zip(array.shape, shape, strict=True):
-                if size % dim.factor == 0:
+                if dim.more is None and size % dim.factor == 0:
                     votes[dim.symbol][size // dim.factor] += 1
     return {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()} | {"": 1}
 
 
 def _torch_shape(path: str, target: Target) -> Shape:
     first, *rest = target.shape[::-1] if _is_kernel(path) else target.shape
-    return (Dim(first.factor // len(target.names), first.symbol), *rest)
+    return (first._replace(factor=first.factor // len(target.names)), *rest)
 
 
 def _join(path: str, parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -22,7 +22,7 @@ from emmi_jax.inference.chunks import ChunkSize, resolve_chunk_size
 from emmi_jax.inference.inputs import condition_input
 from emmi_jax.inference.streaming import encode_inputs, on_device
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.models.inputs import check_inputs
+from emmi_jax.models.inputs import Tokens, check_inputs
 from emmi_jax.points import Array, PointSet, as_points
 
 
@@ -128,7 +128,8 @@ class Problem:
             "condition": self._condition(),
             "anchor_masks": {},
         }
-        check_inputs(self.case.surrogate.model.config, queries={}, **inputs)
+        tokens = Tokens(inputs["anchors"], {}, {}, {})
+        check_inputs(self.case.surrogate.model.config, tokens, geometry, inputs["condition"], {})
         return inputs
 
     def _condition(self) -> NDArray[Any] | None:

@@ -140,7 +140,7 @@ def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device, num_la
     if not stats or "bytes_limit" not in stats:
         return CPU_CHUNK_SIZE // num_passes
     # Residuals, q, k, v, rotations and both sides of the MLP, in float32 at worst; two chunks are alive.
-    values = config.dim * (16 + 3 * config.mlp_ratio)
+    values = 16 * config.dim + 3 * max(config.mlp_hidden_dim or 0, (config.mlp_ratio or 0) * config.dim)
     if config.implementation in ("masked", "xla"):  # these hold the logits of every key
         keys = [leaf.shape[1] for leaf in jax.tree.leaves(cache) if leaf.ndim == 4]
         values += 3 * config.num_heads * len(config.branches) * max(keys, default=0)

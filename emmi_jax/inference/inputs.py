@@ -15,7 +15,7 @@ from emmi_jax.deploy.case import check_not_empty
 from emmi_jax.deploy.draws import check_unmasked
 from emmi_jax.inference.chunks import to_model_units
 from emmi_jax.layers.supernode_pooling import Geometry
-from emmi_jax.models.inputs import check_inputs
+from emmi_jax.models.inputs import Tokens, check_inputs
 
 
 def case_inputs(
@@ -45,7 +45,7 @@ def case_inputs(
         "condition": condition_input(condition),
         "anchor_masks": {b: _host(f"anchor_masks[{b!r}]", m)[None] for b, m in (anchor_masks or {}).items()},
     }
-    check_inputs(config, queries={}, **inputs)
+    check_inputs(config, Tokens(inputs["anchors"], {}, {}, {}), geometry, inputs["condition"], inputs["anchor_masks"])
     masks = inputs["anchor_masks"]
     unbatched = None if geometry is None else jax.tree.map(lambda array: array[0], geometry)
     check_not_empty({b: a[0] for b, a in inputs["anchors"].items()}, unbatched, lambda branch: masks.get(branch))

@@ -58,9 +58,9 @@ def read_config(path: Path) -> RunConfig:
         ValueError: It is not JSON, or holds no configuration.
     """
     values = read_json_object(path)
-    if "model" in values:
-        return RunConfig.read(path)
     try:
+        if "model" in values:
+            return RunConfig.from_dict(values)
         model = AbUptConfig.from_dict(values)
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None

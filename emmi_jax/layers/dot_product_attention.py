@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from emmi_jax.config import AttentionConfig
 from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.linear import input_projection, output_projection
+from emmi_jax.layers.norms import head_norm
 from emmi_jax.ops.attention import check_mask, dot_product_attention
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 from emmi_jax.ops.sharding import gather_key_mask, gather_shards
@@ -55,6 +56,8 @@ class DotProductAttention(nn.Module):
             x, freqs = silence_padding(mask.any(axis=(1, 2)), x, freqs)
         qkv = input_projection(config, 3, "qkv")(x)
         q, k, v = jnp.unstack(qkv.reshape(*x.shape[:2], 3, config.num_heads, config.head_dim), axis=2)
+        if config.qk_norm:
+            q, k = head_norm(config, "q_norm")(q), head_norm(config, "k_norm")(k)
         if freqs is not None:
             q, k = apply_rope(q, freqs), apply_rope(k, freqs)
         mask = gather_key_mask(mask, x.shape[1], config.token_axis)

@@ -12,6 +12,7 @@ from emmi_jax.config import AttentionConfig
 from emmi_jax.layers.inputs import check_padding_mask, check_rope, check_tokens, silence_padding
 from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.linear import input_projection, output_projection
+from emmi_jax.layers.norms import head_norm
 from emmi_jax.layers.patterns import attend_by_patterns
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 from emmi_jax.ops.rows import cut, join, take
@@ -34,6 +35,8 @@ class MixedAttention(nn.Module):
         """Declares the submodules."""
         self.qkv = input_projection(self.config, 3)
         self.proj = output_projection(self.config)
+        if self.config.qk_norm:
+            self.q_norm, self.k_norm = head_norm(self.config), head_norm(self.config)
 
     def __call__(
         self,
@@ -108,6 +111,8 @@ class MixedAttention(nn.Module):
             q = self.qkv(x, slice(config.dim))
             k, v = jnp.split(self.qkv(take(x, rows), slice(config.dim, None)), 2, axis=-1)
         q, k, v = (a.reshape(*a.shape[:2], config.num_heads, config.head_dim) for a in (q, k, v))
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         if freqs is not None:
             q, k = apply_rope(q, freqs), apply_rope(k, RopeFrequencies(*(take(f, rows) for f in freqs)))
         keys, values = cut(k, key_sizes), cut(v, key_sizes)

@@ -18,18 +18,25 @@ class Mlp(nn.Module):
         out_dim: Channels of the output.
         config: Source of initialisation, dtypes and precision.
         names: Names of the two layers.
+        use_bias: Whether the layers have biases.
+        starts_at_zero: Whether the second layer starts at zero.
     """
 
     hidden_dim: int
     out_dim: int
     config: NumericsConfig
     names: tuple[str, str] = ("fc1", "fc2")
+    use_bias: bool = True
+    starts_at_zero: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in_dim] to [..., out_dim]."""
-        x = Linear(self.hidden_dim, self.config, axes=("embed", "mlp"), name=self.names[0])(x)
-        return Linear(self.out_dim, self.config, axes=("mlp", "embed"), name=self.names[1])(gelu(x))
+        first, second = self.names
+        x = Linear(self.hidden_dim, self.config, self.use_bias, axes=("embed", "mlp"), name=first)(x)
+        return Linear(
+            self.out_dim, self.config, self.use_bias, self.starts_at_zero, axes=("mlp", "embed"), name=second
+        )(gelu(x))
 
 
 def gelu(x: jax.Array) -> jax.Array:

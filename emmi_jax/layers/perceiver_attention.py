@@ -10,6 +10,7 @@ from emmi_jax.config import AttentionConfig
 from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.linear import input_projection, output_projection
+from emmi_jax.layers.norms import head_norm
 from emmi_jax.ops.attention import check_mask, dot_product_attention
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 from emmi_jax.ops.sharding import gather_key_mask, gather_shards
@@ -63,6 +64,8 @@ class PerceiverAttention(nn.Module):
         check_tokens("q", q, config.dim)
         q_freqs = check_rope(config, "q_freqs", q_freqs, q)
         queries = input_projection(config, 1, "q")(q).reshape(*q.shape[:2], config.num_heads, config.head_dim)
+        if config.qk_norm:
+            queries = head_norm(config, "q_norm")(queries)
         if q_freqs is not None:
             queries = apply_rope(queries, q_freqs)
         if kv is None:
@@ -107,6 +110,8 @@ class PerceiverAttention(nn.Module):
                 key_mask = jnp.broadcast_to(mask[:, 0, 0], kv.shape[:2])
         k, v = jnp.split(input_projection(config, 2, "kv")(kv), 2, axis=-1)
         k, v = (a.reshape(*kv.shape[:2], config.num_heads, config.head_dim) for a in (k, v))
+        if config.qk_norm:
+            k = head_norm(config, "k_norm")(k)
         if k_freqs is not None:
             k = apply_rope(k, k_freqs)
         keys = gather_shards(KeyValues(k, v, key_mask), config.token_axis, axis=1)

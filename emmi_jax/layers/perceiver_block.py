@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.perceiver_attention import PerceiverAttention
-from emmi_jax.layers.residual import LayerNorm, ResidualBlock, modulate
+from emmi_jax.layers.residual import ResidualBlock, modulate
 from emmi_jax.ops.attention import check_mask
 from emmi_jax.ops.rope import RopeFrequencies
 from emmi_jax.ops.rows import cut, join, take
@@ -25,15 +25,19 @@ class PerceiverBlock(ResidualBlock):
     """
 
     kv_dim: int | None = None
-    num_modulations: ClassVar[int] = 8
 
     def setup(self) -> None:
         """Declares the submodules."""
         super().setup()
-        learned = self.condition_dim is None
-        self.norm1q = LayerNorm(self.config, learned=learned)
-        self.norm1kv = LayerNorm(self.config, learned=learned)
+        self.norm1q = self.make_norm()
+        self.norm1kv = self.make_norm()
         self.attn = PerceiverAttention(self.config, self.kv_dim)
+
+    @property
+    def modulation_dims(self) -> tuple[int, ...]:
+        """Channels of scale and shift of q and of kv, gate of the attention; scale, shift and gate of the MLP."""
+        dim, kv_dim = self.config.dim, self.config.dim if self.kv_dim is None else self.kv_dim
+        return (dim, dim, kv_dim, kv_dim, dim, dim, dim, dim)
 
     def __call__(
         self,
@@ -67,8 +71,7 @@ class PerceiverBlock(ResidualBlock):
         check_tokens("q", q, self.config.dim)
         q_scale, q_shift, kv_scale, kv_shift, *rest = self.modulations(condition)
         if kv is not None:
-            if self.condition_dim is not None and self.kv_dim not in (None, self.config.dim):
-                raise ValueError(f"a conditioned block needs kv_dim to be dim={self.config.dim}, got {self.kv_dim}")
+            check_tokens("kv", kv, self.config.dim if self.kv_dim is None else self.kv_dim)
             if mask is not None:
                 check_mask(mask, kv.shape[0], self.config.num_heads, q.shape[1], kv.shape[1])
                 kv, _ = silence_padding(mask.any(axis=(1, 2)), kv)

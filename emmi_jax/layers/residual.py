@@ -1,46 +1,18 @@
-"""The common part of all blocks: norms, modulation by a condition, layer scale, drop path and the MLP."""
+"""The common part of all blocks: modulation by a condition, layer scale, drop path and the MLP."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from emmi_jax.config import AttentionConfig, NumericsConfig
-from emmi_jax.layers.linear import Linear, as_matrix, param
+from emmi_jax.config import NORMS, AttentionConfig, check_choice
+from emmi_jax.config.checks import check_mlp
+from emmi_jax.layers.linear import Linear, param
 from emmi_jax.layers.mlp import Mlp
-
-NORM_EPSILON = 1e-6
-
-
-class LayerNorm(nn.Module):
-    """Normalises channels to mean 0 and variance 1, in float32.
-
-    Args:
-        config: Source of the dtypes.
-        learned: Whether the norm has a scale and a bias.
-
-    Source: Ba et al. 2016, "Layer normalization" (arXiv 1607.06450).
-    """
-
-    config: NumericsConfig
-    learned: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., C] to [..., C]."""
-        y = as_matrix(x.astype(jnp.float32))
-        y = y - y.mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + NORM_EPSILON)
-        if self.learned:
-            shape, dtype = (x.shape[-1],), self.config.param_dtype
-            scale = param(self, "scale", nn.initializers.ones, shape, dtype, ("embed",))
-            bias = param(self, "bias", nn.initializers.zeros, shape, dtype, ("embed",))
-            y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
-        return y.reshape(x.shape).astype(self.config.dtype or x.dtype)
+from emmi_jax.layers.norms import NORM_EPSILON, LayerNorm, RmsNorm
 
 
 def modulate(h: jax.Array, scale: jax.Array | None, shift: jax.Array | None) -> jax.Array:
@@ -79,33 +51,64 @@ class ResidualBlock(nn.Module):
             learned parameters, and a zero-initialised projection of the condition scales, shifts and gates.
         layer_scale: Initial layer scale; None means no layer scale.
         drop_path_rate: Rate at which samples skip a residual branch during training.
+        mlp_hidden_dim: Hidden channels of the MLP, whatever `mlp_ratio` says; None leaves them to it.
+        eps: What the norms add to the variance or mean square.
+        norm: ``layer`` or ``rms``.
+        norm_bias: Whether the norms have biases; None for `config.bias`.
+        mlp_bias: Whether the MLP has biases; None for `config.bias`.
+
+    Raises:
+        ValueError: There is no such norm, or neither `mlp_ratio` nor `mlp_hidden_dim` is given.
 
     Source: Peebles & Xie 2022, "DiT" (arXiv 2212.09748) for the modulation; Huang et al. 2016 for drop path.
     """
 
     config: AttentionConfig
-    mlp_ratio: int = 4
+    mlp_ratio: int | None = 4
     condition_dim: int | None = None
     layer_scale: float | None = None
     drop_path_rate: float = 0.0
-    num_modulations: ClassVar[int]
+    mlp_hidden_dim: int | None = None
+    eps: float = NORM_EPSILON
+    norm: str = "layer"
+    norm_bias: bool | None = None
+    mlp_bias: bool | None = None
 
     def setup(self) -> None:
         """Declares the submodules."""
         config = self.config
-        self.norm2 = LayerNorm(config, learned=self.condition_dim is None)
-        self.mlp = Mlp(self.mlp_ratio * config.dim, config.dim, config)
+        check_choice("norm", self.norm, NORMS)
+        check_mlp(self.mlp_ratio, self.mlp_hidden_dim)
+        self.norm2 = self.make_norm()
+        self.mlp = Mlp(
+            self.mlp_hidden_dim or (self.mlp_ratio or 0) * config.dim,
+            config.dim,
+            config,
+            use_bias=config.bias if self.mlp_bias is None else self.mlp_bias,
+            starts_at_zero=config.init_weights == "truncnormal002-identity",
+        )
         if self.layer_scale is not None:
             self.ls1 = LayerScale(self.layer_scale, config.param_dtype)
             self.ls2 = LayerScale(self.layer_scale, config.param_dtype)
         if self.condition_dim is not None:
-            self.modulation = Linear(
-                self.num_modulations * config.dim, config, zero_init=True, axes=("condition", "embed")
-            )
+            self.modulation = Linear(sum(self.modulation_dims), config, zero_init=True, axes=("condition", "embed"))
         self.drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2))
 
+    @property
+    def modulation_dims(self) -> tuple[int, ...]:
+        """Channels of each scale, shift and gate that the condition gives."""
+        raise NotImplementedError
+
+    def make_norm(self) -> nn.Module:
+        """Returns a norm as the block has them; in a conditioned block it learns nothing."""
+        learned, config = self.condition_dim is None, self.config
+        if self.norm == "rms":
+            return RmsNorm(config, learned=learned, epsilon=self.eps)
+        use_bias = config.bias if self.norm_bias is None else self.norm_bias
+        return LayerNorm(config, learned=learned, use_bias=use_bias, epsilon=self.eps)
+
     def modulations(self, condition: jax.Array | None) -> list[jax.Array | None]:
-        """Returns scales, shifts and gates [B, 1, C]; None in an unconditioned block.
+        """Returns scales, shifts and gates [B, 1, channels]; None in an unconditioned block.
 
         Raises:
             ValueError: The condition is superfluous, missing or of the wrong shape.
@@ -113,14 +116,14 @@ class ResidualBlock(nn.Module):
         if self.condition_dim is None:
             if condition is not None:
                 raise ValueError(f"a condition of shape {list(condition.shape)} is given to an unconditioned block")
-            return [None] * self.num_modulations
+            return [None] * len(self.modulation_dims)
         if condition is None:
             raise ValueError(f"a block with condition_dim={self.condition_dim} needs a condition")
         if condition.ndim != 2 or condition.shape[1] != self.condition_dim:
             raise ValueError(
                 f"condition must have the shape [batch, {self.condition_dim}], got {list(condition.shape)}"
             )
-        return list(jnp.split(self.modulation(condition)[:, None, :], self.num_modulations, axis=-1))
+        return list(jnp.split(self.modulation(condition)[:, None, :], np.cumsum(self.modulation_dims)[:-1], axis=-1))
 
     def finish(self, x: jax.Array, y: jax.Array, modulations: list[jax.Array | None], deterministic: bool) -> jax.Array:
         """Adds the attention's output y to x [B, T, C], then the MLP branch.

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from emmi_jax.config import NumericsConfig, SupernodePoolingConfig
 from emmi_jax.layers.linear import Linear
@@ -116,7 +115,6 @@ class SupernodePooling(nn.Module):
         dim: Number of channels C.
         pooling: Neighbourhood and messages.
         config: Source of initialisation, dtypes and precision.
-        max_wavelength: Largest wavelength over 2 pi of the position embeddings.
 
     Source: Alkin et al. 2024, "Universal physics transformers" (arXiv 2402.12365).
     """
@@ -124,7 +122,6 @@ class SupernodePooling(nn.Module):
     dim: int
     pooling: SupernodePoolingConfig
     config: NumericsConfig
-    max_wavelength: float = 10_000
 
     @nn.compact
     def __call__(self, geometry: Geometry) -> jax.Array:
@@ -134,7 +131,7 @@ class SupernodePooling(nn.Module):
             geometry: The points and which of them are supernodes.
 
         Returns:
-            Array [B, M, C].
+            Array [B, M, C]; with messages that are pooled as they are, `pooling.out_dim(C)` channels.
 
         Raises:
             ValueError: The geometry does not fit the configuration; see `check_geometry`.
@@ -146,13 +143,21 @@ class SupernodePooling(nn.Module):
         is_present = _is_present(geometry.position)[..., None]
         position = jnp.where(is_present, geometry.position, 0)
         features = None if geometry.features is None else jnp.where(is_present, geometry.features, 0)
-        messages = self._messages(position, features, centers, geometry.supernode_idx, neighbors.idx)
-        pooled = self._aggregate(gelu(messages), neighbors.mask)
+        relative = self._relative(position, centers, neighbors.idx)
+        point = self._embed(position)
+        if features is not None:
+            features = self._linear("feature_projection")(features)
+            down = self._linear("feature_down_projection")
+            if relative is None:
+                point = down(jnp.concatenate([point, features], axis=-1))
+            else:
+                relative = self._edge_linear(down, relative, features, geometry.supernode_idx, neighbors.idx)
+        pooled = self._pool(relative, point, geometry.supernode_idx, neighbors)
         if not self.pooling.readd_supernode_pos:
             return pooled
-        return Linear(self.dim, self.config, name="proj")(
-            jnp.concatenate([pooled, self._embed(centers, pooled.dtype)], axis=-1)
-        )
+        is_in_point = features is not None and self.pooling.mode == "abspos"
+        own = _gather(point, geometry.supernode_idx) if is_in_point else self._embed(centers)
+        return self._linear("proj")(jnp.concatenate([pooled, own.astype(pooled.dtype)], axis=-1))
 
     def _neighbors(self, geometry: Geometry, is_real: jax.Array) -> Neighbors:
         """Returns the neighbours of the real supernodes."""
@@ -165,36 +170,28 @@ class SupernodePooling(nn.Module):
             return nearest_neighbors(position, idx, k=pooling.k)
         return radius_neighbors(position, idx, radius=pooling.radius or 0.0, max_degree=pooling.max_degree)
 
-    def _messages(
-        self,
-        position: jax.Array,
-        features: jax.Array | None,
-        centers: jax.Array,
-        supernode_idx: AnyArray,
-        neighbor_idx: jax.Array,
-    ) -> jax.Array:
-        """Returns the output of the first layer for each edge [B, M, K, C].
+    def _relative(self, position: jax.Array, centers: jax.Array, neighbor_idx: jax.Array) -> jax.Array | None:
+        """Returns the embedding [B, M, K, C] of each edge, if messages hold it."""
+        if self.pooling.mode == "abspos":
+            return None
+        return self._embed(_with_distance(centers[:, :, None] - _gather(position, neighbor_idx)))
 
-        A product with a concatenation is a sum of products: what depends on a point alone is multiplied once per point.
-        """
-        mode, dim = self.pooling.mode, self.dim
-        dtype = self.config.dtype or jnp.float32
-        relative = None
-        if mode != "abspos":
-            offset = centers[:, :, None] - _gather(position, neighbor_idx)
-            relative = self._embed(_with_distance(offset), dtype)
-            if mode == "relpos" and features is None:
-                return Linear(dim, self.config, name="message_0")(relative)
-        point = self._embed(position, dtype)
-        if features is not None:
-            features = Linear(dim, self.config, name="feature_projection")(features)
-            down = Linear(dim, self.config, name="feature_down_projection")
-            if mode == "relpos":
-                edge = self._edge_linear(down, relative, features, supernode_idx, neighbor_idx)
-                return Linear(dim, self.config, name="message_0")(edge)
-            point = down(jnp.concatenate([point, features], axis=-1))
-        message = Linear(dim, self.config, name="message_0")
-        return self._edge_linear(message, relative, point, supernode_idx, neighbor_idx, relative_first=False)
+    def _pool(
+        self, relative: jax.Array | None, point: jax.Array, supernode_idx: AnyArray, neighbors: Neighbors
+    ) -> jax.Array:
+        """Returns the sum or mean over the neighbours of what becomes of each message."""
+        mode = self.pooling.message_mode
+        if mode == "identity":
+            parts = [] if self.pooling.mode == "relpos" else [_gather(point, neighbors.idx)]
+            parts += [jnp.broadcast_to(_gather(point, supernode_idx)[:, :, None], part.shape) for part in parts]
+            parts += [] if relative is None else [relative]
+            return self._sum_or_mean(jnp.concatenate(parts, axis=-1), neighbors.mask)
+        first = self._linear("message_0" if mode == "mlp" else "message")
+        if relative is not None and self.pooling.mode == "relpos":
+            messages = first(relative)
+        else:
+            messages = self._edge_linear(first, relative, point, supernode_idx, neighbors.idx, relative_first=False)
+        return self._sum_or_mean(messages, neighbors.mask) if mode == "linear" else self._second(messages, neighbors)
 
     def _edge_linear(
         self,
@@ -206,7 +203,10 @@ class SupernodePooling(nn.Module):
         *,
         relative_first: bool = True,
     ) -> jax.Array:
-        """Applies a layer to [point(p), point(s)], with the embedding of the edge before or after it, or without."""
+        """Applies a layer to [point(p), point(s)], with the embedding of the edge before or after it, or without.
+
+        A product with a concatenation is a sum of products: what depends on a point alone is multiplied once per point.
+        """
         num_parts = 2 if relative is None else 3
         kernel, bias = _weights(linear, num_parts * self.dim, point)
         parts = jnp.split(kernel, num_parts)
@@ -217,19 +217,27 @@ class SupernodePooling(nn.Module):
             y = y + jnp.dot(relative, edge_kernel, precision=self.config.precision)
         return y + bias
 
-    def _aggregate(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-        """Applies the second layer to [B, M, K, C] and takes the sum or mean over the neighbours [B, M, C]."""
-        hidden = jnp.where(mask[..., None], hidden, 0).sum(axis=2)
-        degree = mask.sum(axis=2, keepdims=True).astype(hidden.dtype)
+    def _second(self, messages: jax.Array, neighbors: Neighbors) -> jax.Array:
+        """Applies GELU and the second layer to [B, M, K, C] and takes the sum or mean over the neighbours [B, M, C]."""
+        hidden = self._sum_or_mean(gelu(messages), neighbors.mask)
+        degree = neighbors.mask.sum(axis=2, keepdims=True).astype(hidden.dtype)
         # The second layer is linear, so it acts once per supernode instead of once per edge.
-        kernel, bias = _weights(Linear(self.dim, self.config, name="message_2"), self.dim, hidden)
+        kernel, bias = _weights(self._linear("message_2"), self.dim, hidden)
         weight = degree if self.pooling.aggregation == "sum" else jnp.minimum(degree, 1)
-        if self.pooling.aggregation == "mean":
-            hidden = hidden / jnp.maximum(degree, 1)
         return jnp.dot(hidden, kernel, precision=self.config.precision) + weight * bias
 
-    def _embed(self, position: jax.Array, dtype: DTypeLike) -> jax.Array:
-        return sincos_embedding(position, self.dim, self.max_wavelength).astype(dtype)
+    def _sum_or_mean(self, messages: jax.Array, mask: jax.Array) -> jax.Array:
+        total = jnp.where(mask[..., None], messages, 0).sum(axis=2)
+        if self.pooling.aggregation == "sum":
+            return total
+        return total / jnp.maximum(mask.sum(axis=2, keepdims=True).astype(total.dtype), 1)
+
+    def _linear(self, name: str) -> Linear:
+        return Linear(self.dim, self.config, self.pooling.bias, name=name)
+
+    def _embed(self, position: jax.Array) -> jax.Array:
+        embedded = sincos_embedding(position, self.dim, self.pooling.max_wavelength)
+        return embedded.astype(self.config.dtype or embedded.dtype)
 
 
 def _weights(linear: Linear, in_features: int, like: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from emmi_jax.layers.dot_product_attention import DotProductAttention
 from emmi_jax.layers.inputs import check_padding_mask, check_rope, check_tokens, silence_padding
 from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.patterns import attend_by_patterns
-from emmi_jax.layers.residual import LayerNorm, ResidualBlock, modulate
+from emmi_jax.layers.residual import ResidualBlock, modulate
 from emmi_jax.ops.rope import RopeFrequencies
 from emmi_jax.ops.rows import cut, join, take
 from emmi_jax.tokens import TokenSpec, attended_groups, resolve_patterns, specs_of_branch, token_slices
@@ -28,13 +28,17 @@ class TransformerBlock(ResidualBlock):
     """
 
     attention: type[nn.Module] = DotProductAttention
-    num_modulations: ClassVar[int] = 6
 
     def setup(self) -> None:
         """Declares the submodules."""
         super().setup()
-        self.norm1 = LayerNorm(self.config, learned=self.condition_dim is None)
+        self.norm1 = self.make_norm()
         self.attention_block: Any = self.attention(self.config)
+
+    @property
+    def modulation_dims(self) -> tuple[int, ...]:
+        """Channels of scale, shift and gate of the attention, then of the MLP."""
+        return (self.config.dim,) * 6
 
     def __call__(
         self,

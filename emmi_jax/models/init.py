@@ -43,6 +43,8 @@ def dummy_inputs(model: AnchoredBranchedUPT) -> dict[str, Any]:
         features_dim = config.supernode_pooling.input_features_dim
         features = None if features_dim is None else jnp.zeros((1, 1, features_dim))
         inputs["geometry"] = Geometry(position, jnp.zeros((1, 1), jnp.int32), features=features)
-    if config.condition_dim is not None:
+    if config.conditioning_dims is not None:
+        inputs["condition"] = {name: jnp.zeros((1, channels)) for name, channels in config.named_conditions.items()}
+    elif config.condition_dim is not None:
         inputs["condition"] = jnp.zeros((1, config.condition_dim))
     return inputs

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AbUptConfig
-from emmi_jax.models.inputs import Arrays
+from emmi_jax.models.inputs import Arrays, Tokens
 from emmi_jax.ops.attention import forward_mode
 from emmi_jax.ops.curl import curl_by_token
 
@@ -19,9 +19,9 @@ def predict_with_curls(
     network: nn.Module,
     variables: Mapping[str, Any],
     config: AbUptConfig,
+    tokens: Tokens,
     *,
     encoded: Mapping[str, Any],
-    queries: Arrays,
     options: Mapping[str, Any],
 ) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
     """Predicts as the network does, but replaces vector potentials by their curls.
@@ -34,61 +34,93 @@ def predict_with_curls(
         network: The network, not bound to variables; it takes the arguments of `AnchoredBranchedUPT`.
         variables: Its variables.
         config: The configuration that names the potentials.
-        encoded: The arguments that describe anchors and geometry.
-        queries: Positions [B, T, 3] of any of the branches.
+        tokens: Positions and features of anchors and queries.
+        encoded: The arguments that describe the geometry.
         options: The arguments that every part of the network takes, and its rngs.
 
     Returns:
         What the model returns; and the keys and values of anchors and geometry, empty if these are cached.
     """
-    anchors: Arrays | None = encoded["anchors"]
-    moved = _moved_tokens(config, anchors, queries)
-    others = {branch: position for branch, position in queries.items() if branch not in moved}
+    moved = config.vector_potentials
+    others = {branch: position for branch, position in tokens.queries.items() if branch not in moved}
+    other_features = {branch: array for branch, array in tokens.query_features.items() if branch not in moved}
+    still = tokens._replace(queries=others, query_features=other_features)
     predictions: dict[str, jax.Array] = {}
     cache: Mapping[str, Any] = {}
-    if anchors is not None:
-        predictions, updated = network.apply(variables, queries=others, mutable=["cache"], **encoded, **options)
+    if tokens.anchors is not None:
+        predictions, updated = network.apply(variables, still, mutable=["cache"], **encoded, **options)
         cache = updated.get("cache", {})
         variables = {**variables, **updated}
     elif others:
-        outputs: Any = network.apply(variables, queries=others, **options)
+        outputs: Any = network.apply(variables, still, **options)
         predictions = outputs
-    if moved:
+    for sides in _sides_at_once(config, tokens):
         with forward_mode(True):
-            curls, rest = _curls(network, variables, config, moved, options)
-        for branch in moved:
-            num_anchors = 0 if anchors is None else anchors[branch].shape[1]
-            for name in config.fields[branch]:
-                key = f"query_{branch}_{name}"
-                if anchors is not None and key in curls:
-                    predictions[f"{branch}_{name}"] = curls[key][:, :num_anchors]
-                if branch in queries:
-                    predictions[key] = (curls | rest)[key][:, num_anchors:]
+            predictions |= _curls(network, variables, config, sides, options)
     return predictions, cache
 
 
-def _moved_tokens(config: AbUptConfig, anchors: Arrays | None, queries: Arrays) -> dict[str, jax.Array]:
-    """Returns the positions of branches with potentials, anchors before queries."""
-    moved = {}
-    for branch in config.vector_potentials:
-        parts = [given[branch] for given in (anchors or {}, queries) if branch in given]
-        if parts:
-            moved[branch] = jnp.concatenate(parts, axis=1).astype(jnp.float32)
-    return moved
+class _Side(NamedTuple):
+    """Anchors or queries of branches with potentials: what their outputs start with, positions and features."""
+
+    prefix: str
+    positions: Arrays
+    features: Arrays
+
+
+def _sides_at_once(config: AbUptConfig, tokens: Tokens) -> list[list[_Side]]:
+    """Returns anchors and queries together, or one after the other where only one of them has features."""
+    sides = [
+        _Side(
+            prefix, *({b: given[b] for b in config.vector_potentials if b in given} for given in (positions, features))
+        )
+        for prefix, positions, features in (
+            ("", tokens.anchors or {}, tokens.anchor_features),
+            ("query_", tokens.queries, tokens.query_features),
+        )
+    ]
+    sides = [side for side in sides if side.positions]
+    differ = {branch for side in sides for branch in side.positions if branch not in side.features}
+    return (
+        [[side] for side in sides] if differ & {b for side in sides for b in side.features} else [sides] * bool(sides)
+    )
 
 
 def _curls(
     network: nn.Module,
     variables: Mapping[str, Any],
     config: AbUptConfig,
-    moved: dict[str, jax.Array],
+    sides: Sequence[_Side],
     options: Mapping[str, Any],
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the curls of the potentials at queries that read their anchors from the cache, and the other fields."""
+) -> dict[str, jax.Array]:
+    """Returns the fields of tokens that read the anchors from the cache, with the curls of the potentials.
+
+    At anchors, only the curls: the other fields are known.
+    """
+    moved = _joined([side.positions for side in sides])
+    features = _joined([side.features for side in sides])
     potentials = {f"query_{branch}_{name}" for branch in moved for name in config.vector_potentials[branch]}
 
     def potential(positions: Arrays) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        outputs: Any = network.apply(variables, queries=positions, **options)
+        outputs: Any = network.apply(variables, Tokens(None, positions, {}, features), **options)
         return {name: outputs.pop(name) for name in potentials}, outputs
 
-    return curl_by_token(potential, moved)
+    curls, rest = curl_by_token(potential, {branch: position.astype(jnp.float32) for branch, position in moved.items()})
+    predictions: dict[str, jax.Array] = {}
+    for branch in moved:
+        start = 0
+        for side in sides:
+            if branch not in side.positions:
+                continue
+            rows = slice(start, start := start + side.positions[branch].shape[1])
+            for name in config.fields[branch]:
+                key = f"query_{branch}_{name}"
+                if side.prefix or key in curls:
+                    predictions[f"{side.prefix}{branch}_{name}"] = (curls | rest)[key][:, rows]
+    return predictions
+
+
+def _joined(parts: Sequence[Arrays]) -> dict[str, jax.Array]:
+    """Joins arrays [B, T, ...] of the same branch."""
+    branches = {branch: None for part in parts for branch in part}
+    return {branch: jnp.concatenate([part[branch] for part in parts if branch in part], axis=1) for branch in branches}

@@ -21,10 +21,31 @@ def axis_frequencies(num_channels: int, num_axes: int, max_wavelength: float) ->
     """
     if not max_wavelength > 0:
         raise ValueError(f"max_wavelength must be positive, got {max_wavelength!r}")
+    width = _channels_per_axis(num_channels, num_axes)
+    # Positions reach 1000, where one rounding of omega moves an angle by 6e-5. So round as the reference does; NumPy's
+    # power of float32 is an ulp off on some processors.
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    omega = np.float32(1) / (np.float64(np.float32(max_wavelength)) ** exponents.astype(np.float64)).astype(np.float32)
+    return omega, num_channels - num_axes * width
+
+
+def octave_frequencies(num_channels: int, num_axes: int) -> tuple[np.ndarray, int]:
+    """Returns angular frequencies from pi to 1024 pi, and the rest, as `axis_frequencies` does.
+
+    Raises:
+        ValueError: There are too few channels for one frequency per axis.
+    """
+    width = _channels_per_axis(num_channels, num_axes)
+    num, i = width // 2, np.arange(width // 2, dtype=np.float32)
+    # Values move angles of up to 1024 pi, so round as the reference does: from both ends to the middle.
+    step = np.float32(10 / max(num - 1, 1))
+    octaves = np.where(i < num // 2, step * i, np.float32(10) - step * (num - 1 - i)) if num > 1 else i
+    omega = np.float32(np.pi) * np.exp2(octaves.astype(np.float64)).astype(np.float32)
+    return omega, num_channels - num_axes * width
+
+
+def _channels_per_axis(num_channels: int, num_axes: int) -> int:
     width = num_channels // num_axes // 2 * 2 if num_axes > 0 else 0
     if width <= 0:
         raise ValueError(f"{num_channels} channels are too few for {num_axes} position axes; needed: {2 * num_axes}")
-    # Positions reach 1000, where one rounding of omega moves an angle by 6e-5. So round as the reference does.
-    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    omega = np.float32(1) / np.float32(max_wavelength) ** exponents
-    return omega, num_channels - num_axes * width
+    return width

@@ -69,7 +69,7 @@ class RunConfig(Config):
         """
         values = read_json_object(path)
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(_with_later_options(values))
         except (TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: not the configuration of a run: {error}") from None
 
@@ -88,6 +88,22 @@ class RunConfig(Config):
         return FoamSelection(
             trained_on.patches if patches is None else patches, trained_on.time if time is None else time
         )
+
+
+def _with_later_options(values: JsonDict) -> JsonDict:
+    """Returns a configuration that says what runs had before there was a choice.
+
+    The model's `max_wavelength` reached the pooling, `bias` attention alone, and block options perceivers too.
+    """
+    model = values.get("model")
+    if not isinstance(model, Mapping) or "option_scope" in model:
+        return values
+    earlier = {"option_scope": "all", **({} if model.get("bias", True) else {"bias_scope": "attention"})}
+    pooling = {"max_wavelength": model.get("max_wavelength", 10_000), **model.get("supernode_pooling", {})}
+    settings = values.get("settings")
+    if settings is not None:
+        settings = {**settings, "model": {**earlier, **settings.get("model", {})}}
+    return {**values, "model": {**earlier, **model, "supernode_pooling": pooling}, "settings": settings}
 
 
 class RunDirectory:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from emmi_jax.config import AbUptConfig, FoamOptions, FoamSelection, TrainJob, TrainSettings
+from emmi_jax.config.base import as_mapping
 from emmi_jax.data.case_split import PUBLISHED_SPLITS
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.files.atomic import read_toml
@@ -119,6 +120,8 @@ def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]
         if unknown := sorted(set(asked) - known):
             raise ValueError(f"{what} names the unknown fields {unknown!r}; the fields are {names!r}")
     options = dict(settings.model)
+    pooling = as_mapping("supernode_pooling", options["supernode_pooling"])
+    options["supernode_pooling"] = {"max_wavelength": options["max_wavelength"], **pooling}
     if options["dtype"] == "auto":
         options["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     free = settings.divergence_free

@@ -30,7 +30,15 @@ def golden_ab_upt_config(name: str) -> AbUptConfig:
     letters = {"p": "perceiver", "s": "self", "c": "cross"}
     branches = ("surface", "volume")
     fields = meta.get("fields") or {branch: meta[f"{branch}_fields"] for branch in branches}
+    names = ("max_wavelength", "eps", "mlp_hidden_dim", "bias", "norm", "qk_norm", "feature_dims")
+    options = {name: meta[name] for name in names if name in meta}
+    is_main = meta["kind"] == "ab_upt_main"
+    options |= {"readout_norm": True} if is_main else {"bias_scope": "transformer_blocks"}
+    if meta.get("conditioning_dims"):
+        options["conditioning_dims"] = dict(meta["conditioning_dims"])
     return AbUptConfig(
+        **options,
+        layer_scale=meta.get("layerscale"),
         dim=meta["dim"],
         num_heads=meta["num_heads"],
         fields={branch: dict(pairs) for branch, pairs in fields.items()},

@@ -22,6 +22,8 @@ GOLDENS = {
     "ab_upt_2026_0": "2026.4",
     "ab_upt_2026_1": "2026.4",
     "ab_upt_tutorial_48": "tutorial",
+    **{f"ab_upt_field_{i}": "2026.4" for i in range(4)},
+    **{f"ab_upt_main_{i}": "main" for i in range(3)},
 }
 
 
@@ -38,6 +40,13 @@ def pooling(**options):
 OTHERS = {
     "no geometry": (small(), True),
     "no biases": (small(physics_blocks=("perceiver", "joint"), bias=False), True),
+    "biases of perceivers alone": (
+        small(physics_blocks=("perceiver", "joint"), bias=False, bias_scope="transformer_blocks"),
+        True,
+    ),
+    "no biases in attention": (small(physics_blocks=("perceiver",), bias=False, bias_scope="attention"), True),
+    "linear messages": (pooling(mode="absrelpos", message_mode="linear"), True),
+    "messages as they are": (pooling(mode="relpos", message_mode="identity", bias=False), True),
     "layer scale": (small(physics_blocks=("perceiver", "cross"), layer_scale=0.1), False),
     "condition": (small(physics_blocks=("perceiver", "self"), condition_dim=3), False),
     "wide MLP": (small(mlp_ratio=2, geometry_depth=0, physics_blocks=("perceiver",)), True),
@@ -108,7 +117,7 @@ def test_fields_of_a_branch_follow_one_another_in_the_decoder():
     np.testing.assert_array_equal(kernel, state_dict["volume_decoder.weight"].T)
 
 
-@pytest.mark.parametrize("name", GOLDENS)
+@pytest.mark.parametrize("name", [name for name in GOLDENS if "_main_" not in name and "_field_" not in name])
 def test_every_fault_is_listed_in_one_error(name):
     config, state_dict = golden_ab_upt_config(name), without_constants(golden_state_dict(name))
     wide, bias, message = (next(key for key in state_dict if part in key) for part in ("fc1.weight", "fc2.bias", "e.2"))
@@ -149,19 +158,59 @@ def test_every_fault_of_a_parameter_tree_is_listed_in_one_error():
 
 
 def test_unknown_layout_is_refused():
-    with pytest.raises(ValueError, match=r"layout must be one of 1.x, 2026.4, tutorial, got '2.0'"):
+    with pytest.raises(ValueError, match=r"layout must be one of 1.x, 2026.4, tutorial, main, got '2.0'"):
         ab_upt_to_torch({}, small(), layout="2.0")
 
 
 @pytest.mark.parametrize("block", ["self_untied", "perceiver_untied"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_untied_blocks_have_no_names(layout, block):
+@pytest.mark.parametrize("layout", ["1.x", "tutorial"])
+def test_untied_blocks_have_no_names_in_older_layouts(layout, block):
     config = small(physics_blocks=(block,))
     with pytest.raises(ValueError, match=rf"layout {layout} has no names for these parameters") as error:
         ab_upt_to_torch({}, config, layout=layout)
     assert all(path.startswith("physics_blocks_0/") for path in listed(error))
-    with pytest.raises(ValueError, match=rf"layout {layout} has no names for these parameters"):
-        ab_upt_from_torch({}, config)
+
+
+def test_what_branches_of_an_untied_block_share_must_be_equal():
+    pytest.importorskip("torch")
+    config = small(physics_blocks=("self_untied",))
+    params = random_params(model_shapes(config))
+    with pytest.raises(ValueError, match="do not fit the configuration") as error:
+        ab_upt_to_torch(params, config, layout="2026.4")
+    place = "physics_blocks_0/{}/norm1/scale"
+    shared = (
+        f"{place.format('surface')} and {place.format('volume')}, which share the entry physics_blocks.0.norm1.weight"
+    )
+    assert f"not equal: {shared}" in listed(error)
+
+
+MAIN = {
+    "plain": {},
+    "conditions": {"conditioning_dims": {"design": 3, "inflow": 1}, "condition_dim": 8},
+    "conditions of the geometry": {
+        "conditioning_dims": {"design": 3},
+        "geometry_conditioning_dims": {"inflow": 2},
+        "bias": False,
+    },
+    "geometry without conditions": {"conditioning_dims": {"design": 3}, "geometry_conditioning_dims": {}},
+    "one condition": {"condition_dim": 5, "qk_norm": "geometry"},
+    "features and norms of heads": {"feature_dims": {"volume": 2}, "qk_norm": True, "layer_scale": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_main_is_recognised_and_keeps_the_parameters(name):
+    pytest.importorskip("torch")
+    config = small(physics_blocks=("perceiver", "cross"), norm="rms", readout_norm=True, **MAIN[name])
+    params = random_params(model_shapes(config))
+    assert_same_bits(ab_upt_from_torch(ab_upt_to_torch(params, config, layout="main"), config), params)
+    with pytest.raises(ValueError, match=r"layout 2026\.4 is that of models with norm='layer'"):
+        ab_upt_to_torch(params, config, layout="2026.4")
+
+
+def test_main_refuses_weights_that_were_trained_with_other_norms():
+    with pytest.raises(ValueError, match="layout main is that of models with norm='rms'"):
+        ab_upt_to_torch({}, small(readout_norm=True), layout="main")
 
 
 def test_branches_whose_names_collide_in_a_layout_are_refused():

@@ -290,11 +290,33 @@ def test_perceiver_block_without_cached_keys_and_values_is_refused():
         block.apply(variables, q, None)
 
 
-def test_conditioned_perceiver_block_refuses_other_channels_of_keys_and_values():
+def test_conditioned_perceiver_block_refuses_keys_and_values_of_other_channels_than_its_own():
     q, _ = tokens("perceiver")
     block = make("perceiver", condition_dim=CONDITION_DIM, kv_dim=7)
-    with pytest.raises(ValueError, match="a conditioned block needs kv_dim to be dim=12, got 7"):
-        block.init(jax.random.key(0), q, jnp.zeros((2, 4, 7)), condition=condition())
+    with pytest.raises(ValueError, match=r"kv must have the shape \[batch, tokens, 7\], got \[2, 4, 12\]"):
+        block.init(jax.random.key(0), q, jnp.zeros((2, 4, 12)), condition=condition())
+
+
+@pytest.mark.parametrize("kind", ["transformer", "perceiver"])
+def test_identity_initialisation_starts_as_the_identity(kind):
+    config = dataclasses.replace(make(kind).config, init_weights="truncnormal002-identity")
+    inputs = tokens(kind)
+    y, variables = make(kind).clone(config=config).init_with_output(jax.random.key(0), *inputs)
+    np.testing.assert_array_equal(y, inputs[0])
+    assert np.abs(variables["params"]["mlp"]["fc1"]["kernel"]).max() > 0
+
+
+def test_a_block_without_biases_keeps_only_the_scales_of_its_norms():
+    config = dataclasses.replace(make("transformer").config, bias=False)
+    params = make("transformer").clone(config=config).init(jax.random.key(0), *tokens("transformer"))["params"]
+    leaves = {path[-1].key for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
+    assert leaves == {"kernel", "scale"}
+
+
+def test_a_block_without_a_size_of_its_mlp_is_refused():
+    block = make("transformer").clone(mlp_ratio=None)
+    with pytest.raises(ValueError, match="one of mlp_ratio and mlp_hidden_dim must be set"):
+        block.init(jax.random.key(0), *tokens("transformer"))
 
 
 def anchor_block(kind: str, branches: tuple[str, ...] = BRANCHES, **options: Any) -> TransformerBlock:

@@ -38,10 +38,11 @@ TREES = {
 def pooling(*, dtype: Any = None, dim: int = DIM, max_wavelength: float = 10_000, **options: Any) -> SupernodePooling:
     """Sums over the three nearest points unless told otherwise, without what follows the sum."""
     options = {"radius": None, "k": None, "aggregation": "sum", "readd_supernode_pos": False} | options
+    options["max_wavelength"] = max_wavelength
     if options["radius"] is None and options["k"] is None:
         options["k"] = 3
     config = AttentionConfig(dim=dim, num_heads=1, dtype=dtype)
-    return SupernodePooling(dim, SupernodePoolingConfig(**options), config, max_wavelength)
+    return SupernodePooling(dim, SupernodePoolingConfig(**options), config)
 
 
 def points(num_axes: int = 3, scale: float = 3.0) -> jax.Array:

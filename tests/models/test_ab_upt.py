@@ -33,6 +33,7 @@ from emmi_jax import (
 )
 from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import Mlp
+from emmi_jax.models.init import init_params
 from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.ops.sincos import sincos_embedding
 from tests.cases import random_array, random_params, random_positions
@@ -201,18 +202,27 @@ def test_parameters_do_not_depend_on_the_implementation(implementation):
     assert shapes(config, **make_inputs()) == shapes(CONFIG, **make_inputs())
 
 
-def test_without_bias_only_attention_loses_its_biases():
-    _, params = shapes(dataclasses.replace(CONFIG, bias=False), **make_inputs())
-    biases = {path: path[-1] == "bias" for path in flatten_dict(params)}
-    of_attention = {path for path in biases if {"attn", "attention_block"} & set(path)}
-    assert not any(biases[path] for path in of_attention)
-    assert flatten_dict(shapes(CONFIG, **make_inputs())[1]).keys() - biases.keys() == {
-        (*path[:-1], "bias") for path in of_attention
-    }
+@pytest.mark.parametrize("scope", ["all", "transformer_blocks", "attention"])
+def test_without_bias_as_much_loses_its_biases_as_the_scope_says(scope):
+    _, params = shapes(dataclasses.replace(CONFIG, bias=False, bias_scope=scope), **make_inputs())
+    lost = flatten_dict(shapes(CONFIG, **make_inputs())[1]).keys() - flatten_dict(params).keys()
+    blocks = {f"physics_blocks_{i}": kind for i, kind in enumerate(CONFIG.physics_blocks)}
+    perceivers = {name for name, kind in blocks.items() if kind == "perceiver"}
+    untied = {name for name, kind in blocks.items() if kind.endswith("_untied")}
+
+    def loses(path: tuple[str, ...]) -> bool:
+        if "encoder" in path or "modulation" in path or (path[0] in untied and "mlp" in path):
+            return False
+        if scope == "attention":
+            return bool({"attn", "attention_block"} & set(path))
+        return scope == "all" or ("blocks" in path[0] and path[0] not in perceivers)
+
+    biases = {path for path in flatten_dict(shapes(CONFIG, **make_inputs())[1]) if path[-1] == "bias"}
+    assert lost == {path for path in biases if loses(path)}
 
 
 def test_every_linear_layer_follows_init_weights():
-    config = dataclasses.replace(CONFIG, init_weights="zeros")
+    config = dataclasses.replace(CONFIG, init_weights="zeros", option_scope="all")
     leaves = flatten_dict(jax.jit(AnchoredBranchedUPT(config).init)(jax.random.key(0), **make_inputs())["params"])
     assert {path[-1] for path in leaves} == {"kernel", "bias"}
     assert not any(leaf.any() for leaf in leaves.values())
@@ -244,7 +254,7 @@ def test_the_model_is_its_parts_one_after_the_other():
             return rope_frequencies(positions, config.head_dim, 300.0)
 
         points, idx, *_ = inputs["geometry"]
-        pooling = SupernodePooling(config.dim, config.supernode_pooling, attention, 300.0)
+        pooling = SupernodePooling(config.dim, config.supernode_pooling, attention)
         geometry = apply("encoder", pooling, inputs["geometry"])
         at = rotations(jnp.take_along_axis(points, idx[..., None], axis=1))
         block = TransformerBlock(attention, mlp_ratio=2)
@@ -767,3 +777,26 @@ def test_cache_of_another_batch_is_refused():
     queries, condition = {"surface": jnp.zeros((BATCH + 1, 2, 3))}, jnp.zeros((BATCH + 1, CONDITION_DIM))
     with pytest.raises(ValueError, match=message):
         run(CONFIG, variables, queries=queries, condition=condition)
+
+
+SCOPED = {"physics_blocks": ("perceiver", "self"), "layer_scale": 0.1, "eps": 1e-3, "mlp_hidden_dim": 30}
+
+
+@pytest.mark.parametrize("scope", ["transformer_blocks", "all"])
+def test_options_of_blocks_reach_perceivers_only_in_the_scope_of_all(scope):
+    config = dataclasses.replace(
+        SMALL, **SCOPED, option_scope=scope, init_weights="truncnormal002-identity", bias=False, bias_scope="all"
+    )
+    params = init_params(AnchoredBranchedUPT(config))
+    perceiver, block, branch = params["physics_blocks_0"], params["physics_blocks_1"], config.branches[0]
+    assert ("ls1" in perceiver) == (scope == "all")
+    assert perceiver["mlp"]["fc1"]["kernel"].shape[1] == (30 if scope == "all" else config.mlp_ratio * config.dim)
+    assert bool(perceiver["mlp"]["fc2"]["kernel"].any()) == (scope != "all")
+    assert "ls1" in block
+    assert block["mlp"]["fc1"]["kernel"].shape[1] == 30
+    assert not block["mlp"]["fc2"]["kernel"].any()
+    assert params[f"{branch}_bias"]["mlp_2"]["kernel"].any()
+    assert params[f"{branch}_decoder"]["kernel"].any()
+    assert "bias" not in params[f"{branch}_bias"]["mlp_2"]
+    assert "bias" in params["encoder"]["message_0"]
+    assert set(perceiver["norm2"]) == {"scale"}

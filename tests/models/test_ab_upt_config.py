@@ -45,6 +45,16 @@ OTHER = AbUptConfig(
     precision="highest",
     token_axis="tokens",
     remat=True,
+    mlp_hidden_dim=50,
+    eps=1e-3,
+    norm="rms",
+    qk_norm="geometry",
+    bias_scope="transformer_blocks",
+    option_scope="all",
+    readout_norm=True,
+    conditioning_dims={"design": 2},
+    geometry_conditioning_dims={"inflow": 1},
+    feature_dims={"body": 2},
 )
 CONFIGS = [AbUptConfig(**SIZES), OTHER, SupernodePoolingConfig(), OTHER.supernode_pooling]
 
@@ -65,6 +75,9 @@ def test_defaults_are_those_of_the_documentation():
             "aggregation": "mean",
             "readd_supernode_pos": True,
             "input_features_dim": None,
+            "message_mode": "mlp",
+            "bias": True,
+            "max_wavelength": 10_000,
         },
         "condition_dim": None,
         "mlp_ratio": 4,
@@ -81,6 +94,16 @@ def test_defaults_are_those_of_the_documentation():
         "token_axis": None,
         "remat": False,
         "vector_potentials": {},
+        "mlp_hidden_dim": None,
+        "eps": 1e-6,
+        "norm": "layer",
+        "qk_norm": False,
+        "bias_scope": "all",
+        "option_scope": "transformer_blocks",
+        "readout_norm": False,
+        "conditioning_dims": None,
+        "geometry_conditioning_dims": None,
+        "feature_dims": {},
     }
 
 
@@ -105,7 +128,8 @@ def test_a_config_is_hashable_frozen_and_can_be_pickled_and_replaced(config: Con
 def test_every_field_takes_part_in_equality():
     base = AbUptConfig(**SIZES)
     for field in dataclasses.fields(base):
-        if field.name not in ("fields", "decoder_depths", "num_heads", "vector_potentials"):
+        with_others = ("fields", "decoder_depths", "num_heads", "vector_potentials", "feature_dims")
+        if field.name not in (*with_others, "geometry_conditioning_dims"):
             assert dataclasses.replace(base, **{field.name: getattr(OTHER, field.name)}) != base
 
 
@@ -236,6 +260,24 @@ def test_attention_layers_get_the_values_of_the_model():
         ({"drop_path_rate": float("nan")}, r"drop_path_rate must lie in \[0, 1\), got nan"),
         ({"layer_scale": float("nan")}, "layer_scale must be a finite number or None, got nan"),
         ({"layer_scale": True}, "layer_scale must be a finite number or None, got True"),
+        ({"eps": -1e-6}, "eps must be at least 0 and finite, got -1e-06"),
+        ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
+        ({"qk_norm": "self"}, "qk_norm must be True, False or 'geometry', got 'self'"),
+        ({"qk_norm": 1}, "qk_norm must be True, False or 'geometry', got 1"),
+        ({"bias_scope": "norms"}, "bias_scope must be one of all, transformer_blocks, attention, got 'norms'"),
+        ({"option_scope": "none"}, "option_scope must be one of transformer_blocks, all, got 'none'"),
+        ({"mlp_hidden_dim": 0}, "mlp_hidden_dim must be an integer >= 1, got 0"),
+        ({"mlp_ratio": None}, "one of mlp_ratio and mlp_hidden_dim must be set"),
+        ({"mlp_ratio": None, "mlp_hidden_dim": 9}, "perceiver blocks need mlp_ratio, got mlp_ratio=None"),
+        ({"conditioning_dims": {"inflow": 0}}, "channels of condition 'inflow' must be an integer >= 1, got 0"),
+        ({"conditioning_dims": {"a/b": 1}}, "a condition's name must be a non-empty string without '/', got 'a/b'"),
+        ({"conditioning_dims": {"inflow": 3}, "condition_dim": 5}, "needs a condition_dim of at least 6, got 5"),
+        ({"geometry_conditioning_dims": {"a": 1}}, "geometry_conditioning_dims needs conditioning_dims"),
+        (
+            {"conditioning_dims": {"a": 1}, "geometry_conditioning_dims": {"a": 2}},
+            "condition 'a' cannot have both 1 and 2 channels",
+        ),
+        ({"feature_dims": {"wake": 1}}, "feature_dims names branch 'wake', which is not in fields"),
         ({"remat": 1}, "remat must be True or False, got 1"),
         ({"bias": "no"}, "bias must be True or False, got 'no'"),
         ({"implementation": "typo"}, "implementation must be one of auto, .*, got 'typo'"),
@@ -266,6 +308,10 @@ def test_a_wrong_value_is_quoted(values, message):
         ({"mode": "pos"}, "mode must be one of abspos, relpos, absrelpos, got 'pos'"),
         ({"aggregation": "max"}, "aggregation must be one of mean, sum, got 'max'"),
         ({"input_features_dim": 0}, "input_features_dim must be an integer >= 1, got 0"),
+        ({"message_mode": "sum"}, "message_mode must be one of mlp, linear, identity, got 'sum'"),
+        ({"message_mode": "identity", "mode": "abspos"}, "too wide to add the supernode's position again"),
+        ({"max_wavelength": 0}, "max_wavelength must be positive and finite, got 0"),
+        ({"bias": 1}, "bias must be True or False, got 1"),
         ({"mode": "absrelpos", "input_features_dim": 3}, "for the modes 'abspos' and 'relpos', not 'absrelpos'"),
     ],
 )

@@ -21,9 +21,12 @@ from tests.tolerances import TOLERANCES, assert_close
 
 FORWARD = TOLERANCES["float32"].forward
 NAMES = golden_names("ab_upt")
+EMBEDDED = 1e-4  # of conditions: their angles reach 1024 pi
 PATHS = {
     "anchors": ("{}_anchor_position", "anchor/{}"),
     "queries": ("query_{}_position", "query/{}", "{}_query_position"),
+    "anchor_features": ("anchor_feature/{}",),
+    "query_features": ("query_feature/{}",),
 }
 
 
@@ -41,6 +44,8 @@ def arguments(name: str) -> tuple[AbUptConfig, Any, dict[str, Any]]:
     if geometry.ndim == 2:
         geometry, supernodes = geometry[None], supernodes[None]
     condition = inputs.get("condition", inputs.get("geometry_design_parameters"))
+    if config.conditioning_dims:
+        condition = {name: inputs[f"condition/{name}"] for name in config.conditioning_dims}
     rest = {"geometry": Geometry(geometry, supernodes), "condition": condition}
     return config, {"params": ab_upt_from_torch(golden.params, config)}, positions | rest
 
@@ -74,8 +79,9 @@ def assert_recorded(predictions: dict[str, Any], name: str, *, queries: bool | N
         recorded = {key: field for key, field in recorded.items() if key.startswith("query_") == queries}
     assert recorded
     assert set(predictions) == set(recorded)
+    tolerance = EMBEDDED if load_golden(name).meta.get("conditioning_dims") else FORWARD
     for key, field in recorded.items():
-        assert_close(predictions[key], field, FORWARD)
+        assert_close(predictions[key], field, tolerance)
 
 
 @pytest.mark.parametrize("implementation", ["masked", "blockwise"])
@@ -91,11 +97,11 @@ def test_fields_from_given_neighbors_and_cached_anchors_are_the_recorded_ones(na
     config, variables, inputs = arguments(name)
     config = dataclasses.replace(config, implementation="xla")
     geometry = with_all_points_as_neighbors(config.supernode_pooling, inputs["geometry"])
-    first = inputs | {"queries": None, "geometry": geometry}
+    first = inputs | {"queries": None, "query_features": None, "geometry": geometry}
     anchors, cache = run(config, variables, mutable=("cache",), **first)
     assert_recorded(anchors, name, queries=False)
     if inputs["queries"]:
-        second = {"queries": inputs["queries"], "condition": inputs["condition"]}
+        second = {name: inputs[name] for name in ("queries", "query_features", "condition")}
         assert_recorded(run(config, variables | cache, **second), name, queries=True)
 
 

@@ -36,6 +36,8 @@ ANCHOR_KINDS = {
 }
 NAMES = golden_names("self_anchor", "cross_anchor", "joint_anchor", "mixed", "dot_product")
 NAMES_2026 = [name for name in NAMES if "_2026_" in name]
+NAMES_MASKED = [*NAMES_2026, "self_anchor_main_0"]
+NAMES_CACHED = [*NAMES_2026, *[name for name in NAMES if "_main_" in name and name != "dot_product_main_0"]]
 NAMES_WITH_GRADIENTS = [name for name in NAMES if "_2026_" not in name]
 
 every_implementation = pytest.mark.parametrize("implementation", PORTABLE)
@@ -43,7 +45,7 @@ every_implementation = pytest.mark.parametrize("implementation", PORTABLE)
 
 def build(meta: dict[str, Any], implementation: str) -> tuple[nn.Module, tuple[Any, ...]]:
     """The module of a recorded case, and its arguments between x and freqs."""
-    names = ("dim", "num_heads", "use_rope", "bias", "branches", "anchor_suffix")
+    names = ("dim", "num_heads", "use_rope", "bias", "qk_norm", "branches", "anchor_suffix")
     values = {name: meta[name] for name in names if name in meta}
     values |= {"implementation": implementation, "precision": "highest"}
     if meta["kind"] == "dot_product_attention":
@@ -105,7 +107,7 @@ def test_gradients_of_input_and_parameters_match_the_recorded_ones(name: str, im
     jax.tree.map(lambda a, b: assert_close(a, b, GRADIENT), params, expected)
 
 
-@pytest.mark.parametrize("name", NAMES_2026)
+@pytest.mark.parametrize("name", NAMES_MASKED)
 @every_implementation
 def test_output_under_a_padding_mask_matches_the_recorded_one(name: str, implementation: str) -> None:
     golden = load_golden(name)
@@ -115,11 +117,11 @@ def test_output_under_a_padding_mask_matches_the_recorded_one(name: str, impleme
     assert_close(apply(variables, golden.inputs["x"], frequencies(golden), mask), golden.outputs["y_masked"], FORWARD)
 
 
-@pytest.mark.parametrize("name", NAMES_2026)
+@pytest.mark.parametrize("name", NAMES_CACHED)
 @every_implementation
 def test_queries_on_cached_anchors_match_the_recorded_rows(name: str, implementation: str) -> None:
     golden = load_golden(name)
-    module, (token_specs,) = build(golden.meta, implementation)
+    module, (token_specs, *patterns) = build(golden.meta, implementation)
     params = params_from_torch(golden.params)
     queries = np.array(golden.meta["query_rows"])
     anchors = np.setdiff1d(np.arange(golden.inputs["x"].shape[1]), queries)
@@ -129,7 +131,9 @@ def test_queries_on_cached_anchors_match_the_recorded_rows(name: str, implementa
     @jax.jit
     def run(params: Any, x: jax.Array, freqs: Any) -> Any:
         def part(variables: Any, specs: Any, rows: np.ndarray, **kwargs: Any) -> Any:
-            return module.apply(variables, x[:, rows], specs, jax.tree.map(lambda f: f[:, rows], freqs), **kwargs)
+            rotations = jax.tree.map(lambda f: f[:, rows], freqs)
+            of_specs = [restricted(p, specs) for p in patterns]
+            return module.apply(variables, x[:, rows], specs, *of_specs, rotations, **kwargs)
 
         y, state = part({"params": params}, anchor_specs, anchors, mutable=["cache"])
         return y, part({"params": params, **state}, query_specs, queries)
@@ -137,6 +141,13 @@ def test_queries_on_cached_anchors_match_the_recorded_rows(name: str, implementa
     y, y_cached = run(params, golden.inputs["x"], frequencies(golden))
     assert_close(y_cached, golden.outputs["y_cached"], FORWARD)
     assert_close(y, golden.outputs["y"][:, anchors], FORWARD)
+
+
+def restricted(patterns: Any, specs: Any) -> list[AttentionPattern]:
+    """The patterns of those groups that are in the specs."""
+    names = {spec.name for spec in specs}
+    kept = [(tuple(name for name in p.query_tokens if name in names), p.key_value_tokens) for p in patterns]
+    return [AttentionPattern(queries, keys) for queries, keys in kept if queries]
 
 
 def test_recorded_frequencies_serve_as_well_as_computed_ones() -> None:

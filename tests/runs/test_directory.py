@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from emmi_jax.data.samples import Context
 from emmi_jax.files.atomic import write_json
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.meshes.mesh import FieldSource
+from emmi_jax.models.ab_upt import AnchoredBranchedUPT
+from emmi_jax.models.init import init_params
 from emmi_jax.runs.directory import RunConfig, RunDirectory, aside, check_same_config
 
 CONFIG = RunConfig(
@@ -29,6 +32,34 @@ def test_a_run_that_exists_is_not_touched(tmp_path):
     with pytest.raises(ValueError, match="--resume continues it"):
         RunDirectory.create(run.path, replace(CONFIG, settings={"steps": 2}))
     assert run.read_config() == CONFIG
+
+
+def test_a_run_from_before_options_had_a_scope_keeps_its_model(tmp_path):
+    """`max_wavelength` reached the pooling, block options reached perceivers, and `bias` attention alone."""
+    options = {"physics_blocks": ("perceiver",), "max_wavelength": 50, "layer_scale": 0.1, "bias": False}
+    config = replace(CONFIG, model=replace(CONFIG.model, **options), settings={"steps": 1, "model": {"bias": False}})
+    values = config.to_dict()
+    later = ("option_scope", "bias_scope", "norm", "eps", "qk_norm", "readout_norm", "mlp_hidden_dim")
+    for name in (*later, "conditioning_dims", "geometry_conditioning_dims", "feature_dims"):
+        del values["model"][name]
+        values["settings"]["model"].pop(name, None)
+    for name in ("max_wavelength", "message_mode", "bias"):
+        del values["model"]["supernode_pooling"][name]
+    write_json(tmp_path / "config.json", values)
+    read = RunDirectory(tmp_path).read_config()
+    model = read.model
+    assert model.supernode_pooling.max_wavelength == 50
+    assert (model.option_scope, model.bias_scope) == ("all", "attention")
+    assert read.settings.model["bias_scope"] == "attention"
+    params = jax.eval_shape(lambda: init_params(AnchoredBranchedUPT(model)))
+    perceiver = params["physics_blocks_0"]
+    assert {"ls1", "ls2"} <= set(perceiver)
+    assert "bias" in perceiver["norm2"]
+    assert "bias" in perceiver["mlp"]["fc1"]
+    assert "bias" not in perceiver["attn"]["q"]
+    assert "bias" in params["volume_decoder"]
+    RunDirectory(tmp_path).write_config(read)
+    assert RunDirectory(tmp_path).read_config() == read
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
