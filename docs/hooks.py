@@ -24,7 +24,7 @@ from emmi_jax.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PAGES |= {f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
-COPIES = ["LICENSE", *(str(path.relative_to(ROOT)) for path in (ROOT / "emmi_jax/training/recipes").glob("*.toml"))]
+COPIES = ["LICENSE", *(str(path.relative_to(ROOT)) for path in (ROOT / "emmi_jax/training").glob("*/*.toml"))]
 ORIGINS = {page: source for source, page in PAGES.items()}
 FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
@@ -92,9 +92,7 @@ def options_table(name: str) -> str:
         required = parameter.default is parameter.empty
         option, value = "", info.metavar or ("NUMBER" if {kind, *get_args(kind)} & {int, float} else "NAME")
         if isinstance(info, OptionInfo):
-            # The name comes first, which is where typer has its default.
-            named = isinstance(info.default, str)
-            option = f"`{info.default if named else '--' + parameter.name.replace('_', '-')}`<br>"
+            option = f"`{info.default}`<br>"  # which is where typer has the name
         meaning = info.help.replace(", see above", "") + " Required." * (required and bool(option))
         if not required and parameter.default not in (None, False) and "default" not in meaning:
             meaning += f" Default: `{parameter.default}`."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
-from emmi_jax.config import TrainSettings
+from emmi_jax.config import TrainJob, TrainSettings
 from emmi_jax.jobs.convert import preset_config
 from emmi_jax.jobs.train import Outcome
 from emmi_jax.runs.directory import RunDirectory
@@ -160,7 +160,7 @@ def asked(monkeypatch) -> list[tuple[TrainSettings, Path]]:
     """What the command asks to train; nothing is trained."""
     calls = []
 
-    def train(settings: TrainSettings, path: Path, **kwargs: object) -> Outcome:
+    def train(settings: TrainSettings, path: Path, job: TrainJob, **kwargs: object) -> Outcome:
         calls.append((settings, path))
         return Outcome(path, None)
 

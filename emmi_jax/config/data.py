@@ -61,9 +61,7 @@ class DataSettings(Config):
     )
 
     skip_unusable: bool = setting(
-        False,
-        "Leave out cases that are absent or cannot be read; reads each once.",
-        option="--skip-unusable",
+        False, "Leave out cases that are absent or cannot be read; reads each once.", option="--skip-unusable"
     )
 
     def __post_init__(self) -> None:

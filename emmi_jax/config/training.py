@@ -48,10 +48,7 @@ class RuleSettings(Config):
     )
     weight_decay: float = setting(0.01, "Decoupled weight decay of the matrices.", low=0)
     b1: float = setting(
-        0.9,
-        "Decay of the first moment; Muon has it for all but the matrices, which have 0.95.",
-        low=0,
-        high=_BELOW_ONE,
+        0.9, "Decay of the first moment; Muon has it for all but the matrices, which have 0.95.", low=0, high=_BELOW_ONE
     )
     b2: float = setting(0.99, "Decay of the second moment, or Lion's of its only one.", low=0, high=_BELOW_ONE)
 
@@ -75,9 +72,7 @@ class MuonSettings(Config):
     """How Muon moves matrices, and what moves the rest."""
 
     companion: str = setting(
-        "adamw",
-        "Muon's optimiser of biases and other parameters of one axis: adamw or lion.",
-        choices=COMPANIONS,
+        "adamw", "Muon's optimiser of biases and other parameters of one axis: adamw or lion.", choices=COMPANIONS
     )
     companion_learning_rate: float | None = setting(
         None, "Peak learning rate of the companion; none for that of the matrices.", positive=True
@@ -122,10 +117,7 @@ class StepSettings(Config):
     )
     checkpoint_every: int = setting(200, "Steps between checkpoints.", low=1, high=_MOST, option="--checkpoint-every")
     validate_every: int = setting(
-        500,
-        "Steps between validations, for data with a validation split; each saves a checkpoint.",
-        low=1,
-        high=_MOST,
+        500, "Steps between validations, for data with a validation split; each saves a checkpoint.", low=1, high=_MOST
     )
 
 

@@ -73,12 +73,7 @@ def force_reference(options: ReferenceOptions, speed: float | None) -> ForceRefe
         FileNotFoundError: There is no such table.
         ValueError: Speed or area is missing or impossible, or there are two areas.
     """
-    given = {
-        "--area": options.area,
-        "--reference": options.reference,
-        "--speed": speed,
-        "--density": options.density,
-    }
+    given = {"--area": options.area, "--reference": options.reference, "--speed": speed, "--density": options.density}
     given = {option: value for option, value in given.items() if value is not None}
     if not given:
         return None

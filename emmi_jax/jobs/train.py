@@ -71,22 +71,13 @@ def run_job(job: TrainJob) -> int:
     settings, path = resolve(job, branches_of)
     devices = job.devices
     with connected(devices.coordinator, devices.num_processes, devices.process_id):
-        console, layout = Console(soft_wrap=False, quiet=not is_main()), Layout.parse(devices.mesh, fsdp=devices.fsdp)
+        console = Console(soft_wrap=False, quiet=not is_main())
         if job.name is None and jax.process_count() > 1:
             raise ValueError("several processes need the --name of the run")
         if job.dry_run:
-            show_plan(settings, console=console, layout=layout)
+            show_plan(settings, job, console=console)
             return 0
-        outcome = train(
-            settings,
-            path,
-            resume=job.resume,
-            console=console,
-            init_from=job.init_from,
-            layout=layout,
-            workers=devices.workers,
-            logging=job.logging,
-        )
+        outcome = train(settings, path, job, console=console)
         if outcome.signal_number is None:
             return 0
         if is_main():
@@ -94,51 +85,36 @@ def run_job(job: TrainJob) -> int:
         return 128 + outcome.signal_number
 
 
-def train(
-    settings: TrainSettings,
-    path: Path,
-    *,
-    resume: bool,
-    console: Console,
-    init_from: Path | None = None,
-    layout: Layout = Layout(),  # noqa: B008
-    workers: int = 0,
-    logging: LoggingOptions = LoggingOptions(),  # noqa: B008
-) -> Outcome:
+def train(settings: TrainSettings, path: Path, job: TrainJob, *, console: Console) -> Outcome:
     """Trains a model and leaves everything about it in a folder.
 
     Where several processes share the run, each calls this; the main one writes and prints.
 
     Args:
         settings: What to train, and on what.
-        path: The run's folder; it must not exist, or with `resume` must hold the same configuration.
-        resume: Whether to continue from the run's newest checkpoint.
+        path: The run's folder; it must not exist, or to resume must hold the same configuration.
+        job: Whether to resume, what to start from, how devices share the work, and what else to write.
         console: Where progress and the table of metrics are printed.
-        init_from: Folder of a run, trained or converted, to start from: its weights, model and normalizer.
-        layout: How devices share the work.
-        workers: Processes that draw batches and find the neighbours of supernodes; 0: a thread draws, and the devices
-            find them. The result is the same.
-        logging: What else to write.
 
     Returns:
         The outcome. A run that was stopped early has a checkpoint of its last step.
 
     Raises:
         FileNotFoundError: The data file does not exist.
-        ValueError: Settings or data are unusable, the run exists (or with `resume` does not), or training diverged.
+        ValueError: Settings or data are unusable, the run exists (or does not, to resume it), or training diverged.
     """
-    if not resume:
+    if not job.resume:
         check_new(path)
-        check_output(path, [settings.data, settings.split, settings.statistics, init_from])
-    start = _start(settings, path, resume, init_from, layout, workers, console)
-    if not resume:
+        check_output(path, [settings.data, settings.split, settings.statistics, job.init_from])
+    start = _start(settings, path, job, console)
+    if not job.resume:
         _create(path, start)
     run = RunDirectory.open(path)
     with locked(path) if is_main() else contextlib.nullcontext():
-        if is_main() and resume:
+        if is_main() and job.resume:
             _complete(run, start.config, start.trainer.dataset)
         wait_for_all("configuration")
-        return _train(start.trainer, run, logging, console)
+        return _train(start.trainer, run, job.logging, console)
 
 
 def _train(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console: Console) -> Outcome:
@@ -169,23 +145,16 @@ class _Start(NamedTuple):
     params: Params | None
 
 
-def _start(
-    settings: TrainSettings,
-    path: Path,
-    resume: bool,
-    init_from: Path | None,
-    layout: Layout,
-    workers: int,
-    console: Console,
-) -> _Start:
+def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console) -> _Start:
     """Opens data and earlier runs, and measures statistics once it is known that the model can be trained."""
-    stored = RunDirectory.open(path).read_config() if resume else None
+    devices = _devices(settings, job)
+    stored = RunDirectory.open(path).read_config() if job.resume else None
     if stored is not None and stored.settings is None:
         raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
-    dataset = _load_dataset(settings, resume=resume)
+    dataset = _load_dataset(settings, resume=job.resume)
     print_notes(settings, dataset, console)
-    source = None if init_from is None else RunDirectory.open(init_from).read_config()
-    params = None if init_from is None else load_run(init_from).params
+    source = None if job.init_from is None else RunDirectory.open(job.init_from).read_config()
+    params = None if job.init_from is None else load_run(job.init_from).params
     weights = stored if stored is not None and stored.is_fine_tuned else source
     if weights is not None:
         settings = settings.updated({"model": _options(settings, weights.model)})
@@ -193,7 +162,7 @@ def _start(
     if stored is not None:
         config = _resumed_config(settings, dataset, model, stored)
         model = config.model
-    trainer = Trainer.make(settings, dataset, Devices.make(settings, layout), model, workers=workers)
+    trainer = Trainer.make(settings, dataset, devices, model, workers=job.devices.workers)
     check_step(trainer)
     if stored is None:
         normalizer = _measured(settings, dataset, console) if source is None else source.normalizer
@@ -201,17 +170,17 @@ def _start(
     return _Start(trainer.scaled(config.normalizer), config, params)
 
 
-def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> None:
+def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> None:
     """Prints what a run would do: its settings, data, devices and model, and the cost of a step; writes nothing.
 
     Raises:
         FileNotFoundError: The data file does not exist.
         ValueError: Settings, data or layout are unusable.
     """
-    dataset = load_dataset(settings)
+    devices, dataset = _devices(settings, job), load_dataset(settings)
     if settings.statistics is not None:
         make_normalizer(settings, dataset, console=console)
-    config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
+    config = model_config(settings, dataset.fields)
     trainer = Trainer.make(settings, dataset, devices, config)
     largest = trainer.put(trainer.draw(settings.steps - 1))
     step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), largest).compile()
@@ -225,6 +194,10 @@ def show_plan(settings: TrainSettings, *, console: Console, layout: Layout) -> N
     print_notes(settings, dataset, console)
     say(console, f"dtype      {config.dtype}")
     say(console, f"devices    {devices.summary}\nstep       {flops}, {size} per device")
+
+
+def _devices(settings: TrainSettings, job: TrainJob) -> Devices:
+    return Devices.make(settings, Layout.parse(job.devices.mesh, fsdp=job.devices.fsdp))
 
 
 def _load_dataset(settings: TrainSettings, *, resume: bool) -> Dataset:
@@ -372,8 +345,7 @@ def _report_metrics(dataset: Dataset, surrogate: Surrogate, end: LoopEnd, run: R
     metrics = evaluate(surrogate, dataset.test_samples(), partial(baselines, dataset, surrogate.normalizer))
     num_params = sum(p.size for p in jax.tree.leaves(surrogate.params))
     write_json(
-        run.path / "metrics.json",
-        {"test": metrics, "train_seconds": round(end.seconds, 1), "num_params": num_params},
+        run.path / "metrics.json", {"test": metrics, "train_seconds": round(end.seconds, 1), "num_params": num_params}
     )
     by_name = {field: {"model": row["relative_l2"], **row} for field, row in metrics.items()}
     for row in by_name.values():

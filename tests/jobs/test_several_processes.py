@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.jobs import train as job
-from emmi_jax.training.devices import Layout
+from emmi_jax.config import DeviceOptions, TrainJob
 from emmi_jax.training.processes import connected, is_main
 from tests.jobs.tiny_runs import tiny_settings
 from tests.jobs.test_several_processes import SETTINGS
@@ -44,9 +44,9 @@ def with_fault(dataset, seed, number):
 PointCloudDataset.train_sample = with_fault
 job.draw_pictures = lambda *args: []
 with connected(address, int(num), int(own)):
-    layout = Layout.parse(mesh, fsdp=fsdp == "fsdp")
+    asked = TrainJob(resume=resume == "resume", devices=DeviceOptions(mesh=mesh, fsdp=fsdp == "fsdp"))
     settings, console = tiny_settings(Path(case), **SETTINGS), Console(quiet=True)
-    outcome = job.train(settings, Path(path), resume=resume == "resume", console=console, layout=layout)
+    outcome = job.train(settings, Path(path), asked, console=console)
 sys.exit(0 if outcome.signal_number is None else 128 + outcome.signal_number)
 """
 

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from emmi_jax.cli import main
+from emmi_jax.config import TrainJob
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Sample
 from emmi_jax.files.locks import locked
@@ -22,7 +23,6 @@ from emmi_jax.jobs.train import show_plan, train
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
-from emmi_jax.training.devices import Layout
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
 TOO_DENSE = {"dense_fraction": 1.0, "num_anchors": 20, "num_queries": 5}
@@ -261,7 +261,7 @@ def test_a_plan_shows_settings_model_and_cost_and_writes_nothing(case, tmp_path,
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     printed = io.StringIO()
-    show_plan(tiny_settings(case), console=Console(file=printed, width=80), layout=Layout())
+    show_plan(tiny_settings(case), TrainJob(), console=Console(file=printed, width=80))
     text = printed.getvalue()
     for expected in (
         '"num_anchors": 6',

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from emmi_jax.config import AbUptConfig, OptimizerSettings, Sampling, SupernodePoolingConfig, TrainSettings
+from emmi_jax.config import AbUptConfig, OptimizerSettings, Sampling, SupernodePoolingConfig, TrainJob, TrainSettings
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import branches_of
@@ -72,7 +72,7 @@ def tiny_settings(data: Path | None, **changes: Any) -> TrainSettings:
 def run(settings: TrainSettings, path: Path, *, resume: bool = False) -> tuple[Outcome, str]:
     """Trains, and returns the outcome and what was printed."""
     printed = io.StringIO()
-    outcome = train(settings, path, resume=resume, console=Console(file=printed, width=100))
+    outcome = train(settings, path, TrainJob(resume=resume), console=Console(file=printed, width=100))
     return outcome, printed.getvalue()
 
 
