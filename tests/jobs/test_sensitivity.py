@@ -12,6 +12,7 @@ from emmi_jax.config.design import SensitivityJob
 from emmi_jax.data.samples import Context
 from emmi_jax.design import drag, evaluate, moment, read_surface, sensitivity, side_force
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.design import coefficient
 from emmi_jax.jobs.sensitivity import differentiate_surface
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
@@ -74,7 +75,7 @@ def test_a_mesh_of_the_geometry_gets_its_own_gradient(surrogate, body, tmp_path)
 def test_a_moment_is_divided_by_its_length_and_taken_about_its_point(surrogate, body, tmp_path):
     job = SensitivityJob(surface=body, out=tmp_path, functional="moment", **OPTIONS, length=0.7, about=(0.1, 0.2, 0.3))
     expected = moment(area=1.5, speed=2.0, length=0.7, about=(0.1, 0.2, 0.3))
-    found, exact = (evaluate(surrogate, read_surface(body), each) for each in (job.coefficient("moment"), expected))
+    found, exact = (evaluate(surrogate, read_surface(body), each) for each in (coefficient(job, "moment"), expected))
     assert found == pytest.approx(exact, rel=1e-6)
 
 
