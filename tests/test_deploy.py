@@ -231,6 +231,26 @@ def manifest(**changes: Any) -> Callable[[dict[str, bytes]], None]:
     return change
 
 
+def scaled(**changes: object) -> Callable[[dict[str, bytes]], None]:
+    """Changes the scale of the pressure."""
+
+    def change(members: dict[str, bytes]) -> None:
+        values = json.loads(members["manifest.json"])
+        values["fields"]["surface"]["pressure"] |= changes
+        members["manifest.json"] = json.dumps(values).encode()
+
+    return change
+
+
+def test_an_older_jax_runs_the_own_sizes_alone_and_says_so(file: Path, tmp_path: Path) -> None:
+    newer = edited(file, tmp_path, manifest(jax="99.1.0"))
+    surrogate = deploy.load(newer)
+    assert set(surrogate.kernels) == {title for title in deploy.load(file).kernels if "any number" not in title}
+    anchors = {branch: np.random.default_rng(0).uniform(-1, 1, (5, 3)) for branch in surrogate.fields}
+    with pytest.raises(ValueError, match=rf"no program 'encode' .* jax 99\.1\.0 exported it, .* jax {jax.__version__}"):
+        surrogate.encode(anchors=anchors)
+
+
 def pickled(members: dict[str, bytes]) -> None:
     file = io.BytesIO()
     np.save(file, np.array([print], dtype=object), allow_pickle=True)
@@ -264,9 +284,17 @@ def unrecorded_dtype(members: dict[str, bytes]) -> None:
         (lambda m: m.update({"manifest.json": b"[" * 200_000}), "manifest.json: it is nested"),
         (manifest(version=2), "format version 2, expected 1"),
         (manifest(format="other"), "not that of an exported model"),
-        (manifest(fields={"surface": 3}), "manifest.json: AttributeError"),
+        (manifest(fields={"surface": 3}), "manifest.json: TypeError"),
         (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [10**12]}}), "the manifest says float32"),
-        (manifest(position={"low": ["x"], "scale": 1}), "manifest.json: ValueError: could not convert"),
+        (manifest(position={"low": ["x", 0, 0], "scale": 1}), "lowest corner must hold finite numbers, got 'x'"),
+        (manifest(position={"low": [0, 0], "scale": 1}), "lowest corner must be a list of 3 numbers"),
+        (manifest(position={"low": [0, 0, 0], "scale": 0}), "scale of positions must be positive, got 0"),
+        (manifest(jax="new"), "expected a version of jax, got 'new'"),
+        (scaled(std=[0.0]), "surface/pressure needs positive deviations"),
+        (scaled(std=[1.0, 1.0]), "std of surface/pressure must be a list of 1 numbers"),
+        (scaled(mean=[float("nan")]), "NaN is not a finite number"),
+        (scaled(mean=[1e300]), "mean of surface/pressure must hold finite numbers"),
+        (scaled(limit=[-1.0]), "limits >= 0"),
         (lambda m: m.update({"manifest.json": b"1" * 5000}), "manifest.json: Exceeds the limit"),
         (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [-1]}}), "expected a size, got -1"),
         (manifest(programs=[]), "is not in its manifest"),

@@ -89,7 +89,7 @@ def read_npy(members: Members, name: str, dtype: str, shape: tuple[int, ...]) ->
         return array if dtype not in _BITS else array.view(jnp.dtype(dtype))
 
 
-def read_program(members: Members, name: str, entry: Entry) -> Program:
+def read_program(members: Members, name: str, entry: Entry, jax_version: str) -> Program:
     """Reads a program; it is compiled when it is first called."""
     with members.open(name) as file:
         content = file.read()
@@ -100,5 +100,6 @@ def read_program(members: Members, name: str, entry: Entry) -> Program:
     except Exception as error:
         # JAX has no error of its own for bytes that are no program.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise members.error(f"{name} is no program of this jax ({jax.__version__}): {reason:.80}") from None
+        versions = f"exported by jax {jax_version}, read by {jax.__version__}"
+        raise members.error(f"{name} is no program of this jax ({versions}): {reason:.80}") from None
     return Program(entry.function, entry.anchors, entry.num_queries, entry.kernel, jax.jit(exported.call))

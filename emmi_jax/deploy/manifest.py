@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from .draws import Sampling, check_unmasked
+from .parsing import finite_numbers
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -48,10 +51,11 @@ class Entry(NamedTuple):
 class Manifest(NamedTuple):
     """Names, scales, sampling and sizes.
 
-    `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that programs
-    take; None without a geometry branch.
+    `jax_version` is that which wrote the file. `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers
+    of points and supernodes that programs take; None without a geometry branch.
     """
 
+    jax_version: str
     scales: dict[str, dict[str, Scale]]
     position_low: tuple[float, ...]
     position_scale: float
@@ -61,6 +65,13 @@ class Manifest(NamedTuple):
     units: dict[str, str]
     arrays: dict[str, tuple[str, tuple[int, ...]]]
     programs: tuple[Entry, ...]
+
+    def newer_jax(self) -> str | None:
+        """Says which jax wrote the file, and which this is, if that one is newer by more than a patch."""
+        wrote, here = (tuple(map(int, version.split(".")[:2])) for version in (self.jax_version, jax.__version__))
+        if wrote <= here:
+            return None
+        return f"jax {self.jax_version} exported it, whose programs for any sizes jax {jax.__version__} cannot run"
 
     def to_model_units(self, what: str, position: Any, start: int = 0) -> NDArray[np.float32]:
         """Returns checked positions [N, n] as the model takes them."""
@@ -88,24 +99,23 @@ class Manifest(NamedTuple):
 
 def parse_manifest(values: dict[str, Any]) -> Manifest:
     """Reads the JSON of a manifest; a KeyError, TypeError, ValueError or AttributeError says what is wrong."""
+    channels, num_axes = values["model"]["fields"], _size(values["model"]["num_position_axes"])
+    if {b: set(fields) for b, fields in channels.items()} != {b: set(f) for b, f in values["fields"].items()}:
+        raise ValueError("its fields are not those of its model")
     scales = {
-        branch: {
-            name: Scale(
-                mean=tuple(map(float, scale["mean"])),
-                std=tuple(map(float, scale["std"])),
-                log_scale=bool(scale["log_scale"]),
-                limit=None if scale["limit"] is None else tuple(map(float, scale["limit"])),
-            )
-            for name, scale in fields.items()
-        }
+        branch: {name: _scale(f"{branch}/{name}", scale, channels[branch][name]) for name, scale in fields.items()}
         for branch, fields in values["fields"].items()
     }
+    position_scale = finite_numbers("the scale of positions", [values["position"]["scale"]])[0]
+    if not position_scale > 0:
+        raise ValueError(f"the scale of positions must be positive, got {position_scale}")
     condition_dim = values["condition_dim"]
     return Manifest(
         scales=scales,
-        position_low=tuple(map(float, values["position"]["low"])),
-        position_scale=float(values["position"]["scale"]),
-        condition_dim=None if condition_dim is None else int(condition_dim),
+        jax_version=_version(values["jax"]),
+        position_low=finite_numbers("the lowest corner", values["position"]["low"], num_axes),
+        position_scale=position_scale,
+        condition_dim=None if condition_dim is None else _size(condition_dim),
         geometry_sizes=None if values["geometry"] is None else _geometry_sizes(**values["geometry"]),
         sampling=_sampling(**values["sampling"]),
         units={str(name): str(unit) for name, unit in values["units"].items()},
@@ -115,6 +125,22 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
         },
         programs=tuple(_entry(**entry) for entry in values["programs"]),
     )
+
+
+def _scale(field: str, values: dict[str, Any], channels: int) -> Scale:
+    mean, std = (finite_numbers(f"{name} of {field}", values[name], _size(channels)) for name in ("mean", "std"))
+    limit = (
+        values["limit"] if values["limit"] is None else finite_numbers(f"limit of {field}", values["limit"], channels)
+    )
+    if not (std and min(std) > 0 and min(limit or (0.0,)) >= 0):
+        raise ValueError(f"{field} needs positive deviations and limits >= 0, got {std} and {limit}")
+    return Scale(mean, std, bool(values["log_scale"]), limit)
+
+
+def _version(text: str) -> str:
+    if re.match(r"\d+\.\d+", text) is None:
+        raise ValueError(f"expected a version of jax, got {text!r:.40}")
+    return text
 
 
 def _geometry_sizes(*, num_points: int, num_supernodes: int) -> tuple[int, int]:

@@ -42,16 +42,18 @@ def _read(members: Members, devices: Sequence[jax.Device]) -> ExportedSurrogate:
         name: read_npy(members, f"arrays/{number}.npy", dtype, shape)
         for number, (name, (dtype, shape)) in enumerate(manifest.arrays.items())
     }
-    platform = _platform(devices[0])
+    platform, newer = _platform(devices[0]), manifest.newer_jax()
     programs = []
     for number, entry in enumerate(manifest.programs):
         name = f"programs/{number}"
-        if platform in entry.platforms:
-            programs.append(read_program(members, name, entry))
+        if platform in entry.platforms and (newer is None or entry.anchors is not None):
+            programs.append(read_program(members, name, entry, manifest.jax_version))
         else:
             members.skip(name)
     members.finish()
     if not programs:
+        if newer is not None:
+            raise ValueError(f"{members.path}: {newer}")
         known = sorted({platform for entry in manifest.programs for platform in entry.platforms})
         raise ValueError(f"{members.path}: exported for {', '.join(known)}, but the devices are of {platform!r}")
     return ExportedSurrogate(manifest, arrays, programs, devices)

@@ -124,7 +124,9 @@ class ExportedSurrogate:
         for program in programs:
             if program.anchors in (None, sizes) and program.num_queries in (None, num_queries):
                 return program
-        raise ValueError(f"the file has no program {function!r} for {dict(sizes)} anchors and {num_queries} queries")
+        newer = self._manifest.newer_jax()
+        reason = f"the file has no program {function!r} for {dict(sizes)} anchors and {num_queries} queries"
+        raise ValueError(reason if newer is None else f"{reason}: {newer}")
 
     @property
     def _stored(self) -> Case:
