@@ -140,7 +140,8 @@ def parse_split(
                 "out"
             )
     # In the order of the cases, so that the order in the file does not matter.
-    ordered = {part: [name for name in names if name in set(listed)] for part, listed in parts.items()}
+    listed_in = {part: set(listed) for part, listed in parts.items()}
+    ordered = {part: [name for name in names if name in listed] for part, listed in listed_in.items()}
     num_others = len(names) - len(everything) + len(absent)
     split = CaseSplit(ordered["train"], ordered["test"], ordered.get("validation", []), num_others)
     return split.without(dict.fromkeys(absent, "does not exist")) if absent else split

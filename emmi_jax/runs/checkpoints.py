@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -15,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from emmi_jax.files.atomic import JsonDict, read_json_object
+from emmi_jax.files.atomic import JsonDict, UnwritableFileError, read_json_object
 from emmi_jax.files.checksums import checksums
 
 LATEST, BEST = "latest", "best"
@@ -25,6 +28,8 @@ _RECORD = "record"
 """Item of a checkpoint: the checksums of its arrays, and the metrics of its validation."""
 
 _log = logging.getLogger(__name__)
+# Orbax raises what it logs, and its threads log it once each.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class DamagedCheckpointError(ValueError):
@@ -67,8 +72,14 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._manager is not None:
-            self._manager.close()
+        if self._manager is None:
+            return
+        try:
+            with _naming_the_folder(self._directory):
+                self._manager.close()
+        except UnwritableFileError:
+            if error is None:  # otherwise that says more
+                raise
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Tells orbax which checkpoints to keep; one whose score is unknown may be the best."""
@@ -108,7 +119,8 @@ class Checkpoints:
         self._scores[step] = _score(finite)
         saved: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         saved[_RECORD] = ocp.args.JsonSave(record | {"checksum": _checksum(record)})
-        self._manager.save(step, args=ocp.args.Composite(**saved))
+        with _naming_the_folder(self._directory):
+            self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def restore(self, *likes: Mapping[str, Any], which: str = LATEST) -> Restored:
         """Restores some of the items of a checkpoint.
@@ -168,11 +180,10 @@ class Checkpoints:
                     _compare(name, record["checksums"][name], restored[name])
             return {name: restored[name] for name in like}
         except Exception as error:  # whatever damaged bytes make orbax and TensorStore raise
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             # Of several processes this may be the only one that has failed: it must not go on with another checkpoint.
             is_agreed = jax.process_count() == 1 or isinstance(error, _WrongChecksumError)
             kind = DamagedCheckpointError if is_agreed else ValueError
-            raise kind(f"{folder}: the checkpoint is damaged: {reason[0]:.300}") from None
+            raise kind(f"{folder}: the checkpoint is damaged: {_first_line(error)}") from None
 
     def _give_up(self, damaged: Mapping[int, DamagedCheckpointError], used: int) -> None:
         """Says which checkpoints are not used, and makes room for others of these steps."""
@@ -219,6 +230,21 @@ class Checkpoints:
             except (ValueError, OSError):
                 self._scores[step] = None
         return self._scores[step]
+
+
+@contextmanager
+def _naming_the_folder(directory: Path) -> Iterator[None]:
+    """Turns whatever orbax raises when it writes, which may be from its threads, into one line."""
+    try:
+        yield
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        reason = full if full in str(error) else _first_line(error)
+        raise UnwritableFileError(f"{directory}: a checkpoint cannot be written: {reason}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _compare(name: str, saved: Mapping[str, int], tree: Any) -> None:

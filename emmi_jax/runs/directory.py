@@ -58,6 +58,9 @@ class RunConfig(Config):
             raise ValueError(f"split must be the name of a split by case, got {split!r:.80}")
         if not isinstance(self.data_fingerprint, str | None):
             raise ValueError(f"data_fingerprint must be a text or none, got {self.data_fingerprint!r:.80}")
+        self.normalizer.for_fields(self.model.fields)
+        if (found := len(self.normalizer.position_low)) != self.model.num_position_axes:
+            raise ValueError(f"the model has {self.model.num_position_axes} position axes, the normalizer {found}")
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TypeAlias
 
-from emmi_jax.files.atomic import JsonDict
+from emmi_jax.files.atomic import JsonDict, naming_the_file
 from emmi_jax.runs.directory import RunDirectory
 
 Tracker: TypeAlias = Callable[[int, Mapping[str, float]], None]
@@ -31,8 +31,9 @@ def trackers(run: RunDirectory, settings: JsonDict, *, wandb_project: str | None
             writer = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
 
             def to_tensorboard(step: int, metrics: Mapping[str, float]) -> None:
-                for name, value in metrics.items():
-                    writer.add_scalar(name, value, step)
+                with naming_the_file(run.path / "tensorboard"):
+                    for name, value in metrics.items():
+                        writer.add_scalar(name, value, step)
 
             opened.append(to_tensorboard)
         if wandb_project is not None:

@@ -22,6 +22,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 _BEAT_SECONDS = 5
+_MEETING_SECONDS, _CLUSTER_MEETING_SECONDS = 60, 300
+"""How long to wait for the other processes at the start; those of a cluster's scheduler may start late."""
 _DEAD_AFTER_SECONDS = 30
 """A process that is silent for so long counts as dead, and the others end."""
 
@@ -53,7 +55,13 @@ def connected(
         raise ValueError(f"several processes need coordinator, num_processes and process_id, got no {missing[0]}")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise ValueError(f"process_id must lie in [0, {num_processes}), got {process_id}")
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    # Later, JAX itself would end the process, with a stack of C++.
+    seconds = _MEETING_SECONDS if coordinator is not None else _CLUSTER_MEETING_SECONDS
+    late = threading.Timer(seconds, _end, [f"not all processes have come within {seconds} s: did one of them fail?"])
+    late.daemon = True
+    late.start()
+    jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=2 * seconds)
+    late.cancel()
     is_over = threading.Event()
     watch = threading.Thread(target=_watch, args=(is_over,), name="watch", daemon=True)
     watch.start()

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -161,3 +162,30 @@ def test_two_processes_do_not_make_the_same_run(tmp_path):
     with RunDirectory.making(tmp_path / "a", CONFIG), pytest.raises(ValueError, match="in use by process"):
         RunDirectory.create(tmp_path / "a", CONFIG)
     assert RunDirectory.open(tmp_path / "a").read_config() == CONFIG
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"position_scale": "NaN"},
+        {"position_scale": "Infinity"},
+        {"position_scale": "0.0"},
+        {"position_low": "[0.0, NaN, 0.0]"},
+        {"position_low": "[0.0, 0.0]"},
+        {"mean": "[NaN]"},
+        {"mean": "[1.0, 1.0]"},
+        {"std": "[0.0]"},
+        {"std": "[Infinity]"},
+        {"std": "[1e999]"},
+        {"std": "[]"},
+    ],
+)
+def test_scales_that_cannot_be_are_refused(damage, tmp_path):
+    path = RunDirectory.create(tmp_path / "a", CONFIG).path / "config.json"
+    ((name, value),) = damage.items()
+    text = json.dumps(json.loads(path.read_text()))
+    changed = re.sub(rf'"{name}": (\[[^\]]*\]|[\d.]+)', f'"{name}": {value}', text)
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        RunDirectory(path.parent).read_config()

@@ -1,3 +1,7 @@
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from emmi_jax.training.processes import _in_cluster, connected, vote
@@ -47,3 +51,24 @@ def test_incomplete_or_impossible_addresses_are_refused(arguments, message):
 @pytest.mark.parametrize("ask", [True, False])
 def test_one_process_has_the_outcome_that_it_asks_for(ask):
     assert vote(ask)() is ask
+
+
+ALONE = """
+import sys
+from emmi_jax.training import processes
+processes._MEETING_SECONDS = 3
+with processes.connected(sys.argv[1], 2, int(sys.argv[2])):
+    pass
+"""
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_process_whose_others_never_come_ends_with_a_line(own):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    ended = subprocess.run(
+        [sys.executable, "-c", ALONE, address, str(own)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == ("emmi-jax train: error: not all processes have come within 3 s: did one of them fail?\n")
