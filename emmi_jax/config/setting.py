@@ -124,5 +124,5 @@ def checked(name: str, value: Any, hint: Any, spec: Setting) -> Any:
     elif kind is str and (not isinstance(value, str) or not value):
         raise ValueError(f"{name} must be {spec.noun}{' or none' if is_optional else ''}, got {value!r}")
     elif get_origin(kind) is tuple:
-        return as_names(name, value)
+        return tuple(value) if str not in get_args(kind) else as_names(name, value)
     return value
