@@ -75,7 +75,7 @@ class CaseForces:
         known: KnownForces | None,
         fields: Collection[str],
     ) -> None:
-        names = force_fields(fields)
+        self.names = names = force_fields(fields)
         vector = case.points[GEOMETRY_BRANCH].area_vector if GEOMETRY_BRANCH in case.points else None
         if vector is None:
             raise ValueError(
@@ -166,6 +166,7 @@ class ForceMetrics:
     """
 
     def __init__(self, cases: Mapping[str, CaseForces], options: ForceOptions) -> None:
+        self._only = " (pressure only)" if any(len(case.names) == 1 for case in cases.values()) else ""
         self._options, self._references = options, {name: case.reference for name, case in cases.items()}
         is_over_area = any(case.reference.area != 1 for case in cases.values())
         self.labels = dict(zip(NAMES, ("Cd", "Cl") if is_over_area else ("CdA, m²", "ClA, m²"), strict=True))
@@ -215,7 +216,7 @@ class ForceMetrics:
             for name in NAMES
             for pair in self._pairs()
         ]
-        return new_table("Force coefficients", columns, rows)
+        return new_table(f"Force coefficients{self._only}", columns, rows)
 
     def _values(self, name: str, row: int) -> dict[str, float]:
         known = {kind: float(values[row]) for kind, values in self.known[name].items()}

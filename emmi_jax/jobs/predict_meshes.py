@@ -14,6 +14,7 @@ from rich.console import Console
 from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.field_sources import Sources, read_sources
+from emmi_jax.data.notes import Box, box_warnings
 from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.files.atomic import check_space, write_json
 from emmi_jax.files.outputs import check_output
@@ -23,6 +24,7 @@ from emmi_jax.inference.meshes import (
     FieldArrays,
     ForceReference,
     check_forces,
+    force_fields,
     geometry_mesh,
     geometry_points,
     largest_output,
@@ -41,6 +43,7 @@ from emmi_jax.jobs.progress import (
     print_left_out,
     print_paths,
     print_sides,
+    print_warnings,
     say,
     warn_few_anchors,
     warn_outside,
@@ -242,6 +245,8 @@ def _warn(
         warn_outside(surrogate.normalizer, mesh.mesh.path, mesh.position, console)
     if job.geometry is not None and geometry is not None:
         warn_outside(surrogate.normalizer, job.geometry, geometry, console)
+        boxes = {"geometry": geometry} | {branch: mesh.position for branch, mesh in meshes.items()}
+        print_warnings(box_warnings({name: Box.of(position) for name, position in boxes.items()}), console)
     if surrogate.context is None:
         warn_few_anchors(surrogate.sampling, {branch: mesh.position for branch, mesh in meshes.items()}, console)
 
@@ -256,6 +261,7 @@ def _report_forces(
     surface = meshes[GEOMETRY_BRANCH]
     forces = surface_forces(predicted[GEOMETRY_BRANCH], surface, reference)
     print_sides({str(surface.mesh.path): forces.side}, console)
+    only = "" if len(force_fields(predicted[GEOMETRY_BRANCH])) > 1 else "  (pressure only)"
     for which, values in forces.coefficients.items():
-        say(console, f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}")
+        say(console, f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}{only}")
     write_json(out / "forces.json", dict(forces.coefficients))

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -19,6 +20,7 @@ from rich.text import Text
 from emmi_jax.config import Sampling
 from emmi_jax.data.metrics import Metrics
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.notes import Box, box_warnings
 from emmi_jax.files.names import printable
 from emmi_jax.points import row_chunks
 
@@ -109,6 +111,9 @@ def warn_outside(normalizer: Normalizer, what: Path | str, position: NDArray[Any
     """Warns of positions [N, n] outside the box of the training data."""
     if num_outside := sum(map(normalizer.num_outside, row_chunks(position))):
         warn(f"{what}: {num_outside:,} of {len(position):,} points are outside the box of the training data", console)
+        if normalizer.position_high is not None:
+            known = Box(np.array(normalizer.position_low), np.array(normalizer.position_high))
+            print_warnings(box_warnings({"training data": known, str(what): Box.of(position)}), console)
 
 
 def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], console: Console) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.config.jobs import StatsJob
 from emmi_jax.data.moments import Moments
+from emmi_jax.data.notes import VOLUME, Box, box_warnings
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import is_store
@@ -22,7 +23,7 @@ from emmi_jax.files.atomic import write_json
 from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import open_arrays
 from emmi_jax.jobs.cases import check_selection
-from emmi_jax.jobs.progress import add_row, new_table, print_sides, say
+from emmi_jax.jobs.progress import add_row, new_table, print_left_out, print_sides, print_warnings, say
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
 from emmi_jax.meshes.surfaces import is_surface, surface_elements
@@ -39,16 +40,22 @@ def run_job(job: StatsJob, *, console: Console) -> None:
         ValueError: A file is unusable, or options for OpenFOAM cases are given for others.
     """
     sides: dict[str, str] = {}
+    meshes: dict[str, Mesh] = {}
     if len(job.files) == 1 and is_store(job.files[0]):
         check_selection(job.files[0], job.foam)
         statistics = store_statistics(job.files[0])
     else:
-        statistics = file_statistics([Path(file) for file in job.files], job.foam, on_side=sides.__setitem__)
+        statistics = file_statistics(
+            [Path(file) for file in job.files], job.foam, on_side=sides.__setitem__, on_mesh=meshes.__setitem__
+        )
     console.print(statistics_table(statistics, ", ".join(job.files)), highlight=False)
     for name, moments in statistics.items():
         if moments.num_not_finite:
             say(console, f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
     print_sides(sides, console)
+    for name, mesh in meshes.items():
+        print_left_out(mesh.left_out, console, name)
+    print_warnings(box_warnings({name: Box.of(mesh.dataset.points) for name, mesh in meshes.items()}), console)
     if job.out is not None:
         write_json(job.out, statistics_json(statistics))
 
@@ -58,6 +65,7 @@ def file_statistics(
     foam: FoamSelection = LATEST_WALLS,
     *,
     on_side: Callable[[str, str], object] = lambda path, side: None,
+    on_mesh: Callable[[str, Mesh], object] = lambda name, mesh: None,
 ) -> dict[str, Moments]:
     """Measures every numeric array in files; arrays with the same name in several files count as one.
 
@@ -67,6 +75,7 @@ def file_statistics(
             of its patches, `surface/p`, and of its cells, `volume/p`.
         foam: The patches and the time of OpenFOAM cases.
         on_side: Called with the path of each surface, and how its outward side is found.
+        on_mesh: Called with the path and the branch of each mesh, and the mesh.
 
     Returns:
         Statistics by array.
@@ -81,7 +90,7 @@ def file_statistics(
     found: dict[str, Moments] = {}
     for path in paths:
         num_arrays = 0
-        for name, chunks in _arrays(path, foam, on_side):
+        for name, chunks in _arrays(path, foam, on_side, on_mesh):
             num_arrays += 1
             with refusing_damage(f"{path}: array {name!r}"):
                 here = Moments.of_chunks(chunks)
@@ -130,10 +139,16 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
     return table
 
 
-def _arrays(path: Path, foam: FoamSelection, on_side: Callable[[str, str], object]) -> NamedChunks:
+def _arrays(
+    path: Path,
+    foam: FoamSelection,
+    on_side: Callable[[str, str], object],
+    on_mesh: Callable[[str, Mesh], object],
+) -> NamedChunks:
     if is_foam(path):
         for branch, mesh in read_foam(path, foam_branches(path, foam), foam).items():
             _tell_side(path, mesh, on_side)
+            on_mesh(f"{path}: {branch}", mesh)
             yield f"{branch}/position", row_chunks(mesh.position("cells"))
             for name in mesh.dataset.cell_data:
                 yield f"{branch}/{name}", _numbers(np.asarray(mesh.dataset.cell_data[name]))
@@ -148,6 +163,7 @@ def _arrays(path: Path, foam: FoamSelection, on_side: Callable[[str, str], objec
         case _:
             mesh = read_mesh(path)
             _tell_side(path, mesh, on_side)
+            on_mesh(f"{path}: {'surface' if is_surface(mesh) else VOLUME}", mesh)
             dataset = mesh.dataset
             yield "position", row_chunks(np.asarray(dataset.points))
             for name in dataset.cell_data:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_ROUNDED = (".stl", ".ply", ".obj")
+_ROUNDED = (".stl", ".ply")
 _COARSE = 1e-5
 """Spacing of float32, as a share of the size of a mesh, from which its shape suffers."""
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emmi_jax.cli import main
 from emmi_jax.files import npy
 from emmi_jax.jobs.stats import file_statistics, statistics_json
 from emmi_jax.meshes.vtk import import_pyvista
@@ -103,3 +104,17 @@ def test_files_without_numbers_are_refused_by_array(name, write, message, tmp_pa
     write(tmp_path / name)
     with pytest.raises(ValueError, match=message):
         file_statistics([tmp_path / name])
+
+
+def test_what_is_left_out_of_a_mesh_and_units_that_differ_are_printed(tmp_path, capsys):
+    body = import_pyvista().Sphere(theta_resolution=8, phi_resolution=8)
+    body.clear_data()
+    body.save(tmp_path / "body.stl")
+    body.points *= 1000
+    body.lines = [2, 0, 1]
+    body.clear_data()
+    body.save(tmp_path / "boundary.vtp")
+    assert main(["stats", str(tmp_path / "body.stl"), str(tmp_path / "boundary.vtp")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"left out: {tmp_path}/boundary.vtp: surface: 1 lines beside" in printed
+    assert f"warning: the box of the {tmp_path}/boundary.vtp: surface is 1,000 times as large as that of the" in printed
