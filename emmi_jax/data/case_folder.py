@@ -42,6 +42,7 @@ from emmi_jax.data.tensors import (
     tensor_problem,
 )
 from emmi_jax.files.fingerprint import fingerprint
+from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, is_foam
@@ -245,8 +246,8 @@ def _read_points(
 
 
 def case_fingerprint(path: Path, root: Path, foam: FoamSelection = LATEST_WALLS, *, with_times: bool = False) -> str:
-    """Returns the fingerprint of the files of a case folder, and of what is read of them."""
-    selected = repr(foam) if foam != LATEST_WALLS and is_foam_case(path) else ""
+    """Returns the fingerprint of the files of a case folder, of what is read of them, and of how cells are measured."""
+    selected = POSITIONS + (repr(foam) if foam != LATEST_WALLS and is_foam_case(path) else "")
     return fingerprint(case_files(path, foam), root, with_times=with_times, selected=selected)
 
 

@@ -12,6 +12,7 @@ from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import ArrayFolder, Shape
+from emmi_jax.meshes.cells import POSITIONS
 
 STORE_FILE, CASE_FILE, SPLIT_FILE = "store.json", "case.json", "split.json"
 DTYPES = ("float32", "float16")
@@ -120,15 +121,20 @@ def read_head(folder: ArrayFolder) -> JsonDict:
     """Reads `store.json`.
 
     Raises:
-        ValueError: There is none, or it is of another kind or version.
+        ValueError: There is none, it is of another kind or version, or its positions were computed in another way.
     """
     values = folder.read_json(STORE_FILE)
     match values:
         case None:
             raise ValueError(f"{folder.location}: no store: it has no {STORE_FILE}")
-        case {"version": 1, "dtype": str(dtype), "cases": [*names], "sources": dict()} if (
+        case {"version": 1, "dtype": str(dtype), "cases": [*names], "sources": dict(), **others} if (
             names and dtype in DTYPES and all(map(_is_name, names)) and len(set(names)) == len(names)
         ):
+            if others.get("positions") != POSITIONS:
+                raise ValueError(
+                    f"{folder.location}: its positions were computed by {others.get('positions', 'VTK')}, now they are "
+                    f"by {POSITIONS}: prepare the cases again into another folder"
+                )
             return dict(values)
     raise ValueError(f"{folder.location}/{STORE_FILE}: not the list of cases of a store: {values!r:.80}")
 

@@ -32,6 +32,7 @@ from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, parse_stored_split, stored_split
 from emmi_jax.jobs.pool import run_in_processes
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings, say
+from emmi_jax.meshes.cells import POSITIONS
 
 
 class _Prepared(NamedTuple):
@@ -70,7 +71,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     check_cases(job.data, names, foam=job.foam)
     folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0], foam=job.foam))
     prints = {name: case_fingerprint(job.data / name, job.data, job.foam) for name in names}
-    head = {"version": VERSION, "dtype": job.dtype, "cases": names, "sources": sources}
+    head = {"version": VERSION, "positions": POSITIONS, "dtype": job.dtype, "cases": names, "sources": sources}
     _missing(folder, head, prints)  # refuses before anything is written
     with _locked(folder):
         missing = _missing(folder, head, prints)

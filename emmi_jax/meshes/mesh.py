@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from emmi_jax.meshes.cells import CellGeometry, measure_cells
 from emmi_jax.meshes.components import ArrayName, all_found, found_arrays, quoted
 from emmi_jax.meshes.content import main_content
 from emmi_jax.meshes.foam_to_vtk import is_foam_patch
 from emmi_jax.meshes.lost import lost_by_reader
-from emmi_jax.meshes.vtk import read_dataset, vtk_messages, write_dataset
+from emmi_jax.meshes.vtk import read_dataset, write_dataset
 from emmi_jax.points import Array, PointSet
 
 Location: TypeAlias = Literal["points", "cells"]
@@ -81,8 +83,7 @@ class Mesh:
         """Returns the points or the cell centres, [N, 3] in the unit of the file, float32 or float64."""
         if location == "points":
             return _floats(self.dataset.points)
-        with vtk_messages():
-            return _floats(self.dataset.cell_centers(vertex=False).points)
+        return self._cells.centre.astype(_floats(self.dataset.points[:0]).dtype, copy=False)
 
     def points(
         self, sources: Mapping[str, FieldSource], *, location: Location | None = None, with_cell_sizes: bool = False
@@ -111,9 +112,14 @@ class Mesh:
         """Returns areas or volumes of the cells, [N], never negative; points have none, which is a ValueError."""
         if location != "cells":
             raise ValueError(f"{self.path}: its fields are on points, and points have no area or volume to weight them")
-        with vtk_messages():
-            sizes = self.dataset.compute_cell_sizes(length=False).cell_data
-        return np.abs(np.asarray(sizes["Volume"])) + np.abs(np.asarray(sizes["Area"]))
+        return self._cells.size
+
+    @cached_property
+    def _cells(self) -> CellGeometry:
+        try:
+            return measure_cells(self.dataset)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     def _field(self, source: FieldSource, location: Location, num_rows: int) -> Array:
         data = self.dataset.cell_data if location == "cells" else self.dataset.point_data

@@ -133,13 +133,15 @@ def read_foam(
     import_pyvista()
     if not is_foam(path):
         raise ValueError(f"{path}: neither an OpenFOAM case nor output of foamToVTK")
+    for root in (roots := _roots_at(path, selection)):
+        mesh_files(root, foam_time(path, selection))
     chosen: list[str] = []
     if "surface" in branches:
         chosen = [name for name, patch in foam_patches(path, selection).items() if patch.is_chosen]
         if not chosen:
             raise ValueError(f"{path}: no patch is a wall; choose those of the surface with --surface-patches")
     parts, left_out = dict[str, list[Any]](), dict[str, dict[str, None]]()
-    if roots := _roots_at(path, selection):
+    if roots:
         wanted = None if arrays is None else {name for branch in branches for name in arrays.get(branch, ())}
         time = foam_time(path, selection)
         for root in roots:
@@ -264,7 +266,11 @@ def _native_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str
     found: dict[str, tuple[str | None, int | None]] = {}
     time = foam_time(path, selection)
     for root in _roots_at(path, selection):
-        for name, patch in read_patches(mesh_files(root, time)["boundary"]).items():
+        try:
+            file = mesh_files(root, time)["boundary"]
+        except ValueError:  # reading names all files that are missing
+            continue
+        for name, patch in read_patches(file).items():
             found[name] = patch.kind, patch.num_faces + (found.get(name, (None, 0))[1] or 0)
     return found
 

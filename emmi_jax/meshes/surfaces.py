@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.meshes.cells import PIXEL, POLYGON, QUAD, TRIANGLE, flat_cells
 from emmi_jax.meshes.content import cell_arrays, polydata
 from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.orientation import orient
 from emmi_jax.meshes.vtk import import_pyvista, vtk_messages
-
-_TRIANGLE, _POLYGON, _PIXEL, _QUAD = 5, 7, 8, 9
 
 
 class SurfaceElements(NamedTuple):
@@ -168,13 +167,9 @@ def _flat_cells(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]] | N
     """Returns the corners of the cells of any data set as polygons; None if a cell is none, or is curved."""
     grid = dataset.cast_to_unstructured_grid()
     kinds = np.asarray(grid.celltypes)
-    if not np.isin(kinds, (_TRIANGLE, _POLYGON, _PIXEL, _QUAD)).all():
+    if not np.isin(kinds, (TRIANGLE, POLYGON, PIXEL, QUAD)).all():
         return None
-    connectivity, offsets = cell_arrays(grid.GetCells())
-    if len(pixels := offsets[:-1][kinds == _PIXEL]):  # rows of a lattice, not a loop
-        connectivity = connectivity.copy()
-        connectivity[pixels + 2], connectivity[pixels + 3] = connectivity[pixels + 3], connectivity[pixels + 2]
-    return connectivity, offsets
+    return flat_cells(kinds, *cell_arrays(grid.GetCells()))
 
 
 def _kind(dataset: Any) -> str:

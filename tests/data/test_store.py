@@ -12,9 +12,10 @@ from emmi_jax.data.case_split import draw_split
 from emmi_jax.data.cases import Case
 from emmi_jax.data.statistics import measure, merge, point_chunks
 from emmi_jax.data.store import Store, write_case
-from emmi_jax.data.stored_case import write_head
+from emmi_jax.data.stored_case import STORE_FILE, VERSION
 from emmi_jax.files import zarr
 from emmi_jax.files.zarr import ArrayFolder
+from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.points import PointSet
 
 SAMPLING = Sampling(
@@ -35,7 +36,8 @@ def make_case(number: int, *, with_geometry: bool = True) -> Case:
 
 def make_store(path: Path, dtype: str = "float32", *, with_geometry: bool = True) -> Store:
     folder = ArrayFolder(str(path))
-    write_head(folder, NAMES, dtype, {})
+    head = {"version": VERSION, "positions": POSITIONS, "dtype": dtype, "cases": list(NAMES), "sources": {}}
+    folder.write_json(STORE_FILE, head)
     for number, name in enumerate(NAMES):
         case = make_case(number, with_geometry=with_geometry)
         write_case(folder, name, case, dtype=dtype, source=f"files of {name}")
@@ -143,6 +145,10 @@ def edited(path: Path, **changes: object) -> None:
         (lambda p: (p / "store.json").unlink(), r"no store: it has no store\.json"),
         (lambda p: (p / "store.json").write_text("[]"), r"store\.json: not the list of cases of a store: \[\]"),
         (lambda p: edited(p / "store.json", version=2), "not the list of cases of a store"),
+        (
+            lambda p: edited(p / "store.json", positions="VTK"),
+            "computed by VTK, now they are by .*: prepare the cases",
+        ),
         (lambda p: edited(p / "store.json", cases=["../run_1"]), "not the list of cases of a store"),
         (lambda p: edited(p / "store.json", dtype="object"), "not the list of cases of a store"),
         (

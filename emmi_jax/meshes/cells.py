@@ -1,0 +1,135 @@
+"""Centroids and sizes of the cells of any VTK data set, computed here: VTK's own depend on its version."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emmi_jax.meshes.content import cell_arrays
+from emmi_jax.meshes.polyhedra import Floats, Ints, cell_geometry, face_geometry, shape_geometry
+from emmi_jax.meshes.vtk import import_pyvista
+
+POSITIONS = "faces and pyramids"
+"""How centroids are computed; a store that says otherwise has other positions."""
+
+TRIANGLE, POLYGON, PIXEL, QUAD = 5, 7, 8, 9
+_FLAT = (TRIANGLE, POLYGON, PIXEL, QUAD)
+_LOWER = (1, 2, 3, 4)  # vertices and lines
+_POLYHEDRON = 42
+_SOLIDS: dict[int, list[list[int]]] = {
+    10: [[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]],
+    11: [[0, 2, 3, 1], [4, 5, 7, 6], [0, 1, 5, 4], [2, 6, 7, 3], [0, 4, 6, 2], [1, 3, 7, 5]],
+    12: [[0, 3, 2, 1], [4, 5, 6, 7], [0, 1, 5, 4], [2, 3, 7, 6], [0, 4, 7, 3], [1, 2, 6, 5]],
+    13: [[0, 1, 2], [3, 5, 4], [0, 3, 4, 1], [1, 4, 5, 2], [2, 5, 3, 0]],
+    14: [[0, 3, 2, 1], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]],
+    15: [[0, 4, 3, 2, 1], [5, 6, 7, 8, 9]] + [[i, (i + 1) % 5, (i + 1) % 5 + 5, i + 5] for i in range(5)],
+    16: [[0, 5, 4, 3, 2, 1], [6, 7, 8, 9, 10, 11]] + [[i, (i + 1) % 6, (i + 1) % 6 + 6, i + 6] for i in range(6)],
+}
+"""Faces of VTK's shapes, all turning alike, by cell type."""
+
+
+class CellGeometry(NamedTuple):
+    """Centroids [N, 3] of cells, and their sizes [N]: areas or volumes, 0 for lines and vertices."""
+
+    centre: Floats
+    size: Floats
+
+
+def measure_cells(dataset: Any) -> CellGeometry:
+    """Computes centroids and sizes of cells.
+
+    Args:
+        dataset: A `pyvista.DataSet`.
+
+    Raises:
+        ValueError: A cell is curved, or of an unknown kind.
+    """
+    points = np.asarray(dataset.points, np.float64)
+    if dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() == dataset.n_cells:
+        return _flat(points, *cell_arrays(dataset.GetPolys()))
+    grid = dataset.cast_to_unstructured_grid()
+    kinds, found = np.asarray(grid.celltypes), CellGeometry(np.empty((grid.n_cells, 3)), np.zeros(grid.n_cells))
+    corners, offsets = cell_arrays(grid.GetCells())
+    for kind in np.unique(kinds):
+        cells = np.flatnonzero(kinds == kind)
+        if kind == _POLYHEDRON:
+            parts: Any = _polyhedra(points, grid, cells)
+        elif kind in _SOLIDS:
+            number = 1 + max(map(max, _SOLIDS[kind]))
+            here = corners.reshape(-1, number) if len(cells) == len(kinds) else None
+            here = corners[offsets[cells, None] + np.arange(number)] if here is None else here
+            parts = shape_geometry(points, here, _SOLIDS[kind])
+        elif kind in _FLAT:
+            parts = _flat(points, *flat_cells(kinds[cells], *taken(corners, offsets, cells)))
+        elif kind in _LOWER:
+            own, ends = taken(corners, offsets, cells)
+            parts = np.add.reduceat(points[own], ends[:-1], axis=0) / np.diff(ends)[:, None], np.zeros(len(cells))
+        else:
+            name = import_pyvista().CellType(kind).name.lower()
+            raise ValueError(f"{len(cells):,} cells are of the kind {name}, expected linear ones")
+        if len(cells) == len(kinds):
+            return CellGeometry(*parts)
+        found.centre[cells], found.size[cells] = parts
+    return found
+
+
+def flat_cells(kinds: NDArray[np.uint8], corners: Ints, offsets: Ints) -> tuple[Ints, Ints]:
+    """Returns flat cells as polygons: the corners of a pixel are rows of a lattice, no loop."""
+    if len(pixels := offsets[:-1][kinds == PIXEL]):
+        corners = corners.copy()
+        corners[pixels + 2], corners[pixels + 3] = corners[pixels + 3], corners[pixels + 2]
+    return corners, offsets
+
+
+def taken(corners: Ints, offsets: Ints, cells: Ints) -> tuple[Ints, Ints]:
+    """Returns corners and offsets of some cells."""
+    if len(cells) == len(offsets) - 1:
+        return corners, offsets
+    number = np.diff(offsets)[cells]
+    ends = np.concatenate([[0], np.cumsum(number)])
+    return corners[np.repeat(offsets[cells] - ends[:-1], number) + np.arange(ends[-1])], ends
+
+
+def _flat(points: Floats, corners: Ints, offsets: Ints) -> CellGeometry:
+    centre, vector = face_geometry(points, corners, offsets)
+    return CellGeometry(centre, np.linalg.norm(vector, axis=1))
+
+
+def _polyhedra(points: Floats, grid: Any, cells: Ints) -> CellGeometry:
+    if hasattr(grid, "GetPolyhedronFaces"):  # VTK 9.4
+        corners, offsets = cell_arrays(grid.GetPolyhedronFaces())
+        face, ends = taken(*cell_arrays(grid.GetPolyhedronFaceLocations()), cells)
+        number = np.diff(ends)
+    else:
+        to_numpy = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy
+        stream, first = (to_numpy(array).astype(np.int64) for array in (grid.GetFaces(), grid.GetFaceLocations()))
+        corners, offsets, number = stream_faces(stream, first[cells])
+        face = np.arange(len(offsets) - 1)
+    centre, vector = face_geometry(points, corners, offsets)
+    cell = np.repeat(np.arange(len(cells)), number)
+    return CellGeometry(*cell_geometry(centre[face], vector[face], cell, len(cells)))
+
+
+def stream_faces(stream: Ints, first: Ints) -> tuple[Ints, Ints, Ints]:
+    """Decodes the face streams of older versions of VTK: `[faces, corners, corner, …, corners, corner, …]` per cell.
+
+    Args:
+        stream: All streams.
+        first: Where that of each cell begins, [N].
+
+    Returns:
+        Corners of all faces, cell by cell; where each face starts, and the end; and the number of faces [N].
+    """
+    number, place = stream[first], first + 1
+    start = np.empty(number.sum(), np.int64)
+    of_cell = np.cumsum(number) - number
+    for step in range(number.max(initial=0)):
+        cells = np.flatnonzero(number > step)
+        start[of_cell[cells] + step] = place[cells]
+        place[cells] += 1 + stream[place[cells]]
+    sizes = stream[start]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    return stream[np.repeat(start + 1 - offsets[:-1], sizes) + np.arange(offsets[-1])], offsets, number
