@@ -101,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (message := _expected(error)) is None:
             raise
         return _fail(where, message)
+    finally:
+        if is_process:
+            process.ignore_interrupts()
 
 
 def _expected(error: Exception) -> str | None:

@@ -65,6 +65,11 @@ def leave() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
+def ignore_interrupts() -> None:
+    """Lets an interrupt that comes after the work change nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def end_of_imports() -> None:
     """Gives interrupts their usual meaning."""
     if signal.getsignal(signal.SIGINT) is _leave_at_once:

@@ -116,8 +116,11 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.floating[Any]]]) ->
     Raises:
         UnwritableFileError: The disk is full, for instance.
     """
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    # Not by `np.savez`, which takes arrays as arguments: one of its own names would be lost.
+    with whole_file(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def _checked_field(path: Path, name: str, array: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:

@@ -93,6 +93,14 @@ def test_written_arrays_come_back_and_nothing_else_is_left(path):
     assert [p.name for p in path.parent.iterdir()] == ["case.npz"]
 
 
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "self", "[red]", "a:b", "x y", "ω", "a/b"])
+def test_an_array_may_have_any_name(path, name):
+    write_arrays(path, {name: np.ones(2, np.float32), "other": np.zeros((0, 3), np.float32)})
+    with np.load(path) as file:
+        np.testing.assert_array_equal(file[name], [1, 1])
+    assert {key: array.shape for key, array in read_arrays(path).items()} == {name: (2,), "other": (0, 3)}
+
+
 def test_a_write_that_fails_leaves_the_old_file(path):
     write_arrays(path, {"a": np.ones(1, np.float32)})
 
