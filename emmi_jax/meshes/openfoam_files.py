@@ -164,6 +164,10 @@ class FoamFile:
         return corners, offsets
 
     def _damage(self, what: str) -> ValueError:
+        if self._is_binary and self.header.tokens("arch") is None:
+            return ValueError(
+                f"{self.path}: {what}: its header has no arch: expected labels of 32 and scalars of 64 bits"
+            )
         return ValueError(f"{self.path}: damaged: {what}")
 
     def _blank(self) -> None:

@@ -6,6 +6,7 @@ import pytest
 from emmi_jax.config import FoamSelection
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foam_patches, foam_time, read_foam
+from emmi_jax.meshes.openfoam_files import FoamFile
 from emmi_jax.meshes.surfaces import surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.meshes.foam_cases import FIELDS, body_centres, cell_centres, write_foam_case
@@ -186,3 +187,11 @@ def test_normals_of_patches_point_into_the_fluid_though_the_ground_is_a_wall_too
     wanted = (outwards / np.linalg.norm(outwards, axis=1)[:, None])[sorted_rows(body_centres())]
     np.testing.assert_allclose(normal[12:][rows], wanted, atol=1e-6)
     assert {of_patch.side for of_patch in elements} == {"faces of OpenFOAM point out of the fluid"}
+
+
+def test_binary_files_without_arch_are_not_said_to_be_damaged(tmp_path):
+    head = b"FoamFile\n{\n    version 2.0;\n    format binary;\n    class labelList;\n    object owner;\n}\n"
+    (tmp_path / "owner").write_bytes(head + b"\n960\n(" + np.arange(960, dtype="<i8").tobytes()[:3900] + b")\n")
+    with pytest.raises(ValueError, match=r"owner: [^\n]*: its header has no arch: expected labels of 32") as e:
+        FoamFile(tmp_path / "owner").labels()
+    assert "damaged" not in str(e.value)
