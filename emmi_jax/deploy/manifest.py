@@ -51,15 +51,16 @@ class Entry(NamedTuple):
 class Manifest(NamedTuple):
     """Names, scales, sampling and sizes.
 
-    `jax_version` is that which wrote the file. `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers
-    of points and supernodes that programs take; None without a geometry branch.
+    `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named ones.
+    `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that programs take;
+    None without a geometry branch.
     """
 
     jax_version: str
     scales: dict[str, dict[str, Scale]]
     position_low: tuple[float, ...]
     position_scale: float
-    condition_dim: int | None
+    condition_dim: int | dict[str, int] | None
     geometry_sizes: tuple[int, int] | None
     sampling: Sampling
     units: dict[str, str]
@@ -109,13 +110,12 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
     position_scale = finite_numbers("the scale of positions", [values["position"]["scale"]])[0]
     if not position_scale > 0:
         raise ValueError(f"the scale of positions must be positive, got {position_scale}")
-    condition_dim = values["condition_dim"]
     return Manifest(
         scales=scales,
         jax_version=_version(values["jax"]),
         position_low=finite_numbers("the lowest corner", values["position"]["low"], num_axes),
         position_scale=position_scale,
-        condition_dim=None if condition_dim is None else _size(condition_dim),
+        condition_dim=_condition_dim(values["condition_dim"]),
         geometry_sizes=None if values["geometry"] is None else _geometry_sizes(**values["geometry"]),
         sampling=_sampling(**values["sampling"]),
         units={str(name): str(unit) for name, unit in values["units"].items()},
@@ -141,6 +141,12 @@ def _version(text: str) -> str:
     if re.match(r"\d+\.\d+", text) is None:
         raise ValueError(f"expected a version of jax, got {text!r:.40}")
     return text
+
+
+def _condition_dim(value: Any) -> int | dict[str, int] | None:
+    if isinstance(value, dict):
+        return {str(name): _size(size) for name, size in value.items()}
+    return None if value is None else _size(value)
 
 
 def _geometry_sizes(*, num_points: int, num_supernodes: int) -> tuple[int, int]:

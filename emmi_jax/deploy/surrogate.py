@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from .manifest import Manifest
 
 CHUNK_SIZE = 4096
 """Queries per call where the file has a program for no number of its own."""
+
+ConditionLike: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
+"""A condition, or one by name each."""
 
 
 class StreamedChunk(NamedTuple):
@@ -74,7 +77,7 @@ class ExportedSurrogate:
         *,
         anchors: Mapping[str, Array] | None = None,
         geometry: Geometry | Array | None = None,
-        condition: ArrayLike | None = None,
+        condition: ConditionLike | None = None,
         points: Mapping[str, Points | Array] | None = None,
         seed: int = 0,
     ) -> Encoded:
@@ -88,7 +91,7 @@ class ExportedSurrogate:
             anchors: Positions [T, n] of any of the branches.
             geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is. The package's
                 own serves too, but without neighbours.
-            condition: Array [condition_dim], if the model has one.
+            condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
             points: Points [N, n] of any of the branches to draw from; as `Points` they may bring cell sizes.
             seed: Seed of the draws.
 
@@ -233,10 +236,18 @@ class Encoded:
         return int(chunk_size)
 
 
-def condition_input(condition: ArrayLike | None, condition_dim: int | None) -> tuple[NDArray[np.float32], ...]:
-    """Returns a checked condition [condition_dim] as [1, condition_dim], or nothing if the model has none."""
+def condition_input(condition: ConditionLike | None, condition_dim: int | Mapping[str, int] | None) -> tuple[Any, ...]:
+    """Returns a checked condition [condition_dim], or each of named ones, as [1, size]; nothing if there is none."""
     if condition_dim is None and condition is None:
         return ()
+    if isinstance(condition_dim, Mapping):
+        if not isinstance(condition, Mapping) or set(condition) != set(condition_dim):
+            given = sorted(condition) if isinstance(condition, Mapping) else condition
+            raise ValueError(f"the model takes the conditions {sorted(condition_dim)}, got {given}")
+        return ({name: condition_input(condition[name], size)[0] for name, size in condition_dim.items()},)
+    if isinstance(condition, Mapping):
+        expected = "no condition" if condition_dim is None else f"{condition_dim} numbers as condition"
+        raise ValueError(f"the model takes {expected}, got {sorted(condition)}")
     values = np.asarray(condition if condition is not None else [])
     if condition_dim is None or values.shape != (condition_dim,) or values.dtype.kind not in "fiu":
         expected = "no condition" if condition_dim is None else f"{condition_dim} numbers as condition"

@@ -96,7 +96,7 @@ def streamed_gradient(
     with _first_device(program):
         gradient = pull_encoding(program.model, streams.variables, streams.inputs, _on_first(program, d_cache))
     if d_condition is not None:
-        gradient["condition"] = gradient["condition"] + _on_first(program, d_condition)
+        gradient["condition"] = jax.tree.map(jnp.add, gradient["condition"], _on_first(program, d_condition))
     return value, gradient
 
 
@@ -166,7 +166,7 @@ def streamed_second_derivative(
         )
     for gradient, (_, d_condition) in zip(found, (first, second), strict=True):
         if d_condition is not None:
-            gradient["condition"] = gradient["condition"] + d_condition
+            gradient["condition"] = jax.tree.map(jnp.add, gradient["condition"], d_condition)
     return (value, derivative), found
 
 

@@ -19,7 +19,7 @@ from emmi_jax.design.functionals import Functional
 from emmi_jax.design.program import Program
 from emmi_jax.design.surface import Surface, Vertices
 from emmi_jax.inference.chunks import ChunkSize, resolve_chunk_size
-from emmi_jax.inference.inputs import condition_input
+from emmi_jax.inference.inputs import ConditionLike, condition_input
 from emmi_jax.inference.streaming import encode_inputs, on_device
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.inputs import Tokens, check_inputs
@@ -34,7 +34,7 @@ class Sensitivity:
         value: The functional.
         vertices: Gradient [V, 3] with respect to the vertices of the surface, per unit of length.
         geometry: The same for the mesh that shows the geometry, if that is another one.
-        condition: Gradient [condition_dim], if the model has a condition.
+        condition: Gradient [condition_dim], if the model has a condition; or a gradient for each of named ones.
         anchors: Gradient [T, 3] with respect to the anchors of the other branches, which do not move with the surface.
         draws: The points that the model saw; pass them on to compare with another shape.
     """
@@ -42,7 +42,7 @@ class Sensitivity:
     value: float
     vertices: Vertices
     geometry: Vertices | None
-    condition: NDArray[np.float64] | None
+    condition: NDArray[np.float64] | Mapping[str, NDArray[np.float64]] | None
     anchors: dict[str, NDArray[np.float64]]
     draws: Draws
 
@@ -57,7 +57,7 @@ class Case:
         points: Points [N, 3] of the other branches: anchors are drawn from them, and functionals sum over them. As a
             `PointSet` with cell sizes they can be integrated over.
         anchors: Anchors [T, 3] of the other branches; by default those of the run's context, or drawn.
-        condition: Array [condition_dim], if the model has one.
+        condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
         draws: Anchors and geometry points to use again; by default they are drawn as `Surrogate.encode` draws them.
         seed: Seed of the draws.
         chunk_size: Points per call of the model; by default as many as the memory of the devices allows.
@@ -69,7 +69,7 @@ class Case:
     geometry: Surface | None = None
     points: Mapping[str, PointSet | Array] | None = None
     anchors: Mapping[str, Array] | None = None
-    condition: ArrayLike | None = None
+    condition: ConditionLike | None = None
     draws: Draws | None = None
     seed: int = 0
     chunk_size: ChunkSize = "auto"
@@ -132,10 +132,12 @@ class Problem:
         check_inputs(self.case.surrogate.model.config, tokens, geometry, inputs["condition"], {})
         return inputs
 
-    def _condition(self) -> NDArray[Any] | None:
-        if condition_input(self.case.condition) is None:  # refuses what is not finite
-            return None
-        return np.asarray(self.case.condition, self.dtype)[None]
+    def _condition(self) -> Any:
+        condition: Any = self.case.condition
+        condition_input(condition)  # refuses what is not finite
+        if isinstance(condition, Mapping):
+            return {name: np.asarray(values, self.dtype)[None] for name, values in condition.items()}
+        return None if condition is None else np.asarray(condition, self.dtype)[None]
 
     def _chunk_size(self, variables: Any, inputs: Mapping[str, Any], devices: Sequence[jax.Device]) -> int:
         model = self.case.surrogate.model
@@ -174,7 +176,7 @@ class Problem:
             out = vertices if geometry is None else geometry
             self.draws.geometry.add_gradient(in_physical_units(gradient["geometry"]), out)
         condition = gradient["condition"]
-        condition = None if condition is None else np.asarray(condition[0], np.float64)
+        condition = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), condition)
         return Sensitivity(value, vertices, geometry, condition, anchors, self.draws)
 
     def directions(
@@ -195,7 +197,7 @@ class Problem:
         tangent = None if geometry is None else np.zeros_like(geometry.position)
         if self.draws.geometry is not None and self.case.geometry is None:
             tangent = in_model_units(self.draws.geometry.position(along.vertices))
-        d_condition = None if condition is None else np.zeros_like(condition)
+        d_condition = jax.tree.map(np.zeros_like, condition)
 
         def moved(branch: str, start: int) -> NDArray[Any]:
             rows = np.minimum(np.arange(start, start + self.streams.chunk_size), surface.num_cells - 1)

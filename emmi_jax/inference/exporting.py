@@ -176,7 +176,7 @@ def _set_of_programs(
 
     positions = tuple(jax.ShapeDtypeStruct((1, size, axes), jnp.float32) for size in sizes[:-1])
     geometry = _geometry_shapes(surrogate) if config.has_geometry else ()
-    condition = () if config.condition_dim is None else (jax.ShapeDtypeStruct((1, config.condition_dim), jnp.float32),)
+    condition = _condition_shapes(config)
     exported = _export(encode, platforms, params, positions, geometry, condition)
     yield Program("encode", platforms, anchors, None, exported)
     entries = jax.tree.unflatten(
@@ -192,6 +192,14 @@ def _export(function: Callable[..., Any], platforms: tuple[str, ...], *args: Any
     # Attention would be cut into shares for all devices of this process, if it knew of no mesh.
     with target_platform(platforms[0]), jax.sharding.use_abstract_mesh(_ONE_DEVICE):
         return jax.export.export(jax.jit(function), platforms=platforms, disabled_checks=_ALLOWED)(*args)
+
+
+def _condition_shapes(config: AbUptConfig) -> tuple[Any, ...]:
+    if config.condition_dim is None:
+        return ()
+    if config.conditioning_dims is None:
+        return (jax.ShapeDtypeStruct((1, config.condition_dim), jnp.float32),)
+    return ({name: jax.ShapeDtypeStruct((1, size), jnp.float32) for name, size in config.named_conditions.items()},)
 
 
 def _geometry_shapes(surrogate: Surrogate) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -248,7 +256,7 @@ def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Pr
         },
         "position": {"low": list(normalizer.position_low), "scale": normalizer.position_scale},
         "units": units,
-        "condition_dim": config.condition_dim,
+        "condition_dim": config.condition_dim if config.conditioning_dims is None else config.named_conditions,
         "geometry": {"num_points": num_points, "num_supernodes": num_supernodes} if config.has_geometry else None,
         "sampling": {
             "num_anchors": sampling.num_test_anchors,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -17,13 +17,17 @@ from emmi_jax.inference.chunks import to_model_units
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.inputs import Tokens, check_inputs
 
+ConditionLike: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
+"""A condition [condition_dim], or one by name each."""
+
 
 def case_inputs(
     config: AbUptConfig,
     anchors: Mapping[str, ArrayLike],
     geometry: Geometry | None,
-    condition: ArrayLike | None,
+    condition: ConditionLike | None,
     anchor_masks: Mapping[str, ArrayLike] | None,
+    anchor_features: Mapping[str, ArrayLike] | None,
     normalizer: Normalizer | None,
 ) -> dict[str, Any]:
     """Returns the keyword arguments of the model's call for one case, in model units; see `encode`.
@@ -44,22 +48,37 @@ def case_inputs(
         "geometry": geometry,
         "condition": condition_input(condition),
         "anchor_masks": {b: _host(f"anchor_masks[{b!r}]", m)[None] for b, m in (anchor_masks or {}).items()},
+        "anchor_features": {b: features_input(b, a)[None] for b, a in (anchor_features or {}).items()},
     }
-    check_inputs(config, Tokens(inputs["anchors"], {}, {}, {}), geometry, inputs["condition"], inputs["anchor_masks"])
+    tokens = Tokens(inputs["anchors"], {}, inputs["anchor_features"], {})
+    check_inputs(config, tokens, geometry, inputs["condition"], inputs["anchor_masks"])
     masks = inputs["anchor_masks"]
     unbatched = None if geometry is None else jax.tree.map(lambda array: array[0], geometry)
     check_not_empty({b: a[0] for b, a in inputs["anchors"].items()}, unbatched, lambda branch: masks.get(branch))
     return inputs
 
 
-def condition_input(condition: ArrayLike | None) -> NDArray[np.float32] | None:
-    """Returns a condition [condition_dim] as [1, condition_dim] in float32."""
+def condition_input(condition: ConditionLike | None) -> Any:
+    """Returns a condition [condition_dim], or one by name each, as [1, condition_dim] in float32."""
     if condition is None:
         return None
-    values = _host("condition", condition)
+    if isinstance(condition, Mapping):
+        return {name: _finite(f"condition[{name!r}]", values)[None] for name, values in condition.items()}
+    return _finite("condition", condition)[None]
+
+
+def features_input(branch: str, features: ArrayLike) -> NDArray[np.float32]:
+    """Returns the features [T, channels] of tokens in float32."""
+    return _finite(f"the features of {branch!r}", features)
+
+
+def _finite(what: str, value: Any) -> NDArray[np.float32]:
+    values = _host(what, value)
     if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise ValueError(f"condition must hold finite numbers, got {values.tolist()}")
-    return values.astype(np.float32)[None]
+        raise ValueError(
+            f"{what} must hold finite numbers, got {values.tolist() if values.size < 20 else values.dtype}"
+        )
+    return np.asarray(values, np.float32)
 
 
 def _host(what: str, value: Any) -> Any:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike, NDArray
 
+from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.cache import AnchorCache, check_cache, fingerprint
 from emmi_jax.inference.chunks import (
@@ -30,7 +31,7 @@ from emmi_jax.inference.chunks import (
     output_arrays,
     resolve_chunk_size,
 )
-from emmi_jax.inference.inputs import case_inputs, condition_input
+from emmi_jax.inference.inputs import ConditionLike, case_inputs, condition_input, features_input
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
@@ -61,8 +62,9 @@ def encode(
     *,
     anchors: Mapping[str, ArrayLike],
     geometry: Geometry | None = None,
-    condition: ArrayLike | None = None,
+    condition: ConditionLike | None = None,
     anchor_masks: Mapping[str, ArrayLike] | None = None,
+    anchor_features: Mapping[str, ArrayLike] | None = None,
     normalizer: Normalizer | None = None,
 ) -> AnchorCache:
     """Encodes the anchors and the geometry of one case into the keys and values that its queries attend to.
@@ -74,8 +76,9 @@ def encode(
         variables: Its variables, ``{"params": ...}``.
         anchors: Positions [T, n] of every branch.
         geometry: Points [P, n] and supernodes [M], if the model has a geometry branch.
-        condition: Array [condition_dim], if the model has one.
+        condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
         anchor_masks: Booleans [T] of any of the branches, True = real anchor.
+        anchor_features: Features [T, channels] of the anchors of any branch that takes them.
         normalizer: Set if positions are in physical units; None if they are in model units.
 
     Returns:
@@ -85,7 +88,7 @@ def encode(
         ValueError: The arrays do not fit the model, a position is not finite, or an index is out of range.
     """
     variables = without_cache(variables)
-    inputs = case_inputs(model.config, anchors, geometry, condition, anchor_masks, normalizer)
+    inputs = case_inputs(model.config, anchors, geometry, condition, anchor_masks, anchor_features, normalizer)
     device = device_of(variables)
     variables = on_device(variables, device)
     with jax.set_mesh(device_mesh([device])):
@@ -101,7 +104,8 @@ def stream(
     *,
     chunk_size: ChunkSize = "auto",
     normalizer: Normalizer | None = None,
-    condition: ArrayLike | None = None,
+    condition: ConditionLike | None = None,
+    query_features: Mapping[str, ArrayLike] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[StreamedChunk]:
     """Yields the fields at the queries chunk by chunk, branch after branch, each branch from its first query on.
@@ -118,7 +122,8 @@ def stream(
         chunk_size: Queries per call, rounded up to a multiple of the number of devices; "auto" goes by the memory of
             the devices (see `resolve_chunk_size`).
         normalizer: Set if positions and fields are in physical units; None if they are in model units.
-        condition: Array [condition_dim], if the model has one; the same as for `encode`.
+        condition: Array [condition_dim], if the model has one; or an array for each; the same as for `encode`.
+        query_features: Features [N, channels] of the queries of any branch that takes them, as arrays.
         devices: The devices that share each chunk equally; by default all local ones.
 
     Yields:
@@ -145,7 +150,10 @@ def stream(
     constants = jax.device_put(({**variables, "cache": cache.entries}, batched_condition), NamedSharding(mesh, P()))
     pending: collections.deque[tuple[Chunk, dict[str, jax.Array]]] = collections.deque()
     for chunk in cut_queries(queries, size, config, normalizer):
-        pending.append((chunk, _start(model, mesh, chunk, constants)))
+        features = None
+        if chunk.branch in (query_features or {}):
+            features = _features(config, chunk, (query_features or {})[chunk.branch])
+        pending.append((chunk, _start(model, mesh, chunk, constants, features)))
         if len(pending) == _CHUNKS_ON_DEVICE:
             yield _finish(*pending.popleft(), normalizer)
     while pending:
@@ -236,12 +244,26 @@ def without_cache(variables: Variables) -> dict[str, Any]:
     return {name: collection for name, collection in variables.items() if name != "cache"}
 
 
-def _start(model: AnchoredBranchedUPT, mesh: Mesh, chunk: Chunk, constants: Any) -> dict[str, jax.Array]:
+def _features(config: AbUptConfig, chunk: Chunk, features: Any) -> NDArray[np.float32]:
+    """Returns the features of a chunk's queries, zeros after the last."""
+    rows = features_input(chunk.branch, features[chunk.start : chunk.start + chunk.num_points])
+    channels = config.feature_dims.get(chunk.branch)
+    if channels is None or rows.shape != (chunk.num_points, channels):
+        raise ValueError(
+            f"query_features of {chunk.branch!r} must have {channels or 'no'} channels for each query, got "
+            f"{list(rows.shape)} from query {chunk.start} on, for {chunk.num_points}"
+        )
+    return np.pad(rows, ((0, len(chunk.position) - chunk.num_points), (0, 0)))
+
+
+def _start(
+    model: AnchoredBranchedUPT, mesh: Mesh, chunk: Chunk, constants: Any, features: NDArray[np.float32] | None
+) -> dict[str, jax.Array]:
     """Starts copying a chunk to the devices, computing on it and copying the fields back; waits for nothing."""
-    position = jax.device_put(chunk.position, NamedSharding(mesh, P(QUERY_AXIS)))
+    position, features_there = jax.device_put((chunk.position, features), NamedSharding(mesh, P(QUERY_AXIS)))
     # A mesh that the caller has set would not fit these devices.
     with jax.set_mesh(mesh):
-        fields = _query(model, chunk.branch, mesh, *constants, position)
+        fields = _query(model, chunk.branch, mesh, *constants, position, features_there)
     for values in fields.values():
         values.copy_to_host_async()
     return fields
@@ -264,13 +286,20 @@ def encode_inputs(model: AnchoredBranchedUPT, variables: Variables, inputs: Mapp
 
 
 def query_fields(
-    model: AnchoredBranchedUPT, branch: str, variables: Variables, condition: jax.Array | None, position: jax.Array
+    model: AnchoredBranchedUPT,
+    branch: str,
+    variables: Variables,
+    condition: Any,
+    position: jax.Array,
+    features: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Returns the fields [N, F] of a branch at queries [N, n] that read their anchors from the cache; differentiable.
 
-    All is in model units. `variables` hold the cache; the condition is [1, condition_dim].
+    All is in model units. `variables` hold the cache; the condition is [1, condition_dim], or one by name each; the
+    features are [N, channels], if there are any.
     """
-    outputs: Any = model.apply(variables, queries={branch: position[None]}, condition=condition)
+    given = None if features is None else {branch: features[None]}
+    outputs: Any = model.apply(variables, queries={branch: position[None]}, condition=condition, query_features=given)
     return {name: jnp.squeeze(outputs[f"query_{branch}_{name}"], 0) for name in model.config.fields[branch]}
 
 
@@ -280,15 +309,15 @@ def _query(
     branch: str,
     mesh: Mesh,
     variables: Variables,
-    condition: jax.Array | None,
+    condition: Any,
     position: jax.Array,
+    features: jax.Array | None,
 ) -> dict[str, jax.Array]:
-    def on_one_device(variables: Variables, condition: jax.Array | None, position: jax.Array) -> dict[str, jax.Array]:
-        return query_fields(model, branch, variables, condition, position)
+    on_one_device = partial(query_fields, model, branch)
 
     # Queries do not see each other: each device computes its own share and talks to no other. Pallas kernels do not
     # say how their outputs vary over the devices, so that is not checked.
-    specs = (P(), P(), P(QUERY_AXIS))
+    specs = (P(), P(), P(QUERY_AXIS), P(QUERY_AXIS))
     return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P(QUERY_AXIS), check_vma=False)(
-        variables, condition, position
+        variables, condition, position, features
     )

@@ -17,6 +17,7 @@ from emmi_jax.deploy.draws import Sampling as DeploySampling
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.chunks import ChunkSize, Queries
+from emmi_jax.inference.inputs import ConditionLike
 from emmi_jax.inference.streaming import StreamedChunk
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
@@ -58,7 +59,8 @@ class Surrogate:
         *,
         anchors: Mapping[str, Array] | None = None,
         geometry: Geometry | Array | None = None,
-        condition: ArrayLike | None = None,
+        condition: ConditionLike | None = None,
+        anchor_features: Mapping[str, ArrayLike] | None = None,
         points: Mapping[str, PointSet | Array] | None = None,
         seed: int = 0,
     ) -> Encoded:
@@ -70,7 +72,8 @@ class Surrogate:
         Args:
             anchors: Positions [T, n] of any of the branches.
             geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is.
-            condition: Array [condition_dim], if the model has one.
+            condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
+            anchor_features: Features [T, channels] of given anchors of any branch that takes them.
             points: Points [N, n] of any of the branches to draw from; as a `PointSet` they may bring cell sizes.
             seed: Seed of the draws.
 
@@ -100,6 +103,7 @@ class Surrogate:
             anchors=case.anchors,
             geometry=None if case.geometry is None else Geometry(**case.geometry._asdict()),
             condition=condition,
+            anchor_features=anchor_features,
             normalizer=self.normalizer,
         )
         return Encoded(self, cache, condition)
@@ -121,22 +125,26 @@ class Encoded:
 
     surrogate: Surrogate
     cache: AnchorCache
-    condition: ArrayLike | None = None
+    condition: ConditionLike | None = None
 
     def stream(
         self,
         queries: Mapping[str, Queries],
         *,
+        query_features: Mapping[str, ArrayLike] | None = None,
         chunk_size: ChunkSize = "auto",
         devices: Sequence[jax.Device] | None = None,
     ) -> Iterator[StreamedChunk]:
         """Yields the fields at the queries chunk by chunk, in physical units; see `emmi_jax.stream`."""
-        return streaming.stream(**self._arguments, queries=queries, chunk_size=chunk_size, devices=devices)
+        return streaming.stream(
+            **self._arguments, queries=queries, query_features=query_features, chunk_size=chunk_size, devices=devices
+        )
 
     def predict(
         self,
         queries: Mapping[str, Queries],
         *,
+        query_features: Mapping[str, ArrayLike] | None = None,
         out: Mapping[str, Any] | None = None,
         chunk_size: ChunkSize = "auto",
         devices: Sequence[jax.Device] | None = None,
@@ -146,6 +154,7 @@ class Encoded:
 
         Args:
             queries: Positions [N, n] of any of the branches; see `emmi_jax.stream`.
+            query_features: Features [N, channels] of the queries of any branch that takes them, as arrays.
             out: Arrays or memory-maps to fill instead of new ones.
             chunk_size: Queries per call of the model; by default as many as the memory of the devices allows.
             devices: The devices that share each chunk; by default all local ones.
@@ -155,7 +164,13 @@ class Encoded:
             ValueError: A branch is unknown, positions are unusable, or `out` does not fit.
         """
         return streaming.predict(
-            **self._arguments, queries=queries, out=out, chunk_size=chunk_size, devices=devices, advance=advance
+            **self._arguments,
+            queries=queries,
+            query_features=query_features,
+            out=out,
+            chunk_size=chunk_size,
+            devices=devices,
+            advance=advance,
         )
 
     @property
