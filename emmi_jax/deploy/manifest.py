@@ -51,9 +51,9 @@ class Entry(NamedTuple):
 class Manifest(NamedTuple):
     """Names, scales, sampling and sizes.
 
-    `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named ones.
-    `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that programs take;
-    None without a geometry branch.
+    `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named
+    ones. `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that
+    programs take; None without a geometry branch.
     """
 
     jax_version: str
