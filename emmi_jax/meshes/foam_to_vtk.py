@@ -21,6 +21,8 @@ def is_foam_patch(path: Path) -> bool:
     if path.suffix not in _PATCHES:
         return False
     folder = path.absolute().parent
+    if path.stem == "boundary" and _vtk_folder(folder) is not None:
+        return True
     if folder.name == "boundary":
         return _vtk_folder(folder.parent) is not None or folder.parent.parent.name == "VTK"
     return (
@@ -58,7 +60,8 @@ def _vtk_folder(path: Path) -> VtkFiles | None:
     if internal is None:
         return None
     boundary = path / "boundary"
-    patches = sorted(p for p in boundary.iterdir() if p.suffix in (".vtp", ".vtk")) if boundary.is_dir() else []
+    places = boundary.iterdir() if boundary.is_dir() else path.glob("boundary.vt[pk]")  # of `-one-boundary`
+    patches = sorted(p for p in places if p.suffix in _PATCHES)
     return VtkFiles(internal, {file.stem: file for file in patches})
 
 

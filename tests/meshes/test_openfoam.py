@@ -195,3 +195,14 @@ def test_binary_files_without_arch_are_not_said_to_be_damaged(tmp_path):
     with pytest.raises(ValueError, match=r"owner: [^\n]*: its header has no arch: expected labels of 32") as e:
         FoamFile(tmp_path / "owner").labels()
     assert "damaged" not in str(e.value)
+
+
+def test_all_patches_in_one_file_of_foam_to_vtk_are_the_surface(tmp_path):
+    folder = tmp_path / "VTK" / "case_7"
+    folder.mkdir(parents=True)
+    pyvista = import_pyvista()
+    pyvista.ImageData(dimensions=(3, 3, 3)).cast_to_unstructured_grid().save(folder / "internal.vtu")
+    pyvista.Box().save(folder / "boundary.vtp")
+    for path in (folder, tmp_path):
+        assert foam_branches(path) == ("surface", "volume")
+        assert read_foam(path, ["surface"])["surface"].dataset.n_cells == 6
