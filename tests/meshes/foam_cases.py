@@ -10,6 +10,7 @@ import numpy as np
 
 CELLS = (4, 3, 3)
 HOLE = (1, 1, 1)
+HOLES = {HOLE}
 SPACING = np.array([0.5, 0.4, 0.3])
 KINDS = {"inlet": "patch", "outlet": "patch", "ground": "wall", "sides": "patch", "body": "wall"}
 DIMENSIONS = {
@@ -34,7 +35,7 @@ FIELDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def all_cells() -> list[tuple[int, int, int]]:
-    return [tuple(map(int, c)) for c in np.ndindex(*CELLS) if c != HOLE]
+    return [tuple(map(int, c)) for c in np.ndindex(*CELLS) if c not in HOLES]
 
 
 def cell_centres(cells: Sequence[tuple[int, int, int]] | None = None) -> np.ndarray:
@@ -152,7 +153,7 @@ def _write_mesh(
 
 
 def _patch(step: tuple[int, int, int], other: tuple[int, ...]) -> str:
-    if other == HOLE:
+    if other in HOLES:
         return "body"
     return {(-1, 0, 0): "inlet", (1, 0, 0): "outlet", (0, 0, -1): "ground"}.get(step, "sides")
 
