@@ -145,7 +145,7 @@ def test_area_vectors_point_out_of_the_body(cases):
     [
         (["train", "--data", "{meshes}", "--dry-run"], "{meshes} is none"),
         (["train", "--dry-run"], "the built-in data set is none"),
-        (["prepare", "{meshes}", "--out", "{meshes}/store"], "{meshes} is none"),
+        (["prepare", "{meshes}", "--out", "{meshes}_store"], "{meshes} is none"),
         (["stats", "{meshes}/run_1/boundary_1.vtp"], "{meshes}/run_1/boundary_1.vtp is none"),
     ],
 )
