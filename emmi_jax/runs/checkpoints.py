@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import sys
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _RECORD = "record"
 
 _log = logging.getLogger(__name__)
 # Orbax raises what it logs, and its threads log it once each.
+_report = sys.unraisablehook
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
@@ -63,6 +65,7 @@ class Checkpoints:
         self._scores: dict[int, float | None] = {}
         self._manager = None
         if not read_only:
+            sys.unraisablehook = _report_others
             options = ocp.CheckpointManagerOptions(preservation_policy=self, create=True, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
@@ -241,6 +244,12 @@ def _naming_the_folder(directory: Path) -> Iterator[None]:
         full = os.strerror(errno.ENOSPC)
         reason = full if full in str(error) else _first_line(error)
         raise UnwritableFileError(f"{directory}: a checkpoint cannot be written: {reason}") from None
+
+
+def _report_others(unraisable: sys.UnraisableHookArgs) -> None:
+    """Leaves out what TensorStore prints after a failed write, which is raised too."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _report(unraisable)
 
 
 def _first_line(error: Exception) -> str:

@@ -28,7 +28,12 @@ def trackers(run: RunDirectory, settings: JsonDict, *, wandb_project: str | None
         if find_spec("tensorboardX") is not None:
             from tensorboardX import SummaryWriter
 
-            writer = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
+            writer = SummaryWriter(str(run.path / "tensorboard"))
+
+            @stack.callback
+            def close() -> None:
+                with naming_the_file(run.path / "tensorboard"):
+                    writer.close()
 
             def to_tensorboard(step: int, metrics: Mapping[str, float]) -> None:
                 with naming_the_file(run.path / "tensorboard"):
