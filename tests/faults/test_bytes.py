@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-NUM_FAULTS = int(os.environ.get("EMMI_JAX_FAULTS", "40"))
+NUM_FAULTS = int(os.environ.get("EMMI_JAX_FAULTS", "25"))
 POINTS = np.random.default_rng(1).uniform(-1, 1, size=(20, 3))
 
 
