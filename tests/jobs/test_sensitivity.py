@@ -87,7 +87,7 @@ def test_an_open_surface_is_refused_or_warned_of(surrogate, body, tmp_path):
         differentiate(surrogate, tmp_path / "open.vtp", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     printed = differentiate(surrogate, tmp_path / "open.vtp", tmp_path / "out", allow_open=True)
-    assert "its outward side is a guess" in printed.replace("\n", " ")
+    assert "normals: outward by the volume that each part encloses" in printed.replace("\n", " ")
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(surrogate, body, tmp_path):
