@@ -33,7 +33,7 @@ def main() -> None:
         PRESETS["drivaerml-tutorial"].config.to_dict()
         | {"implementation": options.implementation, "dtype": options.dtype}
     )
-    inputs = _inputs(config, options)
+    inputs = make_inputs(config, options)
     torch.manual_seed(0)
     reference = torch_model.AbUpt.from_config(config).to(measure.TORCH_DEVICE)
     params = jax.tree.map(jnp.asarray, ab_upt_from_torch(reference.state_dict(), config))
@@ -45,7 +45,7 @@ def main() -> None:
     difference = measure.check_equal(
         {"jax": [predicted[name] for name in expected], "torch": list(expected.values())}, options.dtype
     )
-    jax_step, first_call = _jax_step(model, params, inputs)
+    jax_step, first_call = make_jax_step(model, params, inputs)
     contestants = {"jax": jax_step, "torch": _torch_step(reference, torch_inputs, options.dtype)}
     if options.torch_compile:
         contestants["compiled_torch"] = _torch_step(torch.compile(reference), torch_inputs, options.dtype)
@@ -66,7 +66,7 @@ def main() -> None:
     measure.report(title, [row | {"difference": difference}], options.json)
 
 
-def _inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
+def make_inputs(config: AbUptConfig, options: Any) -> dict[str, Any]:
     rng = np.random.default_rng(0)
 
     def positions(num: int, scale: float) -> jax.Array:
@@ -100,7 +100,7 @@ def _predict(reference: Any, inputs: dict[str, Any], dtype: str) -> dict[str, to
         return reference(**inputs)
 
 
-def _jax_step(model: AnchoredBranchedUPT, params: Any, inputs: dict[str, Any]) -> tuple[Any, float]:
+def make_jax_step(model: AnchoredBranchedUPT, params: Any, inputs: dict[str, Any]) -> tuple[Any, float]:
     optimizer = optax.adamw(LEARNING_RATE)
 
     def loss_fn(params: Any) -> jax.Array:

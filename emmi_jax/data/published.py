@@ -5,6 +5,8 @@ Positions in metres, velocity in m/s, vorticity in 1/s; pressure and wall shear 
 
 from __future__ import annotations
 
+import dataclasses
+
 from emmi_jax.data.normalization import FieldScale, Normalizer
 
 _MODEL_UNITS = 1000.0
@@ -89,4 +91,7 @@ STATISTICS: dict[str, Normalizer] = {
         },
     ),
 }
-"""By name, as `--statistics` takes it."""
+STATISTICS["drivaerml-2026-04"] = dataclasses.replace(
+    STATISTICS["drivaerml-tutorial"], position_scale=100 * STATISTICS["drivaerml-tutorial"].position_scale
+)
+"""By name, as `--statistics` takes it; the last with positions 0 … 100 000."""

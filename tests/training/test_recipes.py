@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 
 from emmi_jax.config import TrainSettings
@@ -38,6 +39,35 @@ def test_the_drivaerml_recipe_trains_the_published_model():
     assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("lion", 5e-5, 0.05)
     assert (optimizer.clip_norm, optimizer.ema_decay, settings.steps) == (0.25, 0.9999, 500 * 400)
     assert optimizer.learning_rate * optimizer.final_fraction == pytest.approx(1e-6)
+
+
+def test_the_recipes_of_the_reference_since_april_2026_differ_in_positions_and_optimizer():
+    published, main, muon = (
+        TrainSettings(data="cases").updated(read_recipe(name))
+        for name in ("drivaerml", "drivaerml-2026-04", "drivaerml-2026-04-muon")
+    )
+    fields = PRESETS["drivaerml-tutorial"].config.fields
+    config, before = model_config(main, fields), model_config(published, fields)
+    assert (config.max_wavelength, config.supernode_pooling.max_wavelength) == (40_000, 10_000)
+    low, high = (np.array([[x] * 3]) for x in (-40.0, 80.0))
+    scales = STATISTICS[main.statistics]
+    np.testing.assert_allclose(scales.normalize_position(low), 0)
+    np.testing.assert_allclose(scales.normalize_position(high), 100_000)
+    metres = [
+        c.supernode_pooling.radius / STATISTICS[s.statistics].position_scale
+        for c, s in ((config, main), (before, published))
+    ]
+    assert metres[0] == pytest.approx(metres[1])
+    assert main.optimizer == published.optimizer
+    assert muon.updated({"optimizer": main.optimizer.to_dict()}) == main
+    optimizer = muon.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("muon", 0.01, 0.01)
+    assert (optimizer.companion, optimizer.companion_learning_rate, optimizer.companion_weight_decay) == (
+        "lion",
+        5e-5,
+        0.05,
+    )
+    assert optimizer.clip_norm == 1.0
 
 
 def test_the_recipes_of_other_published_models_differ_where_they_should():
