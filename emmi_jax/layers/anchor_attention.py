@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from emmi_jax.config import AnchorAttentionConfig
+from emmi_jax.layers.dropout import Flag
 from emmi_jax.layers.mixed_attention import MixedAttention
 from emmi_jax.ops.rope import RopeFrequencies
 from emmi_jax.tokens import AttentionPattern, TokenSpec, owning_branch, specs_of_branch
@@ -78,7 +79,7 @@ class MultiBranchAnchorAttention(nn.Module):
         freqs: RopeFrequencies | jax.Array | None = None,
         *,
         key_padding_mask: jax.Array | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> jax.Array:
         """Attends within the sequence; caches like `MixedAttention`.
 

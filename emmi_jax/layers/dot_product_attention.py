@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AttentionConfig
+from emmi_jax.layers.dropout import Flag, drop, with_dropout
 from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.linear import input_projection, output_projection
 from emmi_jax.layers.norms import head_norm
@@ -31,7 +32,7 @@ class DotProductAttention(nn.Module):
         freqs: RopeFrequencies | jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> jax.Array:
         """Attends within the sequence.
 
@@ -62,16 +63,20 @@ class DotProductAttention(nn.Module):
             q, k = apply_rope(q, freqs), apply_rope(k, freqs)
         mask = gather_key_mask(mask, x.shape[1], config.token_axis)
         k, v = gather_shards((k, v), config.token_axis, axis=1)
-        use_dropout = config.dropout > 0 and not deterministic
-        y = dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask,
-            dropout_rate=config.dropout if use_dropout else 0.0,
-            dropout_rng=self.make_rng("dropout") if use_dropout else None,
-            implementation=config.implementation,
-            precision=config.precision,
-        )
+        rate = config.dropout
+
+        def attend(key: jax.Array | None) -> jax.Array:
+            return dot_product_attention(
+                q,
+                k,
+                v,
+                mask=mask,
+                dropout_rate=0.0 if key is None else rate,
+                dropout_rng=key,
+                implementation=config.implementation,
+                precision=config.precision,
+            )
+
+        y = with_dropout(self, rate, deterministic, attend)
         y = output_projection(config, "proj")(y.reshape(*y.shape[:2], config.dim))
-        return nn.Dropout(config.dropout)(y, deterministic=deterministic)
+        return with_dropout(self, rate, deterministic, lambda key: drop(y, rate, key))

@@ -13,6 +13,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from emmi_jax.config import AttentionConfig, NumericsConfig
+from emmi_jax.ops.arrays import over_channels
 from emmi_jax.ops.attention import platform
 
 named_axes = jax.make_user_context(False)
@@ -77,7 +78,7 @@ class Linear(nn.Module):
         """
         x, kernel, bias = promote_dtype(x, *self.weights(x.shape[-1]), dtype=self.config.dtype)
         y = jnp.dot(as_matrix(x), kernel[:, columns], precision=self.config.precision)
-        return (y if bias is None else y + bias[columns]).reshape(*x.shape[:-1], y.shape[-1])
+        return (y if bias is None else y + over_channels(bias[columns], y)).reshape(*x.shape[:-1], y.shape[-1])
 
 
 def input_projection(config: AttentionConfig, number: int, name: str | None = None) -> Linear:
@@ -94,9 +95,11 @@ def output_projection(config: AttentionConfig, name: str | None = None) -> Linea
 def as_matrix(x: jax.Array) -> jax.Array:
     """Returns x [..., C] as [rows, C] on CPU, where products and sums with batch axes take up to twice the time.
 
-    Elsewhere x stays as it is: nothing would be gained, and axes sharded separately stay separate.
+    Elsewhere x stays as it is: nothing would be gained, and axes sharded separately stay separate. So does an x whose
+    axes are sharded explicitly.
     """
-    return x.reshape(-1, x.shape[-1]) if platform() == "cpu" and 0 not in x.shape else x
+    keeps_axes = platform() != "cpu" or 0 in x.shape or any(jax.typeof(x).sharding.spec)
+    return x if keeps_axes else x.reshape(-1, x.shape[-1])
 
 
 def _initializers(init_weights: str, fan_in: int) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AttentionConfig
+from emmi_jax.layers.dropout import Flag, with_dropout
 from emmi_jax.layers.inputs import check_padding_mask, check_rope, check_tokens, silence_padding
 from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.linear import input_projection, output_projection
@@ -46,7 +47,7 @@ class MixedAttention(nn.Module):
         freqs: RopeFrequencies | jax.Array | None = None,
         *,
         key_padding_mask: jax.Array | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> jax.Array:
         """Attends within the sequence.
 
@@ -74,8 +75,13 @@ class MixedAttention(nn.Module):
         queries, groups = self.project(x, token_specs, attended, freqs, key_padding_mask=key_padding_mask)
         if not queries:
             return self.proj(x)
-        rng = self.make_rng("dropout") if self.config.dropout and not deterministic else None
-        return self.output(attend_by_patterns(self.config, queries, groups, patterns, dropout_rng=rng).values())
+        attended_to = with_dropout(
+            self,
+            self.config.dropout,
+            deterministic,
+            lambda key: join(attend_by_patterns(self.config, queries, groups, patterns, dropout_rng=key).values(), x),
+        )
+        return self.output([attended_to])
 
     def project(
         self,
@@ -118,7 +124,7 @@ class MixedAttention(nn.Module):
         keys, values = cut(k, key_sizes), cut(v, key_sizes)
         groups = {
             name: KeyValues(
-                keys[name], values[name], None if key_padding_mask is None else key_padding_mask[:, slices[name]]
+                keys[name], values[name], None if key_padding_mask is None else take(key_padding_mask, [slices[name]])
             )
             for name in key_sizes
         }

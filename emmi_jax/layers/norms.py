@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from emmi_jax.config import AttentionConfig, NumericsConfig
 from emmi_jax.layers.linear import as_matrix, param
+from emmi_jax.ops.arrays import over_channels
 
 NORM_EPSILON = 1e-6
 
@@ -37,9 +38,11 @@ class LayerNorm(nn.Module):
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.epsilon)
         if self.learned:
             shape, dtype = (x.shape[-1],), self.config.param_dtype
-            y = y * param(self, "scale", nn.initializers.ones, shape, dtype, ("embed",)).astype(jnp.float32)
+            scale = param(self, "scale", nn.initializers.ones, shape, dtype, ("embed",))
+            y = y * over_channels(scale.astype(jnp.float32), y)
             if self.use_bias:
-                y = y + param(self, "bias", nn.initializers.zeros, shape, dtype, ("embed",)).astype(jnp.float32)
+                bias = param(self, "bias", nn.initializers.zeros, shape, dtype, ("embed",))
+                y = y + over_channels(bias.astype(jnp.float32), y)
         return y.reshape(x.shape).astype(self.config.dtype or x.dtype)
 
 
@@ -70,7 +73,7 @@ class RmsNorm(nn.Module):
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + epsilon)
         if self.learned:
             scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype, (self.axis,))
-            y = y * scale.astype(jnp.float32)
+            y = y * over_channels(scale.astype(jnp.float32), y)
         return y.reshape(x.shape).astype(self.config.dtype or x.dtype)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from emmi_jax.layers.dropout import Flag
 from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.perceiver_attention import PerceiverAttention
 from emmi_jax.layers.residual import ResidualBlock, modulate
@@ -48,7 +49,7 @@ class PerceiverBlock(ResidualBlock):
         *,
         condition: jax.Array | None = None,
         mask: jax.Array | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> jax.Array:
         """Applies the block.
 
@@ -138,4 +139,4 @@ class UntiedPerceiverBlock(nn.Module):
             outputs |= cut(block(take(q, rows), kv, own_freqs, k_freqs, mask=mask, **options), own)
         if foreign := sorted(set(slices) - set(outputs)):
             raise ValueError(f"token groups {foreign!r} belong to none of the branches {list(self.branches)!r}")
-        return join(outputs[name] for name in slices)
+        return join((outputs[name] for name in slices), q)

@@ -10,9 +10,11 @@ from jax.typing import DTypeLike
 
 from emmi_jax.config import NORMS, AttentionConfig, check_choice
 from emmi_jax.config.checks import check_mlp
+from emmi_jax.layers.dropout import Flag, drop, with_dropout
 from emmi_jax.layers.linear import Linear, param
 from emmi_jax.layers.mlp import Mlp
 from emmi_jax.layers.norms import NORM_EPSILON, LayerNorm, RmsNorm
+from emmi_jax.ops.arrays import over_channels
 
 
 def modulate(h: jax.Array, scale: jax.Array | None, shift: jax.Array | None) -> jax.Array:
@@ -38,7 +40,7 @@ class LayerScale(nn.Module):
         """Maps [..., C] to [..., C]."""
         initial = nn.initializers.constant(self.initial)
         gamma = param(self, "gamma", initial, (x.shape[-1],), self.param_dtype, ("embed",))
-        return x * gamma.astype(x.dtype)
+        return x * over_channels(gamma.astype(x.dtype), x)
 
 
 class ResidualBlock(nn.Module):
@@ -92,7 +94,6 @@ class ResidualBlock(nn.Module):
             self.ls2 = LayerScale(self.layer_scale, config.param_dtype)
         if self.condition_dim is not None:
             self.modulation = Linear(sum(self.modulation_dims), config, zero_init=True, axes=("condition", "embed"))
-        self.drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2))
 
     @property
     def modulation_dims(self) -> tuple[int, ...]:
@@ -125,7 +126,7 @@ class ResidualBlock(nn.Module):
             )
         return list(jnp.split(self.modulation(condition)[:, None, :], np.cumsum(self.modulation_dims)[:-1], axis=-1))
 
-    def finish(self, x: jax.Array, y: jax.Array, modulations: list[jax.Array | None], deterministic: bool) -> jax.Array:
+    def finish(self, x: jax.Array, y: jax.Array, modulations: list[jax.Array | None], deterministic: Flag) -> jax.Array:
         """Adds the attention's output y to x [B, T, C], then the MLP branch.
 
         Args:
@@ -140,10 +141,12 @@ class ResidualBlock(nn.Module):
         attention_gate, scale, shift, mlp_gate = modulations
         if self.layer_scale is not None:
             y = self.ls1(y)
-        x = x.astype(y.dtype) + self.drop_path(
-            y if attention_gate is None else y * attention_gate, deterministic=deterministic
-        )
+        x = x.astype(y.dtype) + self._drop_path(y if attention_gate is None else y * attention_gate, deterministic)
         y = self.mlp(modulate(self.norm2(x), scale, shift))
         if self.layer_scale is not None:
             y = self.ls2(y)
-        return x + self.drop_path(y if mlp_gate is None else y * mlp_gate, deterministic=deterministic)
+        return x + self._drop_path(y if mlp_gate is None else y * mlp_gate, deterministic)
+
+    def _drop_path(self, y: jax.Array, deterministic: Flag) -> jax.Array:
+        rate = self.drop_path_rate
+        return with_dropout(self, rate, deterministic, lambda key: drop(y, rate, key, whole_samples=True))

@@ -8,13 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from emmi_jax.config import NumericsConfig, SupernodePoolingConfig
 from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import gelu
-from emmi_jax.ops.arrays import AnyArray, check_array, is_concrete
+from emmi_jax.ops.arrays import AnyArray, check_array, is_concrete, over_channels
 from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
 from emmi_jax.ops.neighbors_host import nearest_neighbors_host, radius_neighbors_host
+from emmi_jax.ops.sharding import partition_automatically
 from emmi_jax.ops.sincos import sincos_embedding
 
 
@@ -215,7 +217,7 @@ class SupernodePooling(nn.Module):
         y = _gather(of_point, neighbor_idx) + _gather(of_supernode, supernode_idx)[:, :, None]
         if edge_kernel is not None and relative is not None:
             y = y + jnp.dot(relative, edge_kernel, precision=self.config.precision)
-        return y + bias
+        return y + over_channels(bias, y)
 
     def _second(self, messages: jax.Array, neighbors: Neighbors) -> jax.Array:
         """Applies GELU and the second layer to [B, M, K, C] and takes the sum or mean over the neighbours [B, M, C]."""
@@ -224,7 +226,7 @@ class SupernodePooling(nn.Module):
         # The second layer is linear, so it acts once per supernode instead of once per edge.
         kernel, bias = _weights(self._linear("message_2"), self.dim, hidden)
         weight = degree if self.pooling.aggregation == "sum" else jnp.minimum(degree, 1)
-        return jnp.dot(hidden, kernel, precision=self.config.precision) + weight * bias
+        return jnp.dot(hidden, kernel, precision=self.config.precision) + weight * over_channels(bias, weight)
 
     def _sum_or_mean(self, messages: jax.Array, mask: jax.Array) -> jax.Array:
         total = jnp.where(mask[..., None], messages, 0).sum(axis=2)
@@ -243,7 +245,7 @@ class SupernodePooling(nn.Module):
 def _weights(linear: Linear, in_features: int, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns kernel and bias in the dtype of the array that they are applied to."""
     kernel, bias = linear.weights(in_features)
-    return kernel.astype(like.dtype), jnp.zeros((), like.dtype) if bias is None else bias.astype(like.dtype)
+    return kernel.astype(like.dtype), jnp.zeros((1,), like.dtype) if bias is None else bias.astype(like.dtype)
 
 
 def _with_distance(offset: jax.Array) -> jax.Array:
@@ -265,7 +267,10 @@ def _is_present(position: AnyArray) -> jax.Array:
 
 def _gather(points: AnyArray, idx: AnyArray) -> jax.Array:
     """Returns rows of points [B, P, C] at idx [B, ...] as [B, ..., C]; an index outside gets some row."""
-    return jax.vmap(lambda rows, at: rows.at[at].get(mode="clip"))(jnp.asarray(points), _as_idx(idx))
+    points, idx = jnp.asarray(points), _as_idx(idx)
+    gather = jax.vmap(lambda rows, at: rows.at[at].get(mode="clip"))
+    spec = P(*jax.typeof(idx).sharding.spec, *[None] * (points.ndim - 2))
+    return partition_automatically(gather, spec, points, idx)(points, idx)
 
 
 def _as_idx(idx: AnyArray) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 
 from emmi_jax.layers.anchor_attention import MultiBranchAnchorAttention
 from emmi_jax.layers.dot_product_attention import DotProductAttention
+from emmi_jax.layers.dropout import Flag, with_dropout
 from emmi_jax.layers.inputs import check_padding_mask, check_rope, check_tokens, silence_padding
 from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.patterns import attend_by_patterns
@@ -48,7 +49,7 @@ class TransformerBlock(ResidualBlock):
         *,
         condition: jax.Array | None = None,
         key_padding_mask: jax.Array | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> jax.Array:
         """Applies the block.
 
@@ -104,7 +105,7 @@ class UntiedTransformerBlock(nn.Module):
         *,
         condition: jax.Array | None = None,
         key_padding_mask: jax.Array | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> jax.Array:
         """Applies the block as `TransformerBlock` does, with the groups in any order."""
         config: Any = self.template_block.config
@@ -140,11 +141,17 @@ class UntiedTransformerBlock(nn.Module):
             finish.append((block, own, sizes, rest))
         if not queries:
             return x
-        rng = self.make_rng("dropout") if config.dropout and not deterministic else None
-        y = attend_by_patterns(config, queries, groups, patterns, dropout_rng=rng)
+        sizes_of_groups = {name: q.shape[1] for name, q in queries.items()}
+        attended_to_all = with_dropout(
+            self,
+            config.dropout,
+            deterministic,
+            lambda key: join(attend_by_patterns(config, queries, groups, patterns, dropout_rng=key).values()),
+        )
+        y = cut(attended_to_all, sizes_of_groups)
         outputs: dict[str, jax.Array] = {}
         for block, own, sizes, rest in finish:
             if sizes:
                 attended_to = block.attention_block.mixed_attention.output(y[name] for name in sizes)
                 outputs |= cut(block.finish(own, attended_to, rest, deterministic), sizes)
-        return join(outputs[name] for name in slices)
+        return join((outputs[name] for name in slices), x)

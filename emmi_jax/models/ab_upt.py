@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from emmi_jax.config import AbUptConfig
 from emmi_jax.layers.anchor_attention import CrossAnchorAttention, JointAnchorAttention, SelfAnchorAttention
 from emmi_jax.layers.conditioner import Conditioner
+from emmi_jax.layers.dropout import Flag
 from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import Mlp
 from emmi_jax.layers.perceiver_block import PerceiverBlock, UntiedPerceiverBlock
@@ -53,7 +54,7 @@ class AnchoredBranchedUPT(nn.Module):
         anchor_masks: Mapping[str, jax.Array] | None = None,
         anchor_features: Mapping[str, jax.Array] | None = None,
         query_features: Mapping[str, jax.Array] | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> dict[str, jax.Array]:
         """Predicts the fields at anchors and queries.
 
@@ -128,7 +129,7 @@ class _Network(nn.Module):
         geometry: Geometry | None = None,
         anchor_masks: Arrays | None = None,
         condition: Condition | None = None,
-        deterministic: bool = True,
+        deterministic: Flag = True,
     ) -> dict[str, jax.Array]:
         """Predicts as `AnchoredBranchedUPT` does."""
         config = self.config
@@ -292,7 +293,7 @@ class _Network(nn.Module):
             return UntiedPerceiverBlock(block, config.branches, name=name)
         return PerceiverBlock(config.others, **options, name=name)
 
-    def _run(self, block: nn.Module, *args: Any, token_specs: Any = None, deterministic: bool, **kwargs: Any) -> Any:
+    def _run(self, block: nn.Module, *args: Any, token_specs: Any = None, deterministic: Flag, **kwargs: Any) -> Any:
         """Calls a block, under rematerialisation if the configuration says so."""
         static = {"deterministic": deterministic} | ({} if token_specs is None else {"token_specs": token_specs})
 

@@ -57,6 +57,11 @@ def checked_array(name: str, array: object) -> AnyArray:
     return array
 
 
+def over_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a vector [C] with the rank of x [..., C], which `jax_numpy_rank_promotion` may ask for."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
 def widened(array: jax.Array) -> jax.Array:
     """Returns an array in at least float32, in which small terms of a sum are not lost."""
     return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array

@@ -15,6 +15,7 @@ from emmi_jax.ops.checks import as_value_error
 from emmi_jax.ops.cudnn_attention import cudnn_attention, cudnn_limit
 from emmi_jax.ops.dense_attention import dense_attention
 from emmi_jax.ops.rectangles import Rectangle, rectangle_mask
+from emmi_jax.ops.sharding import partition_automatically
 
 XLA_MAX_LOGITS = 2**20
 """`auto` takes `xla`, which holds every logit, up to this many logits (4 MiB in float32)."""
@@ -137,13 +138,19 @@ def dot_product_attention(
         return jnp.zeros_like(q)
     name = resolve_implementation(implementation, q, k, mask, dropout_rate, rectangles=rectangles)
     kernel = KERNELS[IMPLEMENTATIONS[name].kernel]
-    options = {"dropout_rate": dropout_rate, "dropout_rng": dropout_rng, "precision": precision}
+    options: dict[str, Any] = {"dropout_rate": dropout_rate, "precision": precision}
     if kernel.takes_rectangles:
-        return kernel.run(q, k, v, mask=mask, rectangles=rectangles, **options)
-    if rectangles is not None:
-        allowed = jnp.asarray(rectangle_mask(rectangles, q.shape[1], k.shape[1]))
-        mask = allowed[None, None] if mask is None else mask & allowed
-    return kernel.run(q, k, v, mask=mask, **options)
+        options["rectangles"] = rectangles
+    elif rectangles is not None:
+        allowed = jnp.asarray(rectangle_mask(rectangles, q.shape[1], k.shape[1]))[None, None]
+        mask = allowed if mask is None else mask & allowed
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        return kernel.run(q, k, v, mask=mask, dropout_rng=key, **options)
+
+    # Queries and keys may be sharded over the same axis, which no product of arrays with explicit axes allows.
+    spec = jax.typeof(q).sharding.spec
+    return partition_automatically(run, spec, q, k, v)(q, k, v, mask, dropout_rng)
 
 
 def resolve_implementation(

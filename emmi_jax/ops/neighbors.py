@@ -171,7 +171,7 @@ def _radius_neighbors(points: jax.Array, supernode_idx: jax.Array, limit: ArrayL
     def search(centers: jax.Array, groups: jax.Array) -> Neighbors:
         words = jnp.zeros((centers.shape[1], groups.shape[2]), jnp.uint32)
         for bit in range(_GROUP):
-            is_within = squared_distance(groups[:, bit], centers[:, :, None], jnp.maximum) <= limit
+            is_within = squared_distance(groups[:, bit, None], centers[:, :, None], jnp.maximum) <= limit
             words |= is_within.astype(jnp.uint32) << np.uint32(bit)
         # Without a loop in between, XLA computes the words again for each of their readers.
         first = functools.partial(_first_set_bits, count=max_degree)
@@ -220,12 +220,12 @@ def _nearest_neighbors(points: jax.Array, supernode_idx: jax.Array, *, k: int) -
     def search(centers: jax.Array, groups: jax.Array) -> Neighbors:
         nearest = jnp.full((centers.shape[1], groups.shape[2]), np.inf, jnp.float32)
         for member in range(_GROUP):
-            d2 = squared_distance(groups[:, member], centers[:, :, None], jnp.maximum)
+            d2 = squared_distance(groups[:, member, None], centers[:, :, None], jnp.maximum)
             nearest = jnp.where(d2 < nearest, d2, nearest)
         # The k nearest points lie in the k groups whose nearest points are nearest. Ties keep to the lowest index,
         # which top_k prefers, because the indices of a group are below those of the next.
         chosen = jnp.sort(top_k(-nearest, min(k, nearest.shape[1]))[1])
-        idx = _GROUP * chosen[:, :, None] + jnp.arange(_GROUP, dtype=jnp.int32)
+        idx = _GROUP * chosen[:, :, None] + jnp.arange(_GROUP, dtype=jnp.int32)[None, None]
         members = groups.swapaxes(1, 2)[:, chosen]
         d2 = squared_distance(members, centers[:, :, None, None], jnp.maximum)
         d2 = d2.reshape(len(nearest), -1)

@@ -43,7 +43,7 @@ def rope_frequencies(positions: jax.Array, head_dim: int, max_wavelength: float 
     omega, rest = axis_frequencies(head_dim, positions.shape[-1], max_wavelength)
 
     def rotate(coordinates: jax.Array) -> RopeFrequencies:
-        angles = coordinates[..., None] * omega
+        angles = coordinates[..., None] * omega[None, None]
         return RopeFrequencies(jnp.cos(angles), jnp.sin(angles))
 
     # Unless sine and cosine come from a loop, XLA recomputes them in every layer that uses them.

@@ -109,6 +109,21 @@ def partition_automatically(fun: Callable[Args, Tree], spec: P, *arrays: jax.Arr
     return functools.wraps(fun)(automatic)
 
 
+def resized_spec(x: jax.Array, axis: int, size: int, *, ndim: int | None = None) -> P | None:
+    """Returns how x is sharded over explicit axes if one axis gets another size; None if that axis is not sharded.
+
+    A size that the devices cannot share equally is not sharded. `ndim` is the number of axes of the result, if it
+    differs from that of x behind the axis.
+    """
+    mesh, spec = _mesh([x]), jax.typeof(x).sharding.spec
+    names = spec[axis] if axis < len(spec) else None
+    if names is None or all(kind != AxisType.Explicit for kind in mesh.axis_types):
+        return None
+    shards = math.prod(mesh.shape[name] for name in (names if isinstance(names, tuple) else (names,)))
+    after = spec[axis + 1 :] if ndim in (None, x.ndim) else ()
+    return P(*spec[:axis], None if size % shards else names, *after)
+
+
 def _mesh(arrays: object) -> AbstractMesh:
     meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays))
     return next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())

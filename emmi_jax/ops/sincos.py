@@ -45,7 +45,7 @@ def octave_embedding(condition: jax.Array, dim: int) -> jax.Array:
 
 
 def _embed(positions: jax.Array, omega: np.ndarray, rest: int) -> jax.Array:
-    angles = positions.astype(jnp.float32)[..., None] * omega
+    angles = positions.astype(jnp.float32)[..., None] * omega.reshape((1,) * positions.ndim + omega.shape)
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     embedding = embedding.reshape(*positions.shape[:-1], 2 * positions.shape[-1] * len(omega))
     return jnp.pad(embedding, [(0, 0)] * (positions.ndim - 1) + [(0, rest)])
