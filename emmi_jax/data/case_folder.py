@@ -46,6 +46,7 @@ from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, is_foam
+from emmi_jax.meshes.openfoam_times import passed_over
 from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
 from emmi_jax.meshes.vtk import GHOSTS
 from emmi_jax.points import PointSet
@@ -64,7 +65,7 @@ def case_names(path: Path) -> list[str]:
     if is_drivaernet(path):
         return design_names(path)
     for pattern in ("*/", "*/*/"):
-        found = [folder.relative_to(path).as_posix() for folder in path.glob(pattern) if case_branches(folder)]
+        found = [folder.relative_to(path).as_posix() for folder in path.glob(pattern) if _is_case(folder)]
         if found:
             return sorted(found, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
     return []
@@ -82,6 +83,13 @@ def case_branches(path: Path, foam: FoamSelection = LATEST_WALLS) -> tuple[str, 
     if any((path / name).is_file() for name in BRANCHES.values()):
         return tuple(branch for branch, name in BRANCHES.items() if (path / name).is_file())
     return tuple(branch for branch in MESHES if mesh_files(path, branch)) or foam_branches(path, foam)
+
+
+def _is_case(path: Path) -> bool:
+    try:
+        return bool(case_branches(path))
+    except ValueError:  # of an unusable case; its check says what is wrong
+        return True
 
 
 def is_foam_case(path: Path) -> bool:
@@ -281,6 +289,7 @@ def case_left_out(
     if is_drivaernet(path.parent) or not path.is_dir():
         return []
     lines = list(unread_files(path, case_files(path, foam)))
+    lines += passed_over(path, foam) if is_foam_case(path) else []
     if not with_arrays:
         return lines
     if is_foam_case(path):

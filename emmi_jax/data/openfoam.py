@@ -11,7 +11,8 @@ from emmi_jax.data.field_sources import Sources
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, Mesh
-from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_patches, foam_time, read_foam
+from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_patches, read_foam
+from emmi_jax.meshes.openfoam_times import foam_time
 from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
 from emmi_jax.points import PointSet
 
@@ -81,7 +82,8 @@ def read_foam_case(
             vectors, side = area_vectors(meshes["surface"])
             points["surface"] = points["surface"]._replace(area_vector=vectors)
         geometry = sample_triangles(0, surface_triangles(meshes["surface"]), num_geometry_points)
-    return Case(points, geometry, side=side)
+    left_out = {f"{branch}: {line}": None for branch, mesh in meshes.items() for line in mesh.left_out}
+    return Case(points, geometry, tuple(left_out), side)
 
 
 def describe_foam(path: Path, selection: FoamSelection) -> str:

@@ -22,7 +22,7 @@ from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, say, warn_few_anchors
 from emmi_jax.meshes.foam_to_vtk import is_time
-from emmi_jax.meshes.openfoam import case_roots, read_foam
+from emmi_jax.meshes.openfoam import read_foam
 from emmi_jax.meshes.openfoam_fields import (
     KINEMATIC_PRESSURE,
     FieldFile,
@@ -31,6 +31,7 @@ from emmi_jax.meshes.openfoam_fields import (
     largest_field_file,
     read_field_file,
 )
+from emmi_jax.meshes.openfoam_times import case_roots
 from emmi_jax.points import Array
 
 VOLUME = "volume"

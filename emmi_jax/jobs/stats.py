@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from emmi_jax.jobs.cases import check_selection
 from emmi_jax.jobs.progress import add_row, new_table, print_left_out, print_sides, print_warnings, say
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
+from emmi_jax.meshes.openfoam_times import passed_over
 from emmi_jax.meshes.surfaces import is_surface, surface_elements
 from emmi_jax.points import row_chunks
 
@@ -148,7 +150,7 @@ def _arrays(
     if is_foam(path):
         for branch, mesh in read_foam(path, foam_branches(path, foam), foam).items():
             _tell_side(path, mesh, on_side)
-            on_mesh(f"{path}: {branch}", mesh)
+            on_mesh(f"{path}: {branch}", replace(mesh, left_out=(*passed_over(path, foam), *mesh.left_out)))
             yield f"{branch}/position", row_chunks(mesh.position("cells"))
             for name in mesh.dataset.cell_data:
                 yield f"{branch}/{name}", _numbers(np.asarray(mesh.dataset.cell_data[name]))

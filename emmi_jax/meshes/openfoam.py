@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
-from emmi_jax.meshes.foam_to_vtk import VtkFiles, is_time, vtk_times
+from emmi_jax.meshes.foam_to_vtk import VtkFiles, vtk_times
 from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
-from emmi_jax.meshes.openfoam_files import open_foam
-from emmi_jax.meshes.openfoam_mesh import has_mesh, mesh_files, read_patches, read_poly_mesh
+from emmi_jax.meshes.openfoam_mesh import mesh_files, read_patches, read_poly_mesh
+from emmi_jax.meshes.openfoam_times import case_roots, field_files, foam_time, passed_over, roots_at
 from emmi_jax.meshes.openfoam_values import FoamField
 from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset, vtk_messages
-
-_VOLUME_FIELD = re.compile(rb"\bclass\s+vol(?:Scalar|Vector|SymmTensor|Tensor)Field\s*;")
-_HEAD_BYTES = 1 << 12
 
 
 class FoamPatch(NamedTuple):
@@ -32,28 +29,10 @@ class FoamPatch(NamedTuple):
 
 def is_foam(path: Path) -> bool:
     """Returns whether a folder is a case, decomposed or not, or output of foamToVTK."""
-    return bool(case_roots(path) or vtk_times(path))
-
-
-def case_roots(path: Path) -> list[Path]:
-    """Returns the folders that have the meshes: that of the case, or else those of its processors in their order."""
-    return [path] if has_mesh(path) else _processors(path)
-
-
-def foam_time(path: Path, selection: FoamSelection = LATEST_WALLS) -> str | None:
-    """Returns the name of the time that is read; None for a case without any.
-
-    Raises:
-        ValueError: The case does not have the time.
-    """
-    found = list(vtk_times(path)) if not case_roots(path) else _native_times([path, *_processors(path)])
-    if selection.time is None:
-        return max(found, key=_number, default=None)
-    if not is_time(selection.time) or _number(selection.time) not in map(_number, found):
-        raise ValueError(
-            f"{path}: no time {selection.time!r}, it has {', '.join(sorted(found, key=_number)) or 'none'}"
-        )
-    return next(name for name in found if _number(name) == _number(selection.time))
+    try:
+        return bool(case_roots(path) or vtk_times(path))
+    except ValueError:  # of an unusable case; reading says what is wrong
+        return True
 
 
 def foam_patches(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, FoamPatch]:
@@ -83,11 +62,11 @@ def foam_files(path: Path, selection: FoamSelection = LATEST_WALLS) -> list[Path
     Raises:
         ValueError: The case does not have the time, or lacks a file of the mesh.
     """
-    if not (roots := _roots_at(path, selection)):
+    if not (roots := roots_at(path, selection)):
         files = _vtk_files(path, selection)
         return [files.internal, *files.patches.values()]
     time = foam_time(path, selection)
-    return [file for root in roots for file in (*mesh_files(root, time).values(), *_field_files(root, time))]
+    return [file for root in roots for file in (*mesh_files(root, time).values(), *field_files(root, time))]
 
 
 def foam_arrays(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, set[str]]:
@@ -97,8 +76,8 @@ def foam_arrays(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str
         ValueError: See `foam_patches` and `foam_time`.
     """
     branches = foam_branches(path, selection)
-    if roots := _roots_at(path, selection):
-        names = {file.name.removesuffix(".gz") for file in _field_files(roots[0], foam_time(path, selection))}
+    if roots := roots_at(path, selection):
+        names = {file.name.removesuffix(".gz") for file in field_files(roots[0], foam_time(path, selection))}
         return dict.fromkeys(branches, names)
     files = _vtk_files(path, selection)
     found = {"volume": _file_arrays(files.internal)}
@@ -133,7 +112,7 @@ def read_foam(
     import_pyvista()
     if not is_foam(path):
         raise ValueError(f"{path}: neither an OpenFOAM case nor output of foamToVTK")
-    for root in (roots := _roots_at(path, selection)):
+    for root in (roots := roots_at(path, selection)):
         mesh_files(root, foam_time(path, selection))
     chosen: list[str] = []
     if "surface" in branches:
@@ -163,7 +142,8 @@ def read_branch(
 ) -> Mesh:
     """Reads a mesh file, or a branch of a case if the path is a folder; see `read_mesh` and `read_foam`."""
     if path.is_dir():
-        return read_foam(path, [branch], selection, None if arrays is None else {branch: arrays})[branch]
+        mesh = read_foam(path, [branch], selection, None if arrays is None else {branch: arrays})[branch]
+        return replace(mesh, left_out=(*passed_over(path, selection), *mesh.left_out))
     return read_mesh(path, arrays)
 
 
@@ -175,7 +155,7 @@ def _read_root(
     An array that is asked for by name must be readable.
     """
     mesh = read_poly_mesh(mesh_files(root, time))
-    files = {file.name.removesuffix(".gz"): file for file in _field_files(root, time)}
+    files = {file.name.removesuffix(".gz"): file for file in field_files(root, time)}
     fields, left_out = dict[str, FoamField](), list[str]()
     for name, file in files.items():
         if arrays is None or name in arrays:
@@ -220,52 +200,11 @@ def _joined(datasets: Sequence[Any], branch: str) -> Any:
     return import_pyvista().wrap(join.GetOutput())
 
 
-def _processors(path: Path) -> list[Path]:
-    found = [p for p in path.glob("processor*") if p.name[9:].isdigit() and has_mesh(p)]
-    if not found and any(map(has_mesh, path.glob("processors*"))):
-        raise ValueError(f"{path}: files of all processors are collated: run reconstructPar first")
-    return sorted(found, key=lambda p: int(p.name[9:]))
-
-
-def _roots_at(path: Path, selection: FoamSelection) -> list[Path]:
-    """Returns the folders that have the meshes and the time; none for output of foamToVTK."""
-    roots = case_roots(path)
-    if not roots:
-        return []
-    time = foam_time(path, selection)
-    if roots == [path] and time is not None and not (path / time).is_dir():
-        return _processors(path)
-    return roots
-
-
-def _native_times(folders: Sequence[Path]) -> list[str]:
-    """Returns the names of the times in the folders; those of processors are the same, so the first one speaks."""
-    return list(dict.fromkeys(p.name for f in folders[:2] for p in f.iterdir() if is_time(p.name) and p.is_dir()))
-
-
-def _number(name: str) -> float:
-    return float(name)
-
-
-def _field_files(root: Path, time: str | None) -> list[Path]:
-    if time is None or not (root / time).is_dir():
-        return []
-    return sorted(p for p in (root / time).iterdir() if p.is_file() and _VOLUME_FIELD.search(_head(p)))
-
-
-def _head(path: Path) -> bytes:
-    with open_foam(path) as file:
-        try:
-            return file.read(_HEAD_BYTES)
-        except (OSError, EOFError) as error:
-            raise ValueError(f"{path}: damaged: {error}") from None
-
-
 def _native_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str | None, int | None]]:
     """Returns the types and the numbers of faces; those of the processors are added."""
     found: dict[str, tuple[str | None, int | None]] = {}
     time = foam_time(path, selection)
-    for root in _roots_at(path, selection):
+    for root in roots_at(path, selection):
         try:
             file = mesh_files(root, time)["boundary"]
         except ValueError:  # reading names all files that are missing

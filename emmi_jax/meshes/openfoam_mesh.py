@@ -109,6 +109,15 @@ def read_patches(file: Path) -> dict[str, Patch]:
     return found
 
 
+def read_neighbours(root: Path) -> set[int]:
+    """Returns the numbers of the processors that a processor's mesh has patches to."""
+    place = next((name for name in instances(root, None) if _existing(root / name / "polyMesh/boundary")), None)
+    file = None if place is None else _existing(root / place / "polyMesh/boundary")
+    entries = {} if file is None else FoamFile(file).patches()
+    numbers = [entry.tokens("neighbProcNo") for entry in entries.values() if isinstance(entry, FoamDict)]
+    return {int(tokens[0]) for tokens in numbers if tokens and str(tokens[0]).isdigit()}
+
+
 def read_poly_mesh(files: dict[str, Path]) -> PolyMesh:
     """Reads a mesh; points are in double precision.
 

@@ -5,8 +5,9 @@ import pytest
 
 from emmi_jax.config import FoamSelection
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
-from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foam_patches, foam_time, read_foam
+from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foam_patches, read_foam
 from emmi_jax.meshes.openfoam_files import FoamFile
+from emmi_jax.meshes.openfoam_times import foam_time
 from emmi_jax.meshes.surfaces import surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.meshes.foam_cases import FIELDS, body_centres, cell_centres, write_foam_case
