@@ -168,8 +168,11 @@ def _check(job: FoamJob, parts: Sequence[_Part], channels: Mapping[str, int]) ->
             target = root / job.time / file.path.name
             if target.exists() and target != file.path and not job.overwrite:
                 raise ValueError(f"{target} exists: --overwrite replaces it, --write-time names another folder")
-            if file.path.name == "p" and file.dimensions != KINEMATIC_PRESSURE:
-                raise ValueError(f"{file.path}: expected pressure over density, with dimensions [0 2 -2 0 0 0 0]")
+            if file.path.name == "p" and file.dimensions.exponents != KINEMATIC_PRESSURE:
+                raise ValueError(
+                    f"{file.path}: expected pressure over density, with dimensions [0 2 -2 0 0 0 0], got "
+                    f"{file.dimensions.written}"
+                )
             if file.num_channels != channels[name]:
                 raise ValueError(f"{file.path}: has {file.num_channels} channels, {name} has {channels[name]}")
 

@@ -11,6 +11,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.meshes.openfoam_dimensions import Dimensions, read_dimensions
 from emmi_jax.meshes.openfoam_files import open_foam
 from emmi_jax.points import Array
 
@@ -36,7 +37,7 @@ class FieldFile(NamedTuple):
         uniform: The value [F] of the internal field if it is uniform, else None.
         num_channels: 1 or 3.
         dtype: Type of numbers in a binary file; None for a text file.
-        dimensions: Exponents of kg, m, s, K, mol, A and cd; empty if they are not numbers.
+        dimensions: How they are written, and their exponents; see `read_dimensions`.
     """
 
     path: Path
@@ -45,7 +46,7 @@ class FieldFile(NamedTuple):
     uniform: NDArray[np.float64] | None
     num_channels: int
     dtype: np.dtype[np.floating] | None
-    dimensions: tuple[float, ...]
+    dimensions: Dimensions
 
 
 def read_field_file(path: Path) -> FieldFile:
@@ -72,17 +73,8 @@ def read_field_file(path: Path) -> FieldFile:
     if value.startswith(b"uniform"):
         tail = _SAME_AS_INSIDE.sub(lambda _: value, tail)
         uniform = _numbers(value.removeprefix(b"uniform").strip(b" ()\t\n"), _CHANNELS[kind[1]])
-    dimensions = re.search(rb"\bdimensions\s*\[([^\]]*)\]", content[header.end() : start])
-    exponents = None if dimensions is None else _numbers(dimensions[1], 7)
-    return FieldFile(
-        path,
-        content[:start],
-        tail,
-        uniform,
-        _CHANNELS[kind[1]],
-        dtype,
-        () if exponents is None else tuple(exponents.tolist()),
-    )
+    dimensions = read_dimensions(content[header.end() : start].decode("latin-1"))
+    return FieldFile(path, content[:start], tail, uniform, _CHANNELS[kind[1]], dtype, dimensions)
 
 
 class FieldWriter:

@@ -146,7 +146,11 @@ def test_what_cannot_start_a_solver_is_refused_before_anything_is_written(surrog
     no_files = changed("p", "", "")
     shutil.rmtree(no_files / "0")
     for case, changes, message in (
-        (changed("p", "[0 2 -2 0 0 0 0]", "[1 -1 -2 0 0 0 0]"), {}, "expected pressure over density"),
+        (
+            changed("p", "[0 2 -2 0 0 0 0]", "[1 -1 -2 0 0 0 0]"),
+            {},
+            r"with dimensions \[0 2 -2 0 0 0 0\], got \[1 -1 -2 0 0 0 0\]",
+        ),
         (changed("p", "volScalarField", "volVectorField"), {}, "p: has 3 channels, pressure has 1"),
         (changed("U", "internalField  uniform", "internalField  #calc"), {}, "internalField is b'#calc"),
         (changed("U", "internalField", "outside"), {}, "U: has no internalField"),
