@@ -121,6 +121,11 @@ blocks = {
     "is_masked": choices,
     "implementation": implementations,
     "seed": seeds,
+    "norm": st.sampled_from(("rms", "layer")),
+    "qk_norm": choices,
+    "bias": st.sampled_from((False, True)),
+    "eps": st.sampled_from((1e-3, 1e-6)),
+    "mlp_hidden_dim": st.sampled_from((None, 10)),
 }
 
 
@@ -128,9 +133,11 @@ def block_options(case: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     """Options of our block and of the oracle's."""
     condition_dim = CONDITION_DIM if case["is_conditioned"] else None
     layer_scale, ratio = case["layer_scale"], case["mlp_ratio"]
+    options = {name: case[name] for name in ("norm", "eps", "mlp_hidden_dim")} | {"condition_dim": condition_dim}
+    of_oracle = {"bias": case["bias"], "qk_norm": case["qk_norm"]}
     return (
-        {"mlp_ratio": ratio, "condition_dim": condition_dim, "layer_scale": layer_scale},
-        {"mlp_expansion_factor": ratio, "condition_dim": condition_dim, "layerscale": layer_scale},
+        options | {"mlp_ratio": ratio, "layer_scale": layer_scale},
+        options | of_oracle | {"mlp_expansion_factor": ratio, "layerscale": layer_scale},
     )
 
 
@@ -161,6 +168,8 @@ def anchor_config(case: Mapping[str, Any], branches: Sequence[str]) -> AnchorAtt
         use_rope=case["use_rope"],
         implementation=case["implementation"],
         branches=tuple(branches),
+        bias=case["bias"],
+        qk_norm=case["qk_norm"],
     )
 
 
@@ -180,7 +189,9 @@ def test_transformer_block_with_anchor_attention(case):
     mask = rng.random((2, num_tokens)) < 0.8 if case["is_masked"] else None
     inputs = block_inputs(case, rng, x=(num_tokens, config.dim))
     block = TransformerBlock(config, attention=ANCHOR_ATTENTIONS[kind], **options)
-    attention = oracle.AnchorAttention(kind, config.dim, config.num_heads, config.use_rope, True, branches)
+    attention = oracle.AnchorAttention(
+        kind, config.dim, config.num_heads, config.use_rope, config.bias, branches, qk_norm=config.qk_norm
+    )
     module = oracle.TransformerBlock(config.dim, config.num_heads, attention=attention, **oracle_options)
     token_specs = tuple(TokenSpec(*spec) for spec in specs)
     torch_mask = None if mask is None else torch.tensor(mask)
@@ -220,7 +231,7 @@ def test_perceiver_attention_and_block(case):
     rng = np.random.default_rng(case["seed"])
     case = case if case["is_block"] else case | {"is_conditioned": False}
     config, (options, oracle_options) = anchor_config(case, ("any",)), block_options(case)
-    kv_dim = None if case["is_conditioned"] else case["kv_dim"]
+    kv_dim = case["kv_dim"]
     (q_freqs, oracle_q), (k_freqs, oracle_k) = both_frequencies(case, rng, 6), both_frequencies(case, rng, 9)
     mask = rng.random((2, 1, 6, 9)) < 0.8 if case["is_masked"] else None
     torch_mask = None if mask is None else torch.tensor(mask)
@@ -230,7 +241,7 @@ def test_perceiver_attention_and_block(case):
         module = oracle.PerceiverBlock(*sizes, config.use_rope, kv_dim, **oracle_options)
     else:
         ours = PerceiverAttention(config, kv_dim)
-        module = oracle.PerceiverAttention(*sizes, kv_dim, config.use_rope)
+        module = oracle.PerceiverAttention(*sizes, kv_dim, config.use_rope, config.bias, qk_norm=config.qk_norm)
     assert_agrees(
         lambda params, inputs: ours.apply({"params": params}, **inputs, q_freqs=q_freqs, k_freqs=k_freqs, mask=mask),
         lambda inputs: module(**inputs, q_freqs=oracle_q, k_freqs=oracle_k, mask=torch_mask),
@@ -275,7 +286,9 @@ def test_untied_transformer_block(case):
     freqs, oracle_freqs = both_frequencies(case, rng, num_tokens)
     block = UntiedTransformerBlock(TransformerBlock(config, attention=ANCHOR_ATTENTIONS[kind], **options, parent=None))
     sizes = (config.dim, config.num_heads)
-    attention = functools.partial(oracle.AnchorAttention, kind, *sizes, config.use_rope, True, branches)
+    attention = functools.partial(
+        oracle.AnchorAttention, kind, *sizes, config.use_rope, config.bias, branches, qk_norm=config.qk_norm
+    )
     module = torch.nn.ModuleDict(
         {b: oracle.TransformerBlock(*sizes, attention=attention(), **oracle_options) for b in branches}
     )
@@ -297,6 +310,8 @@ pooling = st.fixed_dictionaries(
     {
         "mode": st.sampled_from(("relpos", "abspos", "absrelpos")),
         "aggregation": st.sampled_from(("mean", "sum")),
+        "message_mode": st.sampled_from(("mlp", "linear")),
+        "bias": choices,
         "readd_supernode_pos": choices,
         "input_features_dim": st.sampled_from((3, None)),
         # 12 is everybody, 15 more than there are; 2 of the points within the radius are fewer than there are.
@@ -386,10 +401,8 @@ def both_models(case: Mapping[str, Any]) -> tuple[AbUptConfig, oracle.AbUpt]:
         supernode_pooling=pooling,
         mlp_expansion_factor=case["mlp_ratio"],
         condition_dim=condition_dim,
+        block={"layerscale": case["layer_scale"]},
     )
-    if case["layer_scale"] is not None:
-        for block in [module for module in model.modules() if isinstance(module, oracle.ResidualBlock)]:
-            block.ls1, block.ls2 = (oracle.LayerScale(sizes[0], case["layer_scale"]) for _ in range(2))
     return config, model
 
 
@@ -417,10 +430,6 @@ def test_whole_model(case):
         return AnchoredBranchedUPT(config).apply({"params": params}, **inputs)
 
     def run_oracle(inputs: dict[str, Any]) -> Any:
-        features = inputs.pop("geometry_features", None)
-        if features is not None:
-            # The oracle's model does not know of features, though its pooling does.
-            model.encoder.register_forward_pre_hook(lambda module, args: (*args, features))
         idx = None if supernode_idx is None else torch.tensor(supernode_idx)
         return model(**inputs, geometry_supernode_idx=idx)
 
