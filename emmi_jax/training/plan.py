@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from emmi_jax.config import AbUptConfig, FoamOptions, FoamSelection, TrainJob, TrainSettings
-from emmi_jax.config.base import as_mapping
+from emmi_jax.config import FoamOptions, FoamSelection, TrainJob, TrainSettings
 from emmi_jax.data.case_split import PUBLISHED_SPLITS
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.files.atomic import read_toml
@@ -100,43 +99,6 @@ def check_step(trainer: Trainer) -> None:
     settings, devices = trainer.settings, trainer.devices
     for step in (0, settings.steps - 1) if settings.dense_fraction else (0,):
         jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.draw(step)))
-
-
-def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
-    """Returns the configuration of the model to train on these fields, on the devices at hand.
-
-    Raises:
-        ValueError: A divergence-free or weighted field does not exist, or the model is impossible.
-    """
-    names = {branch: list(of_branch) for branch, of_branch in fields.items()}
-    for what, asked, known in (
-        ("divergence_free", settings.divergence_free, {name for of_branch in names.values() for name in of_branch}),
-        (
-            "loss_weights",
-            settings.loss_weights,
-            {f"{b}/{name}" for b, of_branch in names.items() for name in of_branch},
-        ),
-    ):
-        if unknown := sorted(set(asked) - known):
-            raise ValueError(f"{what} names the unknown fields {unknown!r}; the fields are {names!r}")
-    options = dict(settings.model)
-    pooling = as_mapping("supernode_pooling", options["supernode_pooling"])
-    options["supernode_pooling"] = {"max_wavelength": options["max_wavelength"], **pooling}
-    if options["dtype"] == "auto":
-        options["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    free = settings.divergence_free
-    potentials = {branch: tuple(name for name in of_branch if name in free) for branch, of_branch in names.items()}
-    config = AbUptConfig.from_dict({**options, "fields": fields, "vector_potentials": potentials})
-    if config.has_geometry != bool(settings.sampling.num_geometry_points):
-        raise ValueError(
-            f"perceiver blocks read the geometry points: got physics_blocks {list(config.physics_blocks)} "
-            f"and num_geometry_points {settings.sampling.num_geometry_points}"
-        )
-    if settings.loss_weights and not any(
-        settings.loss_weights.get(f"{branch}/{name}", 1.0) for branch, of_branch in names.items() for name in of_branch
-    ):
-        raise ValueError(f"loss_weights are zero for all fields, got {dict(settings.loss_weights)!r}")
-    return config
 
 
 def _check_options(job: TrainJob) -> None:
