@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -26,12 +27,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=4096, help="geometry points (%(default)s)")
     parser.add_argument("--supernodes", type=int, default=1024, help="supernodes (%(default)s)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of products (%(default)s)")
-    parser.add_argument("--implementation", default="auto")
+    parser.add_argument("--implementations", nargs="+", default=["auto"], help="the first counts (%(default)s)")
     options = parser.parse_args()
     measure.use_all_threads()
     config = AbUptConfig.from_dict(
         PRESETS["drivaerml-tutorial"].config.to_dict()
-        | {"implementation": options.implementation, "dtype": options.dtype}
+        | {"implementation": options.implementations[0], "dtype": options.dtype}
     )
     inputs = make_inputs(config, options)
     torch.manual_seed(0)
@@ -45,8 +46,12 @@ def main() -> None:
     difference = measure.check_equal(
         {"jax": [predicted[name] for name in expected], "torch": list(expected.values())}, options.dtype
     )
-    jax_step, first_call = make_jax_step(model, params, inputs)
-    contestants = {"jax": jax_step, "torch": _torch_step(reference, torch_inputs, options.dtype)}
+    jax_step, first_call = make_jax_step(model, jax.tree.map(jnp.copy, params), inputs)
+    contestants = {"jax": jax_step}
+    for name in options.implementations[1:]:
+        other = AnchoredBranchedUPT(dataclasses.replace(config, implementation=name))
+        contestants[name], _ = make_jax_step(other, jax.tree.map(jnp.copy, params), inputs)
+    contestants |= {"torch": _torch_step(reference, torch_inputs, options.dtype)}
     if options.torch_compile:
         contestants["compiled_torch"] = _torch_step(torch.compile(reference), torch_inputs, options.dtype)
     for call in contestants.values():
@@ -62,7 +67,7 @@ def main() -> None:
     for name in list(times)[1:]:
         row |= {f"{name}_ms": 1e3 * times[name], f"ratio_{name}": times[name] / times["jax"]}
     row |= measure.peak_memory(contestants)
-    title = f"AB-UPT training step, {measure.DEVICE}, {options.dtype}; ratio = torch / jax"
+    title = f"AB-UPT training step, {measure.DEVICE}, {options.dtype}; ratios are to jax"
     measure.report(title, [row | {"difference": difference}], options.json)
 
 

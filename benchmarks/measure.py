@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ import numpy as np
 import rich.console
 import rich.table
 import torch
+
+from emmi_jax.ops.attention import KERNELS
 
 # Both frameworks share the memory of the GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -78,6 +81,17 @@ def interleaved_medians(contestants: Mapping[_Name, Callable[[], Any]], seconds:
             wait(result)
             times[name].append((time.perf_counter() - start) / CALLS_PER_SAMPLE)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+@contextlib.contextmanager
+def without(kernel: str) -> Iterator[None]:
+    """Has `auto` leave out an attention kernel while programs are traced."""
+    served = KERNELS[kernel]
+    KERNELS[kernel] = served._replace(refusal=lambda call: "is left out")
+    try:
+        yield
+    finally:
+        KERNELS[kernel] = served
 
 
 def wait(result: Any) -> None:

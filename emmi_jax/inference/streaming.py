@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike, NDArray
 
@@ -226,14 +226,22 @@ def on_device(variables: Variables, device: jax.Device) -> dict[str, Any]:
     # Not the device itself: JAX 0.10 keeps the explicit axes of an array in its type then.
     there = NamedSharding(device_mesh([device]), P())
 
-    def put(leaf: Any) -> Any:
+    def local(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             if not leaf.is_fully_replicated:
                 raise ValueError(f"parameters are spread over the processes, as {leaf.sharding}: gather them first")
             leaf = leaf.addressable_data(0)
-        return jax.device_put(leaf, there)
+        return leaf
 
-    placed: dict[str, Any] = jax.tree.map(put, dict(variables))
+    def is_there(leaf: Any) -> bool:
+        sharding = getattr(leaf, "sharding", None)
+        return isinstance(sharding, SingleDeviceSharding) and sharding.device_set == {device}
+
+    # To put hundreds of arrays where they are would take as long as to encode.
+    leaves, tree = jax.tree.flatten(dict(variables))
+    if all(map(is_there, leaves)):
+        return dict(variables)
+    placed: dict[str, Any] = jax.tree.unflatten(tree, jax.device_put([local(leaf) for leaf in leaves], there))
     return placed
 
 

@@ -267,8 +267,11 @@ def _flash_refusal(call: Call) -> str | None:
     if call.rectangles is not None:
         return "takes no rectangles of the logits"
     from emmi_jax.ops.fa4 import fa4_limit
-    from emmi_jax.ops.flash_attention import flash_limit
 
+    try:
+        from emmi_jax.ops.flash_attention import flash_limit
+    except ImportError as error:  # JAX has announced that it will remove this backend
+        return f"needs the Triton backend of Pallas ({error})"
     package = None if forward_mode.value else fa4_limit()
     return flash_limit(call.q) or _common_refusal(call) or package
 

@@ -96,9 +96,11 @@ class Passes(NamedTuple):
             axes.remove(PER_SAMPLE)
 
         def flat(*given: Array) -> Any:
-            return kernel(jax.tree.unflatten(self.tree, given[: len(axes)]), *given[len(axes) :])
+            return kernel(jax.tree.unflatten(self.tree, given[: len(arrays)]), *given[len(arrays) :])
 
-        return opaque_call(flat, [*axes, *(letters for letters, _ in more)], results, [*arrays, *(x for _, x in more)])
+        return list(
+            opaque_call(flat, [*axes, *(letters for letters, _ in more)], results, [*arrays, *(x for _, x in more)])
+        )
 
     @staticmethod
     def _pick(found: Arrays, wanted: Sequence[str]) -> Arrays:

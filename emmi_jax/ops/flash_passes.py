@@ -175,6 +175,8 @@ def _call(
     tiles = flash_kernels.Tiles(
         blocks[owns_keys], blocks[not owns_keys], owns_keys, num_queries, sizes[True], is_padded, head_dim**-0.5
     )
+    # Wide heads leave no room for several stages in shared memory.
+    params = triton.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES if channels <= 64 else 1)
     kernel = getattr(flash_kernels, name.removeprefix("second_") if owns_keys else name)
     found = pl.pallas_call(
         lambda x, y: kernel(x, y, tiles._replace(first=pl.program_id(0) * tiles.own)),
@@ -182,7 +184,7 @@ def _call(
         in_specs=(in_specs,),
         out_specs={key: spec(key, x.shape) for key, x in out_shape.items()},
         out_shape=out_shape,
-        compiler_params=None if interpret else triton.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES),
+        compiler_params=None if interpret else params,
         interpret=interpret,
         name=f"attention_{name}",
     )(padded)

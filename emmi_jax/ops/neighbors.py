@@ -25,12 +25,16 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from emmi_jax.ops.attention import platform
 from emmi_jax.ops.sharding import device_count, gather_axis, num_shares, partition_automatically, vary_alike
 
 SMALLEST = np.float32(np.finfo(np.float32).tiny)
 LARGEST = np.float32(np.finfo(np.float32).max)
 _GROUP = 32  # points in a group: the bits of a word
-_CHUNK_WORDS = 2**20  # entries of the largest array that a device holds for a chunk of supernodes
+_CHUNK_WORDS = 2**20
+"""Entries of the largest array that a device holds for a chunk of supernodes: what the caches of a CPU hold."""
+_CHUNK_WORDS_GPU = 2**24
+"""The same on a GPU, for which each step of a loop is a dozen launches."""
 
 
 class Neighbors(NamedTuple):
@@ -254,7 +258,8 @@ def _per_supernode(
     num_supernodes //= shares[1]
     num_groups = max(-(-num_points // _GROUP), 1)
     at_once = shares[1] * (shares[0] if isinstance(batch, int) else num_devices)
-    max_rows = max(_CHUNK_WORDS * num_devices // (max(num_groups, row_size) * at_once), 1)
+    words = _CHUNK_WORDS_GPU if platform() in ("cuda", "rocm") else _CHUNK_WORDS
+    max_rows = max(words * num_devices // (max(num_groups, row_size) * at_once), 1)
     num_chunks = max(-(-num_supernodes // max_rows), 1)
     rows = max(-(-num_supernodes // num_chunks), 1)
 

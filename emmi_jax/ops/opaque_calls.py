@@ -12,14 +12,14 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from emmi_jax.ops.sharding import device_count
+from emmi_jax.ops.sharding import device_count, vary_alike
 
 Kernel = Callable[..., tuple[Array, ...]]
 
 
 def opaque_call(
     kernel: Kernel, operands: Sequence[str], results: Sequence[str], arrays: Sequence[Array]
-) -> list[Array]:
+) -> tuple[Array, ...]:
     """Calls a kernel of attention, which is not differentiable.
 
     `jax.vmap` makes an axis longer: that of the tangents if all else is the same for them, or else that of the samples.
@@ -57,7 +57,8 @@ def opaque_call(
         found = opaque_call(kernel, operands, results, list(map(fold, arrays, operands, is_mapped)))
         return tuple(map(unfold, found, results)), (True,) * len(results)
 
-    return list(call(*arrays))
+    # A kernel does not say over which axes of `jax.shard_map` its results vary.
+    return vary_alike((arrays[0], *call(*arrays)))[1:]
 
 
 def _partitioned(kernel: Kernel, operands: Sequence[str], results: Sequence[str]) -> Kernel:

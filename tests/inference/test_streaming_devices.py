@@ -56,10 +56,10 @@ for some in (devices[:1], None):
     chunk = streaming.Chunk("volume", 0, 64, np.zeros((64, 3), np.float32))
     constants = variables | {"cache": cache.entries}, condition[None]
     constants = jax.device_put(constants, jax.NamedSharding(mesh, jax.P()))
-    out = streaming._start(model, mesh, chunk, constants)["velocity"]
+    out = streaming._start(model, mesh, chunk, constants, None)["velocity"]
     shards.append(sorted((shard.device.id, shard.data.shape[0]) for shard in out.addressable_shards))
     lowered = streaming._query.lower(model, "volume", mesh, *constants, jax.device_put(
-        chunk.position, jax.NamedSharding(mesh, jax.P("queries"))))
+        chunk.position, jax.NamedSharding(mesh, jax.P("queries"))), None)
     flops.append(lowered.compile().cost_analysis()["flops"])
 with jax.set_mesh(jax.make_mesh((4, 2), ("data", "tokens"))):
     again = streaming.encode(model, variables, anchors=anchors, **geometry, condition=condition)
@@ -91,7 +91,7 @@ def test_a_chunk_lowers_to_the_kernel_of_the_platform(platform, kernel, monkeypa
     variables = jax.eval_shape(encode, anchors)
     with target_platform(platform):
         mesh = Mesh(np.array(jax.devices()[:1]), ("queries",))
-        traced = streaming._query.trace(model, "volume", mesh, variables, None, position)
+        traced = streaming._query.trace(model, "volume", mesh, variables, None, position, None)
         module = traced.lower(lowering_platforms=(platform,)).as_text()
     assert kernel in module
 

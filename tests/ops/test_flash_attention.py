@@ -133,7 +133,9 @@ def derivative(kind: str, attend: Any, points: Any, tangents: Any, cotangent: ja
 
     def curls(*points: jax.Array) -> jax.Array:
         def along(factor: jax.Array) -> jax.Array:
-            return jax.jvp(lambda q: attend(q, *points[1:]), points[:1], (factor * tangents[0],))[1]
+            return jax.jvp(
+                lambda q: attend(q, *points[1:]), points[:1], (factor.astype(tangents[0].dtype) * tangents[0],)
+            )[1]
 
         return jax.vmap(along)(jnp.arange(1.0, 4.0))
 
