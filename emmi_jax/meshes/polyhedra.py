@@ -2,12 +2,13 @@
 
 A face is cut into triangles around the mean of its corners. Its vector is the sum of theirs; its centre is the mean of
 their centres, weighted by area. A cell is cut into pyramids from its faces to the mean of their centres. For planar
-faces this is exact. Arrays are lists by axis, with corners or faces first, so that sums run along rows.
+faces this is exact. Inside, arrays have the axis first, then corners or faces, so that sums run along rows.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
-Axes: TypeAlias = list[Floats]
 
 _ROWS = 1 << 11
 """Cells or faces at once, so that they stay in the cache."""
@@ -34,15 +34,17 @@ def face_geometry(points: Floats, corners: Ints, offsets: Ints) -> tuple[Floats,
     """
     size = np.diff(offsets)
     centre, vector = np.empty((len(size), 3)), np.empty((len(size), 3))
+    columns = np.ascontiguousarray(points.T)
     for number in np.unique(size):
         rows = np.flatnonzero(size == number)
-        for start in range(0, len(rows), 4 * _ROWS):
+
+        def measure(start: int, rows: Ints = rows, number: int = number) -> None:
             part = rows[start : start + 4 * _ROWS]
-            corner = corners[offsets[part] + np.arange(number)[:, None]]
-            origin = points[corner[0]]  # subtracted, to keep digits far from the origin
-            axes = [axis - first for axis, first in zip(_axes(points, corner), origin.T, strict=True)]
-            found = _fan(axes)
-            centre[part], vector[part] = origin + np.stack(found[0], axis=1), np.stack(found[1], axis=1)
+            origin, found = _relative(columns, corners[offsets[part] + np.arange(number)[:, None]])
+            middle, normal = _polygons([found[:, k] for k in range(number)])
+            centre[part], vector[part] = (middle + origin).T, normal.T
+
+        _in_blocks(measure, len(rows), 4 * _ROWS)
     return centre, vector
 
 
@@ -55,27 +57,27 @@ def shape_geometry(points: Floats, corners: Ints, faces: list[list[int]]) -> tup
         faces: The corners of each face among those of its cell; all turn alike.
     """
     centre, volume = np.empty((len(corners), 3)), np.empty(len(corners))
-    tables = [np.array([face for face in faces if len(face) == size]) for size in sorted(set(map(len, faces)))]
+    tables = [np.array([face for face in faces if len(face) == size]).T for size in sorted(set(map(len, faces)))]
+    columns = np.ascontiguousarray(points.T)
 
     def measure(start: int) -> None:
         rows = slice(start, start + _ROWS)
-        origin = points[corners[rows, 0]]
-        axes = [axis - first for axis, first in zip(_axes(points, corners[rows].T), origin.T, strict=True)]
-        found = [_fan([axis[table.T] for axis in axes]) for table in tables]
-        centres, vectors = (
-            [np.concatenate([of_size[which][i] for of_size in found]) for i in range(3)] for which in (0, 1)
+        origin, found = _relative(columns, np.ascontiguousarray(corners[rows].T))
+        parts = [_polygons([found.take(corner, axis=1) for corner in table]) for table in tables]
+        offset, pyramid = (
+            parts[0] if len(parts) == 1 else (np.concatenate(of, axis=1) for of in zip(*parts, strict=True))
         )
-        guess = [axis.mean(axis=0) for axis in centres]
-        offset = [axis - middle for axis, middle in zip(centres, guess, strict=True)]
-        pyramid = offset[0] * vectors[0] + offset[1] * vectors[1] + offset[2] * vectors[2]
-        total = pyramid.sum(axis=0)
-        divisor = np.where(np.abs(total) > _TINY, total, np.inf)
-        for i in range(3):
-            centre[rows, i] = origin[:, i] + guess[i] + 0.75 * (offset[i] * pyramid).sum(axis=0) / divisor
+        guess = offset.mean(axis=1)
+        offset -= guess[:, None]
+        pyramid *= offset
+        pyramids = pyramid[0] + pyramid[1] + pyramid[2]
+        total = pyramids.sum(axis=0)
+        offset *= pyramids
+        guess += offset.sum(axis=1) * (0.75 / np.where(np.abs(total) > _TINY, total, np.inf))
+        centre[rows] = (guess + origin).T
         volume[rows] = np.abs(total) / 3
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(measure, range(0, len(corners), _ROWS)))
+    _in_blocks(measure, len(corners), _ROWS)
     return centre, volume
 
 
@@ -112,28 +114,80 @@ def cell_geometry(centre: Floats, vector: Floats, cell: Ints, num_cells: int) ->
     return guess + 0.75 * _sums(offset * pyramid[:, None], cell, num_cells) / divisor[:, None], np.abs(volume) / 3
 
 
-def _axes(points: Floats, corner: Ints) -> Axes:
-    gathered = points[corner]
-    return [np.ascontiguousarray(gathered[..., i]) for i in range(3)]
+def _in_blocks(measure: Callable[[int], None], num: int, size: int) -> None:
+    if num <= size:
+        measure(0)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(measure, range(0, num, size)))
 
 
-def _fan(xyz: Axes) -> tuple[Axes, Axes]:
-    """Returns centres and vectors [...] by axis of polygons, from their corners [K, ...] by axis."""
-    mean = [axis.mean(axis=0) for axis in xyz]
-    spokes = [middle - axis for axis, middle in zip(xyz, mean, strict=True)]
-    total, moment = np.zeros_like(mean[0]), [np.zeros_like(middle) for middle in mean]
-    vector = [np.zeros_like(middle) for middle in mean]
-    num_corners = len(spokes[0])
-    for corner in range(num_corners):
-        here, after = ([axis[k % num_corners] for axis in spokes] for k in (corner, corner + 1))
-        normal = [here[i] * after[j] - here[j] * after[i] for i, j in ((1, 2), (2, 0), (0, 1))]
+def _relative(columns: Floats, corner: Ints) -> tuple[Floats, Floats]:
+    """Returns the first corners [3, N], and corners [3, K, N] from them, which keep digits far from the origin."""
+    found = columns.take(corner, axis=1)
+    origin = found[:, 0].copy()
+    found -= origin[:, None]
+    return origin, found
+
+
+def _polygons(corner: list[Floats]) -> tuple[Floats, Floats]:
+    """Returns centres and vectors [3, ...] of polygons, from each of their corners [3, ...]; may overwrite these."""
+    if len(corner) == 3:
+        a, b, c = corner
+        return (a + b + c) / 3, _cross(b - a, c - a) / 2
+    return _quads(*corner) if len(corner) == 4 else _fan(corner)
+
+
+def _quads(a: Floats, b: Floats, c: Floats, d: Floats) -> tuple[Floats, Floats]:
+    """As a fan of four triangles that share terms: their vectors are `across ± skew` and `across ± twist` over eight."""
+    one, diagonal = c - a, d - b
+    two = one - diagonal
+    one += diagonal
+    a += c
+    b += d
+    gap = np.subtract(a, b, out=c)
+    a += b
+    across, skew, twist = _cross(two, one), _cross(gap, one), _cross(gap, two)
+    area, normal = np.empty((4, *across.shape[1:])), d
+    for k, (combine, term) in enumerate(
+        ((np.subtract, skew), (np.subtract, twist), (np.add, skew), (np.add, twist)),
+    ):
+        combine(across, term, out=normal)
+        normal *= normal
+        np.add(normal[0], normal[1], out=area[k])
+        area[k] += normal[2]
+    np.sqrt(area, out=area)
+    total = area.sum(axis=0)
+    share = 1 / np.where(total > 0, 6 * total, np.inf)
+    one *= (area[2] - area[0]) * share
+    two *= (area[1] - area[3]) * share
+    a *= 0.25
+    a += one
+    a += two
+    across *= 0.25
+    return a, across
+
+
+def _fan(corner: list[Floats]) -> tuple[Floats, Floats]:
+    mean = sum(corner[1:], start=corner[0]) / len(corner)
+    spokes = [end - mean for end in corner]
+    total, moment, vector = np.zeros_like(mean[0]), np.zeros_like(mean), np.zeros_like(mean)
+    for here, after in zip(spokes, [*spokes[1:], spokes[0]], strict=True):
+        normal = _cross(here, after)
         area = np.sqrt(normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2])
         total += area
-        for i in range(3):
-            vector[i] += normal[i]
-            moment[i] += area * (here[i] + after[i])
-    share = 1 / np.where(total > 0, 3 * total, np.inf)
-    return [mean[i] - moment[i] * share for i in range(3)], [0.5 * axis for axis in vector]
+        vector += normal
+        moment += area * (here + after)
+    return mean + moment / np.where(total > 0, 3 * total, np.inf), vector / 2
+
+
+def _cross(a: Floats, b: Floats) -> Floats:
+    found, term = np.empty_like(a), np.empty_like(a[0])
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        np.multiply(a[j], b[k], out=found[i])
+        np.multiply(a[k], b[j], out=term)
+        found[i] -= term
+    return found
 
 
 def _sums(values: Floats, cell: Ints, num_cells: int) -> Floats:
