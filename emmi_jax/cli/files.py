@@ -38,8 +38,9 @@ def stats(job: StatsJob) -> None:
     """List count, min, max, mean and deviation of every array.
 
     Arrays of the same name in several files count as one. Files are read in
-    chunks. Rows with NaN or infinite values are left out and reported. A store
-    has its statistics in itself, so nothing is read.
+    chunks. Rows with NaN or infinite values are left out and reported. A folder
+    is a case, or one of cases. A store has its statistics in itself, so nothing
+    is read.
 
     \b
     Example:

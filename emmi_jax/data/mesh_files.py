@@ -125,5 +125,6 @@ def only_file(path: Path, files: Collection[Path] | Iterator[Path]) -> Path | No
     """
     found = sorted(files)
     if len(found) > 1:
-        raise ValueError(f"{path}: a case has one such file, found {', '.join(file.name for file in found)}")
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"{path}: a case has one such file, found {names}: join them to one, or move the others away")
     return found[0] if found else None

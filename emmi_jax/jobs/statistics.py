@@ -38,6 +38,7 @@ def measure_collection(
 ) -> DataMoments:
     """Returns the statistics of the training cases of a folder; only those that are new or have changed are measured.
 
+    Cases to validate and to test on are measured as well, so that one that is unusable is found before training.
     The statistics of each case are kept beside the cases, or in `~/.cache/emmi_jax` where that folder is read-only.
 
     Args:
@@ -51,7 +52,7 @@ def measure_collection(
     """
     if not isinstance(dataset.cases, WholeCases):
         return dataset.measure()
-    names = dataset.split.train
+    names = [*dataset.split.train, *dataset.split.validation, *dataset.split.test]
     keys = {name: case_fingerprint(path / name, path, foam, with_times=True) for name in names}
     kept = _read_cache(path)
     found = {name: kept[name][1] for name in names if name in kept and kept[name][0] == keys[name]}
@@ -70,7 +71,7 @@ def measure_collection(
     for name in names:
         dataset.check_fields(name, found[name].channels)
     print_warnings(unlike_cases({name: moments_box(found[name]) for name in names}), console)
-    return merge(found[name] for name in names)
+    return merge(found[name] for name in dataset.split.train)
 
 
 def _measure_all(

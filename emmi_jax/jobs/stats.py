@@ -14,6 +14,8 @@ from rich.table import Table
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.config.jobs import StatsJob
+from emmi_jax.data.case_folder import case_names
+from emmi_jax.data.mesh_files import MESHES, geometry_mesh_file, joined, mesh_files
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.notes import VOLUME, Box, box_warnings
 from emmi_jax.data.statistics import merge
@@ -31,6 +33,8 @@ from emmi_jax.meshes.openfoam_times import passed_over
 from emmi_jax.meshes.surfaces import is_surface, surface_elements
 from emmi_jax.points import row_chunks
 
+_NUMERIC = "fiub"
+
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
 
@@ -42,22 +46,30 @@ def run_job(job: StatsJob, *, console: Console) -> None:
         ValueError: A file is unusable, or options for OpenFOAM cases are given for others.
     """
     sides: dict[str, str] = {}
-    meshes: dict[str, Mesh] = {}
+    left_out: dict[str, tuple[str, ...]] = {}
+    boxes: dict[str, dict[str, Box]] = {}  # of cases, and of all files together
+
+    def on_mesh(name: str, mesh: Mesh) -> None:
+        left_out[name] = mesh.left_out
+        case = name.rpartition(": ")[0]
+        boxes.setdefault(case if Path(case).is_dir() else "", {})[name] = Box.of(mesh.dataset.points)
+
     if len(job.files) == 1 and is_store(job.files[0]):
         check_selection(job.files[0], job.foam)
         statistics = store_statistics(job.files[0])
     else:
         statistics = file_statistics(
-            [Path(file) for file in job.files], job.foam, on_side=sides.__setitem__, on_mesh=meshes.__setitem__
+            [Path(file) for file in job.files], job.foam, on_side=sides.__setitem__, on_mesh=on_mesh
         )
     console.print(statistics_table(statistics, ", ".join(job.files)), highlight=False)
     for name, moments in statistics.items():
         if moments.num_not_finite:
             say(console, f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
     print_sides(sides, console)
-    for name, mesh in meshes.items():
-        print_left_out(mesh.left_out, console, name)
-    print_warnings(box_warnings({name: Box.of(mesh.dataset.points) for name, mesh in meshes.items()}), console)
+    for name, lines in left_out.items():
+        print_left_out(lines, console, name)
+    for together in boxes.values():
+        print_warnings(box_warnings(together), console)
     if job.out is not None:
         write_json(job.out, statistics_json(statistics))
 
@@ -73,8 +85,8 @@ def file_statistics(
 
     Args:
         paths: `.npz`, `.npy` or mesh files. An `.npy` array is named after its file. A mesh has `position` and its
-            arrays; an array on points is marked if there is one of the same name in cells. An OpenFOAM case has those
-            of its patches, `surface/p`, and of its cells, `volume/p`.
+            arrays; an array on points is marked if there is one of the same name in cells. The folder of a case has
+            those of its surface, `surface/p`, and of its volume, `volume/p`; a folder of cases those of all of them.
         foam: The patches and the time of OpenFOAM cases.
         on_side: Called with the path of each surface, and how its outward side is found.
         on_mesh: Called with the path and the branch of each mesh, and the mesh.
@@ -147,13 +159,8 @@ def _arrays(
     on_side: Callable[[str, str], object],
     on_mesh: Callable[[str, Mesh], object],
 ) -> NamedChunks:
-    if is_foam(path):
-        for branch, mesh in read_foam(path, foam_branches(path, foam), foam).items():
-            _tell_side(path, mesh, on_side)
-            on_mesh(f"{path}: {branch}", replace(mesh, left_out=(*passed_over(path, foam), *mesh.left_out)))
-            yield f"{branch}/position", row_chunks(mesh.position("cells"))
-            for name in mesh.dataset.cell_data:
-                yield f"{branch}/{name}", _numbers(np.asarray(mesh.dataset.cell_data[name]))
+    if path.is_dir():
+        yield from _case_arrays(path, foam, on_side, on_mesh)
         return
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -165,14 +172,52 @@ def _arrays(
         case _:
             mesh = read_mesh(path)
             _tell_side(path, mesh, on_side)
-            on_mesh(f"{path}: {'surface' if is_surface(mesh) else VOLUME}", mesh)
-            dataset = mesh.dataset
-            yield "position", row_chunks(np.asarray(dataset.points))
-            for name in dataset.cell_data:
-                yield name, _numbers(np.asarray(dataset.cell_data[name]))
-            for name in dataset.point_data:
-                label = f"{name} (points)" if name in dataset.cell_data else name
-                yield label, _numbers(np.asarray(dataset.point_data[name]))
+            yield "position", row_chunks(np.asarray(mesh.dataset.points))
+            yield from _mesh_arrays(f"{path}: {'surface' if is_surface(mesh) else VOLUME}", mesh, on_mesh)
+
+
+def _case_arrays(
+    path: Path,
+    foam: FoamSelection,
+    on_side: Callable[[str, str], object],
+    on_mesh: Callable[[str, Mesh], object],
+) -> NamedChunks:
+    """Yields the arrays of a case, or of all cases in a folder."""
+    if is_foam(path):
+        meshes = {
+            branch: replace(mesh, left_out=(*passed_over(path, foam), *mesh.left_out))
+            for branch, mesh in read_foam(path, foam_branches(path, foam), foam).items()
+        }
+    elif files := {branch: found for branch in MESHES if (found := mesh_files(path, branch))}:
+        meshes = {}
+        for branch, parts in files.items():
+            with joined(path, parts) as file:
+                meshes[branch] = read_mesh(file)
+        if (geometry := geometry_mesh_file(path)) is not None:
+            on_mesh(f"{path}: geometry", read_mesh(geometry, ()))
+    elif names := case_names(path):
+        for name in names:
+            yield from _case_arrays(path / name, foam, on_side, on_mesh)
+        return
+    else:
+        raise ValueError(f"{path}: neither a case with meshes nor a folder of such cases")
+    for branch, mesh in meshes.items():
+        _tell_side(path, mesh, on_side)
+        yield f"{branch}/position", row_chunks(mesh.position("cells" if is_foam(path) else "points"))
+        for name, chunks in _mesh_arrays(f"{path}: {branch}", mesh, on_mesh):
+            yield f"{branch}/{name}", chunks
+
+
+def _mesh_arrays(what: str, mesh: Mesh, on_mesh: Callable[[str, Mesh], object]) -> NamedChunks:
+    """Yields the numeric arrays of a mesh."""
+    cells, points = mesh.dataset.cell_data, mesh.dataset.point_data
+    arrays = {name: np.asarray(cells[name]) for name in cells}
+    arrays |= {f"{name} (points)" if name in cells else name: np.asarray(points[name]) for name in points}
+    texts = [f"the array {label}, which holds {a.dtype}" for label, a in arrays.items() if a.dtype.kind not in _NUMERIC]
+    on_mesh(what, replace(mesh, left_out=(*mesh.left_out, *texts)))
+    for label, array in arrays.items():
+        if array.dtype.kind in _NUMERIC:
+            yield label, _numbers(array)
 
 
 def _tell_side(path: Path, mesh: Mesh, on_side: Callable[[str, str], object]) -> None:
@@ -186,5 +231,5 @@ def _numbers(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _check_kind(dtype: np.dtype[Any]) -> None:
-    if dtype.kind not in "fiub":
+    if dtype.kind not in _NUMERIC:
         raise ValueError(f"it holds {dtype}, expected real numbers")

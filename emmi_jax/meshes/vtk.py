@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import mmap
 import re
@@ -32,7 +33,7 @@ GHOSTS = "vtkGhostType"
 
 _END_BYTES = 1 << 10
 _TAGS = re.compile(rb"<(/?(?:CellData|PointData)|AppendedData|DataArray|Array)\b([^>]*)>")
-_NAME = re.compile(rb"""\bName=["']([^"']*)["']""")
+_NAME = re.compile(rb"""\bName=(["'])(.*?)\1""")
 _PLY_SIZES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4, "double": 8}
 _PLY_SIZES |= {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "float32": 4, "float64": 8}
 
@@ -174,7 +175,7 @@ def array_names(path: Path) -> ArrayNames:
                 case b"/CellData" | b"/PointData":
                     section = set()
                 case _ if name := _NAME.search(tag[2]):
-                    section.add(name[1].decode(errors="replace"))
+                    section.add(html.unescape(name[2].decode(errors="replace")))
     return found
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from emmi_jax.data.case_folder import (
     NUM_GEOMETRY_POINTS,
     case_branches,
+    case_problem,
     read_case_folder,
 )
 from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources, sources_to_json
@@ -126,6 +128,15 @@ def test_two_meshes_of_a_branch_are_refused(tmp_path):
     surface_dataset().save(path / "boundary_2.vtp")
     with pytest.raises(ValueError, match=r"a case has one such file, found boundary_1\.vtp, boundary_2\.vtp"):
         read_case_folder(path, load_tensor)
+
+
+def test_two_files_of_the_geometry_are_refused_with_advice(tmp_path):
+    path = write_case_folder(tmp_path / "case")
+    shutil.copy(path / "body_1.stl", path / "wheels.STL")
+    found = r"found body_1\.stl, wheels\.STL: join them to one, or move the others away"
+    with pytest.raises(ValueError, match=found):
+        read_case_folder(path, load_tensor)
+    assert "wheels.STL" in (case_problem(path, load_tensor, ["surface"]) or "")
 
 
 def test_a_folder_without_a_case_is_refused(tmp_path):

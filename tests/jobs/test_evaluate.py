@@ -139,6 +139,25 @@ def test_unusable_cases_are_named_in_one_line_and_nothing_is_written(kind, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_unusable_cases_are_left_out_of_the_metrics_when_told(trained, cases, tmp_path, capsys):
+    others = shutil.copytree(cases, tmp_path / "others")
+    split = json.loads((others / "split.json").read_text())
+    name = split["test"][0]
+    shutil.copytree(others / name, others / "run_9")
+    surface = surface_dataset()
+    surface.cell_data["Cp"][3] = np.nan
+    surface.save(others / "run_9" / "boundary_1.vtp")
+    (others / "split.json").write_text(json.dumps(split | {"test": [*split["test"], "run_9", "absent"]}))
+    command = ["evaluate", str(trained), "--data", str(others), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "--skip-unusable leaves them out" in capsys.readouterr().err.replace("such cases", "them")
+    assert main([*command, "--skip-unusable"]) == 0
+    printed = capsys.readouterr()
+    assert "run_9: " in printed.out + printed.err
+    assert "are NaN or infinite" in printed.out + printed.err
+    assert list(read(tmp_path / "out", "test")["cases"]) == split["test"]
+
+
 def test_what_cannot_be_evaluated_says_so(trained, tmp_path, capsys):
     points = shutil.copytree(trained, tmp_path / "points")
     config = json.loads((points / "config.json").read_text())

@@ -155,6 +155,30 @@ def test_broken_cases_are_reported_together_before_anything_is_written(command, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unusable_cases_are_left_out_of_a_store_when_told(workers, data, tmp_path, capsys):
+    cars = shutil.copytree(data, tmp_path / "cars")
+    shutil.copytree(cars / "run_0", cars / "run_3")
+    (cars / "run_0" / "volume_1.vtu").unlink()
+    volume = volume_dataset(9)
+    volume.cell_data["U"][3, 1] = np.nan
+    volume.save(cars / "run_3" / "volume_1.vtu")
+    (cars / "split.json").write_text(json.dumps({"train": ["run_0", "run_2", "run_3", "absent"], "test": ["run_1"]}))
+    command = ["prepare", str(cars), "--out", str(tmp_path / "store"), "--workers", str(workers)]
+    assert main(command) == 2
+    assert "absent" in capsys.readouterr().err
+    assert main([*command, "--skip-unusable"]) == 0
+    printed = "".join(capsys.readouterr())
+    for line in ("2 unusable cases", "run_0: ", "run_3: "):
+        assert f"left out: {line}" in printed
+    store = Store(str(tmp_path / "store"))
+    assert store.names == ["run_1", "run_2"]
+    assert store.split == {"train": ["run_2"], "test": ["run_1"]}
+    before = contents(tmp_path / "store")
+    assert main([*command, "--skip-unusable"]) == 0
+    assert contents(tmp_path / "store") == before
+
+
 def test_a_run_on_a_store_trains_resumes_and_is_evaluated(prepared, data, tmp_path):
     settings = tiny_settings(prepared, steps=1, **GEOMETRY)
     run(settings, tmp_path / "run")

@@ -3,6 +3,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -42,7 +43,7 @@ def measured(monkeypatch) -> list[int]:
 
 def test_a_case_is_measured_once_until_its_files_change(data, measured):
     first = normalizer(data)
-    assert (normalizer(data), len(measured)) == (first, 2)
+    assert (normalizer(data), len(measured)) == (first, 3)
     (data / "split.json").write_text(json.dumps({"train": ["run_0", "run_1"], "test": ["run_2"]}))
     assert normalizer(data) != first
     assert len(measured) == 3
@@ -57,7 +58,7 @@ def test_processes_measure_the_same(data, monkeypatch, measured):
     monkeypatch.setattr(statistics, "_SMALL_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert normalizer(data) == expected
-    assert len(measured) == 2  # those of this process
+    assert len(measured) == 3  # those of this process
 
 
 def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, measured):
@@ -74,7 +75,17 @@ def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, mea
         with pytest.raises(KeyboardInterrupt):
             normalizer(data)
     normalizer(data)
-    assert len(measured) == 2
+    assert len(measured) == 3
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_case_that_is_only_tested_on_is_checked_before_training(part, data):
+    (data / "split.json").write_text(json.dumps({"train": ["run_0"], "test": ["run_2"]} | {part: ["run_1"]}))
+    volume = volume_dataset(9)
+    volume.cell_data["U"][3, 1] = np.nan
+    volume.save(data / "run_1/volume_1.vtu")
+    with pytest.raises(ValueError, match=r"run_1/volume_1\.vtu: 1 of \d+ values of 'U' are NaN or infinite"):
+        normalizer(data)
 
 
 @pytest.mark.parametrize("protect", [lambda path: path.chmod(0o555), lambda path: (path / CACHE_FILE).mkdir()])
@@ -84,7 +95,7 @@ def test_the_cache_of_the_user_serves_a_folder_that_cannot_be_written_to(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     protect(data)
     first = normalizer(data)
-    assert (normalizer(data), len(measured)) == (first, 2)
+    assert (normalizer(data), len(measured)) == (first, 3)
     assert [file.name[:11] for file in (tmp_path / "cache" / "emmi_jax").iterdir()] == ["statistics-"]
 
 
@@ -94,7 +105,7 @@ def test_the_cache_of_the_user_serves_a_folder_that_cannot_be_written_to(
 def test_a_cache_that_cannot_be_read_counts_as_none(content, data, measured):
     first = normalizer(data)
     (data / CACHE_FILE).write_text(content)
-    assert (normalizer(data), len(measured)) == (first, 4)
+    assert (normalizer(data), len(measured)) == (first, 6)
 
 
 def test_a_case_with_other_fields_is_named(data, measured):
@@ -117,5 +128,5 @@ def test_a_run_is_resumed_without_measuring_and_changed_data_are_noticed(data, t
     os.utime(data / "run_0" / "volume_1.vtu", (1, 1))
     run(settings, tmp_path / "run", resume=True)
     volume_dataset(9).save(data / "run_0" / "volume_1.vtu")
-    with pytest.raises(ValueError, match="the run was started with data_fingerprint = "):
+    with pytest.raises(ValueError, match="not the data that the run was started with, or they have changed since"):
         run(settings, tmp_path / "run", resume=True)

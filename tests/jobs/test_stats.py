@@ -7,6 +7,7 @@ from emmi_jax.cli import main
 from emmi_jax.files import npy
 from emmi_jax.jobs.stats import file_statistics, statistics_json
 from emmi_jax.meshes.vtk import import_pyvista
+from tests.data.case_folders import surface_dataset, volume_dataset, write_case_folder
 
 RNG = np.random.default_rng(0)
 POSITION = RNG.uniform(-3, 5, size=(90, 3))
@@ -118,3 +119,37 @@ def test_what_is_left_out_of_a_mesh_and_units_that_differ_are_printed(tmp_path, 
     printed = " ".join(capsys.readouterr().out.split())
     assert f"left out: {tmp_path}/boundary.vtp: surface: 1 lines beside" in printed
     assert f"warning: the box of the {tmp_path}/boundary.vtp: surface is 1,000 times as large as that of the" in printed
+
+
+def test_a_folder_of_mesh_cases_is_measured_and_each_case_compared_with_itself(tmp_path, capsys):
+    for number in range(2):
+        folder = write_case_folder(tmp_path / f"run_{number}")
+    body = import_pyvista().read(folder / "body_1.stl")
+    body.points *= 1000
+    body.save(folder / "body_1.stl")
+    found = file_statistics([tmp_path])
+    surface, volume = surface_dataset(), volume_dataset()
+    assert {name: m.count for name, m in found.items()} == {
+        "surface/position": 2 * surface.n_points,
+        "surface/Cp": 2 * surface.n_cells,
+        "volume/position": 2 * volume.n_points,
+        "volume/U": 2 * volume.n_cells,
+        "volume/Cp": 2 * volume.n_cells,
+    }
+    assert main(["stats", str(tmp_path)]) == 0
+    printed = "".join(capsys.readouterr().out.split())
+    assert printed.count("timesaslargeas") == 2
+    assert f"{folder}:geometryis1,000timesaslargeasthatofthe{folder}:surface" in printed
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="neither a case with meshes nor a folder of such cases"):
+        file_statistics([tmp_path / "none"])
+
+
+@pytest.mark.parametrize("suffix", [".vtp", ".vtk"])
+def test_text_in_a_mesh_is_named_and_left_out(suffix, tmp_path, capsys):
+    dataset = surface_dataset()
+    dataset.cell_data["material"] = np.array(["steel", "glass"] * (dataset.n_cells // 2))
+    dataset.save(tmp_path / f"boundary{suffix}")
+    assert set(file_statistics([tmp_path / f"boundary{suffix}"])) == {"position", "Cp"}
+    assert main(["stats", str(tmp_path / f"boundary{suffix}")]) == 0
+    assert "surface: the array material, which holds <U5" in " ".join(capsys.readouterr().out.split())

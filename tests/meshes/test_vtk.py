@@ -1,3 +1,4 @@
+import html
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,15 @@ def test_messages_that_quote_other_bytes_than_text_are_one_line(tmp_path):
     path.write_bytes(b"# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\n\xff\xfe 4 double\n")
     with pytest.raises(ValueError, match=r"^[^\n]*a\.vtk: not a \.vtk file, or a damaged one: [^\n]*$"):
         read_dataset(path)
+
+
+@pytest.mark.parametrize("name", ["it's", "velocity [m/s]", "total(p)_coeff", "Druck ü", "p<x> & q", 'p"q'])
+def test_names_of_arrays_may_have_any_characters(name, tmp_path):
+    body = import_pyvista().Sphere()
+    body.clear_data()
+    body.cell_data["NAME"] = np.arange(body.n_cells)
+    body.save(tmp_path / "body.vtp")
+    content = (tmp_path / "body.vtp").read_bytes()
+    (tmp_path / "body.vtp").write_bytes(content.replace(b'"NAME"', f'"{html.escape(name)}"'.encode()))
+    assert array_names(tmp_path / "body.vtp").cells == {name}
+    np.testing.assert_array_equal(read_dataset(tmp_path / "body.vtp", {name}).cell_data[name], body.cell_data["NAME"])
