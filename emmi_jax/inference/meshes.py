@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
-from emmi_jax.data.case_folder import NUM_GEOMETRY_POINTS
+from emmi_jax.data.case_reading import NUM_GEOMETRY_POINTS
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.metrics import Metrics, field_metrics
 from emmi_jax.data.sampling import sample_triangles

@@ -9,16 +9,9 @@ from typing import Any, NamedTuple
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import (
-    case_branches,
-    case_fingerprint,
-    case_left_out,
-    case_names,
-    case_problem,
-    find_sources,
-    is_foam_case,
-    read_case_folder,
-)
+from emmi_jax.data.case_checks import case_left_out, case_problem
+from emmi_jax.data.case_folder import case_branches, case_fingerprint, case_names, find_sources, is_foam_case
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split
 from emmi_jax.data.cases import Case, Cases, WholeCases
 from emmi_jax.data.drivaernet import design_lists, design_split

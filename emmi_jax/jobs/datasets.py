@@ -8,15 +8,10 @@ from rich.console import Console
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection, TrainSettings
 from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.data.case_checks import case_left_out
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import (
-    case_branches,
-    case_fingerprint,
-    case_left_out,
-    find_sources,
-    is_foam_case,
-    read_case_folder,
-)
+from emmi_jax.data.case_folder import case_branches, case_fingerprint, find_sources, is_foam_case
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.draws import geometry_points
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.field_sources import sources_to_json

@@ -16,7 +16,9 @@ from rich.console import Console
 from emmi_jax.config import FoamSelection
 from emmi_jax.config.jobs import EvaluationJob
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import case_branches, case_left_out, find_sources, read_case_folder
+from emmi_jax.data.case_checks import case_left_out
+from emmi_jax.data.case_folder import case_branches, find_sources
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case
 from emmi_jax.data.known_forces import KnownForces, read_known_forces

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from emmi_jax.config.jobs import PrepareJob
 from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources, read_case_folder
+from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.case_split import parse_split, split_content
 from emmi_jax.data.field_sources import sources_to_json
 from emmi_jax.data.known_forces import read_known_forces

@@ -15,7 +15,8 @@ from rich.console import Console
 from emmi_jax.config import LATEST_WALLS, FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_files, case_fingerprint, read_case_folder
+from emmi_jax.data.case_folder import case_files, case_fingerprint
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.cases import WholeCases
 from emmi_jax.data.notes import moments_box, unlike_cases
 from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks

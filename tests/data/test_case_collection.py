@@ -6,7 +6,8 @@ import pytest
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_names, read_case_folder
+from emmi_jax.data.case_folder import case_names
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.case_split import CaseSplit, draw_split
 from emmi_jax.data.cases import Case, WholeCases
 from emmi_jax.points import PointSet

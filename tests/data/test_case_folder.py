@@ -5,12 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_folder import (
-    NUM_GEOMETRY_POINTS,
-    case_branches,
-    case_problem,
-    read_case_folder,
-)
+from emmi_jax.data.case_checks import case_problem
+from emmi_jax.data.case_folder import case_branches
+from emmi_jax.data.case_reading import NUM_GEOMETRY_POINTS, read_case_folder
 from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources, sources_to_json
 from emmi_jax.meshes.mesh import FieldSource
 from tests.data.case_folders import AXES, FIELDS, surface_dataset, volume_dataset, write_case_folder

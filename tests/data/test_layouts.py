@@ -5,14 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_folder import (
-    case_branches,
-    case_files,
-    case_names,
-    case_problem,
-    find_sources,
-    read_case_folder,
-)
+from emmi_jax.data.case_checks import case_problem
+from emmi_jax.data.case_folder import case_branches, case_files, case_names, find_sources
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.field_sources import AHMEDML, DRIVAERML
 from emmi_jax.jobs.cases import open_cases, stored_split
 from emmi_jax.meshes.vtk import import_pyvista

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_folder import case_left_out, case_problem, find_sources, read_case_folder
+from emmi_jax.data.case_checks import case_left_out, case_problem
+from emmi_jax.data.case_folder import find_sources
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.cases import Case
 from emmi_jax.data.notes import Box, box_warnings, case_boxes, gathered, rounding_warnings, unlike_cases
 from emmi_jax.data.statistics import measure, point_chunks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
-from emmi_jax.data.case_folder import read_case_folder
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.runs.load import load_run
 from tests.data.case_folders import FIELDS, surface_dataset, write_case_folder
 from tests.jobs import tiny_runs

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from emmi_jax.cli import main
-from emmi_jax.data.case_folder import read_case_folder
+from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import CASE_FILE

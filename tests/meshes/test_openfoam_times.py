@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from emmi_jax.config import FoamSelection
-from emmi_jax.data.case_folder import case_left_out, case_names
+from emmi_jax.data.case_checks import case_left_out
+from emmi_jax.data.case_folder import case_names
 from emmi_jax.meshes.openfoam import foam_files, is_foam, read_branch, read_foam
 from emmi_jax.meshes.openfoam_times import foam_time, passed_over
 from tests.meshes.foam_cases import FIELDS, cell_centres, write_foam_case
