@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -141,7 +142,9 @@ class Store:
     def _rows(self, name: str, array: str, start: int, num_rows: int) -> Read:
         try:
             shape, dtype = self.cases[name].arrays(self.dtype)[array]
-            read = read_rows(self._open(f"{name}/{array}", shape, dtype), start, num_rows)
+            path, zeros = f"{name}/{array}", self.cases[name].zero_chunks.get(array, ())
+            filled = self._open(path, shape, dtype, fill=True) if zeros else None
+            read = read_rows(self._open(path, shape, dtype), start, num_rows, zeros, filled)
         except ValueError as error:
             raise self._damage(name, array, error) from None
 
@@ -188,7 +191,7 @@ def write_case(
         forces=forces,
         side=case.side,
     )
-    arrays = stored.arrays(dtype)
+    arrays, zeros = stored.arrays(dtype), dict[str, list[int]]()
     rng = np.random.default_rng([_PERMUTATION_STREAM, *name.encode()])
     folder.delete(name)
     try:
@@ -201,10 +204,11 @@ def write_case(
             if part.area_vector is not None:
                 values_of[area_vector_array(branch)] = part.area_vector
             for array, values in values_of.items():
-                folder.write_array(f"{name}/{array}", values, order, arrays[array][1])
+                zeros[array] = folder.write_array(f"{name}/{array}", values, order, arrays[array][1])
         if case.geometry is not None:
             order = rng.permutation(len(case.geometry))
-            folder.write_array(f"{name}/{GEOMETRY}", case.geometry, order, "float32")
+            zeros[GEOMETRY] = folder.write_array(f"{name}/{GEOMETRY}", case.geometry, order, "float32")
+        stored = replace(stored, zero_chunks={array: chunks for array, chunks in zeros.items() if chunks})
         folder.write_json(f"{name}/{CASE_FILE}", stored.to_dict())
     except BaseException:
         folder.delete(name)

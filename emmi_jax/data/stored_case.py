@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class StoredCase:
         source: Fingerprint of the files that it was made of.
         forces: What a solver wrote beside the case.
         side: See `Case`.
+        zero_chunks: Which chunks of an array are zeros, by its name: another writer of zarr may leave them out, while
+            any other that is missing is lost.
     """
 
     shapes: Mapping[str, BranchShape]
@@ -49,6 +51,7 @@ class StoredCase:
     source: str
     forces: KnownForces | None
     side: str = ""
+    zero_chunks: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def to_dict(self) -> JsonDict:
         """Returns the values as JSON has them."""
@@ -65,6 +68,7 @@ class StoredCase:
             "source": self.source,
             "forces": None if self.forces is None else self.forces._asdict(),
             "side": self.side,
+            "zero_chunks": {name: list(chunks) for name, chunks in self.zero_chunks.items()},
         }
 
     @classmethod
@@ -85,8 +89,10 @@ class StoredCase:
                 "source": str(source),
                 "forces": forces,
                 "side": str(side),
+                "zero_chunks": dict(zero_chunks),
             } if (
                 branches
+                and all(isinstance(chunks, list) for chunks in zero_chunks.values())
                 and num_geometry_points >= 0
                 and set(map(str, [*with_cell_sizes, *with_area_vectors])) <= set(branches)
             ):
@@ -99,6 +105,7 @@ class StoredCase:
                     source=source,
                     forces=None if forces is None else KnownForces.from_dict(forces),
                     side=side,
+                    zero_chunks=zero_chunks,
                 )
         raise ValueError(f"expected branches with their numbers of points, got {values!r:.80}")
 
@@ -154,7 +161,7 @@ def read_case(folder: ArrayFolder, dtype: str, name: str) -> StoredCase | None:
     except ValueError as error:
         raise ValueError(f"{folder.location}/{key}: not a case of a store: {error}") from None
     for array, (shape, of_array) in case.arrays(dtype).items():
-        folder.check_size(f"{name}/{array}", shape, of_array)
+        folder.check_size(f"{name}/{array}", shape, of_array, case.zero_chunks.get(array, ()))
     return case
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,24 +75,43 @@ class ArrayFolder:
         if self.path is not None:
             shutil.rmtree(self.path / name, ignore_errors=True)  # the folders that are left
 
-    def write_array(self, name: str, values: NDArray[Any], order: NDArray[np.int64], dtype: DTypeLike) -> None:
-        """Writes the rows of an array [N] or [N, F] in an order, one shard in memory at a time."""
-        array = self._open(name, values.shape, dtype, ts.OpenMode(create=True, delete_existing=True))
-        step = _shard_rows(len(values))
-        for start in range(0, len(values), step):
-            rows = order[start : start + step]
-            array[start : start + len(rows)].write(values[rows].astype(dtype)).result()
+    def write_array(self, name: str, values: NDArray[Any], order: NDArray[np.int64], dtype: DTypeLike) -> list[int]:
+        """Writes the rows of an array [N] or [N, F] in an order, one shard in memory at a time.
 
-    def open_array(self, name: str, shape: Shape, dtype: DTypeLike) -> ts.TensorStore:
+        Returns:
+            The chunks that are zeros.
+        """
+        array = self._open(name, values.shape, dtype, ts.OpenMode(create=True, delete_existing=True))
+        step, chunk_rows, zeros = _shard_rows(len(values)), _chunk_rows(len(values)), list[int]()
+        for start in range(0, len(values), step):
+            rows = values[order[start : start + step]].astype(dtype)
+            array[start : start + len(rows)].write(rows).result()
+            chunks = range(0, len(rows), chunk_rows)
+            zeros += [(start + at) // chunk_rows for at in chunks if not rows[at : at + chunk_rows].any()]
+        return zeros
+
+    def open_array(self, name: str, shape: Shape, dtype: DTypeLike, *, fill: bool = False) -> ts.TensorStore:
         """Opens an array that must have this shape and type; nothing but its metadata is read.
+
+        Args:
+            name: Its name.
+            shape: Its shape.
+            dtype: Its type.
+            fill: Whether a missing chunk is zeros, and no error.
 
         Raises:
             ValueError: There is no such array, or it differs.
         """
-        return self._open(name, shape, dtype, ts.OpenMode(open=True))
+        return self._open(name, shape, dtype, ts.OpenMode(open=True), fill=fill)
 
-    def check_size(self, name: str, shape: Shape, dtype: DTypeLike) -> None:
+    def check_size(self, name: str, shape: Shape, dtype: DTypeLike, zeros: Collection[int] = ()) -> None:
         """Checks that the files of an array are as long as its shape demands; a URL is not checked.
+
+        Args:
+            name: Its name.
+            shape: Its shape.
+            dtype: Its type.
+            zeros: The chunks that are zeros, which other writers of zarr leave out.
 
         Raises:
             ValueError: A file is missing or truncated; the message names it.
@@ -103,36 +123,67 @@ class ArrayFolder:
         index_bytes = shard_rows // chunk_rows * _INDEX_BYTES + _CHECKSUM_BYTES
         for number, start in enumerate(range(0, shape[0], shard_rows)):
             file = self.path.joinpath(name, "c", str(number), *("0" for _ in shape[1:]))
-            num_chunks = -(-min(shard_rows, shape[0] - start) // chunk_rows)
-            expected = num_chunks * chunk_bytes + index_bytes
+            chunks = range(start // chunk_rows, -(-min(start + shard_rows, shape[0]) // chunk_rows))
+            num_zeros, expected = sum(at in chunks for at in zeros), len(chunks) * chunk_bytes + index_bytes
+            if num_zeros == len(chunks) and not file.exists():
+                continue
             found = file.stat().st_size if file.is_file() else 0
-            if found != expected:
+            if found not in range(expected, expected - (num_zeros + 1) * chunk_bytes, -chunk_bytes):
                 raise ValueError(f"{file}: has {found} bytes, expected {expected}: the store is damaged")
 
-    def _open(self, name: str, shape: Shape, dtype: DTypeLike, mode: ts.OpenMode) -> ts.TensorStore:
+    def _open(
+        self, name: str, shape: Shape, dtype: DTypeLike, mode: ts.OpenMode, *, fill: bool = False
+    ) -> ts.TensorStore:
         spec = {
             "driver": "zarr3",
             "metadata": _metadata(shape, np.dtype(dtype).name),
-            # A missing chunk is an error instead of zeros, so chunks of zeros must be there.
-            "fill_missing_data_reads": False,
+            # A missing chunk is an error unless it is known to be zeros, which other writers leave out.
+            "fill_missing_data_reads": fill,
             "store_data_equal_to_fill_value": True,
         }
         return ts.open(spec, kvstore=self._root / f"{name}/", context=self._context, open_mode=mode).result()
 
 
-def read_rows(array: ts.TensorStore, start: int, num_rows: int) -> Read:
+def read_rows(
+    array: ts.TensorStore,
+    start: int,
+    num_rows: int,
+    zeros: Collection[int] = (),
+    filled: ts.TensorStore | None = None,
+) -> Read:
     """Begins to read rows from `start`, going on from the first row after the last one.
+
+    Args:
+        array: The array.
+        start: The first row.
+        num_rows: How many rows.
+        zeros: The chunks that are zeros, and may be missing.
+        filled: The array, opened so that missing chunks are zeros; only `zeros` need it.
 
     Returns:
         A function that waits for the rows and returns them; it raises a ValueError if a chunk is missing or damaged.
     """
     end, num_all = start + num_rows, array.shape[0]
-    parts = [array[start : min(end, num_all)].read()]
-    if end > num_all:
-        parts.append(array[: end - num_all].read())
+    ranges = [(start, min(end, num_all)), *([(0, end - num_all)] if end > num_all else [])]
+    parts = [
+        (filled if filled is not None and is_zero else array)[first:last].read()
+        for begin, stop in ranges
+        for first, last, is_zero in _runs(begin, stop, _chunk_rows(num_all), zeros)
+    ]
     if len(parts) == 1:
         return lambda: np.asarray(parts[0].result())
     return lambda: np.concatenate([part.result() for part in parts])
+
+
+def _runs(start: int, end: int, chunk_rows: int, zeros: Collection[int]) -> Iterator[tuple[int, int, bool]]:
+    """Yields runs of rows, and whether their chunks are among these."""
+    if not zeros:
+        yield start, end, False
+        return
+    chunks = range(start // chunk_rows, -(-end // chunk_rows))
+    for is_zero, run in itertools.groupby(chunks, lambda at: at in zeros):
+        numbers = list(run)
+        yield max(start, numbers[0] * chunk_rows), min(end, (numbers[-1] + 1) * chunk_rows), is_zero
 
 
 def _chunk_rows(num_rows: int) -> int:

@@ -74,7 +74,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     prints = {name: case_fingerprint(job.data / name, job.data, job.foam) for name in names}
     head = {"version": VERSION, "positions": POSITIONS, "dtype": job.dtype, "cases": names, "sources": sources}
     _missing(folder, head, prints)  # refuses before anything is written
-    with _locked(folder):
+    with _locked(folder, console):
         missing = _missing(folder, head, prints)
         _write_head(folder, head, split)
         done = f"{len(names)} cases, {len(names) - len(missing)} of them in {job.out}"
@@ -132,9 +132,10 @@ def _header_problems(job: PrepareJob, names: Sequence[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _locked(folder: ArrayFolder) -> Iterator[None]:
-    """Holds the lock of a store; one behind a URL has none."""
+def _locked(folder: ArrayFolder, console: Console) -> Iterator[None]:
+    """Holds the lock of a store; one behind a URL has none, and a line says so."""
     if folder.path is None:
+        print_warnings([f"{folder.location}: a URL has no lock: let no other process write there"], console)
         yield
         return
     make_folder(folder.path)

@@ -29,9 +29,6 @@ _RECORD = "record"
 """Item of a checkpoint: the checksums of its arrays, and the metrics of its validation."""
 
 _log = logging.getLogger(__name__)
-# Orbax raises what it logs, and its threads log it once each.
-_report = sys.unraisablehook
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class DamagedCheckpointError(ValueError):
@@ -64,25 +61,27 @@ class Checkpoints:
         self._directory = directory
         self._scores: dict[int, float | None] = {}
         self._manager = None
+        self._quiet = _quiet()
         if not read_only:
-            sys.unraisablehook = _report_others
             options = ocp.CheckpointManagerOptions(preservation_policy=self, create=True, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
     def __enter__(self) -> Self:
+        self._quiet.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._manager is None:
-            return
         try:
-            with _naming_the_folder(self._directory):
-                self._manager.close()
+            if self._manager is not None:
+                with _naming_the_folder(self._directory):
+                    self._manager.close()
         except UnwritableFileError:
             if error is None:  # otherwise that says more
                 raise
+        finally:
+            self._quiet.__exit__(None, None, None)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Tells orbax which checkpoints to keep; one whose score is unknown may be the best."""
@@ -246,10 +245,25 @@ def _naming_the_folder(directory: Path) -> Iterator[None]:
         raise UnwritableFileError(f"{directory}: a checkpoint cannot be written: {reason}") from None
 
 
-def _report_others(unraisable: sys.UnraisableHookArgs) -> None:
-    """Leaves out what TensorStore prints after a failed write, which is raised too."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _report(unraisable)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what orbax logs, once per thread, and TensorStore prints of failed writes: all of it is raised too."""
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    report, absl = sys.unraisablehook, logging.getLogger("absl")
+    sys.unraisablehook = report_others
+    absl.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        absl.removeFilter(is_of_others)
+        sys.unraisablehook = report
 
 
 def _first_line(error: Exception) -> str:

@@ -185,3 +185,42 @@ def test_damage_that_shows_only_in_the_values_is_named_when_they_are_read(tmp_pa
         with pytest.raises(ValueError, match=f"run_1/{branch}: the store is damaged: ") as error:
             store._rows("run_1", branch, 0, 5)()
         assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def without_zeros(tmp_path, small_chunks):
+    """A store whose chunks of zeros another writer of zarr has left out: of one field all, of another all but one."""
+    folder = ArrayFolder(str(tmp_path))
+    fields = {"none": np.zeros((90, 2)), "one": np.eye(90, 1)}
+    head = {"version": VERSION, "positions": POSITIONS, "dtype": "float32", "cases": ["run_1"], "sources": {}}
+    folder.write_json(STORE_FILE, head)
+    case = Case({"volume": PointSet(np.random.default_rng(0).normal(size=(90, 3)), fields)}, None)
+    write_case(folder, "run_1", case, dtype="float32", source="")
+    for name, values in fields.items():
+        path = f"run_1/volume/fields/{name}"
+        array = folder.open_array(path, values.shape, "float32")
+        spec = array.spec().to_json() | {"store_data_equal_to_fill_value": False}
+        rewritten = zarr.ts.open(spec, open=True).result()
+        rewritten.write(array.read().result()).result()
+    return tmp_path
+
+
+def test_chunks_of_zeros_that_another_writer_leaves_out_are_zeros(without_zeros):
+    found = [path.parts[-4] for path in without_zeros.glob("run_1/volume/fields/*/c/*/*")]
+    assert found == ["one"]
+    store = Store(str(without_zeros))
+    fields = store.read("run_1").points["volume"].fields
+    np.testing.assert_equal(fields["none"], np.zeros((90, 2)))
+    assert fields["one"].sum() == 1
+    drawn = store.draw("run_1", np.random.default_rng(0), SAMPLING, 20).points["volume"].fields["one"]
+    assert len(drawn) == 28
+
+
+def test_a_lost_chunk_is_found_beside_chunks_of_zeros(without_zeros):
+    store = Store(str(without_zeros))
+    (lost,) = without_zeros.glob("run_1/volume/fields/one/c/*/*")
+    lost.unlink()
+    with pytest.raises(ValueError, match="fields/one: the store is damaged"):
+        store.read("run_1")
+    with pytest.raises(ValueError, match=r"fields/one/c/./0: has 0 bytes"):
+        Store(str(without_zeros))

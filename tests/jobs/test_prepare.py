@@ -192,11 +192,12 @@ def test_a_run_on_a_store_trains_resumes_and_is_evaluated(prepared, data, tmp_pa
     assert branches_of(str(prepared)) == branches_of(str(data))
 
 
-def test_half_precision_another_split_and_no_cell_sizes(data, tmp_path):
+def test_half_precision_another_split_and_no_cell_sizes(data, tmp_path, capsys):
     (tmp_path / "split.json").write_text(json.dumps({"train": ["run_1"], "test": ["run_0"]}))
     options = ["--dtype", "float16", "--split", str(tmp_path / "split.json"), "--no-cell-sizes"]
     store = f"file://{tmp_path}/store"
     assert main(["prepare", str(data), "--out", store, *options]) == 0
+    assert "a URL has no lock: let no other process write there" in " ".join(capsys.readouterr().out.split())
     dataset = load_dataset(tiny_settings(None).updated({"data": store}))
     assert dataset.split.split_of == {"run_1": "train", "run_0": "test"}
     assert dataset.cases.dtype == "float16"
