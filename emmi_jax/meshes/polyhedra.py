@@ -139,7 +139,7 @@ def _polygons(corner: list[Floats]) -> tuple[Floats, Floats]:
 
 
 def _quads(a: Floats, b: Floats, c: Floats, d: Floats) -> tuple[Floats, Floats]:
-    """As a fan of four triangles that share terms: `across ± skew` and `across ± twist` are eight times theirs."""
+    """As a fan of four triangles that share terms; `across ± skew` and `across ± twist` are eight times theirs."""
     one, diagonal = c - a, d - b
     two = one - diagonal
     one += diagonal

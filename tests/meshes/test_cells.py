@@ -83,6 +83,23 @@ def test_prisms_are_measured(kind, sides):
     np.testing.assert_allclose(found.size, [sides * np.sin(2 * np.pi / sides)])
 
 
+def test_planar_cells_have_their_exact_centroids():
+    square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float)
+    middle = np.array([0.5, 0.5, 0])
+    frustum = np.concatenate([2 * (square - middle), square - middle + np.array([0, 0, 1])])
+    # Sections of a frustum shrink from 4 to 1 over its height of 1.
+    for kind, points, centre, volume in (
+        (14, [*square, [0.8, 0.5, 1]], [0.575, 0.5, 0.25], 1 / 3),
+        (12, frustum, [0, 0, 11 / 28], 7 / 3),
+        (13, [[x, y, z] for z in (0, 1) for x, y in ((0, 0), (0, 1), (1, 0))], [1 / 3, 1 / 3, 0.5], 0.5),
+    ):
+        found = measure_cells(
+            pyvista.UnstructuredGrid([len(points), *range(len(points))], [kind], np.array(points, float))
+        )
+        np.testing.assert_allclose(found.centre, [centre], atol=1e-15)
+        np.testing.assert_allclose(found.size, [volume])
+
+
 @pytest.mark.parametrize("dimensions", [(3, 4, 5), (3, 4, 1), (3, 1, 1)])
 def test_images_have_voxels_pixels_and_lines(dimensions):
     grid = pyvista.ImageData(dimensions=dimensions, spacing=(1.0, 0.5, 0.25), origin=(1, 2, 3))

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from emmi_jax.meshes.surfaces import surface_elements
 from tests.meshes.foam_cases import FIELDS, SPACING, body_centres, cell_centres, write_foam_case, write_head
 
 BODY = FoamSelection(("body",))
+# A warped, graded block and its values on patches, as foamToVTK of OpenFOAM 1912 wrote them in float32.
+GOLDEN = json.loads(Path(__file__).with_name("openfoam_patches.json").read_text())
 
 
 @pytest.mark.parametrize("processors", [0, 1, 2])
@@ -120,6 +123,16 @@ def test_patches_have_the_values_of_the_solver(kind, key, tmp_path):
     np.testing.assert_allclose(mesh.dataset.cell_data["U"], found[1], atol=1e-12)
 
 
+@pytest.mark.parametrize("patch", GOLDEN["values"])
+def test_conditions_on_warped_cells_give_the_values_of_openfoam(patch, tmp_path):
+    for name, content in GOLDEN["files"].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    mesh = read_foam(tmp_path, ["surface"], FoamSelection((patch,), "0"), {"surface": ["p", "U"]})["surface"]
+    for name, values in GOLDEN["values"][patch].items():
+        np.testing.assert_allclose(mesh.dataset.cell_data[name], values, rtol=2e-7, atol=2e-7)
+
+
 def test_a_fixed_gradient_reaches_from_the_centre_of_the_cell_to_the_face(tmp_path):
     case = write_foam_case(tmp_path / "case", times=("100",))
     rewritten(case, "p", "uniform 1", '".*" { type fixedGradient; gradient uniform 10; }')
@@ -128,7 +141,16 @@ def test_a_fixed_gradient_reaches_from_the_centre_of_the_cell_to_the_face(tmp_pa
     np.testing.assert_allclose(mesh.dataset.cell_data["p"], 1 + 10 * half, rtol=1e-12)
 
 
-@pytest.mark.parametrize("condition", ["body { type codedFixedValue; }", "", "body { type empty; value uniform 3; }"])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "body { type codedFixedValue; }",
+        "",
+        "body { type empty; value uniform 3; }",
+        "body { type cyclic; }",
+        "body { type wedge; }",
+    ],
+)
 def test_a_patch_whose_values_are_unknown_is_named(condition, tmp_path):
     case = write_foam_case(tmp_path / "case", times=("100",))
     rewritten(case, "p", "uniform 1", condition)
