@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -94,10 +94,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _keep_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
-    """Repeats an interrupt that hit a finalizer, which swallows it."""
+    """Repeats an interrupt that hit a finalizer, which swallows it; what is in a coroutine has been raised, too."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
-    else:
+    elif not isinstance(unraisable.object, CoroutineType):
         sys.__unraisablehook__(unraisable)
 
 

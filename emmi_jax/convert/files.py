@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -52,7 +53,8 @@ def load_torch_file(path: str | os.PathLike[str]) -> TorchFile:
     path = Path(path)
     match path.suffix.lower():
         case ".th" | ".pt" | ".pth":
-            _check_archive(path, with_checksums=True)
+            _check_archive(path)
+            _check_checksums(path)
             return _state_dict_of(path, _load_archive(path))
         case ".safetensors":
             return _load_safetensors(path)
@@ -60,7 +62,16 @@ def load_torch_file(path: str | os.PathLike[str]) -> TorchFile:
 
 
 def load_torch_tensor(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a file that holds a single tensor, mapped into memory rather than copied.
+    """Reads a file that holds a single tensor as `map_torch_tensor` does; a flipped bit is a ValueError, too."""
+    path = Path(path)
+    array = map_torch_tensor(path)
+    status = path.stat()
+    _check_unchanged(path, status.st_mtime_ns, status.st_size)
+    return array
+
+
+def map_torch_tensor(path: str | os.PathLike[str]) -> np.ndarray:
+    """Maps a file that holds a single tensor into memory; its numbers are not read yet.
 
     Args:
         path: A ``.th``, ``.pt`` or ``.pth`` file, which needs torch.
@@ -83,17 +94,15 @@ def load_torch_tensor(path: str | os.PathLike[str]) -> np.ndarray:
     return _numbers(str(path), content)
 
 
-def _check_archive(path: Path, *, with_checksums: bool = False) -> None:
-    """Refuses what torch reads carelessly: pickles, programs, compressed or overlapping members, flipped bits."""
+def _check_archive(path: Path) -> None:
+    """Refuses what torch reads carelessly: pickles, programs, compressed or overlapping members."""
     with path.open("rb") as file:
         start = file.read(2)
     if not start:
         raise ValueError(f"{path} is empty")
     if start[:1] == b"\x80":
         raise ValueError(f"{path} is refused: it is a bare pickle, not a zip of tensors, and may execute code")
-    with Archive(
-        path, f"{path} is damaged or truncated, or it is no zip of tensors as torch.save writes it"
-    ) as archive:
+    with _open_archive(path) as archive:
         names = list(archive.members)
         if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
             raise ValueError(
@@ -101,10 +110,25 @@ def _check_archive(path: Path, *, with_checksums: bool = False) -> None:
             )
         if not any(name.endswith("/data.pkl") for name in names):
             raise ValueError(f"{path} is a zip, but not one of tensors as torch.save writes it")
-        for name in names if with_checksums else ():
+
+
+def _open_archive(path: Path) -> Archive:
+    return Archive(path, f"{path} is damaged or truncated, or it is no zip of tensors as torch.save writes it")
+
+
+def _check_checksums(path: Path) -> None:
+    """Refuses flipped bits, which torch does not look for."""
+    with _open_archive(path) as archive:
+        for name in archive.members:
             with refusing_damage(f"{path} is damaged"), archive.open(name) as member:
                 while member.read(_READ_BYTES):
                     pass
+
+
+@lru_cache(4096)
+def _check_unchanged(path: Path, time: int, size: int) -> None:
+    """Checks a file of training data once, until it changes."""
+    _check_checksums(path)
 
 
 def _load_archive(path: Path, *, use_mmap: bool = False) -> Any:

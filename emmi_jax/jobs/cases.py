@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emmi_jax.config import LATEST_WALLS, FoamSelection
-from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.convert.files import load_torch_tensor, map_torch_tensor
 from emmi_jax.data.case_checks import case_left_out, case_problem
 from emmi_jax.data.case_folder import case_branches, case_fingerprint, case_names, find_sources, is_foam_case
 from emmi_jax.data.case_reading import read_case_folder
@@ -171,7 +171,7 @@ def check_cases(
         ValueError: At least one is unusable; the message names the first five and what is wrong with each.
     """
     branches = {branch for name in names for branch in _branches(root / name, foam)}
-    problems = {name: case_problem(root / name, load_torch_tensor, branches, sources, foam) for name in names}
+    problems = {name: case_problem(root / name, map_torch_tensor, branches, sources, foam) for name in names}
     found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
     if found:
         shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))

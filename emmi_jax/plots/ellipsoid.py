@@ -72,7 +72,7 @@ def slice_grid(body: Ellipsoid) -> SliceGrid:
 
 def draw_surface(path: Path, title: str, mesh: SurfaceMesh, predicted: Array, exact: Array) -> Path:
     """Draws predicted and exact pressure coefficients [N] on the surface, seen from upstream and from the side."""
-    quantity = Quantity(predicted, exact, "$C_p$", "viridis")
+    quantity = Quantity(predicted, exact, "Cₚ", "viridis")
     views = [
         _surface_view(mesh, direction=(-1, 0, 0), right=(0, -1, 0), title="from upstream"),
         _surface_view(mesh, direction=(0, -1, 0), right=(1, 0, 0), title="from the side"),
@@ -92,7 +92,7 @@ def draw_slice(path: Path, grid: SliceGrid, predicted: Array, exact: Array) -> P
         axes.contour(*plane, grid.level, levels=[1.0], colors="black", linewidths=1.0)
 
     view = View(paint, "z = 0", "x / L, stream to the right", "y / L", aspect=1.0)
-    speed = Quantity(magnitude(predicted), magnitude(exact), "$|u| / U$", "viridis")
+    speed = Quantity(magnitude(predicted), magnitude(exact), "|u| / U", "viridis")
     return draw_comparison(path, "Speed around an unseen ellipsoid", [view], [speed])
 
 

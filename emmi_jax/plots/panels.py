@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,8 +11,10 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from emmi_jax.files.atomic import whole_file
+from emmi_jax.files.names import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _DOTS_PER_INCH = 130
 _PANEL_WIDTH = 3.6
 _PANEL_HEIGHTS = (1.1, 4.5)
+_MAX_TEXT = 200
 
 
 class View(NamedTuple):
@@ -111,8 +115,11 @@ def _draw_panels(path: Path, title: str, views: Sequence[View], panels: Sequence
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a PNG file atomically."""
-    with whole_file(path) as partial:
+    """Writes a PNG file atomically; titles and labels show names as they are, not as formulas."""
+    for text in _words(figure):
+        text.set(parse_math=False, text=printable(text.get_text())[:_MAX_TEXT])
+    with whole_file(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # names may be of any length, and without glyphs
         figure.savefig(partial, dpi=_DOTS_PER_INCH, bbox_inches="tight")
     return path
 
@@ -127,6 +134,15 @@ def field_label(name: str, num_channels: int) -> str:
     """Returns the label of a field's magnitude."""
     words = name.replace("_", " ")
     return words if num_channels == 1 else f"|{words}|"
+
+
+def _words(figure: Figure) -> Iterator[Text]:
+    """Yields all text but the numbers at the ticks, some of which are formulas."""
+    yield from figure.texts
+    for axes in figure.axes:
+        yield from (axes.title, axes.xaxis.label, axes.yaxis.label)
+        if (legend := axes.get_legend()) is not None:
+            yield from legend.get_texts()
 
 
 def _panels(quantities: Sequence[Quantity], truth: str) -> list[Panel]:

@@ -175,6 +175,9 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(jax.tree.map(_with_sharding, tree)) for name, tree in like.items()}
         try:
             record = self._record(step)
+            if record is not None:
+                for name, tree in like.items():
+                    _check_names(name, record["checksums"][name], tree)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 restored = reader.restore(folder.resolve(), args=ocp.args.Composite(**items))
             if record is not None:
@@ -185,7 +188,7 @@ class Checkpoints:
             # Of several processes this may be the only one that has failed: it must not go on with another checkpoint.
             is_agreed = jax.process_count() == 1 or isinstance(error, _WrongChecksumError)
             kind = DamagedCheckpointError if is_agreed else ValueError
-            raise kind(f"{folder}: the checkpoint is damaged: {_first_line(error)}") from None
+            raise kind(f"{folder}: the checkpoint is damaged, or of another model: {_first_line(error)}") from None
 
     def _give_up(self, damaged: Mapping[int, DamagedCheckpointError], used: int) -> None:
         """Says which checkpoints are not used, and makes room for others of these steps."""
@@ -268,6 +271,13 @@ def _quiet() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _check_names(name: str, saved: Mapping[str, int], tree: Any) -> None:
+    """Refuses a checkpoint of other arrays before orbax does, whose threads print what they miss."""
+    asked = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+    if others := sorted(asked ^ set(saved)):
+        raise ValueError(f"{name}{others[0]} is in {'the model' if others[0] in asked else 'the checkpoint'} alone")
 
 
 def _compare(name: str, saved: Mapping[str, int], tree: Any) -> None:

@@ -59,9 +59,16 @@ def test_log_scaled_predictions_stay_in_the_measured_range(values):
     np.testing.assert_array_equal(scale.denormalize([[50.0] * 3, [-50.0] * 3]), [largest, -largest])
 
 
-@pytest.mark.parametrize("limit", [(1.0, 2.0), (-1.0,), (float("nan"),)])
-def test_unusable_limits_are_refused(limit):
-    with pytest.raises(ValueError, match="limit"):
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ((1.0, 2.0), r"expected one limit >= 0 for each of 1 channels, got \(1.0, 2.0\)"),
+        ((-1.0,), r"expected one limit >= 0 for each of 1 channels, got \(-1.0,\)"),
+        ((float("nan"),), "limit must hold finite numbers, got nan"),
+    ],
+)
+def test_unusable_limits_are_refused(limit, message):
+    with pytest.raises(ValueError, match=message):
         FieldScale(mean=(0.0,), std=(1.0,), limit=limit)
 
 

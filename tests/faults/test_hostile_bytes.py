@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from emmi_jax.convert.files import load_torch_file, load_torch_tensor
+from emmi_jax.convert.files import load_torch_file, load_torch_tensor, map_torch_tensor
 from emmi_jax.files.atomic import read_json, read_toml
 from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import read_arrays
@@ -245,6 +245,17 @@ def test_float8_is_refused_by_tensor_and_kind(tmp_path: Path) -> None:
     assert "'blocks.0.w' is a tensor of float8_e4m3fn" in refusal(load_torch_file, path)
     path.write_bytes(torch_file(torch().ones(2).to(torch().float8_e4m3fn)))
     assert "is a tensor of float8_e4m3fn" in refusal(load_torch_tensor, path)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_a_flipped_bit_in_training_data_is_refused(place: float, tmp_path: Path) -> None:
+    (path := tmp_path / "a.pt").write_bytes(content := torch_file(torch().tensor(VALUES)))
+    np.testing.assert_array_equal(load_torch_tensor(path), VALUES)
+    start = content.index(VALUES.tobytes())
+    where = start + int(place * VALUES.nbytes)
+    path.write_bytes(overwritten(content, where, bytes([content[where] ^ 8])))
+    assert "Bad CRC-32 for file 'archive/data/0'" in refusal(load_torch_tensor, path)
+    assert map_torch_tensor(path).shape == VALUES.shape
 
 
 def fuzzed(content: bytes, data: st.DataObject) -> bytes:

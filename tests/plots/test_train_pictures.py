@@ -6,6 +6,7 @@ import pytest
 from emmi_jax.data.potential_flow import random_ellipsoids
 from emmi_jax.plots.ellipsoid import draw_slice, draw_surface, slice_grid, surface_mesh
 from emmi_jax.plots.loss import draw_loss
+from emmi_jax.plots.parity import Coefficient, draw_coefficients, draw_parity
 from emmi_jax.plots.point_cloud import draw_fields, near_middle_plane
 
 BODY = random_ellipsoids(1, seed=3)[0]
@@ -39,6 +40,20 @@ def test_fields_are_drawn_at_the_points_nearest_to_the_middle_plane(channels, tm
     assert distance[near].max() < np.delete(distance, near).min()
     values = np.ones((len(near), channels)) * position[near, :1]
     assert is_picture(draw_fields(tmp_path / "a.png", "u", position[near], values, values + 1))
+
+
+NAMES = ["$x$", "$\\frac{$", "$_$ ^", "a\\b", "x[/x]", "压力", "a\x1b[31m\0b", "n" * 3000]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_pictures_are_no_formulas(name, tmp_path):
+    rows = [{"step": step, "loss": 1 / step, name: 1 / step} for step in (1, 2)]
+    assert is_picture(draw_loss(rows, tmp_path, [row | {"mean": 1.0} for row in rows]))
+    values = np.random.default_rng(0).normal(size=(20, 3))
+    assert is_picture(draw_fields(tmp_path / "a.png", name, values, values, values))
+    assert is_picture(draw_parity(tmp_path / "a.png", f"{name}, ${name}", name, values, values))
+    known = {name: values[:, 0]}
+    assert is_picture(draw_coefficients(tmp_path / "a.png", [Coefficient(name, values, known)]))
 
 
 def test_the_loss_is_drawn(tmp_path):
