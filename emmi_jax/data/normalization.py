@@ -186,7 +186,9 @@ class Normalizer(Config):
                 scale = self.fields.get(branch, {}).get(name)
                 if scale is None:
                     known = [f"{b}/{n}" for b, scales in self.fields.items() for n in scales]
-                    raise ValueError(f"the statistics lack {branch}/{name}, they are those of {', '.join(known) or 'no field'}")
+                    raise ValueError(
+                        f"the statistics lack {branch}/{name}, they are those of {', '.join(known) or 'no field'}"
+                    )
                 if len(scale.mean) != channels:
                     raise ValueError(
                         f"the statistics of {branch}/{name} have {len(scale.mean)} channels, the data have {channels}"

@@ -117,7 +117,11 @@ class Checkpoints:
         if self._manager is None or step == self._manager.latest_step():
             return
         finite = {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()}
-        record = {"checksums": {name: checksums(tree) for name, tree in items.items()}, "metrics": finite}
+        record = {
+            "checksums": {name: checksums(tree) for name, tree in items.items()},
+            "shapes": {name: _shapes(tree) for name, tree in items.items()},
+            "metrics": finite,
+        }
         self._scores[step] = _score(finite)
         saved: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         saved[_RECORD] = ocp.args.JsonSave(record | {"checksum": _checksum(record)})
@@ -177,7 +181,7 @@ class Checkpoints:
             record = self._record(step)
             if record is not None:
                 for name, tree in like.items():
-                    _check_names(name, record["checksums"][name], tree)
+                    _check_shapes(name, record["shapes"][name], _shapes(tree))
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 restored = reader.restore(folder.resolve(), args=ocp.args.Composite(**items))
             if record is not None:
@@ -273,11 +277,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _check_names(name: str, saved: Mapping[str, int], tree: Any) -> None:
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): list(array.shape) for path, array in leaves}
+
+
+def _check_shapes(name: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuses a checkpoint of other arrays before orbax does, whose threads print what they miss."""
-    asked = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
-    if others := sorted(asked ^ set(saved)):
-        raise ValueError(f"{name}{others[0]} is in {'the model' if others[0] in asked else 'the checkpoint'} alone")
+    for path in sorted({*saved, *asked}):
+        if saved.get(path) != asked.get(path):
+            raise ValueError(f"{name}{path} is {saved.get(path, 'missing')}, in the model {asked.get(path, 'missing')}")
 
 
 def _compare(name: str, saved: Mapping[str, int], tree: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
+from emmi_jax.jobs.pool import run_in_processes
 
 MAIN = "import sys; from emmi_jax.cli import main; sys.exit(main())"
 NO_PASSWD = "import os; os.environ.pop('HOME', None); os.getuid = lambda: 54321; " + MAIN
@@ -74,6 +75,26 @@ def test_an_interrupt_ends_a_command_with_status_130_and_nothing_left(case: Path
     assert process.returncode == 130
     assert error in ("", "emmi-jax train: interrupted\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupt_ends_a_command_and_its_workers_with_one_line(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    for name in ("a", "b", "c"):
+        (tmp_path / "cases" / name).mkdir(parents=True)
+        for file, shape in {"surface_points": (60, 3), "surface_pressure": (60,)}.items():
+            torch.save(torch.rand(shape), tmp_path / "cases" / name / f"{file}.pt")
+    process = start("prepare", str(tmp_path / "cases"), "--out", str(tmp_path / "store"), "--workers", "2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and len(children.read_text().split()) < 2:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=300)[1] == "emmi-jax prepare: interrupted\n"
+    assert process.returncode == 130
+
+
+def test_a_worker_that_is_killed_costs_one_line() -> None:
+    with pytest.raises(OSError, match="a worker was killed, perhaps for lack of memory: try fewer --workers"):
+        list(run_in_processes(os._exit, {"a": (1,)}, 1))
 
 
 @pytest.mark.parametrize("name", ["x[/x]", "[red]", "x:car:y", "a$b$c", "[bold]x[/bold]", "file", "self"])

@@ -124,6 +124,22 @@ def test_a_configuration_of_a_run_is_taken_or_refused_in_one_line(
     assert problem is None or (refused(problem) and "config.json" in str(problem))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("normalizer"), "RunConfig lacks the key 'normalizer'"),
+        (lambda values: values["normalizer"].update(fields={}), "the statistics lack .*, they are those of no field"),
+        (lambda values: values["normalizer"]["fields"].pop("volume"), "the statistics lack volume/"),
+    ],
+    ids=["no scales", "no fields", "no branch"],
+)
+def test_scales_that_are_missing_are_named(change: Any, message: str, tmp_path: Path) -> None:
+    change(values := copy.deepcopy(CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"config.json: not the configuration of a run: {message}"):
+        RunConfig.read(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e39, "1", True, None, [1.0]])
 def test_impossible_scales_are_refused(number: Any) -> None:
     for kind in ("mean", "std", "limit"):

@@ -144,6 +144,13 @@ def test_checkpoints_without_a_record_are_read(noisy):
         assert checkpoints.restore(noise(0)).step == 2
 
 
+@pytest.mark.parametrize("like", [{"kernel": jnp.ones(9)}, {"kernel": jnp.ones(8), "a": jnp.ones(8)}, {}])
+def test_a_checkpoint_of_another_model_is_said_to_be_one(like, noisy):
+    message = r"another model: params\['\w+'\] is (missing|\[64, 64\]), in the model (missing|\[\d\])"
+    with Checkpoints(noisy, read_only=True) as checkpoints, pytest.raises(DamagedCheckpointError, match=message):
+        checkpoints.restore({"params": like})
+
+
 def test_a_reader_changes_nothing(noisy):
     (noisy / "3.orbax-checkpoint-tmp").mkdir()
     for path in [noisy, *noisy.rglob("*")]:
