@@ -49,6 +49,8 @@ def take_over() -> None:
     for signal_number in (signal.SIGINT, signal.SIGALRM):
         signal.signal(signal_number, _interrupt)
     sys.unraisablehook = _keep_interrupt
+    # For the process that tidies up after workers, and would tell of what an interrupt leaves to it.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
 
 
 def flush() -> OSError | None:
@@ -81,9 +83,10 @@ def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; later, where a module is being imported, whose native code would abort."""
+    """Raises KeyboardInterrupt; later, where a worker starts, or a module, whose native code would abort, is imported."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        if file.startswith("<frozen importlib") or (name == "start" and file.endswith("multiprocessing/process.py")):
             signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
             return
         frame = frame.f_back

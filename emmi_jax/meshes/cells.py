@@ -100,6 +100,8 @@ def _flat(points: Floats, corners: Ints, offsets: Ints) -> CellGeometry:
 
 def _polyhedra(points: Floats, grid: Any, cells: Ints) -> CellGeometry:
     if hasattr(grid, "GetPolyhedronFaces"):  # VTK 9.4
+        if grid.GetPolyhedronFaces() is None:
+            raise ValueError("damaged: its polyhedra have no faces")
         corners, offsets = cell_arrays(grid.GetPolyhedronFaces())
         face, ends = taken(*cell_arrays(grid.GetPolyhedronFaceLocations()), cells)
         number = np.diff(ends)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from emmi_jax.files.atomic import whole_file
 from emmi_jax.meshes.components import ArrayName, all_found
+from emmi_jax.meshes.damage import check_cells, check_file
 
 _READERS = {
     ".stl": ("vtkIOGeometry", "vtkSTLReader"),
@@ -34,8 +35,6 @@ GHOSTS = "vtkGhostType"
 _END_BYTES = 1 << 10
 _TAGS = re.compile(rb"<(/?(?:CellData|PointData)|AppendedData|DataArray|Array)\b([^>]*)>")
 _NAME = re.compile(rb"""\bName=(["'])(.*?)\1""")
-_PLY_SIZES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4, "double": 8}
-_PLY_SIZES |= {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "float32": 4, "float64": 8}
 
 
 def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any:
@@ -59,8 +58,7 @@ def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     pyvista = import_pyvista()
-    if suffix == ".ply":
-        _check_ply(path)
+    check_file(path)
     with vtk_messages() as messages:
         reader = _vtk_class(*_READERS[suffix])()
         reader.SetFileName(str(path))
@@ -74,6 +72,7 @@ def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any
         raise ValueError(f"{path}: not a {suffix} file, or a damaged one: {messages[0]}")
     if output is None or not output.IsA("vtkDataSet"):
         raise ValueError(f"{path}: holds {'nothing' if output is None else output.GetClassName()}, expected a mesh")
+    check_cells(path, output)
     return pyvista.wrap(output)
 
 
@@ -204,29 +203,3 @@ def _read_all_attributes(reader: Any) -> None:
 
 def _vtk_class(module: str, name: str) -> Any:
     return getattr(importlib.import_module(f"vtkmodules.{module}"), name)
-
-
-def _check_ply(path: Path) -> None:
-    """Refuses a truncated `.ply` file, on which VTK's reader crashes the process."""
-    with path.open("rb") as file:
-        header: list[list[str]] = []
-        while len(header) < 1000 and (line := file.readline(1000)):
-            header.append(line.decode("latin-1").split())
-            if header[-1] == ["end_header"]:
-                break
-        if not header or header[0] != ["ply"] or header[-1] != ["end_header"]:
-            raise ValueError(f"{path}: not a .ply file, or a truncated one")
-        is_text = ["format", "ascii", "1.0"] in header
-        found = sum(1 for _ in file) if is_text else path.stat().st_size - file.tell()
-    count, least = 0, 0
-    for words in header:
-        match words:
-            case ["element", _, number] if number.isdigit():
-                count = int(number)
-                least += count if is_text else 0
-            case ["property", "list", size, item, _] if not is_text:
-                least += count * (_PLY_SIZES.get(size, 1) + 3 * _PLY_SIZES.get(item, 1))
-            case ["property", size, _] if not is_text:
-                least += count * _PLY_SIZES.get(size, 1)
-    if found < least:
-        raise ValueError(f"{path}: truncated: {found} {'lines' if is_text else 'bytes'} of data, expected {least}")
