@@ -83,7 +83,7 @@ def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; later, where a worker starts, or a module, whose native code would abort, is imported."""
+    """Raises KeyboardInterrupt; later, where a worker starts or a module is imported, whose native code would abort."""
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
         if file.startswith("<frozen importlib") or (name == "start" and file.endswith("multiprocessing/process.py")):
