@@ -169,6 +169,8 @@ def test_a_wrong_value_is_quoted(cls: type[AttentionConfig], values: dict[str, A
         ("surface", "branches must be a sequence of names, got 'surface'"),
         (("a", "b", "a"), r"branches names a branch twice: \('a', 'b', 'a'\)"),
         (("a", ""), "a branch name must be a non-empty string without '/', got ''"),
+        (("a", "b" * 151), "a branch name must be at most 150 bytes long, without NUL, got 'bbb"),
+        (("a", "b\0"), "a branch name must be at most 150 bytes long, without NUL, got 'b"),
         (("a", 3), r"branches must be a sequence of names, got \('a', 3\)"),
     ],
 )

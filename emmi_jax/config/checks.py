@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+_MAX_NAME = 150
+
 LARGEST_SIZE = 2**26
 """The most points, channels or neighbours of anything."""
 
@@ -68,10 +70,12 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def check_name(what: str, value: Any, forbidden: str = "/") -> None:
-    """Refuses all but non-empty strings without the forbidden characters."""
+    """Refuses all but non-empty strings without the forbidden characters, which files can be named after."""
     if not isinstance(value, str) or not value or set(forbidden) & set(value):
         characters = " or ".join(repr(character) for character in forbidden)
         raise ValueError(f"{what} must be a non-empty string without {characters}, got {value!r}")
+    if len(value.encode(errors="replace")) > _MAX_NAME or "\0" in value:
+        raise ValueError(f"{what} must be at most {_MAX_NAME} bytes long, without NUL, got {value!r:.80}")
 
 
 def as_names(what: str, value: Any) -> tuple[str, ...]:

@@ -179,9 +179,9 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(jax.tree.map(_with_sharding, tree)) for name, tree in like.items()}
         try:
             record = self._record(step)
-            if record is not None:
-                for name, tree in like.items():
-                    _check_shapes(name, record["shapes"][name], _shapes(tree))
+            for name, shapes in (record or {}).get("shapes", {}).items():
+                if name in like:
+                    _check_shapes(name, shapes, _shapes(like[name]))
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 restored = reader.restore(folder.resolve(), args=ocp.args.Composite(**items))
             if record is not None:
