@@ -15,6 +15,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 CHUNK_ROWS = 1 << 20
 """Rows read at once."""
 
+_LARGEST = 1e38
 _FLAT = 0.05
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -69,6 +70,18 @@ def row_chunks(array: NDArray[_Scalar], num_rows: int = CHUNK_ROWS) -> Iterator[
     """Yields views of at most `num_rows` rows, so that a memory map is read chunk by chunk."""
     for start in range(0, max(len(array), 1), num_rows):
         yield array[start : start + num_rows]
+
+
+def check_range(place: Any, name: str, array: NDArray[Any]) -> None:
+    """Refuses numbers that float32 cannot hold; a memory map is read chunk by chunk.
+
+    Raises:
+        ValueError: There are some; the message says how many.
+    """
+    num_bad = sum(c.size - int(np.count_nonzero((c >= -_LARGEST) & (c <= _LARGEST))) for c in row_chunks(array))
+    if num_bad:
+        what = f"values of {name!r}" if name else "values"
+        raise ValueError(f"{place}: {num_bad} of {array.size} {what} are NaN or infinite, or beyond {_LARGEST:g}")
 
 
 def flat_axis(position: NDArray[np.floating[Any]]) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, PointSet, check_range
 
 LoadTensor: TypeAlias = Callable[[Path], NDArray[Any]]
 """Reads a `.pt` file of one tensor."""
@@ -114,7 +114,5 @@ def read_rows(path: Path, load_tensor: LoadTensor, num_rows: int | None = None) 
         array = array.astype(np.float32)
     if array.ndim not in (1, 2) or not array.size or len(array) != (num_rows or len(array)):
         raise ValueError(f"{path}: has the shape {array.shape}, expected ({num_rows or 'N'}, channels)")
-    num_bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if num_bad:
-        raise ValueError(f"{path}: {num_bad} of {array.size} values are NaN or infinite")
+    check_range(path, "", array)
     return array.reshape(len(array), -1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emmi_jax.deploy.parsing import Archive, Header, read_header, refusing_damage
 from emmi_jax.files.atomic import check_memory, whole_file
 from emmi_jax.files.npy import read_chunks
-from emmi_jax.points import PointSet, row_chunks
+from emmi_jax.points import PointSet, check_range
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -106,7 +106,7 @@ def checked_positions(path: Path, name: str, array: NDArray[_Scalar]) -> NDArray
     """
     if array.ndim != 2 or array.shape[1] != 3:
         raise ValueError(f"{path}: array {name!r} has shape {array.shape}, expected (N, 3)")
-    _check_finite(path, name, array)
+    check_range(path, name, array)
     return array
 
 
@@ -128,11 +128,5 @@ def _checked_field(path: Path, name: str, array: NDArray[np.float64], num_points
         raise ValueError(
             f"{path}: field {name!r} has shape {array.shape}, expected ({num_points},) or ({num_points}, F)"
         )
-    _check_finite(path, name, array)
+    check_range(path, name, array)
     return array.reshape(num_points, -1)
-
-
-def _check_finite(path: Path, name: str, array: NDArray[Any]) -> None:
-    num_bad = sum(chunk.size - int(np.count_nonzero(np.isfinite(chunk))) for chunk in row_chunks(array))
-    if num_bad:
-        raise ValueError(f"{path}: {num_bad} of {array.size} values of {name!r} are NaN or infinite")

@@ -17,7 +17,7 @@ from emmi_jax.meshes.content import main_content
 from emmi_jax.meshes.foam_to_vtk import is_foam_patch
 from emmi_jax.meshes.lost import lost_by_reader
 from emmi_jax.meshes.vtk import read_dataset, write_dataset
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, PointSet, check_range
 
 Location: TypeAlias = Literal["points", "cells"]
 """Where an array belongs: one row per point of the mesh, or one per cell."""
@@ -145,7 +145,7 @@ class Mesh:
                 f"{location}"
             )
         array = _floats(values).reshape(num_rows, -1)
-        _check_finite(self.path, name, array)
+        check_range(self.path, name, array)
         return array
 
 
@@ -174,7 +174,7 @@ def checked_mesh(path: Path, dataset: Any, *, is_patch: bool = False) -> Mesh:
     """
     if not dataset.n_points:
         raise ValueError(f"{path}: the mesh is empty")
-    _check_finite(path, "coordinates", np.asarray(dataset.points))
+    check_range(path, "coordinates", np.asarray(dataset.points))
     return Mesh(path, *main_content(dataset), is_patch)
 
 
@@ -208,9 +208,3 @@ def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, locat
 def _floats(values: Any) -> Array:
     array = np.asarray(values)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
-
-
-def _check_finite(path: Path, name: str, values: Array) -> None:
-    num_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-    if num_bad:
-        raise ValueError(f"{path}: {num_bad} of {values.size} values of {name!r} are NaN or infinite")

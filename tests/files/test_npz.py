@@ -112,3 +112,10 @@ def test_a_write_that_fails_leaves_the_old_file(path):
         write_arrays(path, {"b": Unwritable()})
     assert set(read_arrays(path)) == {"a"}
     assert [p.name for p in path.parent.iterdir()] == ["case.npz"]
+
+
+@pytest.mark.parametrize("value", [1e39, -1e300, np.inf, np.nan])
+def test_values_that_no_float32_holds_are_refused_by_name(value, tmp_path):
+    np.savez(tmp_path / "a.npz", position=np.ones((3, 3)), u=np.array([0.0, value, 1.0]))
+    with pytest.raises(ValueError, match=r"a\.npz: 1 of 3 values of 'u' are NaN or infinite, or beyond 1e\+38"):
+        read_case(tmp_path / "a.npz")
