@@ -46,7 +46,7 @@ def check_cells(path: Path, dataset: Any) -> None:
         ValueError: There is one.
     """
     if dataset.IsA("vtkPolyData"):
-        found = dataset.GetVerts(), dataset.GetLines(), dataset.GetPolys(), dataset.GetStrips()
+        found: tuple[Any, ...] = dataset.GetVerts(), dataset.GetLines(), dataset.GetPolys(), dataset.GetStrips()
     elif dataset.IsA("vtkUnstructuredGrid"):
         faces = dataset.GetPolyhedronFaces() if hasattr(dataset, "GetPolyhedronFaces") else None  # VTK 9.4
         found = dataset.GetCells(), faces
