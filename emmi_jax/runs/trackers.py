@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TypeAlias
@@ -28,12 +29,19 @@ def trackers(run: RunDirectory, settings: JsonDict, *, wandb_project: str | None
         if find_spec("tensorboardX") is not None:
             from tensorboardX import SummaryWriter
 
-            writer = SummaryWriter(str(run.path / "tensorboard"))
+            stack.enter_context(_quiet_thread())
+            with naming_the_file(run.path / "tensorboard"):
+                writer = SummaryWriter(str(run.path / "tensorboard"))
+            thread = writer.file_writer.event_writer._worker  # which a failed close leaves running
 
             @stack.callback
             def close() -> None:
                 with naming_the_file(run.path / "tensorboard"):
-                    writer.close()
+                    try:
+                        writer.close()
+                    finally:
+                        if thread.is_alive():
+                            thread.stop()
 
             def to_tensorboard(step: int, metrics: Mapping[str, float]) -> None:
                 with naming_the_file(run.path / "tensorboard"):
@@ -49,3 +57,18 @@ def trackers(run: RunDirectory, settings: JsonDict, *, wandb_project: str | None
             stack.callback(session.finish)
             opened.append(lambda step, metrics: session.log(dict(metrics), step=step))
         yield opened
+
+
+@contextlib.contextmanager
+def _quiet_thread() -> Iterator[None]:
+    """Leaves out what the thread of tensorboardX prints when it cannot write: closing the writer raises it too."""
+
+    def report_others(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboardX"):
+            report(arguments)
+
+    report, threading.excepthook = threading.excepthook, report_others
+    try:
+        yield
+    finally:
+        threading.excepthook = report
