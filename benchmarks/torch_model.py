@@ -86,15 +86,15 @@ def concat(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 class RmsNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * weight; eps None is the dtype's."""
+    """x / sqrt(mean(x²) + eps) * weight; eps None is that of the dtype of the sum."""
 
     def __init__(self, dim: int, eps: float | None = 1e-6, learned: bool = True) -> None:
         super().__init__()
         self.eps, self.weight = eps, nn.Parameter(torch.ones(dim)) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         wide = x.double() if x.dtype == torch.float64 else x.float()
+        eps = torch.finfo(wide.dtype).eps if self.eps is None else self.eps
         y = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
         return (y if self.weight is None else y * self.weight).type_as(x)
 

@@ -305,6 +305,14 @@ class AbUptConfig(DataConfig, ModelOptions):
         """Channels of all named conditions, of all blocks and of the geometry blocks alone."""
         return {**(self.conditioning_dims or {}), **(self.geometry_conditioning_dims or {})}
 
+    def refuse_features(self, whom: str) -> None:
+        """Raises ValueError if tokens or geometry points have features, which `whom` cannot be given."""
+        features = dict(self.feature_dims)
+        if self.has_geometry and self.supernode_pooling.input_features_dim is not None:
+            features["geometry points"] = self.supernode_pooling.input_features_dim
+        if features:
+            raise ValueError(f"the model takes features {features!r}, which {whom} cannot be given")
+
     @property
     def attention(self) -> AnchorAttentionConfig:
         """Configuration of the attention layers over all branches, in all blocks but perceivers."""

@@ -150,5 +150,4 @@ def _check(config: AbUptConfig, surface: Surface, geometry: Surface | None, othe
         raise ValueError(f"points or anchors name the unknown branches {unknown!r}; expected {list(config.branches)!r}")
     if geometry is not None and not config.has_geometry:
         raise ValueError("a geometry is given, but the model has no geometry branch")
-    if config.supernode_pooling.input_features_dim is not None:
-        raise ValueError("the geometry branch reads point features, which do not follow a moving surface")
+    config.refuse_features("points on a moving surface")

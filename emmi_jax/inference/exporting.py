@@ -86,7 +86,7 @@ def export_surrogate(
         advance: Called with each program when it is done.
 
     Raises:
-        ValueError: A platform or the name of a unit is unknown, or the model takes features of geometry points.
+        ValueError: A platform or the name of a unit is unknown, or the model takes features.
         UnwritableFileError: The file cannot be written.
     """
     platforms = tuple(platforms) or (current_platform(),)
@@ -105,11 +105,7 @@ def export_surrogate(
 
 def _check_geometry(surrogate: Surrogate) -> None:
     config = surrogate.model.config
-    if config.has_geometry and config.supernode_pooling.input_features_dim is not None:
-        raise ValueError(
-            f"the model takes {config.supernode_pooling.input_features_dim} features of each geometry point, which an "
-            "exported file cannot be given"
-        )
+    config.refuse_features("an exported file")
     if config.has_geometry and not all(_geometry_sizes(surrogate)):
         sizes = list(_geometry_sizes(surrogate))
         raise ValueError(f"the model has a geometry branch, but the run draws {sizes} geometry points and supernodes")

@@ -86,6 +86,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
         raise ValueError(f"{out} is a file, expected a folder")
     # Anchors come from each case, even if the run has a context: that of another case, perhaps.
     surrogate, config = replace(load_run(path, job.checkpoint), context=None), RunDirectory.open(path).read_config()
+    config.model.refuse_features("an evaluation of files")
     if job.out is not None:
         check_output(job.out, [job.data, None if config.settings is None else config.settings.data])
     chosen = _chosen_cases(job, config, surrogate)

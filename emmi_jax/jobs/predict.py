@@ -37,6 +37,7 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     if target is None:
         raise ValueError("expected --out, or --write-openfoam")
     surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
+    config.model.refuse_features("a prediction of files")
     foam = config.foam(job.surface_patches, job.time)
     chunk_size: ChunkSize = job.chunk_size or "auto"
     if job.points is not None:

@@ -273,6 +273,7 @@ def _model(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None)
         return model
     if settings.statistics is not None:
         raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
+    weights.model.refuse_features("training")
     check_same_config(weights.model.fields, model.fields, path="fields.")
     return weights.model
 

@@ -11,6 +11,8 @@ from emmi_jax.layers.linear import as_matrix, param
 from emmi_jax.ops.arrays import over_channels
 
 NORM_EPSILON = 1e-6
+HEAD_EPSILON = 2.0**-23
+"""The epsilon of float32."""
 
 
 class LayerNorm(nn.Module):
@@ -52,7 +54,7 @@ class RmsNorm(nn.Module):
     Args:
         config: Source of the dtypes.
         learned: Whether the norm has a scale.
-        epsilon: What is added to the mean square; None for the epsilon of the input's dtype.
+        epsilon: What is added to the mean square.
         axis: Name of the channels' axis.
 
     Source: Zhang & Sennrich 2019, "Root mean square layer normalization" (arXiv 1910.07467).
@@ -60,17 +62,14 @@ class RmsNorm(nn.Module):
 
     config: NumericsConfig
     learned: bool = True
-    epsilon: float | None = NORM_EPSILON
+    epsilon: float = NORM_EPSILON
     axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., C] to [..., C]."""
         y = as_matrix(x.astype(jnp.float32))
-        epsilon = self.epsilon
-        if epsilon is None:
-            epsilon = float(jnp.finfo(x.dtype).eps)  # type: ignore[no-untyped-call]
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + epsilon)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.epsilon)
         if self.learned:
             scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype, (self.axis,))
             y = y * over_channels(scale.astype(jnp.float32), y)
@@ -78,5 +77,8 @@ class RmsNorm(nn.Module):
 
 
 def head_norm(config: AttentionConfig, name: str | None = None) -> RmsNorm:
-    """Returns the norm of queries or keys [B, T, N, H] over the channels of a head, with one scale for all heads."""
-    return RmsNorm(config, epsilon=None, axis="head", name=name)
+    """Returns the norm of queries or keys [B, T, N, H] over the channels of a head, with one scale for all heads.
+
+    As in `torch.nn.RMSNorm`, the epsilon is that of the dtype which the norm is computed in.
+    """
+    return RmsNorm(config, epsilon=HEAD_EPSILON, axis="head", name=name)

@@ -96,6 +96,7 @@ def test_streamed_queries_with_features_equal_those_beside_their_anchors():
 
 
 def test_an_exported_model_takes_named_conditions(tmp_path):
+    config = dataclasses.replace(CONFIG, feature_dims={})
     scales = {
         b: {n: FieldScale(mean=(0.0,) * c, std=(1.0,) * c) for n, c in of.items()} for b, of in CONFIG.fields.items()
     }
@@ -103,7 +104,7 @@ def test_an_exported_model_takes_named_conditions(tmp_path):
     sampling = Sampling(
         num_anchors=6, num_queries=4, num_test_anchors=6, num_geometry_points=9, num_supernodes=4, num_test_supernodes=4
     )
-    surrogate = Surrogate(AnchoredBranchedUPT(CONFIG), make_params(CONFIG), normalizer, sampling)
+    surrogate = Surrogate(AnchoredBranchedUPT(config), make_params(config), normalizer, sampling)
     export_surrogate(surrogate, tmp_path / "model.emmi")
     inputs = {name: make_inputs()[name] for name in ("anchors", "geometry", "condition")}
     queries = make_inputs()["queries"]

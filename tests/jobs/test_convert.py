@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -95,10 +96,14 @@ def test_a_converted_run_samples_as_its_preset() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "changes", [{"condition_dim": 3}, {"supernode_pooling": {"k": 2, "radius": None, "input_features_dim": 2}}]
+WITH_FEATURES = (
+    {"supernode_pooling": {"k": 2, "radius": None, "input_features_dim": 2}},
+    {"feature_dims": {"surface": 2}},
 )
-def test_a_converted_run_with_a_condition_or_point_features_opens_again(changes: dict, tmp_path: Path) -> None:
+
+
+def converted_run(path: Path, **changes: Any) -> Any:
+    """Converts random weights to a run at this path, and returns them."""
     pytest.importorskip("torch")
     torch_file = pytest.importorskip("safetensors.numpy")
     config = AbUptConfig(
@@ -110,14 +115,34 @@ def test_a_converted_run_with_a_condition_or_point_features_opens_again(changes:
         **changes,
     )
     params = init_params(AnchoredBranchedUPT(config), seed=1)
-    state = {name: np.asarray(tensor) for name, tensor in ab_upt_to_torch(params, config, layout="1.x").items()}
-    torch_file.save_file(
-        {name: np.ascontiguousarray(array) for name, array in state.items()}, tmp_path / "w.safetensors"
-    )
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    convert(tmp_path / "w.safetensors", tmp_path / "run", read_config(tmp_path / "config.json"), layout=None)
-    surrogate = load_run(tmp_path / "run")
-    jax.tree.map(np.testing.assert_array_equal, surrogate.params, params)
+    state = {name: np.asarray(tensor) for name, tensor in ab_upt_to_torch(params, config, layout="main").items()}
+    weights, values = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    torch_file.save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, weights)
+    values.write_text(json.dumps(config.to_dict()))
+    convert(weights, path, read_config(values), layout=None)
+    return params
+
+
+@pytest.mark.parametrize("changes", [{"condition_dim": 3}, *WITH_FEATURES])
+def test_a_converted_run_with_a_condition_or_features_opens_again(changes: dict, tmp_path: Path) -> None:
+    params = converted_run(tmp_path / "run", **changes)
+    jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "run").params, params)
+
+
+@pytest.mark.parametrize("changes", WITH_FEATURES)
+@pytest.mark.parametrize(
+    "command", ["predict {} --points points.npz", "evaluate {}", "export {}", "train --init-from {}"]
+)
+def test_files_bring_no_features_to_a_model_that_takes_them(
+    command: str, changes: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    converted_run(tmp_path / "run", **changes)
+    run = str(tmp_path / "run")
+    assert main([part.replace("{}", run) for part in command.split()] + ["--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "the model takes features {" in error
+    assert "cannot be given" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("few_test_queries")

@@ -21,6 +21,7 @@ NO_ERF = pytest.mark.skipif(
 )
 CASES = [(implementation, mesh) for implementation in ("blockwise", "curls") for mesh in ("explicit", "automatic")]
 CASES += [("blockwise", "shard_map"), pytest.param("curls", "shard_map", marks=NO_ERF)]
+CASES += [("main", mesh) for mesh in ("explicit", "automatic", "shard_map")]
 
 PROGRAM = """
 import dataclasses, json, re, sys
@@ -38,8 +39,14 @@ config = AbUptConfig(
     physics_blocks=("perceiver",) if sys.argv[1] == "curls" else ("perceiver", "joint_untied"),
     geometry_depth=0 if sys.argv[1] == "curls" else 1, supernode_pooling=SupernodePoolingConfig(radius=None, k=4),
     vector_potentials={"volume": ("u",)} if sys.argv[1] == "curls" else {},
-    implementation="auto" if sys.argv[1] == "curls" else sys.argv[1],
+    implementation={"curls": "auto", "main": "blockwise"}.get(sys.argv[1], sys.argv[1]),
 )
+is_main = sys.argv[1] == "main"
+if is_main:
+    config = dataclasses.replace(
+        config, norm="rms", qk_norm=True, bias=False, readout_norm=True, conditioning_dims={"inflow": 1, "design": 2},
+        geometry_conditioning_dims={"design": 2}, feature_dims={"volume": 2}, physics_blocks=("perceiver", "cross"),
+    )
 model = AnchoredBranchedUPT(config)
 params = init_params(model)
 rng = np.random.default_rng(0)
@@ -52,6 +59,12 @@ inputs = {
     ),
     "anchor_masks": {"volume": rng.uniform(size=(8, 16)) < 0.8},
 }
+if is_main:
+    # Modulations start at zero, which would hide the conditions.
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+    values = lambda *shape: rng.uniform(-1, 1, (8, *shape)).astype(np.float32)
+    inputs["condition"] = {"inflow": values(1), "design": values(2)}
+    inputs |= {"anchor_features": {"volume": values(16, 2)}, "query_features": {"volume": values(8, 2)}}
 call = lambda params, inputs: model.apply({"params": params}, **inputs)
 on_one = jax.jit(call).lower(params, inputs).compile()
 one, flops = on_one(params, inputs), on_one.cost_analysis()["flops"]
@@ -75,6 +88,7 @@ for name, kind in KINDS.items():
             by_tokens = AnchoredBranchedUPT(dataclasses.replace(config, token_axis="data"))
             specs = jax.tree.map(lambda _: jax.P(None, "data"), inputs)
             specs["geometry"] = specs["geometry"]._replace(position=jax.P())
+            specs |= {"condition": jax.P()} if is_main else {}
             place = lambda array, spec: jax.device_put(array, jax.NamedSharding(mesh, spec))
             args = (args[0], jax.tree.map(place, inputs, specs))
             run = jax.shard_map(
@@ -116,7 +130,7 @@ def test_eight_devices_do_an_eighth_of_the_work_each_without_collectives(impleme
     assert found["collectives"] == []
 
 
-@pytest.mark.parametrize("implementation", ["blockwise", "curls"])
+@pytest.mark.parametrize("implementation", ["blockwise", "curls", "main"])
 def test_devices_that_share_tokens_gather_keys_and_values_and_nothing_else(implementation: str) -> None:
     found = results(implementation)["tokens"]
     assert found["error"] <= TOLERANCES["float32"].forward

@@ -7,6 +7,7 @@ start at zero and would hide what they modulate.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -349,8 +350,18 @@ def test_supernode_pooling(case, num_axes, seed):
     )
 
 
+main_options = {
+    "norm": st.sampled_from(("rms", "layer")),
+    "qk_norm": st.sampled_from((True, False, "geometry")),
+    "bias": st.sampled_from((False, True)),
+    "bias_scope": st.sampled_from(("all", "transformer_blocks")),
+    "readout_norm": choices,
+    "eps": st.sampled_from((1e-3, 1e-6)),
+    "mlp_hidden_dim": st.sampled_from((None, 10)),
+}
 models = st.fixed_dictionaries(
-    {
+    main_options
+    | {
         "num_heads": st.sampled_from(list(HEADS)),
         "num_branches": st.sampled_from((3, 1, 2)),
         "with_queries": st.tuples(choices, st.booleans(), choices),
@@ -361,6 +372,7 @@ models = st.fixed_dictionaries(
         "decoder_depths": st.sampled_from(((1, 0, 0), (0, 0, 0), (0, 1, 1))),
         "geometry_depth": st.sampled_from((1, 0)),
         "is_conditioned": choices,
+        "has_features": choices,
         "layer_scale": layer_scales,
         "mlp_ratio": st.sampled_from((2, 4, 1, 3)),
         "pooling": pooling,
@@ -370,50 +382,60 @@ models = st.fixed_dictionaries(
 )
 
 
-def both_models(case: Mapping[str, Any]) -> tuple[AbUptConfig, oracle.AbUpt]:
-    """Our configuration and the oracle's model; one branch has no other to attend to."""
+def model_config(case: Mapping[str, Any]) -> AbUptConfig:
+    """The configuration of a case; one branch has no other to attend to."""
     branches = BRANCHES[: case["num_branches"]]
     kinds = [kind if len(branches) > 1 or kind == "perceiver" else "self" for kind in case["physics_blocks"]]
     fields = dict(zip(BRANCHES, ({"pressure": 1, "friction": 3}, {"pressure": 1}, {"velocity": 2}), strict=True))
-    fields = {branch: fields[branch] for branch in branches}
-    depths = dict(zip(branches, case["decoder_depths"], strict=False))
-    sizes, pooling = (HEADS[case["num_heads"]], case["num_heads"]), pooling_options(case["pooling"])
-    condition_dim = CONDITION_DIM if case["is_conditioned"] else None
-    config = AbUptConfig(
-        dim=sizes[0],
-        num_heads=sizes[1],
-        fields=fields,
+    names = ("num_heads", "geometry_depth", "layer_scale", "mlp_ratio", "implementation", *main_options)
+    return AbUptConfig(
+        dim=HEADS[case["num_heads"]],
+        fields={branch: fields[branch] for branch in branches},
         physics_blocks=kinds,
-        decoder_depths=depths,
-        geometry_depth=case["geometry_depth"],
-        supernode_pooling=SupernodePoolingConfig(**pooling),
-        condition_dim=condition_dim,
-        layer_scale=case["layer_scale"],
-        mlp_ratio=case["mlp_ratio"],
-        implementation=case["implementation"],
+        decoder_depths=dict(zip(branches, case["decoder_depths"], strict=False)),
+        supernode_pooling=SupernodePoolingConfig(**pooling_options(case["pooling"])),
+        condition_dim=CONDITION_DIM if case["is_conditioned"] else None,
+        feature_dims={branches[-1]: 2} if case["has_features"] else {},
+        # Main has no other norms beside that of the readout, so no layout has names for these.
+        **{name: case[name] for name in names} | {"readout_norm": case["readout_norm"] and case["norm"] == "rms"},
     )
-    model = oracle.AbUpt(
-        *sizes,
-        kinds,
-        depths,
-        {branch: list(channels.items()) for branch, channels in fields.items()},
-        geometry_depth=case["geometry_depth"],
-        supernode_pooling=pooling,
-        mlp_expansion_factor=case["mlp_ratio"],
-        condition_dim=condition_dim,
-        block={"layerscale": case["layer_scale"]},
-    )
-    return config, model
+
+
+NAMES_OF_MAIN = (
+    (r"^(\w+)_bias\.", r"domain_biases.\1."),
+    (r"^(\w+)_features\.", r"domain_feature_projs.\1."),
+    (r"^(\w+)_decoder_blocks\.", r"domain_decoder_blocks.\1."),
+    (r"^(\w+)_decoder\.project\.", r"domain_decoder_projections.\1.linear.project."),
+    (r"^(\w+)_decoder\.", r"domain_decoder_projections.\1."),
+)
+
+
+def as_in_main(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Renames the oracle's entries, and splits its projections of queries, keys and values."""
+    renamed = {}
+    for name, array in state_dict.items():
+        for pattern, replacement in NAMES_OF_MAIN:
+            name = re.sub(pattern, replacement, name)
+        before, parts, after = re.fullmatch(r"(.*?)(?:\.(qkv|kv))?(\.[a-z]+)", name).groups()
+        if parts is None:
+            renamed[name] = np.asarray(array)
+        else:
+            split = np.split(np.asarray(array), len(parts))
+            renamed |= {f"{before}.{part}{after}": piece for part, piece in zip(parts, split, strict=True)}
+    return renamed
 
 
 @sweep(max_examples=4)
 @given(models)
 def test_whole_model(case):
     rng = np.random.default_rng(case["seed"])
-    config, model = both_models(case)
+    config = model_config(case)
+    model = oracle.AbUpt.from_config(config)
     anchors = {branch: positions(rng, 4 + i) for i, branch in enumerate(config.branches)}
     asked = [branch for branch, is_asked in zip(config.branches, case["with_queries"], strict=False) if is_asked]
     inputs = {"anchors": anchors, "queries": {branch: positions(rng, 3) for branch in asked}}
+    for branch in config.feature_dims:
+        inputs["anchor_features"] = {branch: normal(rng, *anchors[branch].shape[:2], 2)}
     if config.condition_dim:
         inputs["condition"] = normal(rng, 2, config.condition_dim)
     supernode_idx = None
@@ -433,12 +455,11 @@ def test_whole_model(case):
         idx = None if supernode_idx is None else torch.tensor(supernode_idx)
         return model(**inputs, geometry_supernode_idx=idx)
 
-    convert = functools.partial(ab_upt_from_torch, config=config)
     assert_agrees(
         lambda params, inputs: run(params, dict(inputs)),
         lambda inputs: run_oracle(dict(inputs)),
         model,
         inputs,
         seed=case["seed"],
-        convert=convert,
+        convert=lambda state_dict: ab_upt_from_torch(as_in_main(state_dict), config),
     )

@@ -31,7 +31,8 @@ from emmi_jax.training.trainer import Trainer
 from tests.jobs.tiny_runs import tiny_settings
 
 sizes = {"num_anchors": 32, "num_queries": 16, "num_supernodes": 8, "geometry_depth": 1}
-settings = tiny_settings(None, batch_size=8, loss="rmse", **sizes)
+norms = {"norm": "rms", "qk_norm": True, "readout_norm": True}
+settings = tiny_settings(None, batch_size=8, loss="rmse", **sizes, **norms)
 dataset = load_dataset(settings)
 normalizer = dataset.measure().normalizer(position_range=100.0)
 config = model_config(settings, dataset.fields)
