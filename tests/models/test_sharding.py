@@ -88,7 +88,7 @@ for name, kind in KINDS.items():
             by_tokens = AnchoredBranchedUPT(dataclasses.replace(config, token_axis="data"))
             specs = jax.tree.map(lambda _: jax.P(None, "data"), inputs)
             specs["geometry"] = specs["geometry"]._replace(position=jax.P())
-            specs |= {"condition": jax.P()} if is_main else {}
+            specs |= {"condition": jax.tree.map(lambda _: jax.P(), inputs["condition"])} if is_main else {}
             place = lambda array, spec: jax.device_put(array, jax.NamedSharding(mesh, spec))
             args = (args[0], jax.tree.map(place, inputs, specs))
             run = jax.shard_map(
