@@ -35,6 +35,7 @@ from emmi_jax.jobs.datasets import (
 from emmi_jax.jobs.info import param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, say
+from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.models.init import Params
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory, aside, check_new, check_same_config
@@ -255,6 +256,11 @@ def _resumed_config(settings: TrainSettings, dataset: Dataset, model: AbUptConfi
     if settings.model["dtype"] == "auto":  # a run may move to another kind of device
         model = replace(model, dtype=stored.model.dtype)
     config = _run_config(settings, dataset, model, stored.normalizer, weights=stored if stored.is_fine_tuned else None)
+    if stored.positions != config.positions:
+        raise ValueError(
+            f"the positions of the run's cells were computed by {stored.positions or 'VTK'}, now they are by "
+            f"{config.positions}: start a new run, perhaps with --init-from this one"
+        )
     check_same_config(replace(stored, data_fingerprint=config.data_fingerprint).to_dict(), config.to_dict())
     if stored.data_fingerprint != config.data_fingerprint:
         raise ValueError(f"{settings.data}: not the data that the run was started with, or they have changed since")
@@ -286,15 +292,17 @@ def _run_config(
     weights: RunConfig | None = None,
 ) -> RunConfig:
     """Returns everything that a run depends on."""
+    sources = field_sources(settings)
     return RunConfig(
         model=model,
         normalizer=normalizer,
         sampling=settings.sampling,
-        sources=field_sources(settings) or (weights.sources if weights is not None else {}),
+        sources=sources or (weights.sources if weights is not None else {}),
         settings=settings,
         split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
         data_fingerprint=data_fingerprint(settings, dataset),
         is_fine_tuned=weights is not None,
+        positions=POSITIONS if sources else None,
     )
 
 

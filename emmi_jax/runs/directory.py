@@ -39,6 +39,7 @@ class RunConfig(Config):
         split: Which case is in which split, for data of several cases.
         data_fingerprint: What changes if the content of the training data does; None where it is unknown.
         is_fine_tuned: Whether training started from another run, and took over its model and normalizer.
+        positions: How the positions of cells were computed; None if the data are no meshes, or the run is older.
     """
 
     model: AbUptConfig
@@ -49,6 +50,7 @@ class RunConfig(Config):
     split: Mapping[str, str] | None = None
     data_fingerprint: str | None = None
     is_fine_tuned: bool = False
+    positions: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +60,8 @@ class RunConfig(Config):
             raise ValueError(f"split must be the name of a split by case, got {split!r:.80}")
         if not isinstance(self.data_fingerprint, str | None):
             raise ValueError(f"data_fingerprint must be a text or none, got {self.data_fingerprint!r:.80}")
+        if not isinstance(self.positions, str | None):
+            raise ValueError(f"positions must be a text or none, got {self.positions!r:.80}")
         self.normalizer.for_fields(self.model.fields)
         if (found := len(self.normalizer.position_low)) != self.model.num_position_axes:
             raise ValueError(f"the model has {self.model.num_position_axes} position axes, the normalizer {found}")

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources
 from emmi_jax.data.samples import Sample
 from emmi_jax.jobs.datasets import branches_of, field_sources, load_dataset
+from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
@@ -51,6 +53,16 @@ def test_a_run_records_which_arrays_are_its_fields(trained, folder, tmp_path):
     published = field_sources(tiny_settings(shutil.copytree(folder, tmp_path / "a", ignore=lambda *_: ["fields.json"])))
     assert parse_sources(published, "") == DRIVAERML
     assert field_sources(tiny_settings(None)) == field_sources(tiny_settings(Path("case.npz"))) == {}
+
+
+def test_a_run_whose_positions_were_computed_otherwise_is_not_resumed(trained, folder, tmp_path):
+    config = RunDirectory.open(trained).read_config()
+    assert config.positions == POSITIONS
+    older = shutil.copytree(trained, tmp_path / "older")
+    RunDirectory(older).write_config(replace(config, positions=None))
+    assert load_run(older).context is not None
+    with pytest.raises(ValueError, match=f"computed by VTK, now they are by {POSITIONS}: start a new run"):
+        run(tiny_settings(folder, **GEOMETRY), older, resume=True)
 
 
 def test_the_geometry_comes_from_the_stl_file(folder):
