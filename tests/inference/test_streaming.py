@@ -179,8 +179,8 @@ def test_the_next_chunk_is_started_before_one_is_fetched_and_two_are_alive(monke
     events: list[tuple[str, int, int]] = []
     start, finish = streaming._start, streaming._finish
 
-    def note_start(model, mesh, chunk, constants):
-        fields = start(model, mesh, chunk, constants)
+    def note_start(model, mesh, chunk, *rest):
+        fields = start(model, mesh, chunk, *rest)
         events.append(("started", chunk.start, num_alive()))
         return fields
 
