@@ -123,6 +123,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "NaN": ({"anchors": {"surface": CLOUD * np.nan}}, "anchor surface position 0 is not finite"),
     "an unknown branch": ({"anchors": {"wake": CLOUD}}, r"unknown branches \['wake'\]"),
     "a condition": ({"condition": [1.0]}, "condition"),
+    "features of anchors": ({"anchor_features": {"volume": np.zeros((4, 2), np.float32)}}, "anchor_features"),
 }
 
 

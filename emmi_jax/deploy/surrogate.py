@@ -78,6 +78,7 @@ class ExportedSurrogate:
         anchors: Mapping[str, Array] | None = None,
         geometry: Geometry | Array | None = None,
         condition: ConditionLike | None = None,
+        anchor_features: Mapping[str, Array] | None = None,
         points: Mapping[str, Points | Array] | None = None,
         seed: int = 0,
     ) -> Encoded:
@@ -92,6 +93,7 @@ class ExportedSurrogate:
             geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is. The package's
                 own serves too, but without neighbours.
             condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
+            anchor_features: None: an exported model takes no features.
             points: Points [N, n] of any of the branches to draw from; as `Points` they may bring cell sizes.
             seed: Seed of the draws.
 
@@ -99,6 +101,10 @@ class ExportedSurrogate:
             ValueError: There is nothing to draw from, or too little; or an array does not fit the model.
         """
         manifest = self._manifest
+        if anchor_features:
+            raise ValueError(
+                f"anchor_features of {sorted(anchor_features)!r} are given, but an exported model takes none"
+            )
         case = choose_case(
             tuple(manifest.scales),
             manifest.sampling,
