@@ -129,8 +129,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
 
 def test_live_and_exported_take_the_same_arguments() -> None:
     live, exported = (inspect.signature(kind.encode).parameters for kind in (Surrogate, deploy.ExportedSurrogate))
-    of_features = {"anchor_features"}  # models that take them are not exported
-    assert [name for name in live if name not in of_features] == list(exported)
+    assert list(live) == list(exported)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
