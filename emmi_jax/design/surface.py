@@ -89,7 +89,7 @@ class Surface:
         return dataset
 
     def centers(self) -> Vertices:
-        """Returns the mean [N, 3] of the corners of each cell."""
+        """Returns the centroid [N, 3] of each cell."""
         return self.at_centers(np.arange(self.num_cells)).position(self.vertices)
 
     def areas(self) -> NDArray[np.float64]:
@@ -98,9 +98,9 @@ class Surface:
         return np.linalg.norm(_vector_area(np, corners - corners[:, :1]), axis=-1)
 
     def at_centers(self, cells: NDArray[np.int64]) -> MovingPoints:
-        """Returns the centres of cells [T] as points that move with the vertices."""
-        number = self.num_corners[cells, None]
-        weights = (np.arange(self.corners.shape[1]) < number) / number
+        """Returns the centroids of cells [T] as points that move with the vertices."""
+        corners = self.vertices[self.corners[cells]]
+        weights, _ = _centroid_weights(np, corners - corners[:, :1], self.num_corners[cells])
         return MovingPoints(self.corners[cells], weights)
 
     def triangles(self) -> NDArray[np.int64]:
@@ -154,17 +154,35 @@ def cell_elements(offset: jax.Array, num_corners: jax.Array) -> tuple[jax.Array,
         num_corners: Corners [N] of each cell; the rest repeat the last one.
 
     Returns:
-        The mean of the corners [N, 3], relative to the same point; unit normals [N, 3], zero for a cell without area;
-        and areas [N].
+        The centroids [N, 3], relative to the same point; unit normals [N, 3], zero for a cell without area; and areas
+        [N].
     """
-    number = num_corners[:, None].astype(offset.dtype)
-    is_corner = jnp.arange(offset.shape[1])[:, None] < num_corners[:, None, None]
-    mean = jnp.where(is_corner, offset, 0).sum(axis=1) / number
+    weights, spokes = _centroid_weights(jnp, offset, num_corners)
+    centroid = (offset - spokes)[:, 0] + (weights[..., None] * spokes).sum(axis=1)
     vector_area = _vector_area(jnp, offset)
-    squared = jnp.square(vector_area).sum(axis=-1)
+    area = _length(jnp, vector_area)
+    return centroid, vector_area / jnp.where(area > 0, area, 1)[:, None], area
+
+
+def _centroid_weights(xp: Any, corners: Any, num_corners: Any) -> tuple[Any, Any]:
+    """Returns weights [N, K] of the corners, with which their sum is the centroid, and corners relative to their mean.
+
+    As for meshes, a cell is a fan of triangles around the mean of its corners, each weighted by its area. A corner has
+    a third of its share in the mean, and two thirds of the two triangles that it belongs to.
+    """
+    number = num_corners[:, None].astype(corners.dtype)
+    in_mean = (xp.arange(corners.shape[1]) < num_corners[:, None]).astype(corners.dtype) / number
+    spokes = corners - (in_mean[..., None] * corners).sum(axis=1, keepdims=True)
+    area = _length(xp, xp.cross(spokes, xp.roll(spokes, -1, axis=1)))
+    total = area.sum(axis=1, keepdims=True)
+    in_fan = (area + xp.roll(area, 1, axis=1)) / xp.where(total > 0, total, 1)
+    return xp.where(total > 0, (in_mean + in_fan) / 3, in_mean), spokes
+
+
+def _length(xp: Any, vectors: Any) -> Any:
+    squared = (vectors * vectors).sum(axis=-1)
     # The root has no derivative at 0.
-    area = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-    return mean, vector_area / jnp.where(area > 0, area, 1)[:, None], area
+    return xp.where(squared > 0, xp.sqrt(xp.where(squared > 0, squared, 1)), 0)
 
 
 def _vector_area(xp: Any, corners: Any) -> Any:

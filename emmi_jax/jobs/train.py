@@ -249,6 +249,8 @@ def _resumed_config(settings: TrainSettings, dataset: Dataset, model: AbUptConfi
     """Returns the configuration of a run that was trained before, if nothing has changed."""
     before = stored.settings
     if before is not None and None not in (before.data, settings.data):  # what is there is compared, not where
+        if settings.statistics != before.statistics and not _gives(settings, dataset, stored.normalizer):
+            check_same_config({"statistics": before.statistics}, {"statistics": settings.statistics}, path="settings.")
         before = replace(before, data=settings.data, split=settings.split, statistics=settings.statistics)
         stored = replace(stored, settings=before)
     if before is not None:
@@ -265,6 +267,16 @@ def _resumed_config(settings: TrainSettings, dataset: Dataset, model: AbUptConfi
     if stored.data_fingerprint != config.data_fingerprint:
         raise ValueError(f"{settings.data}: not the data that the run was started with, or they have changed since")
     return config
+
+
+def _gives(settings: TrainSettings, dataset: Dataset, normalizer: Normalizer) -> bool:
+    """Returns whether given statistics are those of a normalizer."""
+    if settings.statistics is None:
+        return False
+    try:
+        return make_normalizer(settings, dataset, console=Console(quiet=True)) == normalizer
+    except ValueError:  # those of other fields
+        return False
 
 
 def _options(settings: TrainSettings, model: AbUptConfig) -> JsonDict:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emmi_jax.data.potential_flow import Ellipsoid
+from emmi_jax.meshes.cells import measure_cells
 from emmi_jax.meshes.vtk import import_pyvista
 
 AXES = np.array([1.0, 0.6, 0.5])
@@ -21,7 +22,7 @@ def surface_dataset(resolution: int = 16) -> Any:
     dataset = import_pyvista().Sphere(radius=1.0, theta_resolution=resolution, phi_resolution=resolution)
     dataset.clear_data()
     dataset.points = np.asarray(dataset.points, np.float64) * AXES
-    centre = np.asarray(dataset.cell_centers().points)
+    centre = measure_cells(dataset).centre
     on_surface = centre / np.linalg.norm(centre / AXES, axis=1, keepdims=True)
     dataset.cell_data["Cp"] = BODY.pressure_coefficient(on_surface).astype(np.float32)
     return dataset
@@ -37,7 +38,7 @@ def volume_dataset(resolution: int = 12) -> Any:
     prisms = np.concatenate([np.full((len(faces), 1), 6), faces, faces + inner.n_points], axis=1)
     points = np.concatenate([inner.points, outer.points]).astype(np.float64) * AXES
     dataset = pyvista.UnstructuredGrid(prisms.reshape(-1), np.full(len(faces), pyvista.CellType.WEDGE), points)
-    centre = np.asarray(dataset.cell_centers().points)
+    centre = measure_cells(dataset).centre
     dataset.cell_data["U"] = BODY.velocity(centre).astype(np.float32)
     dataset.cell_data["Cp"] = BODY.pressure_coefficient(centre).astype(np.float32)
     return dataset

@@ -27,6 +27,7 @@ from emmi_jax.inference.meshes import (
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.meshes.cells import measure_cells
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
@@ -66,7 +67,7 @@ def stored(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 def test_meshes_come_back_with_the_fields_that_their_cell_centres_get(trained, folder, tmp_path):
     predict(trained, folder, tmp_path / "out", geometry=folder / "body_1.stl")
-    points = {"surface": surface_dataset().cell_centers().points, "volume": volume_dataset().cell_centers().points}
+    points = {"surface": measure_cells(surface_dataset()).centre, "volume": measure_cells(volume_dataset()).centre}
     queries = {name: np.asarray(position) for name, position in points.items()}
     encoded = trained.encode(points=queries, geometry=geometry_points(geometry_mesh(folder / "body_1.stl")))
     expected = encoded.predict(queries, chunk_size=100)
@@ -79,7 +80,7 @@ def test_meshes_come_back_with_the_fields_that_their_cell_centres_get(trained, f
 
 
 def test_the_mesh_and_its_own_arrays_stay(trained, folder, tmp_path):
-    stored = with_context(trained, volume=np.asarray(volume_dataset().cell_centers().points)[:6])
+    stored = with_context(trained, volume=measure_cells(volume_dataset()).centre[:6])
     job = MeshJob(meshes={"surface": folder / "boundary_1.vtp"}, out=tmp_path)
     predict_meshes(job, stored, {}, console=Console(file=io.StringIO()))
     again, before = read_mesh(tmp_path / "boundary_1.vtp"), read_mesh(folder / "boundary_1.vtp")
@@ -175,7 +176,7 @@ def test_a_surface_of_triangles_comes_back_as_vtp(trained, folder, tmp_path):
 
 
 def test_figures_are_drawn_beside_the_mesh_when_asked_for(trained, folder, tmp_path):
-    stored = with_context(trained, volume=np.asarray(volume_dataset().cell_centers().points)[:6])
+    stored = with_context(trained, volume=measure_cells(volume_dataset()).centre[:6])
     mesh, sources = folder / "boundary_1.vtp", folder / "fields.json"
     job = MeshJob(meshes={"surface": mesh}, out=tmp_path, compare=True, fields=sources, figures="png")
     printed = io.StringIO()
@@ -188,7 +189,7 @@ def test_figures_are_drawn_beside_the_mesh_when_asked_for(trained, folder, tmp_p
 def test_points_outside_the_training_box_are_counted(trained, folder, tmp_path):
     small = Normalizer.from_box([-2.0] * 3, [1.0] * 3, position_range=100.0, fields=trained.normalizer.fields)
     printed = predict(replace(trained, normalizer=small), folder, tmp_path)
-    num = small.num_outside(volume_dataset().cell_centers().points)
+    num = small.num_outside(measure_cells(volume_dataset()).centre)
     assert num > 0
     assert f"volume_1.vtu: {num} of {volume_dataset().n_cells} points are outside the box" in printed.replace("\n", " ")
     assert "boundary_1.vtp: " not in printed
