@@ -22,6 +22,7 @@ _STL_HEAD, _STL_TRIANGLE = 84, 50
 _XML_HEAD = 1 << 20
 _PIECE, _COUNT = re.compile(rb"<Piece\b[^>]*>"), re.compile(rb"""NumberOf\w+\s*=\s*["']\s*(\d+)""")
 _MOST_COMPRESSION = 1100
+_LEGACY_CELLS = (b"VERTICES", b"LINES", b"POLYGONS", b"TRIANGLE_STRIPS", b"CELLS")
 
 
 def check_file(path: Path) -> None:
@@ -37,6 +38,8 @@ def check_file(path: Path) -> None:
             _check_stl(path)
         case ".vtp" | ".vtu":
             _check_claims(path)
+        case ".vtk":
+            _check_legacy(path)
 
 
 def check_cells(path: Path, dataset: Any) -> None:
@@ -77,6 +80,36 @@ def _check_claims(path: Path) -> None:
     claimed = sum(int(number) for piece in _PIECE.findall(head) for number in _COUNT.findall(piece))
     if claimed > _MOST_COMPRESSION * path.stat().st_size:
         raise ValueError(f"{path}: not a {path.suffix} file, or a damaged one: it claims {claimed} points and cells")
+
+
+def _check_legacy(path: Path) -> None:
+    """Before version 5, a list of cells holds the number of corners of each before these."""
+    with path.open("rb") as file:
+        version, _, kind = file.readline(256), file.readline(256), file.readline(256).strip().upper()
+        if not version.startswith(b"# vtk DataFile") or version.split()[-1] >= b"5":
+            return
+        size = path.stat().st_size
+        while line := file.readline(_MAX_LINE):
+            match line.split():
+                case [keyword, number, length] if keyword.upper() in _LEGACY_CELLS and (number + length).isdigit():
+                    fits = int(length) <= (size - file.tell()) // (4 if kind == b"BINARY" else 2) + 1
+                    how = {"dtype": ">i4"} if kind == b"BINARY" else {"dtype": np.int64, "sep": " "}
+                    found = np.fromfile(file, count=int(length), **how) if fits else np.empty(0, np.int64)
+                    if len(found) != int(length) or not _is_list(found, int(number)):
+                        words = line.decode("latin-1").strip()
+                        raise ValueError(f"{path}: truncated or damaged: its list of cells is not {words!r}")
+
+
+def _is_list(values: NDArray[Any], number: int) -> bool:
+    """Returns whether values are so many lists, each behind its length."""
+    if number and len(values) == number * (step := 1 + int(values[0])) and (values[::step] == step - 1).all():
+        return True
+    place = 0
+    for _ in range(number):
+        if place >= len(values) or values[place] < 0:
+            return False
+        place += 1 + int(values[place])
+    return place == len(values)
 
 
 def _check_ply(path: Path) -> None:

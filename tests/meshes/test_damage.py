@@ -33,10 +33,17 @@ def binary_ply(number: int, *corners: int, order: str = "<") -> bytes:
     return PLY.format(name).encode() + data
 
 
+def binary_vtk(number: int, *corners: int) -> bytes:
+    head = VTK.replace("ASCII", "BINARY").split(POINTS)[0].encode()
+    points = struct.pack(">9f", 0, 0, 0, 1, 0, 0, 0, 1, 0)
+    return head + points + b"\nPOLYGONS 1 4\n" + struct.pack(f">{1 + len(corners)}i", number, *corners) + b"\n"
+
+
 SOUND = {
     "a.vtp": xml(2),
     "a.vtu": xml(2, is_grid=True),
     "a.vtk": VTK.format(2),
+    "b.vtk": binary_vtk(3, 0, 1, 2),
     "a.obj": "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n",
     "a.ply": PLY.format("ascii") + POINTS + "3 0 1 2\n",
     "b.ply": binary_ply(3, 0, 1, 2),
@@ -46,13 +53,15 @@ SOUND = {
 DAMAGED = [
     *(("a.vtp", xml(corner)) for corner in (3, 10**8, -1)),
     *(("a.vtu", xml(corner, is_grid=True)) for corner in (3, 10**8, -1)),
-    ("a.vtp", xml(2, claim=10**12)),
-    ("a.vtu", xml(2, claim=10**12, is_grid=True)),
+    ("a.vtp", xml(2, claim=10**6)),
+    ("a.vtu", xml(2, claim=10**6, is_grid=True)),
     *(("a.vtk", VTK.format(corner)) for corner in (3, 10**8, -1)),
+    ("a.vtk", VTK.format(2).replace("3 0 1", "2 0 1")),
+    ("a.vtk", VTK.format(2).replace("POLYGONS 1 4", "POLYGONS 1 5")),
+    ("a.vtk", binary_vtk(2, 0, 1, 2)),
     *(("a.obj", f"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 {corner}\n") for corner in (4, 10**8, -9)),
     *(("a.ply", PLY.format("ascii") + POINTS + row) for row in ("3 0 1 3", "3 0 1 -1", "9 0 1 2", "x y", "")),
-    *(("a.ply", binary_ply(*row)) for row in ((3, 0, 1, 3), (3, 0, 1, -1), (200, 0, 1, 2), (3, 0))),
-    ("a.ply", binary_ply(3, 0, 1, 3, order=">")),
+    *(("a.ply", binary_ply(*row)) for row in ((3, 0, 1, 3), (3, 0, 1, -1))),
     ("a.ply", PLY.format("binary_little_endian").replace("face 1", "face 1000000000000")),
     ("a.stl", b"x" * 80 + struct.pack("<I", 2**32 - 1) + bytes(500)),
 ]
