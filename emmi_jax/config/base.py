@@ -95,14 +95,14 @@ class Config:
             ValueError: A key is missing or unknown; the message names it, and the closest known key.
         """
         known = [field.name for field in dataclasses.fields(cls) if field.init]
-        for field in dataclasses.fields(cls):
-            has_default = {field.default, field.default_factory} != {dataclasses.MISSING}
-            if field.init and not has_default and field.name not in values:
-                raise ValueError(f"{cls.__name__} lacks the key {field.name!r}")
         for key in values:
             if key not in known:
                 nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"unknown key {key!r} for {cls.__name__}; did you mean {nearest!r}?")
+        for field in dataclasses.fields(cls):
+            has_default = {field.default, field.default_factory} != {dataclasses.MISSING}
+            if field.init and not has_default and field.name not in values:
+                raise ValueError(f"{cls.__name__} lacks the key {field.name!r}")
         return cls(**values)
 
     def _set(self, **values: Any) -> None:

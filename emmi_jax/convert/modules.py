@@ -52,6 +52,8 @@ def params_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             where they have to be fused, or not floating point; the message lists them all.
     """
     entries = read_entries(state_dict)
+    if not state_dict:
+        raise ValueError("these names belong to no module known here: []")
     module, problems = _nearest(entries, torch_problems, _names_in_torch)
     _raise_for("state dict", module, problems)
     return to_params(entries, module.table)

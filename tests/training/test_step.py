@@ -21,8 +21,8 @@ FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3, "pressure": 1}}
 
 @pytest.fixture(scope="module")
 def model() -> AnchoredBranchedUPT:
-    blocks = {"physics_blocks": ("joint",), "decoder_depths": {}}
-    return AnchoredBranchedUPT(AbUptConfig(dim=24, num_heads=2, fields=FIELDS, init_weights="torch", **blocks))
+    options = {"physics_blocks": ("joint",), "decoder_depths": {}, "init_weights": "torch", "option_scope": "all"}
+    return AnchoredBranchedUPT(AbUptConfig(dim=24, num_heads=2, fields=FIELDS, **options))
 
 
 def make_points(rng: np.random.Generator, num_points: int) -> dict[str, PointSet]:
