@@ -53,8 +53,8 @@ class DataSettings(Config):
     )
     statistics: str | None = setting(
         None,
-        "Statistics to use instead of measured ones: drivaerml-tutorial, ahmedml, shapenet-car, drivaernet, or the "
-        "config.json of a run.",
+        "Statistics to use instead of measured ones: drivaerml-tutorial, drivaerml-2026-04, ahmedml, shapenet-car, "
+        "drivaernet, or the config.json of a run.",
         noun="a path",
         option="--statistics",
         metavar="NAME|FILE.json",

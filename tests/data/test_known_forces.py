@@ -46,7 +46,7 @@ def test_coefficients_come_with_the_reference_area_that_their_file_names(files, 
     [
         ({"forces.json": "[1]"}, "forces.json: expected CdA and ClA in m², got [1]"),
         ({"forces.json": '{"CdA": "low", "ClA": 0}'}, "forces.json: expected finite cd and cl"),
-        ({"forces.json": '{"CdA": NaN, "ClA": 0}'}, "forces.json: expected finite cd and cl"),
+        ({"forces.json": '{"CdA": NaN, "ClA": 0}'}, "forces.json: not JSON: NaN is not a finite number"),
         ({"forces.json": '{"CdA": 1, "ClA": 0, "speed": -1}'}, "forces.json: expected finite cd and cl and positive"),
         ({"forces.json": "{"}, "forces.json: not JSON"),
         ({"force_mom_1.csv": "Cd\n1\n"}, "force_mom_1.csv: no Cl: expected a column Cl, got Cd"),
