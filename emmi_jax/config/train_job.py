@@ -51,7 +51,9 @@ class SettingSources(Config):
     settings: Mapping[str, Any] = setting(dict, "Single settings by name.", of=TrainSettings)
     no_geometry: bool = setting(False, "Leave out the geometry branch.")
     recipe: str | None = setting(
-        None, "Settings for a data set: ahmedml, bodies, drivaerml, shapenet-car.", metavar="NAME"
+        None,
+        "Settings for a data set: ahmedml, bodies, drivaerml, drivaerml-2026-04, drivaerml-2026-04-muon, shapenet-car.",
+        metavar="NAME",
     )
     config: Path | None = setting(None, "Settings of your own, over those of --recipe.", metavar="FILE.toml")
     assignments: tuple[str, ...] = setting(
