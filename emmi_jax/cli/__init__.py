@@ -90,12 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_process and (lost := process.flush()) is not None:
             return _fail(where, f"what was printed is lost: {lost.strerror}")
         return status
-    except KeyboardInterrupt:
-        print(f"{where}: interrupted", file=sys.stderr)
-        if is_process:
-            process.leave()
-        return process.INTERRUPTED
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        is_interrupted = is_process and process.ignore_interrupts()
+        if is_interrupted or isinstance(error, KeyboardInterrupt):
+            print(f"{where}: interrupted", file=sys.stderr)
+            if is_process:
+                process.leave()
+            return process.INTERRUPTED
         if hasattr(error, "exit_code") and not hasattr(error, "format_message"):  # after --help
             return int(error.exit_code)
         if (message := _expected(error)) is None:

@@ -67,9 +67,11 @@ def leave() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def ignore_interrupts() -> None:
-    """Lets an interrupt that comes after the work change nothing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_interrupts() -> bool:
+    """Lets an interrupt that comes after the work change nothing; returns whether an earlier one still waits."""
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+    return signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0
 
 
 def end_of_imports() -> None:

@@ -38,7 +38,8 @@ def params_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     PerceiverBlock and SupernodePooling; query, key and value projections may be fused or split, queries and keys may
     have norms, and biases may be missing. A bare split attention (``q``, ``k``, ``v``, ``proj``) is read as self
     attention, unless keys and queries differ in their input channels: names cannot tell it from a PerceiverAttention
-    with equal ones, so concatenate ``k`` and ``v`` of that to ``kv`` first.
+    with equal ones, so concatenate ``k`` and ``v`` of that to ``kv`` first. An empty state dict is that of a pooling
+    without weights.
 
     Args:
         state_dict: Torch tensors or numpy arrays by name, or a checkpoint that holds them under ``"state_dict"``.
@@ -52,8 +53,6 @@ def params_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             where they have to be fused, or not floating point; the message lists them all.
     """
     entries = read_entries(state_dict)
-    if not state_dict:
-        raise ValueError("these names belong to no module known here: []")
     module, problems = _nearest(entries, torch_problems, _names_in_torch)
     _raise_for("state dict", module, problems)
     return to_params(entries, module.table)

@@ -1,4 +1,3 @@
-import re
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +104,7 @@ def test_every_variant_of_every_module_round_trips():
         params = random_params(params)
         state_dict = params_to_torch(params, split_qkv=module.split_qkv)
         assert set(state_dict) == {name for target in module.table.values() for name in target.names}
-        # One without weights still has constants, which tell it from nothing.
-        constants = {} if state_dict else {"omega": normal(2)}
-        assert_same_bits(params_from_torch(state_dict | constants), params)
+        assert_same_bits(params_from_torch(state_dict), params)
 
 
 def test_constants_and_a_checkpoint_around_the_state_dict_are_ignored():
@@ -194,10 +191,9 @@ def test_faults_of_a_block_name_the_block():
     assert listed(error) == {"missing: mlp.fc1.bias", "misshapen: norm2.weight has the shape [31], expected [32]"}
 
 
-@pytest.mark.parametrize("state_dict", [{}, {"layer.weight": normal(2, 2)}])
-def test_a_state_dict_of_nothing_known_is_refused(state_dict):
-    with pytest.raises(ValueError, match=rf"no module known here.*{re.escape(str(list(state_dict)))}"):
-        params_from_torch(state_dict)
+def test_a_state_dict_of_nothing_known_is_refused():
+    with pytest.raises(ValueError, match=r"no module known here .*\['layer.weight'\]"):
+        params_from_torch({"layer.weight": normal(2, 2)})
 
 
 @pytest.mark.parametrize("state_dict", [None, [("qkv.weight", 1)], {1: normal(2)}])

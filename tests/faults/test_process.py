@@ -66,10 +66,13 @@ def test_a_platform_that_is_not_here_is_named_in_one_line() -> None:
     assert error.count("\n") == 1
 
 
-def test_an_interrupt_ends_a_command_with_status_130_and_nothing_left(case: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])
+def test_an_interrupt_ends_a_command_with_status_130_and_nothing_left(
+    seconds: float, case: Path, tmp_path: Path
+) -> None:
     before = sorted(tmp_path.iterdir())
     process = start("train", "--data", str(case), "--out", str(tmp_path / "runs"), "--dry-run")
-    time.sleep(1.5)
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 130
