@@ -18,7 +18,7 @@ from emmi_jax.convert import ab_upt_from_torch
 from emmi_jax.data.samples import Sample
 from emmi_jax.training.batches import made_ahead
 from emmi_jax.training.optimizer import learning_rates
-from emmi_jax.training.trainer import Trainer
+from emmi_jax.training.trainer import TrainSetup
 
 SETTINGS: dict[str, Any] = {
     "optimizer": {"name": "adamw", "ema_decay": None},
@@ -54,7 +54,7 @@ class _Loop:
         }
 
 
-def compare(trainer: Trainer, num_turns: int) -> dict[str, Any]:
+def compare(trainer: TrainSetup, num_turns: int) -> dict[str, Any]:
     """Times both loops.
 
     Args:
@@ -92,7 +92,7 @@ def compare(trainer: Trainer, num_turns: int) -> dict[str, Any]:
     }
 
 
-def _jax_step(trainer: Trainer, params: Any) -> Callable[[Sample], float]:
+def _jax_step(trainer: TrainSetup, params: Any) -> Callable[[Sample], float]:
     state = [trainer.init_state(params)]
 
     def step(batch: Sample) -> float:

@@ -36,7 +36,7 @@ from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.processes import connected, is_main
 from emmi_jax.training.recipes import parse_assignment, read_recipe
 from emmi_jax.training.settings import model_config
-from emmi_jax.training.trainer import Trainer
+from emmi_jax.training.trainer import TrainSetup
 
 FIELDS = {
     "surface": {"pressure": 1, "wallshearstress": 3},
@@ -103,7 +103,7 @@ def _store(folder: Path, num_points: int) -> Path:
     return folder
 
 
-def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any], workers: int) -> Trainer:
+def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any], workers: int) -> TrainSetup:
     mesh, _, fsdp = text.partition("+")
     layout = Layout.parse(mesh, fsdp=bool(fsdp))
     recipe = {key: value for key, value in read_recipe("drivaerml").items() if key not in ("statistics", "split")}
@@ -114,7 +114,7 @@ def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any
     else:
         dataset = PointCloudDataset(data, settings.sampling)
     config, devices = model_config(settings, dataset.fields), Devices.make(settings, layout)
-    return Trainer.make(settings, dataset, devices, config, normalizer=None, workers=workers)
+    return TrainSetup.make(settings, dataset, devices, config, normalizer=None, workers=workers)
 
 
 def _row(

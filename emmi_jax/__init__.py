@@ -1,10 +1,12 @@
 """Multi-branch anchor attention for JAX/Flax, and the AB-UPT physics transformer on top of it."""
 
-import importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
 
+from emmi_jax.lazy import lazy_names as _lazy_names
+
+# Imported on first use: `emmi_jax.deploy` must not need Flax, nor a model what a run takes, orbax among it.
 if _TYPE_CHECKING:
+    from emmi_jax import deploy as deploy
     from emmi_jax.config import AbUptConfig as AbUptConfig
     from emmi_jax.config import AnchorAttentionConfig as AnchorAttentionConfig
     from emmi_jax.config import AttentionConfig as AttentionConfig
@@ -37,51 +39,5 @@ if _TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported on first use: `emmi_jax.deploy` must not need Flax, nor a model what a run takes, orbax among it.
-_LAZY = {
-    "AbUptConfig": "emmi_jax.config",
-    "AnchorAttentionConfig": "emmi_jax.config",
-    "AnchoredBranchedUPT": "emmi_jax.models.ab_upt",
-    "AttentionConfig": "emmi_jax.config",
-    "AttentionPattern": "emmi_jax.tokens",
-    "CrossAnchorAttention": "emmi_jax.layers.anchor_attention",
-    "DotProductAttention": "emmi_jax.layers.dot_product_attention",
-    "Geometry": "emmi_jax.layers.supernode_pooling",
-    "JointAnchorAttention": "emmi_jax.layers.anchor_attention",
-    "MissingAnchorTokenError": "emmi_jax.layers.anchor_attention",
-    "MissingBranchTokensError": "emmi_jax.layers.anchor_attention",
-    "MixedAttention": "emmi_jax.layers.mixed_attention",
-    "MultiBranchAnchorAttention": "emmi_jax.layers.anchor_attention",
-    "PerceiverAttention": "emmi_jax.layers.perceiver_attention",
-    "PerceiverBlock": "emmi_jax.layers.perceiver_block",
-    "RopeFrequencies": "emmi_jax.ops.rope",
-    "SelfAnchorAttention": "emmi_jax.layers.anchor_attention",
-    "SupernodePooling": "emmi_jax.layers.supernode_pooling",
-    "SupernodePoolingConfig": "emmi_jax.config",
-    "Surrogate": "emmi_jax.inference.surrogate",
-    "TokenSpec": "emmi_jax.tokens",
-    "TransformerBlock": "emmi_jax.layers.transformer_block",
-    "UnexpectedTokenError": "emmi_jax.layers.anchor_attention",
-    "apply_rope": "emmi_jax.ops.rope",
-    "encode": "emmi_jax.inference.streaming",
-    "load_run": "emmi_jax.runs.load",
-    "predict": "emmi_jax.inference.streaming",
-    "rope_frequencies": "emmi_jax.ops.rope",
-    "stream": "emmi_jax.inference.streaming",
-}
-__all__ = sorted(set(_LAZY) - {"load_run"})  # what `import *` brings must not need an extra
-
-
-def __getattr__(name: str) -> _Any:
-    if name == "deploy":
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"emmi_jax.{name} needs more packages ({error}): pip install 'emmi-jax[train]'") from error
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__, __all__ = _lazy_names(__name__)
+__all__ = [name for name in __all__ if name not in ("deploy", "load_run")]  # `import *` must not need an extra

@@ -15,6 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "emmi_jax"
 ROOMS = {
+    "lazy": 0,
     "tokens": 0,
     "config": 0,
     "points": 0,

@@ -55,7 +55,7 @@ PUBLIC = {
     },
     "emmi_jax.deploy": {"Encoded", "ExportedSurrogate", "Geometry", "Points", "StreamedChunk", "load"},
     "emmi_jax.design": {
-        "Case",
+        "CaseInputs",
         "Draws",
         "Functional",
         "Lattice",

@@ -4,7 +4,7 @@ from emmi_jax.config.base import Config as Config
 from emmi_jax.config.base import FrozenMapping as FrozenMapping
 from emmi_jax.config.checks import check_choice as check_choice
 from emmi_jax.config.checks import check_count as check_count
-from emmi_jax.config.data import LATEST_WALLS as LATEST_WALLS
+from emmi_jax.config.data import DEFAULT_SELECTION as DEFAULT_SELECTION
 from emmi_jax.config.data import FoamOptions as FoamOptions
 from emmi_jax.config.data import FoamSelection as FoamSelection
 from emmi_jax.config.data import Method as Method

@@ -28,7 +28,7 @@ class FoamSelection(NamedTuple):
     time: str | None = None
 
 
-LATEST_WALLS = FoamSelection()
+DEFAULT_SELECTION = FoamSelection()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.case_folder import case_branches, case_files, fields_file, find_sources, is_foam_case
 from emmi_jax.data.drivaernet import (
     design_problem,
@@ -40,7 +40,7 @@ def case_problem(
     load_tensor: LoadTensor,
     branches: Collection[str],
     sources: Sources | None = None,
-    foam: FoamSelection = LATEST_WALLS,
+    foam: FoamSelection = DEFAULT_SELECTION,
 ) -> str | None:
     """Says why a case cannot be read, as far as names, sizes and headers of its files tell; None if nothing is wrong.
 
@@ -75,7 +75,7 @@ def case_problem(
 
 
 def case_left_out(
-    path: Path, sources: Sources, foam: FoamSelection = LATEST_WALLS, *, with_arrays: bool = True
+    path: Path, sources: Sources, foam: FoamSelection = DEFAULT_SELECTION, *, with_arrays: bool = True
 ) -> list[str]:
     """Returns what a case folder has and `read_case_folder` leaves out, one line each: files, and arrays of meshes."""
     if is_drivaernet(path.parent) or not path.is_dir():

@@ -16,13 +16,12 @@ from emmi_jax.data.case_split import CaseSplit
 from emmi_jax.data.cases import Case, Cases
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample, case_of_sample
+from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, merge
 from emmi_jax.points import take_points
 
 NUM_TEST_QUERIES = 4096
 """Most points per branch of a test case that metrics are computed at."""
-
-_TRAIN_STREAM, _TEST_STREAM = 1, 2  # `case_split` uses 0
 
 
 class CaseCollection:
@@ -76,7 +75,7 @@ class CaseCollection:
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns draws from a training case, in physical units."""
-        rng = np.random.default_rng([_TRAIN_STREAM, seed, number])
+        rng = np.random.default_rng([RandomStream.TRAIN, seed, number])
         case = self._draw(self.train_case(seed, number), rng, self._points_per_step)
         return draw_training_case(rng, case.points, case.geometry, self.sampling)
 
@@ -94,7 +93,7 @@ class CaseCollection:
 
     def _draw_whole(self, names: Sequence[str]) -> Iterator[Sample]:
         for number, name in enumerate(names):
-            rng, sample = np.random.default_rng([_TEST_STREAM, number]), Sample({}, {})
+            rng, sample = np.random.default_rng([RandomStream.TEST, number]), Sample({}, {})
             case = self._draw(name, rng, max(map(sum, self._test_sizes.values())))
             for branch, points in case.points.items():
                 num_anchors, num_queries = self._test_sizes[branch]

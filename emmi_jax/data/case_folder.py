@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.drivaernet import (
     design_branches,
     design_files,
@@ -47,7 +47,7 @@ def case_names(path: Path) -> list[str]:
     return []
 
 
-def case_branches(path: Path, foam: FoamSelection = LATEST_WALLS) -> tuple[str, ...]:
+def case_branches(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> tuple[str, ...]:
     """Returns the branches that a folder has positions of; none if it is not a folder.
 
     A design of DrivAerNet++ counts as a folder of this name in that of the data set.
@@ -74,7 +74,7 @@ def is_foam_case(path: Path) -> bool:
     return not is_drivaernet(path.parent) and not others and is_foam(path)
 
 
-def case_files(path: Path, foam: FoamSelection = LATEST_WALLS) -> list[Path]:
+def case_files(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> list[Path]:
     """Returns the files of a case folder that `read_case_folder` reads."""
     if is_drivaernet(path.parent):
         return sorted(design_files(path.parent, path.name).values())
@@ -88,13 +88,15 @@ def case_files(path: Path, foam: FoamSelection = LATEST_WALLS) -> list[Path]:
     return sorted(found if geometry is None else [*found, geometry])
 
 
-def case_fingerprint(path: Path, root: Path, foam: FoamSelection = LATEST_WALLS, *, with_times: bool = False) -> str:
+def case_fingerprint(
+    path: Path, root: Path, foam: FoamSelection = DEFAULT_SELECTION, *, with_times: bool = False
+) -> str:
     """Returns the fingerprint of the files of a case folder, of what is read of them, and of how cells are measured."""
-    selected = POSITIONS + (repr(foam) if foam != LATEST_WALLS and is_foam_case(path) else "")
+    selected = POSITIONS + (repr(foam) if foam != DEFAULT_SELECTION and is_foam_case(path) else "")
     return fingerprint(case_files(path, foam), root, with_times=with_times, selected=selected)
 
 
-def find_sources(path: Path, default: Sources | None = None, foam: FoamSelection = LATEST_WALLS) -> Sources:
+def find_sources(path: Path, default: Sources | None = None, foam: FoamSelection = DEFAULT_SELECTION) -> Sources:
     """Returns the arrays that hold the fields of a case folder.
 
     They come from `fields.json` in the folder or in the one above; else they are the default, or those of the published

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.case_checks import check_named_branches
 from emmi_jax.data.case_folder import find_sources, is_foam_case
 from emmi_jax.data.cases import Case
@@ -48,7 +48,7 @@ def read_case_folder(
     with_cell_sizes: bool | None = False,
     with_area_vectors: bool = False,
     sources: Sources | None = None,
-    foam: FoamSelection = LATEST_WALLS,
+    foam: FoamSelection = DEFAULT_SELECTION,
 ) -> Case:
     """Reads a case with a surface, a volume or both.
 

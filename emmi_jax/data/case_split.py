@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from emmi_jax.data.sampling import RandomStream
 from emmi_jax.files.atomic import read_json
 
 SPLIT_FILE = "split.json"
@@ -19,8 +20,6 @@ TEST_FRACTION = 0.2
 SPLITS = ("train", "validation", "test")
 _FOLDER = files("emmi_jax.data") / "splits"
 PUBLISHED_SPLITS = sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir())
-
-_SPLIT_STREAM = 0  # `case_collection` uses 1 and 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def draw_split(names: Sequence[str]) -> CaseSplit:
         raise ValueError(
             f"expected at least two cases, one to train on and one to test on, got {some_names(names) or 'none'}"
         )
-    order = np.random.default_rng([_SPLIT_STREAM]).permutation(len(names))
+    order = np.random.default_rng([RandomStream.SETUP]).permutation(len(names))
     num_test = max(1, round(TEST_FRACTION * len(names)))
     return CaseSplit([names[i] for i in sorted(order[num_test:])], [names[i] for i in sorted(order[:num_test])])
 

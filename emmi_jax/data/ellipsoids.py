@@ -12,6 +12,7 @@ from emmi_jax.config import Sampling
 from emmi_jax.data.draws import add_supernodes
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, SHELL_SCALE, Ellipsoid, random_ellipsoids
 from emmi_jax.data.samples import Context, Sample, case_of_sample
+from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, measure
 from emmi_jax.points import Array, PointSet, split_points
 
@@ -21,7 +22,6 @@ TRAIN_GEOMETRY_SEED = 0
 TEST_GEOMETRY_SEED = 1
 NUM_TEST_QUERIES = 1024
 _POINTS_FOR_STATISTICS = 128
-_STATISTICS_STREAM, _TRAIN_STREAM, _TEST_STREAM = range(3)
 
 
 class EllipsoidDataset:
@@ -76,7 +76,7 @@ class EllipsoidDataset:
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a training ellipsoid, in physical units."""
-        rng, sampling = np.random.default_rng([_TRAIN_STREAM, seed, number]), self.sampling
+        rng, sampling = np.random.default_rng([RandomStream.TRAIN, seed, number]), self.sampling
         body = self.train_bodies[case_of_sample(seed, number, len(self.train_bodies))]
         return self._draw(rng, body, sampling.num_anchors, sampling.num_queries, sampling.num_supernodes)
 
@@ -92,10 +92,10 @@ class EllipsoidDataset:
         """Yields the test ellipsoids."""
         sizes = self.sampling.num_test_anchors, NUM_TEST_QUERIES, self.sampling.num_test_supernodes
         for number, body in enumerate(self.test_bodies):
-            yield self._draw(np.random.default_rng([_TEST_STREAM, number]), body, *sizes)
+            yield self._draw(np.random.default_rng([RandomStream.TEST, number]), body, *sizes)
 
     def _statistics_chunks(self) -> Iterator[tuple[str, PointSet]]:
-        rng = np.random.default_rng([_STATISTICS_STREAM])
+        rng = np.random.default_rng([RandomStream.SETUP])
         parts = [sample_body(body, rng, _POINTS_FOR_STATISTICS) for body in self.train_bodies]
         for branch, names in self.fields.items():
             position = np.concatenate([part[branch].position for part in parts])

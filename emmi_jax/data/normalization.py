@@ -64,7 +64,7 @@ class FieldScale(Config):
 
         Args:
             moments: Statistics of the values.
-            compressed: Statistics of the values after `compress`, for a logarithmic scale.
+            compressed: Statistics of the values after `signed_log1p`, for a logarithmic scale.
             common_std: Whether all channels get one deviation, the root mean square of theirs. A field is then free of
                 divergence in model units exactly if it is in physical units, provided there is no logarithm.
 
@@ -87,7 +87,7 @@ class FieldScale(Config):
     def normalize(self, values: ArrayLike) -> Any:
         """Maps values [..., F] to mean 0 and deviation 1."""
         self._check(values)
-        _, x, mean, std = float_arrays(compress(values) if self.log_scale else values, self.mean, self.std)
+        _, x, mean, std = float_arrays(signed_log1p(values) if self.log_scale else values, self.mean, self.std)
         return (x - mean) / std
 
     def denormalize(self, values: ArrayLike) -> Any:
@@ -240,7 +240,7 @@ class Normalizer(Config):
         return _single(self.fields[branch][name].denormalize(values))
 
 
-def compress(values: ArrayLike) -> Any:
+def signed_log1p(values: ArrayLike) -> Any:
     """Maps values to sign(x) log(1 + |x|)."""
     xp, x = float_arrays(values)
     sign = _sign(xp, x)

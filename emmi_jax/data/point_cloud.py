@@ -13,14 +13,13 @@ from emmi_jax.config import Sampling
 from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample
+from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.points import Array, PointSet, take_points
 
 TEST_FRACTION = 0.2
 MAX_EVALUATED_POINTS = 100_000
 """Most test points per branch that metrics are computed at."""
-
-_SPLIT_STREAM, _TRAIN_STREAM, _ANCHOR_STREAM = range(3)
 
 
 class PointCloudDataset:
@@ -54,7 +53,7 @@ class PointCloudDataset:
             branch: {field: values.shape[-1] for field, values in part.fields.items()}
             for branch, part in points.items()
         }
-        rng = np.random.default_rng([_SPLIT_STREAM])
+        rng = np.random.default_rng([RandomStream.SETUP])
         self.test_points: dict[str, PointSet] = {}
         self.train_points: dict[str, PointSet] = {}
         for branch, part in points.items():
@@ -106,7 +105,7 @@ class PointCloudDataset:
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a draw of anchors and queries from the training points, in physical units."""
-        rng = np.random.default_rng([_TRAIN_STREAM, seed, number])
+        rng = np.random.default_rng([RandomStream.TRAIN, seed, number])
         return draw_training_case(rng, self.train_points, self._geometry, self.sampling)
 
     def train_case(self, seed: int, number: int) -> str:
@@ -126,7 +125,7 @@ class PointCloudDataset:
 
     @cached_property
     def _anchored(self) -> Sample:
-        rng, sample = np.random.default_rng([_ANCHOR_STREAM]), Sample({}, {})
+        rng, sample = np.random.default_rng([RandomStream.TEST]), Sample({}, {})
         for branch, points in self.train_points.items():
             num_anchors = min(self.sampling.num_test_anchors, len(points.position))
             sample.anchors[branch] = take_points(points, draw_points(rng, points, num_anchors, self.sampling))

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from emmi_jax.config import Sampling
 from emmi_jax.data.cases import Case
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet
-
-_EPOCH_STREAM = 3  # the data sets use 0 to 2
 
 
 class Context(NamedTuple):
@@ -122,7 +121,7 @@ def stack_samples(samples: Sequence[Sample]) -> Sample:
 def case_of_sample(seed: int, number: int, num_cases: int) -> int:
     """Returns the case of a training sample: every epoch has each case once, in an order of its own."""
     epoch, place = divmod(number, num_cases)
-    return int(np.random.default_rng([_EPOCH_STREAM, seed, epoch]).permutation(num_cases)[place])
+    return int(np.random.default_rng([RandomStream.EPOCH, seed, epoch]).permutation(num_cases)[place])
 
 
 def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any, get_args
 
 import numpy as np
@@ -10,6 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 from emmi_jax.config import Method
 from emmi_jax.config import Sampling as Sampling
 from emmi_jax.deploy.draws import draw_farthest, draw_weighted
+
+
+class RandomStream(IntEnum):
+    """First word of the seed of what a data set draws, so that no two draws share their random numbers."""
+
+    SETUP = 0
+    """Drawn once: splits, points for statistics."""
+    TRAIN = 1
+    TEST = 2
+    EPOCH = 3
+    """Order of the cases in an epoch."""
+    PERMUTATION = 4
+    """Order of the points in a store."""
 
 
 def sample_points(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from emmi_jax.data.moments import Moments
-from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, compress
+from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, signed_log1p
 from emmi_jax.points import CHUNK_ROWS, PointSet, take_points
 
 
@@ -126,7 +126,7 @@ def measure(chunks: Iterable[tuple[str, PointSet]]) -> DataMoments:
         box = here if box is None else box.merge(here)
         known = fields.setdefault(branch, {})
         for name, values in points.fields.items():
-            parts = Moments.of(values), Moments.of(compress(values)) if name in LOG_SCALED_FIELDS else None
+            parts = Moments.of(values), Moments.of(signed_log1p(values)) if name in LOG_SCALED_FIELDS else None
             known[name] = _merge(known[name], parts) if name in known else parts
     if box is None:
         raise ValueError("cannot measure statistics: there are no points")

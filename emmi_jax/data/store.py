@@ -18,6 +18,7 @@ from emmi_jax.config import Sampling
 from emmi_jax.data.cases import BranchShape, Case, branch_shapes
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
+from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.data.stored_case import (
     CASE_FILE,
@@ -29,13 +30,12 @@ from emmi_jax.data.stored_case import (
     field_array,
     position_array,
     read_case,
-    read_head,
+    read_store_index,
 )
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.files.zarr import CHUNK_ROWS, ArrayFolder, Read, read_rows
 from emmi_jax.points import Array, PointSet
 
-_PERMUTATION_STREAM = 4
 _WEIGHTED_ROWS = 16
 _READERS = 16
 
@@ -53,7 +53,7 @@ class Store:
     def __init__(self, location: str) -> None:
         self.location = location
         self._folder = ArrayFolder(location)
-        head = read_head(self._folder)
+        head = read_store_index(self._folder)
         self.names: list[str] = head["cases"]
         self.sources: JsonDict = head["sources"]
         self.dtype: str = head["dtype"]
@@ -192,7 +192,7 @@ def write_case(
         side=case.side,
     )
     arrays, zeros = stored.arrays(dtype), dict[str, list[int]]()
-    rng = np.random.default_rng([_PERMUTATION_STREAM, *name.encode()])
+    rng = np.random.default_rng([RandomStream.PERMUTATION, *name.encode()])
     folder.delete(name)
     try:
         for branch, part in case.points.items():

@@ -124,7 +124,7 @@ class StoredCase:
         return found
 
 
-def read_head(folder: ArrayFolder) -> JsonDict:
+def read_store_index(folder: ArrayFolder) -> JsonDict:
     """Reads `store.json`.
 
     Raises:

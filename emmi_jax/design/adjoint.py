@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emmi_jax.design.chunks import Chunk, Chunks, localized
-from emmi_jax.design.encoding import Tree, floats, pull_encoding, push_encoding, push_pull_encoding, zeros_like
-from emmi_jax.design.program import Program, chunk_sums, pull_chunk, push_chunk, push_pull_chunk
+from emmi_jax.design.encoding import Tree, floats, hvp_encoding, jvp_encoding, vjp_encoding, zeros_like
+from emmi_jax.design.program import ChunkProgram, chunk_sums, hvp_chunk, jvp_chunk, vjp_chunk
 from emmi_jax.inference.streaming import QUERY_AXIS, device_mesh, encode_inputs
 from emmi_jax.ops.attention import forward_mode
 
@@ -50,14 +50,14 @@ class Streams:
     advance: Callable[[int], object] = lambda num_points: None
 
 
-def streamed_value(program: Program, streams: Streams) -> jax.Array:
+def streamed_value(program: ChunkProgram, streams: Streams) -> jax.Array:
     """Returns the functional."""
     cache = _encode(program, streams)
     return program.value(_forward(program, streams, cache))
 
 
 def streamed_gradient(
-    program: Program, streams: Streams, collect: Callable[[str, int, Any], None]
+    program: ChunkProgram, streams: Streams, collect: Callable[[str, int, Any], None]
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Returns the functional, and its gradient with respect to the inputs.
 
@@ -82,7 +82,7 @@ def streamed_gradient(
         def start(number: int, chunk: Chunk, branch: str = branch, constants: Any = constants) -> Any:
             nonlocal totals
             d_sums = weights[branch][number] if same is None else same[branch]
-            totals, *found = pull_chunk(program, branch, *constants, chunk, d_sums, totals)
+            totals, *found = vjp_chunk(program, branch, *constants, chunk, d_sums, totals)
             return found
 
         sums[branch] = []
@@ -94,14 +94,14 @@ def streamed_gradient(
     value = program.value(sums)
     d_cache, d_condition = totals
     with _first_device(program):
-        gradient = pull_encoding(program.model, streams.variables, streams.inputs, _on_first(program, d_cache))
+        gradient = vjp_encoding(program.model, streams.variables, streams.inputs, _on_first(program, d_cache))
     if d_condition is not None:
         gradient["condition"] = jax.tree.map(jnp.add, gradient["condition"], _on_first(program, d_condition))
     return value, gradient
 
 
 def streamed_derivative(
-    program: Program,
+    program: ChunkProgram,
     streams: Streams,
     tangents: Mapping[str, Any],
     moved: Callable[[str, int], Any],
@@ -119,7 +119,7 @@ def streamed_derivative(
 
 
 def streamed_second_derivative(
-    program: Program,
+    program: ChunkProgram,
     streams: Streams,
     tangents: Mapping[str, Any],
     moved: Callable[[str, int], Any],
@@ -151,7 +151,7 @@ def streamed_second_derivative(
             nonlocal totals
             own = _own_direction(program, streams, branch, number, chunk, moved), d_sum_tangents[branch][number]
             with forward_mode(True):
-                totals, d_offset = push_pull_chunk(
+                totals, d_offset = hvp_chunk(
                     program, branch, *constants, chunk, d_sums[branch][number], shared, own, totals
                 )
             return d_offset
@@ -161,9 +161,7 @@ def streamed_second_derivative(
                 collect(branch, number * streams.chunk_size, d_offset)
     first, second = _on_first(program, totals)
     with _first_device(program), forward_mode(True):
-        found = push_pull_encoding(
-            program.model, streams.variables, streams.inputs, first[0], dict(tangents), second[0]
-        )
+        found = hvp_encoding(program.model, streams.variables, streams.inputs, first[0], dict(tangents), second[0])
     for gradient, (_, d_condition) in zip(found, (first, second), strict=True):
         if d_condition is not None:
             gradient["condition"] = jax.tree.map(jnp.add, gradient["condition"], d_condition)
@@ -171,11 +169,11 @@ def streamed_second_derivative(
 
 
 def _push(
-    program: Program, streams: Streams, tangents: Mapping[str, Any], moved: Callable[[str, int], Any]
+    program: ChunkProgram, streams: Streams, tangents: Mapping[str, Any], moved: Callable[[str, int], Any]
 ) -> tuple[Tree, Tree, Tree, Tree]:
     """Returns the cache and the sums of all chunks, each followed by its derivative along a direction."""
     with _first_device(program), forward_mode(True):
-        cache, d_cache = push_encoding(program.model, streams.variables, streams.inputs, dict(tangents))
+        cache, d_cache = jvp_encoding(program.model, streams.variables, streams.inputs, dict(tangents))
     sums: dict[str, list[Any]] = {}
     d_sums: dict[str, list[Any]] = {}
     for branch, chunks in streams.chunks.items():
@@ -186,7 +184,7 @@ def _push(
         ) -> Any:
             own = _own_direction(program, streams, branch, number, chunk, moved)
             with forward_mode(True):
-                return push_chunk(program, branch, *constants, chunk, shared, own)
+                return jvp_chunk(program, branch, *constants, chunk, shared, own)
 
         results = [result for _, result in _pipelined(program, chunks(streams.chunk_size), start)]
         sums[branch], d_sums[branch] = [result[0] for result in results], [result[1] for result in results]
@@ -194,19 +192,19 @@ def _push(
 
 
 def _own_direction(
-    program: Program, streams: Streams, branch: str, number: int, chunk: Chunk, moved: Callable[[str, int], Any]
+    program: ChunkProgram, streams: Streams, branch: str, number: int, chunk: Chunk, moved: Callable[[str, int], Any]
 ) -> Any:
     """Returns the direction of the offsets of a chunk on its devices; None if it has none."""
     direction = None if chunk.offset is None else moved(branch, number * streams.chunk_size)
     return jax.device_put(direction, NamedSharding(program.mesh, P(QUERY_AXIS)))
 
 
-def _encode(program: Program, streams: Streams) -> Tree:
+def _encode(program: ChunkProgram, streams: Streams) -> Tree:
     with _first_device(program):
         return encode_inputs(program.model, streams.variables, streams.inputs)
 
 
-def _forward(program: Program, streams: Streams, cache: Tree) -> dict[str, list[Any]]:
+def _forward(program: ChunkProgram, streams: Streams, cache: Tree) -> dict[str, list[Any]]:
     """Returns the sums of all chunks by branch."""
     sums: dict[str, list[Any]] = {}
     for branch, chunks in streams.chunks.items():
@@ -222,7 +220,7 @@ def _forward(program: Program, streams: Streams, cache: Tree) -> dict[str, list[
     return sums
 
 
-def _same_weights(program: Program, streams: Streams, cache: Tree) -> dict[str, Any] | None:
+def _same_weights(program: ChunkProgram, streams: Streams, cache: Tree) -> dict[str, Any] | None:
     """Returns the derivative of the functional by the sums of any chunk, by branch; None if it varies."""
     shapes = {}
     for branch, chunks in streams.chunks.items():
@@ -233,17 +231,17 @@ def _same_weights(program: Program, streams: Streams, cache: Tree) -> dict[str, 
     return None if weights is None else {branch: of_chunk for branch, [of_chunk] in weights.items()}
 
 
-def _constants(program: Program, streams: Streams, cache: Tree, *more: Tree) -> tuple[Tree, ...]:
+def _constants(program: ChunkProgram, streams: Streams, cache: Tree, *more: Tree) -> tuple[Tree, ...]:
     constants = (streams.variables, cache, streams.inputs.get("condition"), *more)
     return tuple(jax.device_put(constants, NamedSharding(program.mesh, P())))
 
 
-def _first_device(program: Program) -> Any:
+def _first_device(program: ChunkProgram) -> Any:
     return jax.set_mesh(device_mesh(program.mesh.devices.reshape(-1)[:1].tolist()))
 
 
 def _pipelined(
-    program: Program, chunks: Iterator[Chunk], start: Callable[[int, Chunk], _Result]
+    program: ChunkProgram, chunks: Iterator[Chunk], start: Callable[[int, Chunk], _Result]
 ) -> Iterator[tuple[Chunk, _Result]]:
     """Starts the next chunk before the result of the last one is read."""
     pending: collections.deque[tuple[Chunk, _Result]] = collections.deque()
@@ -260,5 +258,5 @@ def _pipelined(
         yield pending.popleft()
 
 
-def _on_first(program: Program, tree: Tree) -> Tree:
+def _on_first(program: ChunkProgram, tree: Tree) -> Tree:
     return jax.device_put(tree, program.mesh.devices.reshape(-1)[0])

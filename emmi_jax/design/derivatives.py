@@ -15,7 +15,7 @@ from emmi_jax.design.adjoint import (
     streamed_value,
 )
 from emmi_jax.design.functionals import Functional
-from emmi_jax.design.problem import Case, Problem, Sensitivity
+from emmi_jax.design.problem import CaseInputs, Problem, Sensitivity
 from emmi_jax.design.surface import Surface, add_rows
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Array
@@ -28,12 +28,12 @@ def evaluate(surrogate: Surrogate, surface: Surface, functional: Functional, **o
         surrogate: The surrogate.
         surface: The surface, with fields in its cells.
         functional: What to compute.
-        **options: The arguments of `Case`.
+        **options: The arguments of `CaseInputs`.
 
     Raises:
         ValueError: See `sensitivity`.
     """
-    problem = Problem(Case(surrogate=surrogate, **options), surface, functional)
+    problem = Problem(CaseInputs(surrogate=surrogate, **options), surface, functional)
     return functional.check_value(float(streamed_value(problem.program, problem.streams)))
 
 
@@ -54,7 +54,7 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
         surrogate: The surrogate.
         surface: The surface, with fields in its cells. Fields are predicted at the mean of the corners of each cell.
         functional: What to differentiate, such as `drag`.
-        **options: The arguments of `Case`: geometry, points, anchors, condition, draws, seed, chunk_size, devices.
+        **options: Arguments of `CaseInputs`: geometry, points, anchors, condition, draws, seed, chunk_size, devices.
 
     Raises:
         ValueError: The model lacks a branch or field, a branch has no points, or positions are unusable.
@@ -64,7 +64,7 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
         >>> result = sensitivity(load_run("runs/car"), surface, drag(speed=38.889, area=2.17))  # doctest: +SKIP
         >>> result.vertices  # d Cd / d vertex, [V, 3]  # doctest: +SKIP
     """
-    problem = Problem(Case(surrogate=surrogate, **options), surface, functional)
+    problem = Problem(CaseInputs(surrogate=surrogate, **options), surface, functional)
     vertices = np.zeros_like(surface.vertices)
 
     def collect(branch: str, start: int, d_offset: Any) -> None:
@@ -94,7 +94,7 @@ def directional_derivative(
         functional: What to differentiate.
         direction: Displacement [V, 3] of its vertices.
         anchor_direction: Displacements [T, 3] of the anchors of other branches; none by default.
-        **options: The arguments of `Case`, as for `sensitivity`; a mesh of the geometry and the condition stay fixed.
+        **options: The arguments of `sensitivity`; a mesh of the geometry and the condition stay fixed.
 
     Returns:
         The functional, and its derivative.
@@ -102,7 +102,7 @@ def directional_derivative(
     Raises:
         ValueError: See `sensitivity`; or the direction is not [V, 3].
     """
-    problem = Problem(Case(surrogate=surrogate, **options), surface, functional)
+    problem = Problem(CaseInputs(surrogate=surrogate, **options), surface, functional)
     tangents, moved = problem.directions(direction, anchor_direction or {})
     value, derivative = streamed_derivative(problem.program, problem.streams, tangents, moved)
     return functional.check_value(float(value)), float(derivative)
@@ -125,7 +125,7 @@ def hessian_vector_product(
         functional: What to differentiate, twice.
         direction: Displacement [V, 3] of its vertices.
         anchor_direction: Displacements [T, 3] of the anchors of other branches; none by default.
-        **options: The arguments of `Case`, as for `sensitivity`; a mesh of the geometry and the condition stay fixed.
+        **options: The arguments of `sensitivity`; a mesh of the geometry and the condition stay fixed.
 
     Returns:
         The sensitivity, and the derivative of everything in it.
@@ -133,7 +133,7 @@ def hessian_vector_product(
     Raises:
         ValueError: See `sensitivity`; or the direction is not [V, 3].
     """
-    problem = Problem(Case(surrogate=surrogate, **options), surface, functional)
+    problem = Problem(CaseInputs(surrogate=surrogate, **options), surface, functional)
     tangents, moved = problem.directions(direction, anchor_direction or {})
     both = np.zeros_like(surface.vertices), np.zeros_like(surface.vertices)
 

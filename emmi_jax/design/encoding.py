@@ -11,22 +11,22 @@ import jax.numpy as jnp
 
 from emmi_jax.inference.streaming import encode_inputs
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.ops.arrays import widened
+from emmi_jax.ops.arrays import at_least_float32
 
 Tree: TypeAlias = Any
 
 
 @partial(jax.jit, static_argnums=0)
-def pull_encoding(model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, d_cache: Tree) -> dict[str, Any]:
+def vjp_encoding(model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, d_cache: Tree) -> dict[str, Any]:
     """Takes a gradient with respect to the cache back to anchors, geometry points and condition."""
     return _pull(model, variables, inputs, _movable(inputs), d_cache)
 
 
 @partial(jax.jit, static_argnums=0)
-def push_pull_encoding(
+def hvp_encoding(
     model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, d_cache: Tree, tangents: Tree, d_cache_tangents: Tree
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what `pull_encoding` does, and its derivative along a direction of the inputs and of `d_cache`."""
+    """Returns what `vjp_encoding` does, and its derivative along a direction of the inputs and of `d_cache`."""
 
     def pull(movable: Tree, d_cache: Tree) -> dict[str, Any]:
         return _pull(model, variables, inputs, movable, d_cache)
@@ -35,7 +35,7 @@ def push_pull_encoding(
 
 
 @partial(jax.jit, static_argnums=0)
-def push_encoding(model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, tangents: Tree) -> tuple[Tree, Tree]:
+def jvp_encoding(model: AnchoredBranchedUPT, variables: Tree, inputs: Tree, tangents: Tree) -> tuple[Tree, Tree]:
     """Returns the cache, and its derivative along a direction of anchors, geometry points and condition."""
 
     def encode(movable: Tree) -> tuple[Tree, Tree]:
@@ -81,4 +81,4 @@ def merged(new: Tree, old: Tree) -> Tree:
 
 def zeros_like(leaf: Any) -> jax.Array:
     """Returns zeros to add arrays like this one to."""
-    return widened(jnp.zeros(leaf.shape, leaf.dtype))
+    return at_least_float32(jnp.zeros(leaf.shape, leaf.dtype))

@@ -27,7 +27,7 @@ from emmi_jax.design.morphs import (
     parameter_gradient,
     parameter_gradient_along,
 )
-from emmi_jax.design.problem import Case, Sensitivity
+from emmi_jax.design.problem import CaseInputs, Sensitivity
 from emmi_jax.design.surface import Surface, Vertices
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Array
@@ -46,7 +46,7 @@ class MorphedCase:
         functional: What to compute.
         morph: The morph.
         geometry: The surface that shows the geometry to the model, if it is another mesh.
-        options: Other arguments of `Case`: points, anchors, condition, seed, chunk_size, devices.
+        options: Other arguments of `CaseInputs`: points, anchors, condition, seed, chunk_size, devices.
 
     Example:
         >>> lattice = Lattice.around(surface, (6, 4, 4))  # doctest: +SKIP
@@ -83,7 +83,7 @@ class MorphedCase:
     def fields(self, parameters: Parameters) -> dict[str, NDArray[np.float32]]:
         """Returns the predicted fields [N, F] in the cells of the surface at these parameters."""
         surface, options = self.moved(parameters), self._at(parameters)
-        case = Case(surrogate=self.surrogate, **options)
+        case = CaseInputs(surrogate=self.surrogate, **options)
         inputs = options["draws"].positions(surface, options["geometry"])
         encoded = self.surrogate.encode(**inputs, condition=case.condition)
         predicted = encoded.predict(
@@ -166,7 +166,7 @@ class MorphedCase:
         return {} if self.draws is None else self.draws.anchors
 
     def _at(self, parameters: Parameters) -> dict[str, Any]:
-        """Returns the arguments of `Case` at these parameters."""
+        """Returns the arguments of `CaseInputs` at these parameters."""
         moved = {
             branch: position + displacements(self.morph, parameters, np.asarray(position, np.float64))
             for branch, position in self._anchors.items()

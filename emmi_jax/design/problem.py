@@ -16,7 +16,7 @@ from emmi_jax.design.adjoint import Streams
 from emmi_jax.design.chunks import Chunks, point_chunks, scaled, surface_chunks
 from emmi_jax.design.draws import Draws, draw_case
 from emmi_jax.design.functionals import Functional
-from emmi_jax.design.program import Program
+from emmi_jax.design.program import ChunkProgram
 from emmi_jax.design.surface import Surface, Vertices
 from emmi_jax.inference.chunks import ChunkSize, resolve_chunk_size
 from emmi_jax.inference.inputs import ConditionLike, condition_input
@@ -48,7 +48,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Case:
+class CaseInputs:
     """Everything beside the surface that a functional depends on.
 
     Args:
@@ -80,7 +80,7 @@ class Case:
 class Problem:
     """A case with its points drawn, as the streams take it."""
 
-    def __init__(self, case: Case, surface: Surface, functional: Functional) -> None:
+    def __init__(self, case: CaseInputs, surface: Surface, functional: Functional) -> None:
         surrogate = case.surrogate
         config = surrogate.model.config
         functional.check(config)
@@ -91,7 +91,7 @@ class Problem:
         is_double = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(surrogate.params))
         self.dtype = np.dtype(np.float64 if is_double else np.float32)
         devices = jax.local_devices() if case.devices is None else list(case.devices)
-        self.program = Program.on_devices(surrogate.model, surrogate.normalizer, functional, devices)
+        self.program = ChunkProgram.on_devices(surrogate.model, surrogate.normalizer, functional, devices)
         variables, inputs = on_device({"params": surrogate.params}, devices[0]), self._inputs()
         chunks = {branch: self._chunks(branch) for branch in functional.branches}
         for sums in functional.sums:

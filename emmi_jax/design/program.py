@@ -20,13 +20,13 @@ from emmi_jax.design.encoding import Tree, floats, merged
 from emmi_jax.design.functionals import Functional, Sums, Terms
 from emmi_jax.inference.streaming import QUERY_AXIS, device_mesh, query_fields
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.ops.arrays import widened
+from emmi_jax.ops.arrays import at_least_float32
 
 _SHARED, _SHARE = P(), P(QUERY_AXIS)
 
 
 @dataclass(frozen=True)
-class Program:
+class ChunkProgram:
     """What is computed, static under `jit`.
 
     Args:
@@ -48,7 +48,7 @@ class Program:
         normalizer: Normalizer,
         functional: Functional,
         devices: Sequence[jax.Device],
-    ) -> Program:
+    ) -> ChunkProgram:
         """Returns the program whose chunks these devices share."""
         return cls(model, normalizer.for_fields(model.config.fields), functional, device_mesh(devices))
 
@@ -97,7 +97,7 @@ class Program:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def chunk_sums(program: Program, branch: str, variables: Tree, cache: Tree, condition: Tree, chunk: Chunk) -> Tree:
+def chunk_sums(program: ChunkProgram, branch: str, variables: Tree, cache: Tree, condition: Tree, chunk: Chunk) -> Tree:
     """Returns the sums of a chunk with a leading axis for the devices."""
 
     def on_one_device(*args: Any) -> Tree:
@@ -108,8 +108,8 @@ def chunk_sums(program: Program, branch: str, variables: Tree, cache: Tree, cond
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=7)
-def pull_chunk(
-    program: Program,
+def vjp_chunk(
+    program: ChunkProgram,
     branch: str,
     variables: Tree,
     cache: Tree,
@@ -137,8 +137,8 @@ def pull_chunk(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def push_chunk(
-    program: Program,
+def jvp_chunk(
+    program: ChunkProgram,
     branch: str,
     variables: Tree,
     cache: Tree,
@@ -160,8 +160,8 @@ def push_chunk(
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=9)
-def push_pull_chunk(
-    program: Program,
+def hvp_chunk(
+    program: ChunkProgram,
     branch: str,
     variables: Tree,
     cache: Tree,
@@ -172,7 +172,7 @@ def push_pull_chunk(
     own_tangents: Tree,
     totals: Tree,
 ) -> tuple[Tree, Tree]:
-    """Finds the gradients of `pull_chunk`, and their derivatives along a direction of what they depend on.
+    """Finds the gradients of `vjp_chunk`, and their derivatives along a direction of what they depend on.
 
     Returns pairs of a gradient and its derivative: the totals with respect to cache and condition, and for the offsets.
     """
@@ -194,7 +194,9 @@ def push_pull_chunk(
     return jax.tree.map(jnp.add, totals, shared), d_offset
 
 
-def _sums_of_chunk(program: Program, branch: str, variables: Tree, cache: Tree, chunk: Chunk) -> Callable[..., Tree]:
+def _sums_of_chunk(
+    program: ChunkProgram, branch: str, variables: Tree, cache: Tree, chunk: Chunk
+) -> Callable[..., Tree]:
     """Returns the sums as a function of the floats of the cache, the condition and the offsets."""
 
     def sums(moving: Tree, condition: Tree, offset: Tree) -> Tree:
@@ -207,10 +209,10 @@ def _sums_of_chunk(program: Program, branch: str, variables: Tree, cache: Tree, 
 
 def _total(tree: Tree) -> Tree:
     """Adds up what all devices found."""
-    return jax.lax.psum(jax.tree.map(widened, tree), QUERY_AXIS)
+    return jax.lax.psum(jax.tree.map(at_least_float32, tree), QUERY_AXIS)
 
 
-def _on_each_device(program: Program, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+def _on_each_device(program: ChunkProgram, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
     # Queries do not see each other. Kernels do not say how their outputs vary over the devices: that is not checked.
     return jax.shard_map(function, mesh=program.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 

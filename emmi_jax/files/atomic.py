@@ -24,7 +24,7 @@ class UnwritableFileError(OSError):
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which becomes `path` at the end; an exception leaves no partial file.
 
     Folders that are missing are made.
@@ -46,7 +46,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    with whole_file(path) as partial:
+    with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.deploy.parsing import Header, read_header
-from emmi_jax.files.atomic import whole_file
+from emmi_jax.files.atomic import atomic_path
 from emmi_jax.points import CHUNK_ROWS, row_chunks
 
 _HEADER_SIZE = 128
@@ -72,7 +72,7 @@ def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32
     Raises:
         UnwritableFileError: The disk is full, for instance.
     """
-    with whole_file(path) as partial:
+    with atomic_path(path) as partial:
         with partial.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.deploy.parsing import Archive, Header, read_header, refusing_damage
-from emmi_jax.files.atomic import check_memory, whole_file
+from emmi_jax.files.atomic import atomic_path, check_memory
 from emmi_jax.files.npy import read_chunks
 from emmi_jax.points import PointSet, check_range
 
@@ -117,7 +117,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.floating[Any]]]) ->
         UnwritableFileError: The disk is full, for instance.
     """
     # Not by `np.savez`, which takes arrays as arguments: one of its own names would be lost.
-    with whole_file(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

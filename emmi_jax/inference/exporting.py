@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.deploy.manifest import FORMAT_VERSION, MANIFEST
-from emmi_jax.files.atomic import whole_file
+from emmi_jax.files.atomic import atomic_path
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE
 from emmi_jax.inference.streaming import QUERY_AXIS, query_fields
 from emmi_jax.inference.surrogate import Surrogate
@@ -211,7 +211,7 @@ def _write(path: Path, surrogate: Surrogate, units: dict[str, str], programs: Se
     arrays = _arrays(surrogate)
     manifest = _manifest(surrogate, units, programs)
     manifest["arrays"] = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in arrays.items()}
-    with whole_file(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:
+    with atomic_path(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:
         file.writestr(MANIFEST, json.dumps(manifest, indent=1))
         for number, array in enumerate(arrays.values()):
             file.writestr(f"arrays/{number}.npy", _npy(array))

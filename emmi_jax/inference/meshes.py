@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.case_reading import NUM_GEOMETRY_POINTS
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.metrics import Metrics, field_metrics
@@ -75,7 +75,7 @@ class Forces(NamedTuple):
 
 
 def query_mesh(
-    path: Path, branch: str = GEOMETRY_BRANCH, foam: FoamSelection = LATEST_WALLS, *, in_cells: bool = False
+    path: Path, branch: str = GEOMETRY_BRANCH, foam: FoamSelection = DEFAULT_SELECTION, *, in_cells: bool = False
 ) -> BranchMesh:
     """Reads a mesh to predict on: in its cells, unless it has none or only its points carry fields.
 
@@ -100,7 +100,7 @@ def reference_mesh(
     fields: Mapping[str, int],
     sources: Mapping[str, FieldSource],
     branch: str = GEOMETRY_BRANCH,
-    foam: FoamSelection = LATEST_WALLS,
+    foam: FoamSelection = DEFAULT_SELECTION,
 ) -> BranchMesh:
     """Reads a mesh to predict on where its reference arrays are, to compare with them.
 
@@ -135,7 +135,7 @@ def reference_mesh(
     return BranchMesh(mesh, mesh.location_of(s.array for s in found.values()), points.position, points.fields)
 
 
-def geometry_mesh(path: Path, foam: FoamSelection = LATEST_WALLS) -> Mesh:
+def geometry_mesh(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> Mesh:
     """Reads a surface, or the patches of a case, without arrays."""
     return read_branch(path, GEOMETRY_BRANCH, foam, ())
 

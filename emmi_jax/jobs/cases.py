@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.convert.files import load_torch_tensor, map_torch_tensor
 from emmi_jax.data.case_checks import case_left_out, case_problem
 from emmi_jax.data.case_folder import case_branches, case_fingerprint, case_names, find_sources, is_foam_case
@@ -80,7 +80,7 @@ def open_cases(
     with_cell_sizes: bool = False,
     with_area_vectors: bool = False,
     sources: Sources | None = None,
-    foam: FoamSelection = LATEST_WALLS,
+    foam: FoamSelection = DEFAULT_SELECTION,
 ) -> OpenCases | None:
     """Opens several cases.
 
@@ -132,7 +132,7 @@ def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
     Raises:
         ValueError: They are given, and there is no such case.
     """
-    if foam == LATEST_WALLS:
+    if foam == DEFAULT_SELECTION:
         return
     path = None if data is None or is_store(str(data)) else Path(data)
     names = [] if path is None or case_branches(path) else case_names(path)
@@ -157,7 +157,7 @@ def stored_split(root: Path) -> Any:
 
 
 def check_cases(
-    root: Path, names: Sequence[str], sources: Sources | None = None, foam: FoamSelection = LATEST_WALLS
+    root: Path, names: Sequence[str], sources: Sources | None = None, foam: FoamSelection = DEFAULT_SELECTION
 ) -> None:
     """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.
 
@@ -179,7 +179,7 @@ def check_cases(
 
 
 def folder_left_out(
-    root: Path, names: Sequence[str], sources: Sources, foam: FoamSelection = LATEST_WALLS
+    root: Path, names: Sequence[str], sources: Sources, foam: FoamSelection = DEFAULT_SELECTION
 ) -> list[str]:
     """Returns what these cases have and no command reads: files of all of them, arrays of the first."""
     found = {

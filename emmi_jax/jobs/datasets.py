@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection, TrainSettings
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection, TrainSettings
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_checks import case_left_out
 from emmi_jax.data.case_collection import CaseCollection
@@ -27,8 +27,8 @@ from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
 from emmi_jax.jobs.cases import check_selection, folder_left_out, open_cases
+from emmi_jax.jobs.measured import measure_collection
 from emmi_jax.jobs.progress import print_left_out, print_unusable, print_warnings
-from emmi_jax.jobs.statistics import measure_collection
 
 
 def load_dataset(settings: TrainSettings) -> Dataset:
@@ -170,7 +170,7 @@ def read_statistics(source: str) -> Normalizer:
         raise ValueError(f"{path}: not the statistics of a run: {error}") from None
 
 
-def branches_of(data: str, foam: FoamSelection = LATEST_WALLS) -> dict[str, int | None]:
+def branches_of(data: str, foam: FoamSelection = DEFAULT_SELECTION) -> dict[str, int | None]:
     """Returns the branches of the data at a path or URL, none for those that are no folder.
 
     Each has the number of points that any case has for the geometry branch, where that is small; else None.

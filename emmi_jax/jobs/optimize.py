@@ -18,7 +18,7 @@ from emmi_jax.design.normal_part import vertex_normals
 from emmi_jax.design.optimization import Optimization, Step, optimize
 from emmi_jax.design.penalties import Penalty, keep_clearance, keep_volume
 from emmi_jax.design.surface import Surface
-from emmi_jax.files.atomic import check_space, make_folder, whole_file, write_atomically, write_json
+from emmi_jax.files.atomic import atomic_path, check_space, make_folder, write_atomically, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.design import (
@@ -186,6 +186,6 @@ def _history(found: Optimization) -> str:
 
 
 def _write_stl(path: Path, surface: Surface) -> Path:
-    with whole_file(path) as partial:
+    with atomic_path(path) as partial:
         surface.dataset().triangulate().save(partial)
     return path

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.field_sources import Sources, read_sources
 from emmi_jax.data.notes import Box, box_warnings
@@ -79,7 +79,7 @@ class MeshJob:
     compare: bool = False
     fields: Path | None = None
     forces: ForceReference | None = None
-    foam: FoamSelection = LATEST_WALLS
+    foam: FoamSelection = DEFAULT_SELECTION
     chunk_size: ChunkSize = "auto"
     figures: str | None = None
 

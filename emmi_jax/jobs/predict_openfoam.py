@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.field_sources import Sources
 from emmi_jax.data.openfoam import KNOWN_ARRAYS
-from emmi_jax.files.atomic import check_space, naming_the_file, whole_file
+from emmi_jax.files.atomic import atomic_path, check_space, naming_the_file
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
@@ -57,7 +57,7 @@ class FoamJob:
 
     case: Path
     geometry: Path | None = None
-    foam: FoamSelection = LATEST_WALLS
+    foam: FoamSelection = DEFAULT_SELECTION
     time: str = START
     overwrite: bool = False
     chunk_size: ChunkSize = "auto"
@@ -105,7 +105,7 @@ def write_openfoam(job: FoamJob, surrogate: Surrogate, sources: Sources, *, cons
     check_space(job.case, sum(sizes))
     with ExitStack() as files:
         for part in parts:
-            partial = {name: files.enter_context(whole_file(path)) for name, path in outputs[part.root].items()}
+            partial = {name: files.enter_context(atomic_path(path)) for name, path in outputs[part.root].items()}
             _write_part(job, part, partial, names, encoded, console)
         _keep_others(job, parts, console)
     print_paths([path for written in outputs.values() for path in written.values()], console)
@@ -256,5 +256,5 @@ def _keep_others(job: FoamJob, parts: Sequence[_Part], console: Console) -> None
             for file in sorted(folder.iterdir()) if folder.is_dir() else ():
                 is_other = file.is_file() and file.name not in predicted and not file.name.startswith(".")
                 if is_other and not (target / file.name).exists():
-                    with whole_file(target / file.name) as copy:
+                    with atomic_path(target / file.name) as copy:
                         shutil.copyfile(file, copy)

@@ -26,7 +26,7 @@ from emmi_jax.data.notes import (
     unlike_cases,
 )
 from emmi_jax.data.store import write_case
-from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_head
+from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_store_index
 from emmi_jax.files.atomic import JsonDict, make_folder
 from emmi_jax.files.locks import LOCK_FILE, locked
 from emmi_jax.files.zarr import ArrayFolder
@@ -154,7 +154,7 @@ def _missing(folder: ArrayFolder, head: JsonDict, prints: Mapping[str, str]) -> 
         if folder.path is not None and folder.path.is_dir() and {p.name for p in folder.path.iterdir()} - {LOCK_FILE}:
             raise ValueError(f"{where}: the folder is neither empty nor a store")
         return list(prints)
-    stored = read_head(folder)
+    stored = read_store_index(folder)
     for key, what in (("dtype", "dtype"), ("sources", "field mapping")):
         if stored[key] != head[key]:
             raise ValueError(f"{where}: the store was made with the {what} {stored[key]!r}, now it is {head[key]!r}")

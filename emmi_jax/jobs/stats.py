@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.jobs import StatsJob
 from emmi_jax.data.case_folder import case_names
 from emmi_jax.data.mesh_files import MESHES, geometry_mesh_file, joined, mesh_files
@@ -76,7 +76,7 @@ def run_job(job: StatsJob, *, console: Console) -> None:
 
 def file_statistics(
     paths: Sequence[Path],
-    foam: FoamSelection = LATEST_WALLS,
+    foam: FoamSelection = DEFAULT_SELECTION,
     *,
     on_side: Callable[[str, str], object] = lambda path, side: None,
     on_mesh: Callable[[str, Mesh], object] = lambda name, mesh: None,

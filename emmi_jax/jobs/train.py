@@ -50,7 +50,7 @@ from emmi_jax.training.processes import connected, is_main, wait_for_all
 from emmi_jax.training.profile import traced
 from emmi_jax.training.settings import model_config
 from emmi_jax.training.step import TrainState
-from emmi_jax.training.trainer import Trainer
+from emmi_jax.training.trainer import TrainSetup
 
 
 class Outcome(NamedTuple):
@@ -119,7 +119,7 @@ def train(settings: TrainSettings, path: Path, job: TrainJob, *, console: Consol
         return _train(start.trainer, run, job.logging, console)
 
 
-def _train(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console: Console) -> Outcome:
+def _train(trainer: TrainSetup, run: RunDirectory, logging: LoggingOptions, console: Console) -> Outcome:
     settings, dataset, path = trainer.settings, trainer.dataset, run.path
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.state.params))
     say(console, f"{dataset.summary}\n{num_params:,} parameters, {settings.steps} steps, run {path}")
@@ -142,7 +142,7 @@ def _train(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console
 class _Start(NamedTuple):
     """What a run starts with; `params` are those of the run that it starts from."""
 
-    trainer: Trainer
+    trainer: TrainSetup
     config: RunConfig
     params: Params | None
 
@@ -164,7 +164,7 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
     if stored is not None:
         config = _resumed_config(settings, dataset, model, stored)
         model = config.model
-    trainer = Trainer.make(settings, dataset, devices, model, workers=job.devices.workers)
+    trainer = TrainSetup.make(settings, dataset, devices, model, workers=job.devices.workers)
     check_step(trainer)
     if stored is None:
         normalizer = _measured(settings, dataset, console) if source is None else source.normalizer
@@ -183,9 +183,9 @@ def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> No
     if settings.statistics is not None:
         make_normalizer(settings, dataset, console=console)
     config = model_config(settings, dataset.fields)
-    trainer = Trainer.make(settings, dataset, devices, config)
+    trainer = TrainSetup.make(settings, dataset, devices, config)
     largest = trainer.put(trainer.draw(settings.steps - 1))
-    step = jax.jit(trainer.train_step).lower(devices.like(trainer.state), largest).compile()
+    step = jax.jit(trainer.train_step).lower(devices.abstract_state(trainer.state), largest).compile()
     console.print_json(data=settings.to_dict())
     console.print(summary_table(param_shapes(trainer.state.params), "Parameters"))
     cost, memory = step.cost_analysis(), step.memory_analysis()
@@ -318,7 +318,7 @@ def _run_config(
     )
 
 
-def _fit(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console: Console) -> LoopEnd:
+def _fit(trainer: TrainSetup, run: RunDirectory, logging: LoggingOptions, console: Console) -> LoopEnd:
     """Trains from the newest checkpoint, or from random parameters."""
     settings, state = trainer.settings, trainer.init_state()
     validation_samples = list(trainer.dataset.validation_samples())
@@ -330,7 +330,7 @@ def _fit(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console: 
     with Checkpoints(run.checkpoints) as checkpoints:
         start = 0
         if checkpoints.step() is not None:
-            start, items = checkpoints.restore(trainer.devices.like(trainer.state.items()))
+            start, items = checkpoints.restore(trainer.devices.abstract_state(trainer.state.items()))
             state = TrainState(**items)
         elif run.read_config().is_fine_tuned:
             raise ValueError(f"{run.path}: no checkpoint to start from: --init-from starts a new run")
@@ -355,7 +355,7 @@ def _fit(trainer: Trainer, run: RunDirectory, logging: LoggingOptions, console: 
 
 
 def _trackers(
-    trainer: Trainer, run: RunDirectory, logging: LoggingOptions
+    trainer: TrainSetup, run: RunDirectory, logging: LoggingOptions
 ) -> contextlib.AbstractContextManager[Sequence[Tracker]]:
     if not is_main():
         return contextlib.nullcontext(())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.ops.rows import join
+from emmi_jax.ops.rows import concat_tokens
 
 
 class KeyValues(NamedTuple):
@@ -53,5 +53,5 @@ def join_key_values(groups: Sequence[KeyValues]) -> KeyValues:
     """Joins groups along the tokens; a group without a mask is all real."""
     mask = None
     if any(group.mask is not None for group in groups):
-        mask = join(jnp.ones_like(g.key[..., 0, 0], bool) if g.mask is None else g.mask for g in groups)
-    return KeyValues(join(group.key for group in groups), join(group.value for group in groups), mask)
+        mask = concat_tokens(jnp.ones_like(g.key[..., 0, 0], bool) if g.mask is None else g.mask for g in groups)
+    return KeyValues(concat_tokens(group.key for group in groups), concat_tokens(group.value for group in groups), mask)

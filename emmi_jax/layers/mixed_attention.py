@@ -16,7 +16,7 @@ from emmi_jax.layers.linear import input_projection, output_projection
 from emmi_jax.layers.norms import head_norm
 from emmi_jax.layers.patterns import attend_by_patterns
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
-from emmi_jax.ops.rows import cut, join, take
+from emmi_jax.ops.rows import concat_tokens, split_tokens, take_tokens
 from emmi_jax.ops.sharding import gather_shards
 from emmi_jax.tokens import AttentionPattern, TokenSpec, attended_groups, resolve_patterns, token_slices
 
@@ -79,7 +79,9 @@ class MixedAttention(nn.Module):
             self,
             self.config.dropout,
             deterministic,
-            lambda key: join(attend_by_patterns(self.config, queries, groups, patterns, dropout_rng=key).values(), x),
+            lambda key: concat_tokens(
+                attend_by_patterns(self.config, queries, groups, patterns, dropout_rng=key).values(), x
+            ),
         )
         return self.output([attended_to])
 
@@ -115,16 +117,18 @@ class MixedAttention(nn.Module):
             q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         else:
             q = self.qkv(x, slice(config.dim))
-            k, v = jnp.split(self.qkv(take(x, rows), slice(config.dim, None)), 2, axis=-1)
+            k, v = jnp.split(self.qkv(take_tokens(x, rows), slice(config.dim, None)), 2, axis=-1)
         q, k, v = (a.reshape(*a.shape[:2], config.num_heads, config.head_dim) for a in (q, k, v))
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if freqs is not None:
-            q, k = apply_rope(q, freqs), apply_rope(k, RopeFrequencies(*(take(f, rows) for f in freqs)))
-        keys, values = cut(k, key_sizes), cut(v, key_sizes)
+            q, k = apply_rope(q, freqs), apply_rope(k, RopeFrequencies(*(take_tokens(f, rows) for f in freqs)))
+        keys, values = split_tokens(k, key_sizes), split_tokens(v, key_sizes)
         groups = {
             name: KeyValues(
-                keys[name], values[name], None if key_padding_mask is None else take(key_padding_mask, [slices[name]])
+                keys[name],
+                values[name],
+                None if key_padding_mask is None else take_tokens(key_padding_mask, [slices[name]]),
             )
             for name in key_sizes
         }
@@ -133,11 +137,11 @@ class MixedAttention(nn.Module):
             for name, group in groups.items():
                 self.put_variable("cache", name, group.to_entry())
         groups |= self._cached([name for name in attended if name not in slices], token_specs, q)
-        return cut(q, sizes), {name: groups[name] for name in attended}
+        return split_tokens(q, sizes), {name: groups[name] for name in attended}
 
     def output(self, y: Iterable[jax.Array]) -> jax.Array:
         """Joins outputs of groups [B, T, N, H], merges the heads and projects to [B, T, C]."""
-        joined = join(y)
+        joined = concat_tokens(y)
         return self.proj(joined.reshape(*joined.shape[:2], self.config.dim))
 
     def _cached(self, names: Sequence[str], token_specs: Sequence[TokenSpec], q: jax.Array) -> dict[str, KeyValues]:

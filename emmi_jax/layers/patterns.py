@@ -12,7 +12,7 @@ from emmi_jax.config import AttentionConfig
 from emmi_jax.layers.key_values import KeyValues, join_key_values
 from emmi_jax.ops.attention import IMPLEMENTATIONS, dot_product_attention, resolve_implementation
 from emmi_jax.ops.rectangles import Rectangle
-from emmi_jax.ops.rows import cut, join
+from emmi_jax.ops.rows import concat_tokens, split_tokens
 from emmi_jax.tokens import AttentionPattern, TokenSpec, pattern_rectangles
 
 
@@ -71,7 +71,9 @@ def _attend_whole(
     sizes = {name: q.shape[1] for name, q in queries.items()}
     token_specs = [TokenSpec(name, size) for name, size in sizes.items()]
     rectangles = pattern_rectangles(token_specs, patterns, {name: g.key.shape[1] for name, g in groups.items()})
-    return cut(attend(join(queries.values()), join_key_values(list(groups.values())), rectangles), sizes)
+    return split_tokens(
+        attend(concat_tokens(queries.values()), join_key_values(list(groups.values())), rectangles), sizes
+    )
 
 
 def _attend_by_pattern(
@@ -83,7 +85,7 @@ def _attend_by_pattern(
     """Makes one call for all patterns with the same numbers of queries and keys, side by side on the batch axis."""
     batches: dict[tuple[int, int, bool], list[tuple[AttentionPattern, jax.Array, KeyValues]]] = {}
     for pattern in patterns:
-        q = join(queries[name] for name in pattern.query_tokens)
+        q = concat_tokens(queries[name] for name in pattern.query_tokens)
         keys = join_key_values([groups[name] for name in pattern.key_value_tokens])
         shape = (q.shape[1], keys.key.shape[1], keys.mask is None)
         batches.setdefault(shape, []).append((pattern, q, keys))
@@ -92,7 +94,7 @@ def _attend_by_pattern(
         keys = jax.tree.map(lambda *arrays: _side_by_side(arrays), *(entry[2] for entry in batch))
         y = attend(_side_by_side([entry[1] for entry in batch]), keys)
         for (pattern, *_), part in zip(batch, _apart(y, len(batch)), strict=True):
-            outputs |= cut(part, {name: queries[name].shape[1] for name in pattern.query_tokens})
+            outputs |= split_tokens(part, {name: queries[name].shape[1] for name in pattern.query_tokens})
     return {name: outputs[name] for name in queries}
 
 

@@ -14,7 +14,7 @@ from emmi_jax.layers.perceiver_attention import PerceiverAttention
 from emmi_jax.layers.residual import ResidualBlock, modulate
 from emmi_jax.ops.attention import check_mask
 from emmi_jax.ops.rope import RopeFrequencies
-from emmi_jax.ops.rows import cut, join, take
+from emmi_jax.ops.rows import concat_tokens, split_tokens, take_tokens
 from emmi_jax.tokens import TokenSpec, owning_branch, token_slices
 
 
@@ -80,7 +80,7 @@ class PerceiverBlock(ResidualBlock):
         y = self.attn(
             modulate(self.norm1q(q), q_scale, q_shift), kv, q_freqs, k_freqs, mask=mask, deterministic=deterministic
         )
-        return self.finish(q, y, rest, deterministic)
+        return self.add_residuals(q, y, rest, deterministic)
 
 
 class UntiedPerceiverBlock(nn.Module):
@@ -135,8 +135,8 @@ class UntiedPerceiverBlock(nn.Module):
             own = {name: size for name, size in sizes.items() if owning_branch(name, self.branches) == branch}
             rows = [slices[name] for name in own]
             block = self.template_block.clone(name=branch, parent=self)
-            own_freqs = None if freqs is None else RopeFrequencies(*(take(f, rows) for f in freqs))
-            outputs |= cut(block(take(q, rows), kv, own_freqs, k_freqs, mask=mask, **options), own)
+            own_freqs = None if freqs is None else RopeFrequencies(*(take_tokens(f, rows) for f in freqs))
+            outputs |= split_tokens(block(take_tokens(q, rows), kv, own_freqs, k_freqs, mask=mask, **options), own)
         if foreign := sorted(set(slices) - set(outputs)):
             raise ValueError(f"token groups {foreign!r} belong to none of the branches {list(self.branches)!r}")
-        return join((outputs[name] for name in slices), q)
+        return concat_tokens((outputs[name] for name in slices), q)

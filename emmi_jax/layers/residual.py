@@ -126,7 +126,9 @@ class ResidualBlock(nn.Module):
             )
         return list(jnp.split(self.modulation(condition)[:, None, :], np.cumsum(self.modulation_dims)[:-1], axis=-1))
 
-    def finish(self, x: jax.Array, y: jax.Array, modulations: list[jax.Array | None], deterministic: Flag) -> jax.Array:
+    def add_residuals(
+        self, x: jax.Array, y: jax.Array, modulations: list[jax.Array | None], deterministic: Flag
+    ) -> jax.Array:
         """Adds the attention's output y to x [B, T, C], then the MLP branch.
 
         Args:

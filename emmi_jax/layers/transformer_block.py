@@ -16,7 +16,7 @@ from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.patterns import attend_by_patterns
 from emmi_jax.layers.residual import ResidualBlock, modulate
 from emmi_jax.ops.rope import RopeFrequencies
-from emmi_jax.ops.rows import cut, join, take
+from emmi_jax.ops.rows import concat_tokens, split_tokens, take_tokens
 from emmi_jax.tokens import TokenSpec, attended_groups, resolve_patterns, specs_of_branch, token_slices
 
 
@@ -82,7 +82,7 @@ class TransformerBlock(ResidualBlock):
         else:
             mask = None if key_padding_mask is None else key_padding_mask[:, None, None, :]
             y = self.attention_block(h, freqs, mask=mask, deterministic=deterministic)
-        return self.finish(x, y, rest, deterministic)
+        return self.add_residuals(x, y, rest, deterministic)
 
 
 class UntiedTransformerBlock(nn.Module):
@@ -128,13 +128,13 @@ class UntiedTransformerBlock(nn.Module):
             rows = [slices[name] for name in sizes]
             block = self.template_block.clone(name=branch, parent=self)
             scale, shift, *rest = block.modulations(condition)
-            own = take(x, rows)
+            own = take_tokens(x, rows)
             own_queries, own_groups = block.attention_block.mixed_attention.project(
                 modulate(block.norm1(own), scale, shift),
                 specs,
                 [spec.name for spec in specs if spec.name in attended],
-                None if freqs is None else RopeFrequencies(*(take(f, rows) for f in freqs)),
-                key_padding_mask=None if key_padding_mask is None else take(key_padding_mask, rows),
+                None if freqs is None else RopeFrequencies(*(take_tokens(f, rows) for f in freqs)),
+                key_padding_mask=None if key_padding_mask is None else take_tokens(key_padding_mask, rows),
             )
             queries |= own_queries
             groups |= own_groups
@@ -146,12 +146,12 @@ class UntiedTransformerBlock(nn.Module):
             self,
             config.dropout,
             deterministic,
-            lambda key: join(attend_by_patterns(config, queries, groups, patterns, dropout_rng=key).values()),
+            lambda key: concat_tokens(attend_by_patterns(config, queries, groups, patterns, dropout_rng=key).values()),
         )
-        y = cut(attended_to_all, sizes_of_groups)
+        y = split_tokens(attended_to_all, sizes_of_groups)
         outputs: dict[str, jax.Array] = {}
         for block, own, sizes, rest in finish:
             if sizes:
                 attended_to = block.attention_block.mixed_attention.output(y[name] for name in sizes)
-                outputs |= cut(block.finish(own, attended_to, rest, deterministic), sizes)
-        return join((outputs[name] for name in slices), x)
+                outputs |= split_tokens(block.add_residuals(own, attended_to, rest, deterministic), sizes)
+        return concat_tokens((outputs[name] for name in slices), x)

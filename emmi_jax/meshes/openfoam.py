@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.foam_to_vtk import VtkFiles, vtk_times
 from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
 from emmi_jax.meshes.openfoam_mesh import mesh_files, read_patches, read_poly_mesh
@@ -35,7 +35,7 @@ def is_foam(path: Path) -> bool:
         return True
 
 
-def foam_patches(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, FoamPatch]:
+def foam_patches(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> dict[str, FoamPatch]:
     """Returns the patches of a case by name.
 
     Raises:
@@ -46,7 +46,7 @@ def foam_patches(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[st
     return {name: FoamPatch(kind, number, name in chosen) for name, (kind, number) in kinds.items()}
 
 
-def foam_branches(path: Path, selection: FoamSelection = LATEST_WALLS) -> tuple[str, ...]:
+def foam_branches(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> tuple[str, ...]:
     """Returns the branches of a folder: a volume, and a surface if patches are chosen; none if it is no case."""
     if not is_foam(path):
         return ()
@@ -56,7 +56,7 @@ def foam_branches(path: Path, selection: FoamSelection = LATEST_WALLS) -> tuple[
     return ("surface", "volume") if has_surface and kinds else ("volume",)
 
 
-def foam_files(path: Path, selection: FoamSelection = LATEST_WALLS) -> list[Path]:
+def foam_files(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> list[Path]:
     """Returns the files that are read: meshes, and fields of the time.
 
     Raises:
@@ -69,7 +69,7 @@ def foam_files(path: Path, selection: FoamSelection = LATEST_WALLS) -> list[Path
     return [file for root in roots for file in (*mesh_files(root, time).values(), *field_files(root, time))]
 
 
-def foam_arrays(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str, set[str]]:
+def foam_arrays(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> dict[str, set[str]]:
     """Returns the names of the arrays by branch; only headers are read.
 
     Raises:
@@ -90,7 +90,7 @@ def foam_arrays(path: Path, selection: FoamSelection = LATEST_WALLS) -> dict[str
 def read_foam(
     path: Path,
     branches: Collection[str],
-    selection: FoamSelection = LATEST_WALLS,
+    selection: FoamSelection = DEFAULT_SELECTION,
     arrays: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Mesh]:
     """Reads a case.
@@ -138,7 +138,7 @@ def read_foam(
 
 
 def read_branch(
-    path: Path, branch: str, selection: FoamSelection = LATEST_WALLS, arrays: Collection[str] | None = None
+    path: Path, branch: str, selection: FoamSelection = DEFAULT_SELECTION, arrays: Collection[str] | None = None
 ) -> Mesh:
     """Reads a mesh file, or a branch of a case if the path is a folder; see `read_mesh` and `read_foam`."""
     if path.is_dir():

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.foam_to_vtk import is_time, vtk_times
 from emmi_jax.meshes.openfoam_files import open_foam
 from emmi_jax.meshes.openfoam_mesh import has_mesh, read_neighbours
@@ -46,7 +46,7 @@ def processors(path: Path) -> list[Path]:
     return list(found.values())
 
 
-def foam_time(path: Path, selection: FoamSelection = LATEST_WALLS) -> str | None:
+def foam_time(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> str | None:
     """Returns the name of the time that is read; None for a case without any.
 
     By default this is the latest complete time, or else the latest; see `passed_over`.
@@ -62,7 +62,7 @@ def foam_time(path: Path, selection: FoamSelection = LATEST_WALLS) -> str | None
     return next(name for name in found if float(name) == float(selection.time))
 
 
-def passed_over(path: Path, selection: FoamSelection = LATEST_WALLS) -> list[str]:
+def passed_over(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> list[str]:
     """Returns a line for each time that is later than the one read and incomplete, with what it lacks."""
     if selection.time is not None:
         return []

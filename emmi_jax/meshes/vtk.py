@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emmi_jax.files.atomic import whole_file
+from emmi_jax.files.atomic import atomic_path
 from emmi_jax.meshes.components import ArrayName, all_found
 from emmi_jax.meshes.damage import check_cells, check_file
 
@@ -95,7 +95,7 @@ def write_dataset(path: Path, dataset: Any) -> None:
         raise ValueError(f"{path}: a {suffix} file holds a {kind}, and the mesh is a {dataset.GetClassName()}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
-    with whole_file(path) as partial:
+    with atomic_path(path) as partial:
         with vtk_messages() as messages:
             writer = _vtk_class(module, name)()
             writer.SetFileName(str(partial))

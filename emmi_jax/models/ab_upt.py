@@ -21,10 +21,10 @@ from emmi_jax.layers.perceiver_block import PerceiverBlock, UntiedPerceiverBlock
 from emmi_jax.layers.readout import Readout
 from emmi_jax.layers.supernode_pooling import Geometry, SupernodePooling, supernodes
 from emmi_jax.layers.transformer_block import TransformerBlock, UntiedTransformerBlock
-from emmi_jax.models.inputs import ANCHORS, Arrays, Condition, Sequence, Tokens, check_inputs, lay_out
+from emmi_jax.models.inputs import ANCHORS, Arrays, Condition, Tokens, TokenSequence, build_token_sequence, check_inputs
 from emmi_jax.models.vector_potentials import predict_with_curls
 from emmi_jax.ops.rope import RopeFrequencies, rope_frequencies
-from emmi_jax.ops.rows import cut, join
+from emmi_jax.ops.rows import concat_tokens, split_tokens
 from emmi_jax.ops.sincos import sincos_embedding
 from emmi_jax.tokens import owning_branch, specs_of_branch, token_slices
 
@@ -133,7 +133,7 @@ class _Network(nn.Module):
     ) -> dict[str, jax.Array]:
         """Predicts as `AnchoredBranchedUPT` does."""
         config = self.config
-        sequence = lay_out(config, tokens, anchor_masks or {})
+        sequence = build_token_sequence(config, tokens, anchor_masks or {})
         x = self._embed(sequence)
         conditions = self._conditions(condition)
         step = functools.partial(self._run, condition=conditions[0], deterministic=deterministic)
@@ -172,7 +172,7 @@ class _Network(nn.Module):
             return of_all, None
         return of_all, embed("geometry_conditioner", config.geometry_conditioning_dims)
 
-    def _embed(self, sequence: Sequence) -> jax.Array:
+    def _embed(self, sequence: TokenSequence) -> jax.Array:
         """Returns the tokens [B, T, C]: position embeddings and features, each through an MLP per branch."""
         config = self.config
         embedded = sincos_embedding(sequence.positions, config.dim, config.max_wavelength)
@@ -188,15 +188,15 @@ class _Network(nn.Module):
             tokens.append(x)
         return jnp.concatenate(tokens, axis=1)
 
-    def _add_features(self, mlp: Mlp, x: jax.Array, branch: str, sequence: Sequence) -> jax.Array:
+    def _add_features(self, mlp: Mlp, x: jax.Array, branch: str, sequence: TokenSequence) -> jax.Array:
         """Adds features, through their MLP, to those groups of a branch's tokens x [B, T, C] that have them."""
         if self.is_initializing():
             mlp(jnp.zeros((1, 1, self.config.feature_dims[branch]), x.dtype))
         specs = specs_of_branch(sequence.specs, branch, self.config.branches)
-        groups = cut(x, {spec.name: spec.size for spec in specs if spec.size is not None})
+        groups = split_tokens(x, {spec.name: spec.size for spec in specs if spec.size is not None})
         if not groups:
             return x
-        return join(
+        return concat_tokens(
             part + mlp(sequence.features[name].astype(x.dtype)) if name in sequence.features else part
             for name, part in groups.items()
         )
@@ -220,7 +220,7 @@ class _Network(nn.Module):
         step: Callable[..., jax.Array],
         branch: str,
         x: jax.Array,
-        sequence: Sequence,
+        sequence: TokenSequence,
         condition: jax.Array | None,
     ) -> dict[str, jax.Array]:
         """Returns the fields of one branch; none if only its cached anchors take part."""

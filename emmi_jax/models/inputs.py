@@ -141,7 +141,7 @@ def _check_geometry_is_wanted(config: AbUptConfig, has_anchors: bool, has_geomet
     raise ValueError("no physics block is a perceiver, but geometry is given")
 
 
-class Sequence(NamedTuple):
+class TokenSequence(NamedTuple):
     """All tokens, branch after branch, the anchors of each before its queries.
 
     Attributes:
@@ -161,7 +161,7 @@ class Sequence(NamedTuple):
     features: Arrays
 
 
-def lay_out(config: AbUptConfig, tokens: Tokens, anchor_masks: Arrays) -> Sequence:
+def build_token_sequence(config: AbUptConfig, tokens: Tokens, anchor_masks: Arrays) -> TokenSequence:
     """Lays out checked inputs as one sequence."""
     anchors, queries = tokens.anchors, tokens.queries
     sides = ((ANCHORS, anchors or {}, tokens.anchor_features), (QUERIES, queries, tokens.query_features))
@@ -185,4 +185,4 @@ def lay_out(config: AbUptConfig, tokens: Tokens, anchor_masks: Arrays) -> Sequen
     positions = jnp.concatenate(arrays, axis=1)
     freqs = rope_frequencies(positions, config.head_dim, config.max_wavelength)
     mask = jnp.concatenate(masks, axis=1) if anchor_masks else None
-    return Sequence(tuple(specs), rows, positions, freqs, mask, features)
+    return TokenSequence(tuple(specs), rows, positions, freqs, mask, features)

@@ -62,7 +62,7 @@ def over_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def widened(array: jax.Array) -> jax.Array:
+def at_least_float32(array: jax.Array) -> jax.Array:
     """Returns an array in at least float32, in which small terms of a sum are not lost."""
     return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
 

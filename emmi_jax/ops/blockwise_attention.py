@@ -15,7 +15,7 @@ from emmi_jax.ops import attention_passes
 from emmi_jax.ops.attention_passes import Inputs, Outputs
 from emmi_jax.ops.attention_tiles import Masks, Shares, Tiling
 from emmi_jax.ops.linear_call import LinearFunction, linear_call
-from emmi_jax.ops.non_finite import set_aside_non_finite
+from emmi_jax.ops.non_finite import zero_non_finite
 from emmi_jax.ops.sharding import device_count, gather_axis, num_shares, partition_automatically, vary_alike
 
 # Tiles of at most 2048 x 2048 float32 logits: small enough to stay in the L3 cache until the next product reads them,
@@ -71,7 +71,7 @@ def _attend(
         k, v = gather_axis(k, 1), gather_axis(v, 1)
     masks, reached = [], None
     if mask is not None:
-        k, v, reached = set_aside_non_finite(k, v, mask)
+        k, v, reached = zero_non_finite(k, v, mask)
         mask = _pad(mask, 2, share_t, padded_t) if mask.shape[2] != 1 else mask
         masks += [_pad(mask, 3, 1, padded_s) if mask.shape[3] != 1 else mask]
     # Symbolic sizes have no order, but they can be told apart.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.ops.non_finite import set_aside_non_finite
+from emmi_jax.ops.non_finite import zero_non_finite
 
 
 def dense_attention(
@@ -21,7 +21,7 @@ def dense_attention(
     """Computes softmax(q kᵀ / sqrt(H)) v; see `dot_product_attention` for arguments and result."""
     reached = None
     if mask is not None:
-        k, v, reached = set_aside_non_finite(k, v, mask)
+        k, v, reached = zero_non_finite(k, v, mask)
     logits = jnp.einsum("btnh,bsnh->bnts", q, k, precision=precision, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
     if mask is None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def set_aside_non_finite(k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def zero_non_finite(k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Replaces non-finite keys and values by zeros.
 
     A masked weight is zero, but zero times NaN is NaN. So the products run on zeros, and the caller writes NaN to the

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from emmi_jax.files.atomic import whole_file
+from emmi_jax.files.atomic import atomic_path
 from emmi_jax.files.names import printable
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a PNG file atomically; titles and labels show names as they are, not as formulas."""
     for text in _words(figure):
         text.set(parse_math=False, text=printable(text.get_text())[:_MAX_TEXT])
-    with whole_file(path) as partial, warnings.catch_warnings():
+    with atomic_path(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # names may be of any length, and without glyphs
         figure.savefig(partial, dpi=_DOTS_PER_INCH, bbox_inches="tight")
     return path

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from emmi_jax.config import LATEST_WALLS, AbUptConfig, Config, FoamSelection, Sampling, TrainSettings
+from emmi_jax.config import DEFAULT_SELECTION, AbUptConfig, Config, FoamSelection, Sampling, TrainSettings
 from emmi_jax.config.base import as_mapping
 from emmi_jax.config.checks import is_number
 from emmi_jax.data.field_sources import Sources, parse_sources
@@ -91,7 +91,7 @@ class RunConfig(Config):
 
     def foam(self, patches: tuple[str, ...] | None, time: str | None) -> FoamSelection:
         """Returns which part of an OpenFOAM case to read: what is given, or else as in training."""
-        trained_on = LATEST_WALLS if self.settings is None else self.settings.foam
+        trained_on = DEFAULT_SELECTION if self.settings is None else self.settings.foam
         return FoamSelection(
             trained_on.patches if patches is None else patches, trained_on.time if time is None else time
         )

@@ -128,7 +128,7 @@ class Devices(NamedTuple):
         shardings: Tree = jax.tree.map(shard, state)
         return shardings
 
-    def like(self, state: Tree) -> Tree:
+    def abstract_state(self, state: Tree) -> Tree:
         """Returns the shapes of a state with their shardings, to restore a checkpoint to."""
         shapes: Tree = jax.tree.map(
             lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),

@@ -15,7 +15,7 @@ from emmi_jax.data.published import STATISTICS
 from emmi_jax.files.atomic import read_toml
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.training.recipes import parse_assignment, read_defaults, read_recipe
-from emmi_jax.training.trainer import Trainer
+from emmi_jax.training.trainer import TrainSetup
 
 BranchesOf = Callable[[str, FoamSelection], Collection[str]]
 """Returns the branches of the data at a path or URL, perhaps with the number of points of each."""
@@ -89,7 +89,7 @@ def default_settings(data: str | None, branches: Collection[str] = (), *, geomet
     return settings.updated({"model.physics_blocks": blocks})
 
 
-def check_step(trainer: Trainer) -> None:
+def check_step(trainer: TrainSetup) -> None:
     """Traces a sparse and a dense step, which refuses what cannot be trained while nothing is measured or written.
 
     Raises:
@@ -98,7 +98,7 @@ def check_step(trainer: Trainer) -> None:
     """
     settings, devices = trainer.settings, trainer.devices
     for step in (0, settings.steps - 1) if settings.dense_fraction else (0,):
-        jax.eval_shape(trainer.train_step, devices.like(trainer.state), trainer.put(trainer.draw(step)))
+        jax.eval_shape(trainer.train_step, devices.abstract_state(trainer.state), trainer.put(trainer.draw(step)))
 
 
 def _check_options(job: TrainJob) -> None:

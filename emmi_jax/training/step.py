@@ -16,7 +16,7 @@ from emmi_jax.config import OptimizerSettings, TrainSettings
 from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
-from emmi_jax.ops.arrays import widened
+from emmi_jax.ops.arrays import at_least_float32
 from emmi_jax.training.devices import DATA, TOKENS, Devices
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -157,7 +157,7 @@ def make_train_step(
 
 def _wide(params: Params) -> Params:
     """Returns parameters in at least float32, in which small steps are not lost."""
-    return jax.tree.map(widened, params)
+    return jax.tree.map(at_least_float32, params)
 
 
 def _share_of_newest(decay: float, opt_state: optax.OptState) -> jax.Array:

@@ -22,7 +22,7 @@ from emmi_jax.training.optimizer import make_optimizer
 from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 
 
-class Trainer(NamedTuple):
+class TrainSetup(NamedTuple):
     """What a run trains, on what, and how.
 
     Attributes:

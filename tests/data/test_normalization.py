@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.data.moments import Moments
-from emmi_jax.data.normalization import FieldScale, Normalizer, compress
+from emmi_jax.data.normalization import FieldScale, Normalizer, signed_log1p
 from emmi_jax.data.samples import Sample, normalize_sample
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import PointSet
@@ -18,7 +18,7 @@ def values() -> np.ndarray:
 
 
 def fit(values: np.ndarray, *, log_scale: bool = False, common_std: bool = False) -> FieldScale:
-    compressed = Moments.of(compress(values)) if log_scale else None
+    compressed = Moments.of(signed_log1p(values)) if log_scale else None
     return FieldScale.of(Moments.of(values), compressed, common_std=common_std)
 
 

@@ -20,7 +20,7 @@ from emmi_jax.design import (
     smooth_maximum,
 )
 from emmi_jax.design.adjoint import streamed_gradient
-from emmi_jax.design.problem import Case, Problem
+from emmi_jax.design.problem import CaseInputs, Problem
 from tests.design.cases import VOLUME, build, double_precision, ellipsoid, in_double
 
 STREAM = {"speed": 2.0, "area": 1.5}
@@ -138,7 +138,7 @@ def test_masked_anchors_take_no_part() -> None:
     """The streams serve a bare model too, whose anchors may be padded."""
     surrogate = in_double(build())
     options: dict[str, Any] = {"points": {"volume": VOLUME}, "chunk_size": 24}
-    problem = Problem(Case(surrogate=surrogate, **options), SURFACE, FORCES)
+    problem = Problem(CaseInputs(surrogate=surrogate, **options), SURFACE, FORCES)
     padded = problem.streams.inputs["anchors"]["surface"]
     mask = np.arange(padded.shape[1])[None] < 5
     short = {**problem.streams.inputs["anchors"], "surface": padded[:, :5]}

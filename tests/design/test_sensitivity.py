@@ -29,8 +29,8 @@ from emmi_jax.design import (
     sensitivity,
     smooth_maximum,
 )
-from emmi_jax.design.encoding import pull_encoding
-from emmi_jax.design.program import chunk_sums, pull_chunk
+from emmi_jax.design.encoding import vjp_encoding
+from emmi_jax.design.program import chunk_sums, vjp_chunk
 from emmi_jax.inference.meshes import (
     ForceReference,
     geometry_mesh,
@@ -169,11 +169,11 @@ def test_arrays_on_the_device_do_not_grow_with_the_number_of_points(surrogate: A
 
 def test_other_draws_and_shapes_compile_nothing(surrogate: Any) -> None:
     sensitivity(surrogate, SURFACE, DRAG, **POINTS, seed=1)
-    before = [function._cache_size() for function in (chunk_sums, pull_chunk, pull_encoding)]
+    before = [function._cache_size() for function in (chunk_sums, vjp_chunk, vjp_encoding)]
     for seed in (2, 3):
         moved = SURFACE.moved(SURFACE.vertices * (1 + 0.01 * seed))
         sensitivity(surrogate, moved, DRAG, **POINTS, seed=seed)
-    assert [function._cache_size() for function in (chunk_sums, pull_chunk, pull_encoding)] == before
+    assert [function._cache_size() for function in (chunk_sums, vjp_chunk, vjp_encoding)] == before
 
 
 PROGRAM = """

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from emmi_jax.files.atomic import UnwritableFileError, check_space, make_folder, read_json, whole_file, write_json
+from emmi_jax.files.atomic import UnwritableFileError, atomic_path, check_space, make_folder, read_json, write_json
 
 
 def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with whole_file(path) as partial:
+    with atomic_path(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
         assert partial.suffix == ".txt"
@@ -28,7 +28,7 @@ def test_an_exception_leaves_the_older_file_and_no_other(error, tmp_path):
         partial.write_text("half")
         raise error
 
-    with pytest.raises(error), whole_file(path) as partial:
+    with pytest.raises(error), atomic_path(path) as partial:
         write(partial)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -37,8 +37,8 @@ def test_an_exception_leaves_the_older_file_and_no_other(error, tmp_path):
 def test_a_failed_write_names_its_own_file_and_only_once(tmp_path):
     with (
         pytest.raises(UnwritableFileError, match=r"^/proc/b\.txt cannot be written: No such file or directory$"),
-        whole_file(tmp_path / "a.txt"),
-        whole_file(Path("/proc/b.txt")) as partial,
+        atomic_path(tmp_path / "a.txt"),
+        atomic_path(Path("/proc/b.txt")) as partial,
     ):
         partial.write_text("x")
     assert list(tmp_path.iterdir()) == []

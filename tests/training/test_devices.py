@@ -27,7 +27,7 @@ from emmi_jax.jobs.datasets import load_dataset
 from emmi_jax.models.init import init_params
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.settings import model_config
-from emmi_jax.training.trainer import Trainer
+from emmi_jax.training.trainer import TrainSetup
 from tests.jobs.tiny_runs import tiny_settings
 
 sizes = {"num_anchors": 32, "num_queries": 16, "num_supernodes": 8, "geometry_depth": 1}
@@ -42,7 +42,7 @@ for text in sys.argv[1:]:
     mesh, _, option = text.partition(" ")
     own = settings.updated({"optimizer": {"accumulation": 2 if option == "micro" else 1}})
     devices = Devices.make(own, Layout.parse(mesh, fsdp=option == "fsdp"))
-    trainer = Trainer.make(own, dataset, devices, config, normalizer)
+    trainer = TrainSetup.make(own, dataset, devices, config, normalizer)
     state, losses = trainer.init_state(params), []
     compiled = trainer.train_step.lower(state, trainer.put(trainer.draw(0))).compile()
     size = lambda tree: sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))

@@ -8,17 +8,19 @@ from emmi_jax.jobs.datasets import load_dataset
 from emmi_jax.ops.neighbors import nearest_neighbors, radius_neighbors
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.settings import model_config
-from emmi_jax.training.trainer import Trainer
+from emmi_jax.training.trainer import TrainSetup
 from tests.jobs.tiny_runs import tiny_settings
 
 
-def make_trainer(workers: int, pooling: dict | None = None, **changes: Any) -> Trainer:
+def make_trainer(workers: int, pooling: dict | None = None, **changes: Any) -> TrainSetup:
     changes |= {} if pooling is None else {"supernode_pooling": pooling}
     settings = tiny_settings(None, physics_blocks=("perceiver",), dim=12, num_heads=1, **changes)
     dataset = load_dataset(settings)
     normalizer = dataset.measure().normalizer(position_range=100.0)
     devices = Devices.make(settings, Layout(data=1))
-    return Trainer.make(settings, dataset, devices, model_config(settings, dataset.fields), normalizer, workers=workers)
+    return TrainSetup.make(
+        settings, dataset, devices, model_config(settings, dataset.fields), normalizer, workers=workers
+    )
 
 
 def test_the_last_steps_have_twice_as_many_points_and_the_others_are_as_without():

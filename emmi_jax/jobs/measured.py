@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from emmi_jax.config import LATEST_WALLS, FoamSelection
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import case_files, case_fingerprint
@@ -35,7 +35,7 @@ _MEMORY_PER_BYTE = 4
 
 
 def measure_collection(
-    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = LATEST_WALLS
+    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = DEFAULT_SELECTION
 ) -> DataMoments:
     """Returns the statistics of the training cases of a folder; only those that are new or have changed are measured.
 

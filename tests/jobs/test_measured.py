@@ -10,7 +10,7 @@ from rich.console import Console
 from emmi_jax.data import cases as cases_module
 from emmi_jax.jobs import statistics
 from emmi_jax.jobs.datasets import load_dataset, make_normalizer
-from emmi_jax.jobs.statistics import CACHE_FILE
+from emmi_jax.jobs.measured import CACHE_FILE
 from tests.data.case_folders import volume_dataset, write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
