@@ -17,7 +17,7 @@ except ModuleNotFoundError:
 
 from emmi_jax.cli.deployment import doctor, export
 from emmi_jax.cli.design import optimize, sensitivity
-from emmi_jax.cli.evaluation import evaluate
+from emmi_jax.cli.evaluation import calibrate, evaluate
 from emmi_jax.cli.files import convert, info, stats
 from emmi_jax.cli.options import command
 from emmi_jax.cli.prediction import predict
@@ -32,6 +32,7 @@ _COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "sensitivity": sensitivity,
     "optimize": optimize,
     "convert": convert,

@@ -117,6 +117,46 @@ class EvaluationJob(CheckpointOptions, RunFoamOptions, Comparison):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationCases(RunOptions):
+    """Known cases to calibrate a run with."""
+
+    data: str | None = setting(None, "Folder of cases, or a store; default: the run's.", metavar="PATH")
+    split: str = setting(
+        "validation",
+        "Which of the cases: validation, test, all; none that the run was trained on.",
+        choices=("validation", "test", "train", "all"),
+        label="--split",
+        metavar="NAME",
+    )
+    skip_unusable: bool = setting(False, "Leave out cases that are absent or cannot be read.")
+    repeats: int = setting(1, "Draws of anchors, whose deviation scales the intervals; 1: constant widths.", low=1)
+    share: float = setting(0.9, "Share of the points of a case that the interval of a field covers.", positive=True)
+    speed: float | None = setting(
+        None, "Free-stream speed in m/s, for forces; default: that of forces.json.", positive=True
+    )
+    density: float | None = setting(
+        None, "Free-stream density in kg/m3; default: that of forces.json, or 1.", positive=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationJob(CheckpointOptions, RunFoamOptions, CalibrationCases):
+    """A run to calibrate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadOptions(Config):
+    """How sure a prediction is."""
+
+    repeats: int | None = setting(
+        None, "Draws of anchors to average over, with their deviation; default: 1, or those of the calibration.", low=1
+    )
+    interval: float | None = setting(
+        None, "Also write <field>_low and <field>_high at this level, as calibrated.", metavar="LEVEL"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PointOptions(RunOptions):
     """Points to predict at, and where to write."""
 
@@ -151,7 +191,14 @@ class WriteOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionJob(
-    CheckpointOptions, ChunkOptions, ReferenceOptions, WriteOptions, RunFoamOptions, MeshOptions, PointOptions
+    CheckpointOptions,
+    ChunkOptions,
+    ReferenceOptions,
+    SpreadOptions,
+    WriteOptions,
+    RunFoamOptions,
+    MeshOptions,
+    PointOptions,
 ):
     """What to predict, at points, on meshes or in the cells of a case."""
 

@@ -78,8 +78,12 @@ def to_model_units(what: str, position: Any, num_axes: int, normalizer: Normaliz
     return _model_units(what, np.asarray(_checked_positions(what, array, num_axes)), 0, normalizer)
 
 
-def output_arrays(queries: Mapping[str, Queries], out: Mapping[str, Any] | None, config: AbUptConfig) -> dict[str, Any]:
+def output_arrays(
+    queries: Mapping[str, Queries], out: Mapping[str, Any] | None, fields: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
     """Returns the arrays [N, F] to fill, by ``<branch>_<field>``: a checked `out`, or new float32 arrays.
+
+    `fields` has the number of channels by branch and field.
 
     Raises:
         ValueError: `out` does not fit, or is missing although the number of queries is unknown.
@@ -87,7 +91,7 @@ def output_arrays(queries: Mapping[str, Queries], out: Mapping[str, Any] | None,
     shapes = {
         f"{branch}_{name}": (num_queries(source), channels)
         for branch, source in queries.items()
-        for name, channels in config.fields.get(branch, {}).items()
+        for name, channels in fields.get(branch, {}).items()
     }
     if out is None:
         if unknown := [name for name, (num_points, _) in shapes.items() if num_points is None]:

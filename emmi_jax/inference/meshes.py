@@ -17,6 +17,9 @@ from emmi_jax.data.metrics import Metrics, field_metrics
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.encoded_set import Watch, field_columns, watch_nothing
+from emmi_jax.inference.intervals import SINGLE, Certainty
+from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.meshes.components import found_arrays
 from emmi_jax.meshes.content import field_names
@@ -68,10 +71,14 @@ class Forces(NamedTuple):
 
     Attributes:
         side: How the outward side of the surface was found, in words.
+        spreads: The predicted ones of all draws.
+        has_shear: Whether friction is part of them.
     """
 
     coefficients: dict[str, dict[str, float]]
     side: str
+    spreads: dict[str, Spread]
+    has_shear: bool
 
 
 def query_mesh(
@@ -150,6 +157,8 @@ def predict_on_meshes(
     meshes: Mapping[str, BranchMesh],
     *,
     geometry: Array | None = None,
+    certainty: Certainty = SINGLE,
+    watch: Watch = watch_nothing,
     chunk_size: ChunkSize = "auto",
     advance: Callable[[int], object] = lambda num_points: None,
 ) -> dict[str, FieldArrays]:
@@ -159,24 +168,24 @@ def predict_on_meshes(
         surrogate: The surrogate; anchors that its context lacks are drawn from the meshes.
         meshes: Meshes by branch.
         geometry: Points [P, 3] of the geometry; by default those of the context, or of the surface mesh.
+        certainty: Draws to average over, and intervals.
+        watch: Called with the fields of each draw, chunk by chunk.
         chunk_size: Queries per call of the model.
         advance: Called with the number of points of each chunk that is done.
 
     Returns:
-        Arrays [N, F] float32 in physical units by branch and field.
+        Arrays [N, F] float32 in physical units by branch and field; with several draws also their deviations, and with
+        intervals ``<field>_low`` and ``<field>_high``.
     """
     is_weighted = surrogate.sampling.method == "weighted"
     points = {
         branch: PointSet(mesh.position, {}, mesh.mesh.cell_sizes(mesh.location) if is_weighted else None)
         for branch, mesh in meshes.items()
     }
-    encoded = surrogate.encode(points=points, geometry=geometry)
+    encoded = surrogate.encode_draws(certainty.repeats, intervals=certainty.intervals, points=points, geometry=geometry)
     queries = {branch: mesh.position for branch, mesh in meshes.items()}
-    fields = encoded.predict(queries, chunk_size=chunk_size, advance=advance)
-    return {
-        branch: {name: fields[f"{branch}_{name}"] for name in surrogate.model.config.fields[branch]}
-        for branch in meshes
-    }
+    fields = encoded.predict(queries, chunk_size=chunk_size, advance=advance, watch=watch)
+    return {branch: {name: fields[f"{branch}_{name}"] for name in encoded.fields[branch]} for branch in meshes}
 
 
 def mesh_metrics(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]) -> dict[str, Metrics]:
@@ -193,6 +202,8 @@ def write_predictions(
 ) -> list[Path]:
     """Writes each mesh again, with `predicted_<field>`, and `error_<field>` where there is a reference.
 
+    Deviations and bounds keep their names, such as `<field>_low`.
+
     Args:
         folder: The folder, made if it is missing. Files keep the name of their mesh; if its extension cannot hold
             fields, it becomes `.vtp`.
@@ -205,7 +216,8 @@ def write_predictions(
     make_folder(folder)
     paths = []
     for branch, mesh in meshes.items():
-        arrays = {f"predicted_{name}": values for name, values in predicted[branch].items()}
+        own = field_columns(predicted[branch])
+        arrays = {f"predicted_{name}" if name in own else name: values for name, values in predicted[branch].items()}
         for name, reference in mesh.reference.items():
             arrays[f"error_{name}"] = (predicted[branch][name] - reference).astype(np.float32)
         paths.append(folder / output_name(mesh.mesh.path, branch))
@@ -213,16 +225,19 @@ def write_predictions(
     return paths
 
 
-def largest_output(meshes: Mapping[str, BranchMesh], fields: Mapping[str, Mapping[str, int]]) -> int:
+def largest_output(
+    meshes: Mapping[str, BranchMesh], fields: Mapping[str, Mapping[str, int]], *, num_columns: int = 1
+) -> int:
     """Returns how many bytes `write_predictions` writes at most; compression may save some.
 
     Args:
         meshes: Meshes by branch.
         fields: Number of channels by branch and field.
+        num_columns: Arrays for each field: itself, deviations and bounds.
     """
     total = 0
     for branch, mesh in meshes.items():
-        channels = sum(fields[branch].values()) + sum(fields[branch][name] for name in mesh.reference)
+        channels = num_columns * sum(fields[branch].values()) + sum(fields[branch][name] for name in mesh.reference)
         new_arrays = np.dtype(np.float32).itemsize * channels * len(mesh.position)
         total += 1024 * mesh.mesh.dataset.GetActualMemorySize() + new_arrays
     return total
@@ -243,11 +258,12 @@ def check_forces(surface: BranchMesh, fields: Collection[str]) -> None:
     force_fields(fields)
 
 
-def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: ForceReference) -> Forces:
+def surface_forces(predicted: Mapping[str, Array], surface: BranchMesh, reference: ForceReference) -> Forces:
     """Integrates the forces on a surface from its pressure, or pressure coefficient, and its wall shear stress.
 
     Args:
-        predicted: Fields of the surface: one of `PRESSURES`, and perhaps one of `SHEAR_SIGNS`.
+        predicted: Fields [N, F] or [members, draws, N, F] of the surface: one of `PRESSURES`, and perhaps one of
+            `SHEAR_SIGNS`.
         surface: The surface, with fields in its cells.
         reference: What forces are divided by.
 
@@ -261,10 +277,26 @@ def surface_forces(predicted: FieldArrays, surface: BranchMesh, reference: Force
         force = surface_force(fields, elements.normal, elements.area, dynamic_pressure=reference.dynamic_pressure)
         return force_coefficients(force, area=reference.area, dynamic_pressure=reference.dynamic_pressure)
 
-    found = {"predicted": coefficients(predicted)}
+    spreads = coefficient_spreads(predicted, coefficients)
+    found = {"predicted": {name: float(spread.mean) for name, spread in spreads.items()}}
     if set(force_fields(predicted)) <= set(surface.reference):
         found["reference"] = coefficients(surface.reference)
-    return Forces(found, elements.side)
+    return Forces(found, elements.side, spreads, len(force_fields(predicted)) > 1)
+
+
+def coefficient_spreads(
+    fields: Mapping[str, Array], coefficients: Callable[[Mapping[str, Array]], dict[str, float]]
+) -> dict[str, Spread]:
+    """Returns the coefficients of fields [N, F] or [members, draws, N, F] of a surface.
+
+    Args:
+        fields: The fields that forces are integrated from, and perhaps others.
+        coefficients: Returns the coefficients of fields [N, F].
+    """
+    each = {name: fields[name].reshape(-1, *fields[name].shape[-2:]) for name in force_fields(fields)}
+    shape = next(iter(fields[name] for name in each)).shape[:-2] or (1, 1)
+    found = [coefficients({name: values[place] for name, values in each.items()}) for place in range(np.prod(shape))]
+    return {name: Spread.of(np.array([one[name] for one in found]).reshape(shape)) for name in found[0]}
 
 
 def force_fields(fields: Collection[str]) -> list[str]:

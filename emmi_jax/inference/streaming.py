@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -188,9 +188,29 @@ def predict(
     Raises:
         ValueError: See `stream`; or `out` does not fit.
     """
-    fields = output_arrays(queries, out, model.config)
+    chunks = stream(model, variables, cache, queries, **options)
+    return fill(chunks, queries, out, model.config.fields, advance)
+
+
+def fill(
+    chunks: Iterable[StreamedChunk],
+    queries: Mapping[str, Queries],
+    out: Mapping[str, Any] | None,
+    channels: Mapping[str, Mapping[str, int]],
+    advance: Callable[[int], object],
+) -> dict[str, Any]:
+    """Fills arrays with the fields of chunks as they come; see `predict`.
+
+    Args:
+        chunks: The chunks of all queries.
+        queries: Positions by branch.
+        out: See `predict`.
+        channels: Number of channels by branch and field.
+        advance: See `predict`.
+    """
+    fields = output_arrays(queries, out, channels)
     done = dict.fromkeys(fields, 0)
-    for chunk in stream(model, variables, cache, queries, **options):
+    for chunk in chunks:
         for field, values in chunk.fields.items():
             name = f"{chunk.branch}_{field}"
             done[name] = chunk.start + len(values)

@@ -17,7 +17,9 @@ from emmi_jax.deploy.draws import Sampling as DeploySampling
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.chunks import ChunkSize, Queries
+from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.inputs import ConditionLike
+from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.streaming import StreamedChunk
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
@@ -108,6 +110,24 @@ class Surrogate:
         )
         return Encoded(self, cache, condition)
 
+    def encode_draws(
+        self, repeats: int, *, seed: int = 0, intervals: Intervals | None = None, **case: Any
+    ) -> EncodedSet:
+        """Encodes one case as `encode` does, for several draws of its anchors, geometry points and supernodes.
+
+        Args:
+            repeats: Number of draws, with the seeds `seed`, `seed` + 1, ….
+            seed: Seed of the first.
+            intervals: Intervals to add to each field, see `emmi_jax.runs.calibration`.
+            **case: The other arguments of `encode`.
+
+        Raises:
+            ValueError: See `encode`; or repeats is less than 1.
+        """
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}")
+        return EncodedSet((tuple(self.encode(**case, seed=seed + number) for number in range(repeats)),), intervals)
+
     @property
     def _variables(self) -> dict[str, Any]:
         return {"params": self.params}
@@ -126,6 +146,11 @@ class Encoded:
     surrogate: Surrogate
     cache: AnchorCache
     condition: ConditionLike | None = None
+
+    @property
+    def fields(self) -> Mapping[str, Mapping[str, int]]:
+        """Number of channels by branch and field."""
+        return self.surrogate.model.config.fields
 
     def stream(
         self,

@@ -56,6 +56,7 @@ class ChosenCases(NamedTuple):
         known_forces: What a solver wrote beside each case.
         left_out: What is not read of their folders.
         unusable: Cases that were left out, and why.
+        opened: The folder or store that they are in; None for a single case.
     """
 
     data: str
@@ -64,6 +65,7 @@ class ChosenCases(NamedTuple):
     known_forces: Mapping[str, KnownForces | None]
     left_out: list[str]
     unusable: Mapping[str, str] = MappingProxyType({})
+    opened: OpenCases | None = None
 
 
 def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
@@ -89,14 +91,14 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     config.model.refuse_features("an evaluation of files")
     if job.out is not None:
         check_output(job.out, [job.data, None if config.settings is None else config.settings.data])
-    chosen = _chosen_cases(job, config, surrogate)
+    chosen = chosen_cases(job, config, surrogate)
     forces = ForceEvaluation(job.forces, chosen.known_forces, surrogate.model.config.fields)
     by_case: dict[str, dict[str, Metrics]] = {}
     parity = ParityPoints(len(chosen.read))
     left_out, warnings, sides = {"": chosen.left_out}, dict[str, list[str]](), dict[str, str]()
     with ProgressBar(console, len(chosen.read) * job.repeats, unit="predictions") as progress:
         for name, read in chosen.read.items():
-            case = _checked(name, read(), surrogate)
+            case = checked_case(name, read(), surrogate)
             left_out[name] = [f"{name}: {line}" for line in case.left_out]
             warnings[name] = [f"{name}: {line}" for line in box_warnings(case_boxes(case))]
             if forces.begin(name, case):
@@ -132,7 +134,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     print_paths(paths, console)
 
 
-def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -> ChosenCases:
+def chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -> ChosenCases:
     """Finds the cases to compare with."""
     trained_on = None if config.settings is None else config.settings.data
     data = trained_on if job.data is None else job.data
@@ -170,7 +172,8 @@ def _chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -
     opened.check(names)
     reads = {name: partial(opened.cases.read, name) for name in names}
     left_out = [] if is_store(data) else folder_left_out(Path(data), names, opened.sources, foam)
-    return ChosenCases(data, job.split, reads, {name: opened.forces_of(name) for name in names}, left_out, unusable)
+    known = {name: opened.forces_of(name) for name in names}
+    return ChosenCases(data, job.split, reads, known, left_out, unusable, opened)
 
 
 def _names_in_split(
@@ -201,7 +204,7 @@ def _check_branches(branches: Mapping[str, Collection[str]], surrogate: Surrogat
         raise ValueError(f"the model has the branches {list(needed)}; cases that lack one: {', '.join(lacking)}")
 
 
-def _checked(name: str, case: Case, surrogate: Surrogate) -> Case:
+def checked_case(name: str, case: Case, surrogate: Surrogate) -> Case:
     """Refuses a case without a field of the model."""
     for branch, names in surrogate.model.config.fields.items():
         found = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}

@@ -13,7 +13,8 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.metrics import coefficient_metrics
 from emmi_jax.files.atomic import JsonDict
-from emmi_jax.inference.meshes import ForceReference, force_fields, surface_force
+from emmi_jax.inference.meshes import ForceReference, coefficient_spreads, force_fields, surface_force
+from emmi_jax.inference.spread import Spread
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.forces import check_direction, force_coefficients
 from emmi_jax.points import Array, Fields
@@ -94,6 +95,10 @@ class CaseForces:
         """Integrates the predicted fields [N, F] of the surface."""
         self.predicted.append(self._coefficients(predicted))
 
+    def spreads(self, values: Mapping[str, Array]) -> dict[str, Spread]:
+        """Returns the coefficients of fields [members, draws, N, F] of the surface."""
+        return coefficient_spreads(values, self._coefficients)
+
     def _coefficients(self, fields: Mapping[str, Array]) -> dict[str, float]:
         dynamic_pressure = self.reference.dynamic_pressure
         force = surface_force(fields, self._normal, self._area, dynamic_pressure=dynamic_pressure)
@@ -126,7 +131,7 @@ class ForceEvaluation:
     ) -> None:
         self._options, self._known, self._fields = options, known, fields.get(GEOMETRY_BRANCH, {})
         self._references = force_references(options, known)
-        self._cases: dict[str, CaseForces] = {}
+        self.cases: dict[str, CaseForces] = {}
         self.problem: str | None = None
 
     def begin(self, name: str, case: Case) -> bool:
@@ -142,19 +147,19 @@ class ForceEvaluation:
         except ValueError as error:
             if self._options.speed is not None:
                 raise ValueError(f"{name}: {error}") from None
-            self.problem, self._references, self._cases = f"{name}: {error}", None, {}
+            self.problem, self._references, self.cases = f"{name}: {error}", None, {}
             return False
-        self._cases[name] = found
+        self.cases[name] = found
         return True
 
     def add(self, name: str, predicted: Fields) -> None:
         """Integrates the fields that one draw of anchors predicts for a case."""
-        if name in self._cases:
-            self._cases[name].add(predicted[GEOMETRY_BRANCH])
+        if name in self.cases:
+            self.cases[name].add(predicted[GEOMETRY_BRANCH])
 
     def metrics(self) -> ForceMetrics | None:
         """Returns how far the coefficients are from the known ones; None if there are none."""
-        return ForceMetrics(self._cases, self._options) if self._cases else None
+        return ForceMetrics(self.cases, self._options) if self.cases else None
 
 
 class ForceMetrics:

@@ -6,11 +6,14 @@ from rich.console import Console
 
 from emmi_jax.config.jobs import PredictionJob, ReferenceOptions
 from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.intervals import Certainty
 from emmi_jax.inference.meshes import ForceReference
+from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.jobs.predict_points import PointJob, predict_points
 from emmi_jax.meshes.reference_area import read_reference_area
+from emmi_jax.runs.calibration import read_calibration
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 
@@ -28,6 +31,8 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     if job.write_openfoam is not None:
         if job.points or meshes or job.out or job.compare or job.fields or job.figures or forces:
             raise ValueError("--write-openfoam takes no other input or output than --geometry and --surface-patches")
+        if job.repeats is not None or job.interval is not None:
+            raise ValueError("--write-openfoam writes fields alone, without --repeats and --interval")
     elif (job.points is None) == (not meshes) or (job.points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with their options")
     sources = (*meshes.values(), job.geometry, job.write_openfoam)
@@ -38,10 +43,12 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
         raise ValueError("expected --out, or --write-openfoam")
     surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
     config.model.refuse_features("a prediction of files")
+    certainty = _certainty(job, surrogate)
     foam = config.foam(job.surface_patches, job.time)
     chunk_size: ChunkSize = job.chunk_size or "auto"
     if job.points is not None:
-        predict_points(PointJob(points=job.points, out=target, chunk_size=chunk_size), surrogate, console=console)
+        at_points = PointJob(points=job.points, out=target, chunk_size=chunk_size, certainty=certainty)
+        predict_points(at_points, surrogate, console=console)
     elif job.write_openfoam is not None:
         case = FoamJob(
             case=target,
@@ -63,8 +70,23 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
             foam=foam,
             chunk_size=chunk_size,
             figures=job.figures,
+            certainty=certainty,
         )
         predict_meshes(on_meshes, surrogate, config.field_sources(), console=console)
+
+
+def _certainty(job: PredictionJob, surrogate: Surrogate) -> Certainty:
+    """Returns how many draws to average over, as calibrated where intervals are asked for.
+
+    Raises:
+        ValueError: The run is not calibrated, or otherwise than asked for, or the level needs more cases.
+    """
+    if job.interval is None:
+        return Certainty(job.repeats or 1)
+    calibration = read_calibration(job.run, surrogate)
+    if job.repeats not in (None, calibration.repeats):
+        raise ValueError(f"the run was calibrated with --repeats {calibration.repeats}, got {job.repeats}")
+    return Certainty(calibration.repeats, calibration.intervals(job.interval, surrogate))
 
 
 def force_reference(options: ReferenceOptions, speed: float | None) -> ForceReference | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
@@ -19,6 +21,8 @@ from emmi_jax.data.openfoam import describe_foam
 from emmi_jax.files.atomic import check_space, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.encoded_set import Watch, collect, field_columns, watch_nothing
+from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.meshes import (
     BranchMesh,
     FieldArrays,
@@ -37,6 +41,7 @@ from emmi_jax.inference.meshes import (
     write_predictions,
 )
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.force_report import report_forces
 from emmi_jax.jobs.progress import (
     ProgressBar,
     metrics_table,
@@ -71,6 +76,7 @@ class MeshJob:
         foam: The patches and the time of OpenFOAM cases.
         chunk_size: Points per call of the model.
         figures: How to show the fields beside the meshes: `png` for pictures, `html` for pages; None for neither.
+        certainty: Draws to average over, and intervals.
     """
 
     meshes: Mapping[str, Path]
@@ -82,6 +88,7 @@ class MeshJob:
     foam: FoamSelection = DEFAULT_SELECTION
     chunk_size: ChunkSize = "auto"
     figures: str | None = None
+    certainty: Certainty = SINGLE
 
 
 def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, console: Console) -> None:
@@ -110,10 +117,23 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
-    check_space(job.out, largest_output(meshes, fields))
+    num_columns = 1 + (job.certainty.repeats > 1) + 2 * (job.certainty.intervals is not None)
+    check_space(job.out, largest_output(meshes, fields, num_columns=num_columns))
+    each: dict[str, NDArray[np.float32]] = {}
+    watch: Watch = watch_nothing
+    if job.forces is not None:
+        each, watch = collect(
+            GEOMETRY_BRANCH, len(meshes[GEOMETRY_BRANCH].position), force_fields(fields[GEOMETRY_BRANCH])
+        )
     with ProgressBar(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
-            surrogate, meshes, geometry=geometry, chunk_size=job.chunk_size, advance=progress.advance
+            surrogate,
+            meshes,
+            geometry=geometry,
+            certainty=job.certainty,
+            watch=watch,
+            chunk_size=job.chunk_size,
+            advance=progress.advance,
         )
     print_paths(write_predictions(job.out, predicted, meshes), console)
     if job.compare:
@@ -121,7 +141,10 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         write_json(job.out / "comparison.json", dict(metrics))
         console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
     if job.forces is not None:
-        _report_forces(job.forces, job.out, predicted, meshes, console)
+        forces = surface_forces(each, meshes[GEOMETRY_BRANCH], job.forces)
+        print_sides({str(meshes[GEOMETRY_BRANCH].mesh.path): forces.side}, console)
+        report_forces(job.out, forces, job.forces, job.certainty.intervals, console)
+    predicted = {branch: {n: arrays[n] for n in field_columns(arrays)} for branch, arrays in predicted.items()}
     if job.figures == "png":
         print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
     elif job.figures == "html":
@@ -249,19 +272,3 @@ def _warn(
         print_warnings(box_warnings({name: Box.of(position) for name, position in boxes.items()}), console)
     if surrogate.context is None:
         warn_few_anchors(surrogate.sampling, {branch: mesh.position for branch, mesh in meshes.items()}, console)
-
-
-def _report_forces(
-    reference: ForceReference,
-    out: Path,
-    predicted: Mapping[str, FieldArrays],
-    meshes: Mapping[str, BranchMesh],
-    console: Console,
-) -> None:
-    surface = meshes[GEOMETRY_BRANCH]
-    forces = surface_forces(predicted[GEOMETRY_BRANCH], surface, reference)
-    print_sides({str(surface.mesh.path): forces.side}, console)
-    only = "" if len(force_fields(predicted[GEOMETRY_BRANCH])) > 1 else "  (pressure only)"
-    for which, values in forces.coefficients.items():
-        say(console, f"{which}: Cd {values['cd']:z.4f}  Cl {values['cl']:z.4f}{only}")
-    write_json(out / "forces.json", dict(forces.coefficients))

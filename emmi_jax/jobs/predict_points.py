@@ -15,7 +15,9 @@ from emmi_jax.files.atomic import check_space, make_folder
 from emmi_jax.files.npy import array_file_size, map_array, new_array
 from emmi_jax.files.npz import checked_positions, read_arrays, write_arrays
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.surrogate import Encoded, Surrogate
+from emmi_jax.inference.encoded_set import EncodedSet
+from emmi_jax.inference.intervals import SINGLE, Certainty
+from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import ProgressBar, say, warn_few_anchors, warn_outside
 
 GEOMETRY = "geometry"
@@ -31,11 +33,13 @@ class PointJob:
             named by `point_names`.
         out: An `.npz` file, made in memory; or a folder, which gets one mapped `.npy` file per field.
         chunk_size: Points per call of the model.
+        certainty: Draws to average over, and intervals.
     """
 
     points: Path
     out: Path
     chunk_size: ChunkSize = "auto"
+    certainty: Certainty = SINGLE
 
 
 class PointArrays(NamedTuple):
@@ -63,23 +67,22 @@ def predict_points(job: PointJob, surrogate: Surrogate, *, console: Console) -> 
     branches = surrogate.model.config.branches
     files = _read_arrays(job.points, point_names(branches))
     arrays = _sort_arrays({name: array for name, (_, array) in files.items()}, branches)
-    names = {
-        f"{branch}_{field}": f"{branch}_{field}" if len(branches) > 1 else field
-        for branch in arrays.queries
-        for field in surrogate.model.config.fields[branch]
-    }
-    shapes = {
-        f"{branch}_{field}": (len(position), channels)
-        for branch, position in arrays.queries.items()
-        for field, channels in surrogate.model.config.fields[branch].items()
-    }
-    check_space(job.out, sum(map(array_file_size, shapes.values())))
     for name, (path, array) in files.items():
         warn_outside(surrogate.normalizer, f"{path}: {name}", array, console)
     if surrogate.context is None:
         drawn_from = {branch: array for branch, array in arrays.queries.items() if branch not in arrays.anchors}
         warn_few_anchors(surrogate.sampling, drawn_from, console)
-    encoded = surrogate.encode(anchors=arrays.anchors, geometry=arrays.geometry, points=arrays.queries)
+    repeats, intervals = job.certainty.repeats, job.certainty.intervals
+    encoded = surrogate.encode_draws(
+        repeats, intervals=intervals, anchors=arrays.anchors, geometry=arrays.geometry, points=arrays.queries
+    )
+    shapes = {
+        f"{branch}_{field}": (len(position), channels)
+        for branch, position in arrays.queries.items()
+        for field, channels in encoded.fields[branch].items()
+    }
+    names = {key: key if len(branches) > 1 else key.removeprefix(f"{branches[0]}_") for key in shapes}
+    check_space(job.out, sum(map(array_file_size, shapes.values())))
     with ProgressBar(console, sum(map(len, arrays.queries.values()))) as progress:
         options: dict[str, Any] = {"chunk_size": job.chunk_size, "advance": progress.advance}
         if job.out.suffix.lower() == ".npz":
@@ -116,7 +119,7 @@ def _sort_arrays(arrays: Mapping[str, NDArray[Any]], branches: Sequence[str]) ->
 
 def _write_folder(
     folder: Path,
-    encoded: Encoded,
+    encoded: EncodedSet,
     queries: Mapping[str, NDArray[Any]],
     names: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],

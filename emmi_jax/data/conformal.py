@@ -1,0 +1,145 @@
+"""Split conformal prediction: intervals that cover a new case with a stated probability, whatever the model.
+
+Calibration cases that the model has not seen give scores, such as absolute errors. Where a new case is exchangeable
+with them, its score is at most the k-th smallest of n, k = ⌈(n + 1) · level⌉, with at least the probability `level`.
+That is an average over calibrations: for given calibration cases and continuous scores the probability is a draw from
+Beta(k, n + 1 - k). This is a sort and a rank; the libraries that do it wrap models of scikit-learn.
+
+Sources: Papadopoulos et al. 2002, "Inductive confidence machines for regression" (ECML); Lei et al. 2018,
+"Distribution-free predictive inference for regression" (JASA 113), also for scores divided by a deviation; Vovk 2012,
+"Conditional validity of inductive conformal predictors" (ACML), for the beta distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class CoverageLaw(NamedTuple):
+    """Beta(a, b), the distribution of the coverage over calibrations; with ties coverages are larger."""
+
+    a: int
+    b: int
+
+    @property
+    def mean(self) -> float:
+        """The coverage on average over calibrations."""
+        return self.a / (self.a + self.b)
+
+    def range(self, probability: float = 0.9) -> tuple[float, float]:
+        """Returns the central range that the coverage is in with this probability."""
+        from scipy.stats import beta
+
+        tail = (1 - probability) / 2
+        return float(beta.ppf(tail, self.a, self.b)), float(beta.ppf(1 - tail, self.a, self.b))
+
+    def counts(self, num_cases: int, probability: float) -> tuple[int, int]:
+        """Returns how many of so many new cases are covered at least and at most with this probability.
+
+        The number covered is beta-binomial: cases that share a calibration are not independent.
+        """
+        from scipy.stats import betabinom
+
+        tail, law = (1 - probability) / 2, betabinom(num_cases, self.a, self.b)
+        return int(law.ppf(tail)), int(law.ppf(1 - tail))
+
+
+def coverage_law(num_cases: int, level: float) -> CoverageLaw:
+    """Returns the distribution of the coverage of intervals that so many cases calibrate.
+
+    Raises:
+        ValueError: The level is out of range or out of reach.
+    """
+    rank = quantile_rank(num_cases, level)
+    return CoverageLaw(rank, num_cases + 1 - rank)
+
+
+def quantile_rank(num_cases: int, level: float) -> int:
+    """Returns which of the sorted scores of so many cases bounds a new one: ⌈(num_cases + 1) · level⌉, from 1 on.
+
+    The level is taken as the decimal number that it is written as: 0.55 of 20 is 11.
+
+    Raises:
+        ValueError: The level is not between 0 and 1, or so many cases cannot give it.
+    """
+    exact = _share("level", level)
+    if exact == 1:
+        raise ValueError("level must be below 1, got 1: no number of cases guarantees it")
+    rank = math.ceil((num_cases + 1) * exact)
+    if rank > num_cases:
+        needed = math.ceil(exact / (1 - exact))
+        raise ValueError(f"level {level:g} needs at least {needed} calibration cases, there are {num_cases}")
+    return rank
+
+
+def conformal_quantile(scores: ArrayLike, level: float) -> float:
+    """Returns the bound of the score of a new case at a level; it may be infinite.
+
+    Args:
+        scores: Scores [n] of the calibration cases, in any order; ties and infinite ones are scores as any other.
+        level: The probability that the new score is at most the bound.
+
+    Raises:
+        ValueError: A score is NaN or negative, or the level is out of range or out of reach.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or not (values >= 0).all():
+        raise ValueError(f"scores must be an array [cases] of numbers >= 0, got {values.tolist()!r:.80}")
+    return float(np.sort(values)[quantile_rank(len(values), level) - 1])
+
+
+def normalized_scores(error: ArrayLike, deviation: ArrayLike) -> NDArray[np.float64]:
+    """Returns |error| / deviation; without any deviation 0 for no error, and else infinity.
+
+    Raises:
+        ValueError: A deviation is negative, or a value is NaN.
+    """
+    size, width = np.broadcast_arrays(np.abs(np.asarray(error, np.float64)), np.asarray(deviation, np.float64))
+    if not (width >= 0).all() or np.isnan(size).any():
+        raise ValueError("errors must be numbers, and deviations numbers >= 0")
+    missing: Any = np.where(size > 0, np.inf, 0.0)
+    return np.divide(size, width, out=missing.copy(), where=width > 0)
+
+
+def half_width(quantile: float, deviation: ArrayLike) -> NDArray[np.float64]:
+    """Returns quantile · deviation, infinite for an infinite quantile even where there is no deviation."""
+    width = np.asarray(deviation, np.float64)
+    return np.full_like(width, np.inf) if math.isinf(quantile) else quantile * width
+
+
+def covering_score(scores: ArrayLike, share: float) -> float:
+    """Returns the smallest bound that at least a share of the points of a case are within.
+
+    Args:
+        scores: Scores [N] or [N, F] of the points; a point counts as covered if all its channels are.
+        share: The share, above 0 and up to 1.
+
+    Raises:
+        ValueError: There is no point, or the share is out of range.
+    """
+    values = np.asarray(scores)
+    values = values.max(axis=1) if values.ndim == 2 else values
+    if not values.size:
+        raise ValueError("a case without points has no score")
+    place = math.ceil(len(values) * _share("share", share)) - 1
+    return float(np.partition(values, place)[place])
+
+
+def p_value(scores: ArrayLike, score: float) -> float:
+    """Returns the share of cases, the new one among them, whose score is at least that of the new one.
+
+    For a new case that is exchangeable with the others it is at most any p with at most the probability p.
+    """
+    values = np.asarray(scores, np.float64)
+    return float((1 + np.count_nonzero(values >= score)) / (1 + len(values)))
+
+
+def _share(name: str, value: float) -> Fraction:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")
+    return Fraction(repr(float(value)))

@@ -1,0 +1,148 @@
+"""One case as several models, or one model from several draws of points, have encoded it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emmi_jax.inference.chunks import Queries
+from emmi_jax.inference.intervals import Intervals
+from emmi_jax.inference.spread import Spread
+from emmi_jax.inference.streaming import StreamedChunk, fill
+
+MEMBERS, DRAWS = "_deviation_members", "_deviation_draws"
+"""Added to the name of a field for its deviation between members, and between draws."""
+LOW, HIGH = "_low", "_high"
+"""Added for its interval."""
+
+
+class VariantChunk(NamedTuple):
+    """Fields [members, draws, n, F] float32 at queries `start`, `start` + 1, … of a branch."""
+
+    branch: str
+    start: int
+    fields: dict[str, NDArray[np.float32]]
+
+
+Watch = Callable[[VariantChunk], object]
+
+
+def watch_nothing(chunk: VariantChunk) -> None:
+    """Does nothing with a chunk."""
+
+
+class EncodedCase(Protocol):
+    """What `Surrogate.encode` returns of a single model and draw."""
+
+    @property
+    def fields(self) -> Mapping[str, Mapping[str, int]]:
+        """Number of channels by branch and field."""
+
+    @property
+    def stream(self) -> Callable[..., Iterator[StreamedChunk]]:
+        """Yields the fields at queries chunk by chunk; see `Encoded.stream`."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSet:
+    """One case as several models and several draws of points have encoded it; they stream together.
+
+    Args:
+        variants: The same case by member and draw.
+        intervals: Intervals to add to each field; None for none.
+    """
+
+    variants: tuple[tuple[EncodedCase, ...], ...]
+    intervals: Intervals | None = None
+
+    @property
+    def fields(self) -> dict[str, dict[str, int]]:
+        """Number of channels of what is predicted, by branch: each field, its deviations and bounds."""
+        return {
+            branch: {f"{name}{suffix}": channels for name, channels in fields.items() for suffix in self._suffixes}
+            for branch, fields in self.variants[0][0].fields.items()
+        }
+
+    @property
+    def _suffixes(self) -> list[str]:
+        return [
+            "",
+            *([MEMBERS] if len(self.variants) > 1 else []),
+            *([DRAWS] if len(self.variants[0]) > 1 else []),
+            *([LOW, HIGH] if self.intervals is not None else []),
+        ]
+
+    def stream_each(self, queries: Mapping[str, Queries], **options: Any) -> Iterator[VariantChunk]:
+        """Yields the fields [members, draws, n, F] chunk by chunk; see `emmi_jax.stream`."""
+        encoded = list(itertools.chain.from_iterable(self.variants))
+        shape = len(self.variants), len(self.variants[0])
+        sources = {branch: _copies(source, len(encoded)) for branch, source in queries.items()}
+        streams = [
+            one.stream({branch: copies[number] for branch, copies in sources.items()}, **options)
+            for number, one in enumerate(encoded)
+        ]
+        for chunks in zip(*streams, strict=True):
+            fields = {name: np.stack([chunk.fields[name] for chunk in chunks]) for name in chunks[0].fields}
+            by_variant = {name: values.reshape(*shape, *values.shape[1:]) for name, values in fields.items()}
+            yield VariantChunk(chunks[0].branch, chunks[0].start, by_variant)
+
+    def stream(
+        self, queries: Mapping[str, Queries], *, watch: Watch = watch_nothing, **options: Any
+    ) -> Iterator[StreamedChunk]:
+        """Yields mean, deviations and bounds of the fields chunk by chunk; `watch` is shown those of each variant."""
+        for chunk in self.stream_each(queries, **options):
+            watch(chunk)
+            fields: dict[str, NDArray[np.float32]] = {}
+            for name, values in chunk.fields.items():
+                spread = Spread.of(values)
+                columns = {"": spread.mean, MEMBERS: spread.members, DRAWS: spread.draws}
+                if self.intervals is not None:
+                    columns[LOW], columns[HIGH] = self.intervals.of_field(chunk.branch, name, spread)
+                fields |= {f"{name}{suffix}": _single(columns[suffix]) for suffix in self._suffixes}
+            yield StreamedChunk(chunk.branch, chunk.start, fields)
+
+    def predict(
+        self,
+        queries: Mapping[str, Queries],
+        *,
+        out: Mapping[str, Any] | None = None,
+        advance: Callable[[int], object] = lambda num_points: None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Returns what `stream` yields as arrays [N, F] by ``<branch>_<name>``; see `Encoded.predict`."""
+        return fill(self.stream(queries, **options), queries, out, self.fields, advance)
+
+
+def collect(branch: str, num_points: int, fields: Sequence[str]) -> tuple[dict[str, NDArray[np.float32]], Watch]:
+    """Returns arrays [members, draws, num_points, F] of some fields of a branch, and what fills them as they stream."""
+    arrays: dict[str, NDArray[np.float32]] = {}
+
+    def watch(chunk: VariantChunk) -> None:
+        if chunk.branch != branch:
+            return
+        for name in fields:
+            values = chunk.fields[name]
+            whole = arrays.setdefault(name, np.empty((*values.shape[:2], num_points, values.shape[-1]), np.float32))
+            whole[:, :, chunk.start : chunk.start + values.shape[2]] = values
+
+    return arrays, watch
+
+
+def field_columns(names: Collection[str]) -> list[str]:
+    """Returns those of the names in a prediction that are fields, without deviations and bounds."""
+    added = {f"{name}{suffix}" for name in names for suffix in (MEMBERS, DRAWS, LOW, HIGH)}
+    return [name for name in names if name not in added]
+
+
+def _copies(source: Queries, number: int) -> Sequence[Queries]:
+    """Returns a source for each variant; an iterable is run through once, a few chunks of it being held."""
+    return [source] * number if hasattr(source, "shape") else itertools.tee(source, number)
+
+
+def _single(values: Any) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)

@@ -1,0 +1,184 @@
+"""`emmi-jax calibrate`: how far a run is from cases that it was not trained on, so that intervals hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from emmi_jax.config.jobs import CalibrationJob, EvaluationJob, ForceOptions
+from emmi_jax.data.cases import Case
+from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.inference.encoded_set import collect
+from emmi_jax.inference.intervals import field_scores, number_score
+from emmi_jax.inference.spread import Spread
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.cases import open_cases
+from emmi_jax.jobs.evaluate import ChosenCases, checked_case, chosen_cases
+from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces, ForceEvaluation
+from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, print_unusable, say
+from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration
+from emmi_jax.runs.directory import RunConfig, RunDirectory
+from emmi_jax.runs.load import load_run
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+
+
+def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
+    """Compares a run with known cases, and stores the scores in the run.
+
+    Args:
+        job: The run, and the cases.
+        console: Where progress and a table of the quantiles are printed.
+
+    Raises:
+        FileNotFoundError: There are no such data.
+        ValueError: The run or a case is unusable, a case is one to train on, or there is none. Nothing is written.
+    """
+    surrogate, config = (
+        replace(load_run(job.run, job.checkpoint), context=None),
+        RunDirectory.open(job.run).read_config(),
+    )
+    config.model.refuse_features("a calibration on files")
+    asked = EvaluationJob(
+        run=job.run,
+        data=job.data,
+        split=job.split,
+        skip_unusable=job.skip_unusable,
+        surface_patches=job.surface_patches,
+        time=job.time,
+    )
+    chosen = chosen_cases(asked, config, surrogate)
+    _refuse_training_cases(job, chosen, config)
+    forces = ForceEvaluation(_force_options(job, chosen), chosen.known_forces, surrogate.model.config.fields)
+    scores, known = _scores(job, chosen, surrogate, forces, console)
+    calibration = Calibration(
+        parameters=parameters_of(surrogate),
+        data=chosen.data,
+        split=job.split,
+        cases=tuple(chosen.read),
+        repeats=job.repeats,
+        share=job.share,
+        known_forces=known,
+        scores={name: tuple(values) for name, values in scores.items()},
+    )
+    path = write_calibration(job.run, calibration)
+    print_unusable(chosen.unusable, console)
+    if forces.problem is not None:
+        say(console, f"no forces: {forces.problem}")
+    _print(calibration, console)
+    print_paths([path], console)
+
+
+def case_scores(
+    surrogate: Surrogate, case: Case, forces: CaseForces | None, *, repeats: int, share: float
+) -> tuple[dict[str, float], dict[str, Spread]]:
+    """Returns the scores of a case by field, and its predicted coefficients.
+
+    Args:
+        surrogate: What predicts.
+        case: The case, with known fields.
+        forces: What integrates forces; None for no coefficients.
+        repeats: Draws of points.
+        share: The share of the points that a score covers.
+    """
+    fields = surrogate.model.config.fields
+    points = {branch: case.points[branch] for branch in fields}
+    geometry = case.geometry if surrogate.model.config.has_geometry else None
+    encoded = surrogate.encode_draws(repeats, points=points, geometry=geometry)
+    scores, spreads = {}, {}
+    for branch, names in fields.items():
+        values, watch = collect(branch, len(points[branch].position), list(names))
+        for chunk in encoded.stream_each({branch: points[branch].position}):
+            watch(chunk)
+        for name in names:
+            pointwise = field_scores(
+                surrogate.normalizer, branch, name, Spread.of(values[name]), points[branch].fields[name]
+            )
+            scores[f"{branch}/{name}"] = covering_score(pointwise, share)
+        if branch == GEOMETRY_BRANCH and forces is not None:
+            spreads = forces.spreads(values)
+    return scores, spreads
+
+
+def _scores(
+    job: CalibrationJob, chosen: ChosenCases, surrogate: Surrogate, forces: ForceEvaluation, console: Console
+) -> tuple[dict[str, list[float]], str | None]:
+    """Returns the scores of the cases, and what coefficients were compared with."""
+    scores: dict[str, list[float]] = {}
+    predicted: dict[str, dict[str, Spread]] = {}
+    with ProgressBar(console, len(chosen.read), unit="cases") as progress:
+        for name, read in chosen.read.items():
+            case = checked_case(name, read(), surrogate)
+            forces.begin(name, case)
+            of_case = forces.cases.get(name)
+            found, predicted[name] = case_scores(surrogate, case, of_case, repeats=job.repeats, share=job.share)
+            for quantity, score in found.items():
+                scores.setdefault(quantity, []).append(score)
+            progress.advance(1, name)
+    if not forces.cases:
+        return scores, None
+    has_area = [known is not None and known.area is not None for known in chosen.known_forces.values()]
+    known = "solver" if all(has_area) else "reference"
+    for coefficient in NAMES:
+        scores[coefficient] = [
+            number_score(predicted[name][coefficient], of_case.known[known][coefficient])
+            for name, of_case in forces.cases.items()
+        ]
+    return scores, known
+
+
+def _force_options(job: CalibrationJob, chosen: ChosenCases) -> ForceOptions:
+    """Returns how to get coefficients times their area, if the speed is known."""
+    has_speed = job.speed is not None or all(
+        known is not None and known.speed is not None for known in chosen.known_forces.values()
+    )
+    return ForceOptions(speed=job.speed, density=job.density, area=1.0 if has_speed else None)
+
+
+def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: RunConfig) -> None:
+    """Refuses cases that the run was trained on, also where they are copies of such."""
+    if chosen.split is None:
+        raise ValueError(f"{chosen.data} is a single case: a calibration needs several")
+    train = [name for name, part in (config.split or {}).items() if part == "train"]
+    trained_on = None if config.settings is None else config.settings.data
+    if trained_on is None or not train:
+        return
+    found: Sequence[str] = []
+    if Path(chosen.data).resolve() == Path(trained_on).resolve():
+        found = [name for name in chosen.read if name in train]
+    elif chosen.opened is not None and (own := open_cases(trained_on)) is not None:
+        prints = {own.cases.fingerprint(name) for name in train if name in own.names}
+        found = [name for name in chosen.read if chosen.opened.cases.fingerprint(name) in prints]
+    if found:
+        raise ValueError(
+            f"{chosen.data}: the run was trained on {', '.join(found[:3])}{' …' if len(found) > 3 else ''}: errors "
+            f"there are too small to calibrate with; expected cases that it has not seen, got --split {job.split}"
+        )
+
+
+def _print(calibration: Calibration, console: Console) -> None:
+    num_cases = len(calibration.cases)
+    levels = [level for level in LEVELS if level <= num_cases / (num_cases + 1)]
+    rows = [
+        [name, *(f"{conformal_quantile(scores, level):#.4g}" for level in levels)]
+        for name, scores in calibration.scores.items()
+    ]
+    unit = (
+        "deviations of the training data" if calibration.repeats == 1 else f"deviations of {calibration.repeats} draws"
+    )
+    columns = ["quantity", *(f"{100 * level:g} %" for level in levels)]
+    console.print(new_table(f"Half widths of intervals, in {unit}", columns, rows))
+    cases = "1 case" if num_cases == 1 else f"{num_cases} cases"
+    say(console, f"{cases}: the finest level is {100 * num_cases / (num_cases + 1):.4g} %")
+    for level in levels:
+        law = coverage_law(num_cases, level)
+        low, high = law.range(0.9)
+        say(
+            console,
+            f"at {100 * level:g} %: covers {100 * law.mean:.1f} % of new cases on average over calibrations, "
+            f"{100 * low:.0f} to {100 * high:.0f} % in nine of ten",
+        )

@@ -1,0 +1,64 @@
+"""What `emmi-jax predict` says of forces, and how sure they are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rich.console import Console
+
+from emmi_jax.files.atomic import JsonDict, write_json
+from emmi_jax.inference.intervals import Intervals
+from emmi_jax.inference.meshes import ForceReference, Forces
+from emmi_jax.jobs.progress import say
+
+_LABELS = {"cd": "Cd", "cl": "Cl"}
+
+
+def report_forces(
+    folder: Path, forces: Forces, reference: ForceReference, intervals: Intervals | None, console: Console
+) -> None:
+    """Prints coefficients with their intervals, and writes `forces.json`.
+
+    Args:
+        folder: Where the file is written.
+        forces: The coefficients.
+        reference: What they are divided by.
+        intervals: Those of the calibration; None where none are asked for.
+        console: Where they are printed.
+    """
+    summary: JsonDict = dict(forces.coefficients)
+    bounds: dict[str, tuple[float, float]] = {}
+    if intervals is not None:
+        if lacking := [name for name in forces.spreads if name not in intervals.quantiles]:
+            say(
+                console,
+                f"no interval of {', '.join(map(_LABELS.__getitem__, lacking))}: the run was calibrated without",
+            )
+        bounds = {
+            name: intervals.of_number(name, spread, unit=reference.area)
+            for name, spread in forces.spreads.items()
+            if name in intervals.quantiles
+        }
+        summary["interval"] = {"level": intervals.level, **{name: _finite(found) for name, found in bounds.items()}}
+    for kind in ("members", "draws"):
+        deviations = {name: getattr(spread, kind) for name, spread in forces.spreads.items()}
+        if None not in deviations.values():
+            summary[f"deviation_{kind}"] = {name: float(value) for name, value in deviations.items()}
+    only = "" if forces.has_shear else "  (pressure only)"
+    for which, values in forces.coefficients.items():
+        shown = [
+            f"{_LABELS[name]} {value:z.4f}" + (_bounds(bounds.get(name)) if which == "predicted" else "")
+            for name, value in values.items()
+        ]
+        at = f" at {100 * intervals.level:g} %" if which == "predicted" and bounds and intervals is not None else ""
+        say(console, f"{which}: {'  '.join(shown)}{at}{only}")
+    write_json(folder / "forces.json", summary)
+
+
+def _bounds(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f" [{found[0]:z.4f}, {found[1]:z.4f}]"
+
+
+def _finite(found: tuple[float, float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in found]

@@ -1,0 +1,102 @@
+"""The calibration of a run: the scores of cases that it was not trained on, kept beside its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emmi_jax.data.conformal import conformal_quantile, quantile_rank
+from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
+from emmi_jax.inference.cache import fingerprint
+from emmi_jax.inference.intervals import Intervals
+from emmi_jax.inference.surrogate import Surrogate
+
+FILE = "calibration.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far the predictions of a run are from known cases.
+
+    Args:
+        parameters: Fingerprint of the model and its parameters.
+        data: Where the cases are.
+        split: The split that they are in.
+        cases: Their names.
+        repeats: Draws of points that each prediction is the mean of.
+        share: The share of the points of a case that the score of a field covers.
+        known_forces: What the coefficients were compared with: `solver`, or `reference` for the sums over known fields;
+            None without coefficients.
+        scores: Scores of the cases, in their order, by ``<branch>/<field>``; and by `cd` and `cl`, times the reference
+            area where there is no deviation.
+    """
+
+    parameters: str
+    data: str
+    split: str
+    cases: tuple[str, ...]
+    repeats: int
+    share: float
+    known_forces: str | None
+    scores: Mapping[str, tuple[float, ...]]
+
+    def intervals(self, level: float, surrogate: Surrogate) -> Intervals:
+        """Returns the intervals at a level.
+
+        Raises:
+            ValueError: The level is out of range, or needs more cases.
+        """
+        quantile_rank(len(self.cases), level)
+        quantiles = {name: conformal_quantile(scores, level) for name, scores in self.scores.items()}
+        return Intervals(level, quantiles, surrogate.normalizer)
+
+
+def parameters_of(surrogate: Surrogate) -> str:
+    """Returns what changes if a model or its parameters do."""
+    found = fingerprint(surrogate.model.config, {"params": surrogate.params}, None)
+    return f"{found.model:x}-{found.parameters:x}"
+
+
+def write_calibration(run: Path, calibration: Calibration) -> Path:
+    """Writes the calibration of a run, with a checksum; infinite scores are null there."""
+    values: JsonDict = asdict(calibration)
+    values["scores"] = {
+        name: [score if math.isfinite(score) else None for score in scores] for name, scores in values["scores"].items()
+    }
+    values = json.loads(json.dumps(values))
+    write_json(run / FILE, values | {"checksum": _checksum(values)})
+    return run / FILE
+
+
+def read_calibration(run: Path, surrogate: Surrogate) -> Calibration:
+    """Reads the calibration of a run.
+
+    Args:
+        run: The run's folder.
+        surrogate: What it was loaded as.
+
+    Raises:
+        ValueError: The run is not calibrated, or as it was before it was trained on, or the file is damaged.
+    """
+    path = run / FILE
+    if not path.is_file():
+        raise ValueError(f"{run} is not calibrated: emmi-jax calibrate {run}")
+    values: dict[str, Any] = read_json_object(path)
+    if values.pop("checksum", None) != _checksum(values):
+        raise ValueError(f"{path}: damaged: calibrate the run again")
+    scores = {
+        name: tuple(math.inf if score is None else score for score in found) for name, found in values["scores"].items()
+    }
+    calibration = Calibration(**values | {"cases": tuple(values["cases"]), "scores": scores})
+    if calibration.parameters != parameters_of(surrogate):
+        raise ValueError(f"{path}: of another checkpoint, or the run was trained on since: calibrate it again")
+    return calibration
+
+
+def _checksum(values: JsonDict) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())

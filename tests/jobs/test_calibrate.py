@@ -1,0 +1,161 @@
+"""Calibrated runs: what `calibrate` stores, what `predict --interval` writes, and what is refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emmi_jax.cli import main
+from emmi_jax.data.case_reading import read_case_folder
+from emmi_jax.data.conformal import conformal_quantile, covering_score
+from emmi_jax.meshes.mesh import FieldSource, read_mesh
+from emmi_jax.runs.calibration import read_calibration
+from emmi_jax.runs.load import load_run
+from tests.data.case_folders import write_case_folder
+from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
+
+NAMES = [f"run_{number}" for number in range(6)]
+SPLIT = {"train": NAMES[:1], "validation": NAMES[1:5], "test": NAMES[5:]}
+SPEED, AREA = 2.0, 0.5
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cases whose fields differ by a factor, with a solver's forces."""
+    folder = tmp_path_factory.mktemp("data") / "cases"
+    first = write_case_folder(tmp_path_factory.mktemp("data") / "case")
+    for number, name in enumerate(NAMES):
+        case = shutil.copytree(first, folder / name)
+        for file in ("boundary_1.vtp", "volume_1.vtu"):
+            mesh = read_mesh(case / file).dataset
+            for array in mesh.cell_data:
+                mesh.cell_data[array] = np.asarray(mesh.cell_data[array]) * (1 + number)
+            mesh.save(case / file)
+        (case / "forces.json").write_text(json.dumps({"CdA": 0.1 * number, "ClA": -0.2 * number, "speed": SPEED}))
+    (folder / "split.json").write_text(json.dumps(SPLIT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    run(tiny_settings(cases, steps=1, **NO_GEOMETRY), path)
+    return path
+
+
+@pytest.fixture
+def calibrated(trained: Path, tmp_path: Path) -> Path:
+    path = shutil.copytree(trained, tmp_path / "run")
+    assert main(["calibrate", str(path)]) == 0
+    return path
+
+
+def meshes_of(case: Path) -> list[str]:
+    return ["--surface", str(case / "boundary_1.vtp"), "--volume", str(case / "volume_1.vtu")]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_scores_are_those_of_the_cases_by_their_share_of_points(calibrated, cases):
+    surrogate = load_run(calibrated)
+    found = read_calibration(calibrated, surrogate)
+    assert (found.cases, found.repeats, found.share, found.known_forces) == (tuple(NAMES[1:5]), 1, 0.9, "solver")
+    points, *_ = read_case_folder(cases / "run_2", lambda path: None)
+    position = points["volume"].position
+    predicted = surrogate.encode(points=points).predict({"volume": position})["volume_velocity"]
+    scale = np.array(surrogate.normalizer.fields["volume"]["velocity"].std)
+    expected = covering_score(np.abs(predicted - points["volume"].fields["velocity"]) / scale, 0.9)
+    assert found.scores["volume/velocity"][1] == pytest.approx(expected, rel=1e-5)
+    assert set(found.scores) == {
+        "surface/pressure_coefficient", "volume/velocity", "volume/pressure_coefficient", "cd", "cl",
+    }  # fmt: skip
+
+
+def test_intervals_have_the_widths_of_the_quantiles_on_meshes_and_for_forces(calibrated, cases, tmp_path, capsys):
+    options = ["--interval", "0.7", "--speed", str(SPEED), "--area", str(AREA), "--out", str(tmp_path / "out")]
+    assert main(["predict", str(calibrated), *meshes_of(cases / "run_5"), *options]) == 0
+    surrogate = load_run(calibrated)
+    scores = read_calibration(calibrated, surrogate).scores
+    written = read_mesh(tmp_path / "out" / "volume_1.vtu")
+    names = ["predicted_velocity", "velocity_low", "velocity_high"]
+    mean, low, high = (written.points({n: FieldSource(n)}, location="cells").fields[n] for n in names)
+    half = conformal_quantile(scores["volume/velocity"], 0.7) * np.array(
+        surrogate.normalizer.fields["volume"]["velocity"].std
+    )
+    np.testing.assert_allclose(high - mean, np.broadcast_to(half, mean.shape), rtol=1e-4)
+    np.testing.assert_allclose(mean - low, np.broadcast_to(half, mean.shape), rtol=1e-4)
+    forces = json.loads((tmp_path / "out" / "forces.json").read_text())
+    width = np.diff(forces["interval"]["cd"])[0]
+    assert width == pytest.approx(2 * conformal_quantile(scores["cd"], 0.7) / AREA)
+    cd = forces["predicted"]["cd"]
+    lowest, highest = forces["interval"]["cd"]
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert f"predicted: Cd {cd:z.4f} [{lowest:z.4f}, {highest:z.4f}]" in printed
+    assert " at 70 %" in printed
+
+
+def test_draws_scale_the_intervals_and_predictions_take_as_many(trained, cases, tmp_path, capsys):
+    path = shutil.copytree(trained, tmp_path / "run")
+    assert main(["calibrate", str(path), "--repeats", "3"]) == 0
+    surrogate = load_run(path)
+    position = np.random.default_rng(0).uniform(-1, 1, (40, 3))
+    np.savez(tmp_path / "points.npz", surface=position, volume=position)
+    base = ["predict", str(path), "--points", str(tmp_path / "points.npz")]
+    assert main([*base, "--interval", "0.5", "--out", str(tmp_path / "out.npz")]) == 0
+    points = {"surface": position, "volume": position}
+    each = [surrogate.encode(points=points, seed=seed).predict(points)["volume_velocity"] for seed in range(3)]
+    deviation = np.std(np.asarray(each, np.float64), axis=0, ddof=1)
+    quantile = conformal_quantile(read_calibration(path, surrogate).scores["volume/velocity"], 0.5)
+    with np.load(tmp_path / "out.npz") as written:
+        np.testing.assert_allclose(written["volume_velocity"], np.mean(each, axis=0), atol=1e-5)
+        np.testing.assert_allclose(written["volume_velocity_deviation_draws"], deviation, rtol=1e-2, atol=1e-6)
+        half = written["volume_velocity_high"] - written["volume_velocity"]
+        np.testing.assert_allclose(half, quantile * deviation, rtol=1e-2, atol=1e-4)
+    message = error_of(capsys, *base, "--interval", "0.5", "--repeats", "2", "--out", str(tmp_path / "no.npz"))
+    assert "calibrated with --repeats 3, got 2" in message
+    assert not (tmp_path / "no.npz").exists()
+
+
+def test_what_cannot_be_guaranteed_is_refused(calibrated, trained, cases, tmp_path, capsys):
+    predict = ["predict", *meshes_of(cases / "run_5"), "--out", str(tmp_path / "out"), "--interval"]
+    for run_path, level, message in (
+        (calibrated, "0.9", "level 0.9 needs at least 9 calibration cases, there are 4"),
+        (calibrated, "1", "level must be below 1, got 1"),
+        (calibrated, "90", "level must be above 0 and at most 1, got 90"),
+        (trained, "0.5", f"{trained} is not calibrated: emmi-jax calibrate {trained}"),
+    ):
+        assert message in error_of(capsys, predict[0], str(run_path), *predict[1:], level)
+    assert not (tmp_path / "out").exists()
+    file = calibrated / "calibration.json"
+    whole = file.read_text()
+    file.write_text(re.sub(r'"share": 0\.9', '"share": 0.8', whole))
+    assert "damaged: calibrate the run again" in error_of(capsys, predict[0], str(calibrated), *predict[1:], "0.5")
+    run(tiny_settings(cases, steps=2, **NO_GEOMETRY), tmp_path / "longer")
+    file.write_text(whole)
+    shutil.copy(file, tmp_path / "longer")
+    message = error_of(capsys, predict[0], str(tmp_path / "longer"), *predict[1:], "0.5")
+    assert "trained on since: calibrate it again" in message
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_cases_to_train_on_are_no_calibration_cases(split, trained, capsys):
+    message = error_of(capsys, "calibrate", str(trained), "--split", split)
+    assert "the run was trained on run_0: errors there are too small" in message
+    assert not (trained / "calibration.json").exists()
+
+
+def test_copies_of_training_cases_are_found_by_their_content(trained, cases, tmp_path, capsys):
+    copies = shutil.copytree(cases, tmp_path / "copies")
+    (copies / "split.json").write_text(json.dumps({"train": NAMES[1:2], "validation": NAMES[:1], "test": NAMES[2:]}))
+    message = error_of(capsys, "calibrate", str(trained), "--data", str(copies))
+    assert "the run was trained on run_0" in message
+    case = error_of(capsys, "calibrate", str(trained), "--data", str(cases / "run_1"))
+    assert "run_1 is a single case: a calibration needs several" in case
