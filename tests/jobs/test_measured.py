@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from emmi_jax.data import cases as cases_module
-from emmi_jax.jobs import statistics
+from emmi_jax.jobs import measured as measured_module
 from emmi_jax.jobs.datasets import load_dataset, make_normalizer
 from emmi_jax.jobs.measured import CACHE_FILE
 from tests.data.case_folders import volume_dataset, write_case_folder
@@ -55,14 +55,14 @@ def test_a_case_is_measured_once_until_its_files_change(data, measured):
 def test_processes_measure_the_same(data, monkeypatch, measured):
     expected = normalizer(data)
     (data / CACHE_FILE).unlink()
-    monkeypatch.setattr(statistics, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(measured_module, "_SMALL_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert normalizer(data) == expected
     assert len(measured) == 3  # those of this process
 
 
 def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, measured):
-    read, reading = statistics.CaseCollection.measure_case, []
+    read, reading = measured_module.CaseCollection.measure_case, []
 
     def interrupted(self, name):
         reading.append(name)
@@ -71,7 +71,7 @@ def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, mea
         return read(self, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics.CaseCollection, "measure_case", interrupted)
+        patch.setattr(measured_module.CaseCollection, "measure_case", interrupted)
         with pytest.raises(KeyboardInterrupt):
             normalizer(data)
     normalizer(data)
