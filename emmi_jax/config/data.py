@@ -60,6 +60,12 @@ class DataSettings(Config):
         metavar="NAME|FILE.json",
     )
 
+    stream_angle: float = setting(
+        0.0,
+        "Largest yaw and pitch of the stream of the built-in data in degrees, which are conditions then.",
+        low=0,
+        high=45,
+    )
     skip_unusable: bool = setting(
         False, "Leave out cases that are absent or cannot be read; reads each once.", option="--skip-unusable"
     )
@@ -69,6 +75,8 @@ class DataSettings(Config):
         for name in ("split", "statistics"):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs data of your own, got {getattr(self, name)!r} without --data")
+        if self.data is not None and self.stream_angle:
+            raise ValueError(f"stream_angle is of the built-in data, got {self.stream_angle:g} with --data {self.data}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -190,7 +190,17 @@ class WriteOptions(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionOptions(Config):
+    """The condition of a case."""
+
+    condition: str | None = setting(
+        None, "Condition of the case in the units of the run, such as speed=40,yaw=5.", metavar="NAME=VALUE,…"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictionJob(
+    ConditionOptions,
     CheckpointOptions,
     ChunkOptions,
     ReferenceOptions,

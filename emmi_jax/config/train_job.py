@@ -52,7 +52,8 @@ class SettingSources(Config):
     no_geometry: bool = setting(False, "Leave out the geometry branch.")
     recipe: str | None = setting(
         None,
-        "Settings for a data set: ahmedml, bodies, drivaerml, drivaerml-2026-04, drivaerml-2026-04-muon, shapenet-car.",
+        "Settings for a data set: ahmedml, bodies, drivaerml, drivaerml-2026-04, drivaerml-2026-04-muon, "
+        "ellipsoids-stream, shapenet-car.",
         metavar="NAME",
     )
     config: Path | None = setting(None, "Settings of your own, over those of --recipe.", metavar="FILE.toml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ def nearest_case(body: Ellipsoid, known: Sequence[Ellipsoid], queries: Mapping[s
     """Predicts the exact flow past the most similar known ellipsoid, at the corresponding points.
 
     Ellipsoids are similar if the logarithms of their stretches `R diag(a) R^T` are close (Frobenius norm), so that the
-    order of the axes does not matter. The linear map between the ellipsoids says which points correspond.
+    order of the axes does not matter. The linear map between the ellipsoids says which points correspond. Both are in
+    the stream of the first.
 
     Args:
         body: The ellipsoid to predict.
@@ -83,7 +85,7 @@ def nearest_case(body: Ellipsoid, known: Sequence[Ellipsoid], queries: Mapping[s
     """
     target = _stretch(body, np.log)
     distance = [np.linalg.norm(_stretch(other, np.log) - target) for other in known]
-    nearest = known[int(np.argmin(distance))]
+    nearest = replace(known[int(np.argmin(distance))], free_stream=body.free_stream)
     to_nearest = np.linalg.solve(_stretch(body), _stretch(nearest))
     mapped = exact_points(nearest, {branch: points.position @ to_nearest for branch, points in queries.items()})
     return {branch: points.fields for branch, points in mapped.items()}

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from emmi_jax.config import Sampling
 from emmi_jax.data.case_split import CaseSplit
 from emmi_jax.data.cases import Case, Cases
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample, case_of_sample
 from emmi_jax.data.sampling import RandomStream
@@ -38,6 +40,7 @@ class CaseCollection:
     """
 
     context: Context | None = None
+    conditions: Mapping[str, ConditionScale] = MappingProxyType({})
 
     def __init__(self, split: CaseSplit, cases: Cases, sampling: Sampling, *, name: str = "cases") -> None:
         self.split, self.cases, self.sampling, self.name = split, cases, sampling, name

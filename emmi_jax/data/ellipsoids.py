@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emmi_jax.config import Sampling
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import add_supernodes
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, SHELL_SCALE, Ellipsoid, random_ellipsoids
 from emmi_jax.data.samples import Context, Sample, case_of_sample
@@ -27,6 +31,9 @@ _POINTS_FOR_STATISTICS = 128
 class EllipsoidDataset:
     """Flow past ellipsoids in the stream (1, 0, 0): 400 to train on and 40 others to test on.
 
+    With `stream_angle` the stream has the direction of `stream_direction`, and its angles are the conditions `yaw` and
+    `pitch`: drawn anew at every step, and the same for each test case.
+
     The branch `surface` has the field `pressure_coefficient`. The branch `volume`, a shell of up to four semi-axes, has
     `velocity` and `pressure_coefficient`. Points are drawn anew at every step and their fields are computed exactly.
 
@@ -34,6 +41,7 @@ class EllipsoidDataset:
         sampling: How many points to draw, and how.
         num_train_cases: Ellipsoids to train on.
         num_test_cases: Ellipsoids to test on.
+        stream_angle: Largest yaw and pitch of the stream, in degrees; 0 for no conditions.
     """
 
     fields: ClassVar[dict[str, dict[str, int]]] = {
@@ -48,17 +56,25 @@ class EllipsoidDataset:
         *,
         num_train_cases: int = NUM_TRAIN_CASES,
         num_test_cases: int = NUM_TEST_CASES,
+        stream_angle: float = 0.0,
     ) -> None:
-        self.sampling = sampling
+        self.sampling, self.stream_angle = sampling, stream_angle
         self.train_bodies = random_ellipsoids(num_train_cases, seed=TRAIN_GEOMETRY_SEED)
         self.test_bodies = random_ellipsoids(num_test_cases, seed=TEST_GEOMETRY_SEED)
+        self.conditions = {}
+        if stream_angle:
+            scale = ConditionScale.uniform(-stream_angle, stream_angle, unit="deg", kind="angle")
+            self.conditions = {"pitch": scale, "yaw": scale}
+            bodies = enumerate(self.test_bodies)
+            self.test_bodies = [in_stream(body, self.draw_angles(RandomStream.TEST, number)) for number, body in bodies]
 
     @property
     def summary(self) -> str:
         """Describes the data in one line."""
+        streams = f", yaw and pitch up to {self.stream_angle:g} degrees" if self.stream_angle else ""
         return (
             f"potential flow past ellipsoids: {len(self.train_bodies)} geometries to train on, "
-            f"{len(self.test_bodies)} to test on"
+            f"{len(self.test_bodies)} to test on{streams}"
         )
 
     def first_case(self) -> None:
@@ -78,7 +94,9 @@ class EllipsoidDataset:
         """Returns a training ellipsoid, in physical units."""
         rng, sampling = np.random.default_rng([RandomStream.TRAIN, seed, number]), self.sampling
         body = self.train_bodies[case_of_sample(seed, number, len(self.train_bodies))]
-        return self._draw(rng, body, sampling.num_anchors, sampling.num_queries, sampling.num_supernodes)
+        angles = self.draw_angles(RandomStream.TRAIN, seed, number)
+        sizes = sampling.num_anchors, sampling.num_queries, sampling.num_supernodes
+        return self._draw(rng, in_stream(body, angles), *sizes)._replace(condition=angles)
 
     def train_case(self, seed: int, number: int) -> str:
         """Returns the number of the ellipsoid of a training sample."""
@@ -92,11 +110,23 @@ class EllipsoidDataset:
         """Yields the test ellipsoids."""
         sizes = self.sampling.num_test_anchors, NUM_TEST_QUERIES, self.sampling.num_test_supernodes
         for number, body in enumerate(self.test_bodies):
-            yield self._draw(np.random.default_rng([RandomStream.TEST, number]), body, *sizes)
+            sample = self._draw(np.random.default_rng([RandomStream.TEST, number]), body, *sizes)
+            yield sample._replace(condition=self.draw_angles(RandomStream.TEST, number))
+
+    def draw_angles(self, *key: int) -> dict[str, float] | None:
+        """Draws the angles of a stream in degrees, uniform within the limits; None without conditions."""
+        if not self.stream_angle:
+            return None
+        rng = np.random.default_rng([RandomStream.DIRECTION, *key])
+        return {name: rng.uniform(-self.stream_angle, self.stream_angle) for name in self.conditions}
 
     def _statistics_chunks(self) -> Iterator[tuple[str, PointSet]]:
         rng = np.random.default_rng([RandomStream.SETUP])
-        parts = [sample_body(body, rng, _POINTS_FOR_STATISTICS) for body in self.train_bodies]
+        bodies = [
+            in_stream(body, self.draw_angles(RandomStream.SETUP, number))
+            for number, body in enumerate(self.train_bodies)
+        ]
+        parts = [sample_body(body, rng, _POINTS_FOR_STATISTICS) for body in bodies]
         for branch, names in self.fields.items():
             position = np.concatenate([part[branch].position for part in parts])
             fields = {name: np.concatenate([part[branch].fields[name] for part in parts]) for name in names}
@@ -117,6 +147,17 @@ class EllipsoidDataset:
             return sample
         position = body.sample_surface(rng, self.sampling.num_geometry_points)
         return sample._replace(geometry=add_supernodes(rng, position, self.sampling, num_supernodes=num_supernodes))
+
+
+def stream_direction(yaw: float, pitch: float) -> NDArray[np.float64]:
+    """Returns the unit vector [3] of a stream: x at 0, turned by yaw towards y and by pitch towards z, in degrees."""
+    psi, theta = math.radians(yaw), math.radians(pitch)
+    return np.array([math.cos(theta) * math.cos(psi), math.cos(theta) * math.sin(psi), math.sin(theta)])
+
+
+def in_stream(body: Ellipsoid, angles: Mapping[str, float] | None) -> Ellipsoid:
+    """Returns a body in the stream of these angles, in degrees; None leaves its own."""
+    return body if angles is None else replace(body, free_stream=stream_direction(**angles))
 
 
 def sample_body(body: Ellipsoid, rng: np.random.Generator, num_points: int) -> dict[str, PointSet]:

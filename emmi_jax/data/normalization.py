@@ -7,7 +7,7 @@ they are, so derivatives pass through.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import Config, FrozenMapping
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.moments import Moments
 from emmi_jax.deploy.parsing import finite_numbers
 from emmi_jax.points import float_arrays
@@ -119,6 +120,7 @@ class Normalizer(Config):
         position_scale: Model units per unit of position.
         fields: `FieldScale` by branch and field.
         position_high: The highest corner of the box; None if it is unknown.
+        conditions: `ConditionScale` by name, if a case has conditions.
 
     Raises:
         ValueError: The corners do not match, or a value is out of range.
@@ -128,6 +130,7 @@ class Normalizer(Config):
     position_scale: float
     fields: Mapping[str, Mapping[str, FieldScale]]
     position_high: tuple[float, ...] | None = None
+    conditions: Mapping[str, ConditionScale] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +138,7 @@ class Normalizer(Config):
             position_low=finite_numbers("position_low", self.position_low),
             position_scale=finite_numbers("position_scale", [self.position_scale])[0],
             fields=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.fields.items()}),
+            conditions=FrozenMapping(_condition_scales(self.conditions)),
         )
         if self.position_high is not None:
             self._set(position_high=finite_numbers("position_high", self.position_high))
@@ -255,6 +259,13 @@ def _single(values: Any) -> Any:
 def _sign(xp: Any, x: Any) -> Any:
     """Returns -1 or 1; not 0 at 0, where the derivative of both logarithmic maps is 1."""
     return xp.where(x < 0, xp.asarray(-1.0, x.dtype), xp.asarray(1.0, x.dtype))
+
+
+def _condition_scales(scales: Mapping[str, Any]) -> dict[str, ConditionScale]:
+    return {
+        name: scale if isinstance(scale, ConditionScale) else ConditionScale.from_dict(scale)
+        for name, scale in scales.items()
+    }
 
 
 def _field_scales(scales: Mapping[str, Any]) -> dict[str, FieldScale]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.cases import Case
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample
 from emmi_jax.data.sampling import RandomStream
@@ -63,6 +64,11 @@ class PointCloudDataset:
             self.test_points[branch] = take_points(part, order[:num_test])
             self.train_points[branch] = take_points(part, order[num_test:])
         self._geometry = geometry_points(self.train_points, geometry, sampling, name=name)
+
+    @property
+    def conditions(self) -> dict[str, ConditionScale]:
+        """Nothing: a condition of a single case tells nothing."""
+        return {}
 
     @property
     def summary(self) -> str:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.cases import Case
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments
+from emmi_jax.deploy.conditions import condition_channels
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet
 
@@ -52,11 +54,13 @@ class Sample(NamedTuple):
         anchors: Points by branch that every other point attends to.
         queries: Points by branch that only attend; a branch may have none.
         geometry: Points of the geometry [..., P, n] and supernodes [..., M], for models with a geometry branch.
+        condition: Values by name in their units; in model units an array [..., condition_dim]. None without conditions.
     """
 
     anchors: dict[str, PointSet]
     queries: dict[str, PointSet]
     geometry: Geometry | None = None
+    condition: Any = None
 
     @property
     def context(self) -> Context:
@@ -69,6 +73,7 @@ class Sample(NamedTuple):
             "anchors": _positions(self.anchors),
             "queries": _positions(self.queries) or None,
             "geometry": self.geometry,
+            "condition": self.condition,
         }
 
 
@@ -78,6 +83,10 @@ class Dataset(Protocol):
     @property
     def fields(self) -> Mapping[str, Mapping[str, int]]:
         """Number of channels by branch and field."""
+
+    @property
+    def conditions(self) -> Mapping[str, ConditionScale]:
+        """The conditions of its cases by name, scaled by the training cases."""
 
     @property
     def summary(self) -> str:
@@ -125,7 +134,7 @@ def case_of_sample(seed: int, number: int, num_cases: int) -> int:
 
 
 def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
-    """Converts positions and fields of a case or a batch from physical to model units, in float32."""
+    """Converts positions, fields and condition of a case or a batch from physical to model units, in float32."""
 
     def normalize(parts: dict[str, PointSet]) -> dict[str, PointSet]:
         return {
@@ -139,7 +148,13 @@ def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
     geometry = sample.geometry
     if geometry is not None:
         geometry = geometry._replace(position=normalizer.normalize_position(geometry.position))
-    return Sample(normalize(sample.anchors), normalize(sample.queries), geometry)
+    scaled = normalize_condition(normalizer.conditions, sample)
+    return scaled._replace(anchors=normalize(sample.anchors), queries=normalize(sample.queries), geometry=geometry)
+
+
+def normalize_condition(scales: Mapping[str, ConditionScale], sample: Sample) -> Sample:
+    """Converts the condition of a case or a batch alone to model units."""
+    return sample._replace(condition=condition_channels(scales, sample.condition or {}) if scales else None)
 
 
 def _without_cell_sizes(sample: Sample) -> Sample:

@@ -24,6 +24,8 @@ class RandomStream(IntEnum):
     """Order of the cases in an epoch."""
     PERMUTATION = 4
     """Order of the points in a store."""
+    DIRECTION = 5
+    """Directions of the stream of the built-in data."""
 
 
 def sample_points(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from .conditions import Condition, condition_dim, parse_conditions
 from .draws import Sampling, check_unmasked
 from .parsing import finite_numbers
 
@@ -52,8 +53,8 @@ class Manifest(NamedTuple):
     """Names, scales, sampling and sizes.
 
     `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named
-    ones. `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that
-    programs take; None without a geometry branch.
+    ones; `conditions` are the scales of its named numbers. `arrays` are dtypes and shapes by name. `geometry_sizes` are
+    the numbers of points and supernodes that programs take; None without a geometry branch.
     """
 
     jax_version: str
@@ -61,6 +62,7 @@ class Manifest(NamedTuple):
     position_low: tuple[float, ...]
     position_scale: float
     condition_dim: int | dict[str, int] | None
+    conditions: dict[str, Condition]
     geometry_sizes: tuple[int, int] | None
     sampling: Sampling
     units: dict[str, str]
@@ -110,12 +112,16 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
     position_scale = finite_numbers("the scale of positions", [values["position"]["scale"]])[0]
     if not position_scale > 0:
         raise ValueError(f"the scale of positions must be positive, got {position_scale}")
+    conditions = parse_conditions(values.get("conditions", {}))
+    if conditions and condition_dim(conditions) != values["condition_dim"]:
+        raise ValueError("its conditions are not those of its model")
     return Manifest(
         scales=scales,
         jax_version=_version(values["jax"]),
         position_low=finite_numbers("the lowest corner", values["position"]["low"], num_axes),
         position_scale=position_scale,
         condition_dim=_condition_dim(values["condition_dim"]),
+        conditions=conditions,
         geometry_sizes=None if values["geometry"] is None else _geometry_sizes(**values["geometry"]),
         sampling=_sampling(**values["sampling"]),
         units={str(name): str(unit) for name, unit in values["units"].items()},

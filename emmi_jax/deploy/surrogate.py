@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .archive import Program
 from .case import Case, check_not_empty, choose_case
+from .conditions import Condition, Scales, condition_channels
 from .draws import Array, Geometry, Points
 from .manifest import Manifest
 
@@ -68,6 +69,11 @@ class ExportedSurrogate:
         return dict(self._manifest.units)
 
     @property
+    def conditions(self) -> dict[str, Condition]:
+        """Unit, kind, trained range and scale of each condition by name."""
+        return dict(self._manifest.conditions)
+
+    @property
     def kernels(self) -> dict[str, str]:
         """The attention kernel of each program, by function and sizes."""
         return {program.title: program.kernel for program in self._programs}
@@ -92,7 +98,8 @@ class ExportedSurrogate:
             anchors: Positions [T, n] of any of the branches.
             geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is. The package's
                 own serves too, but without neighbours.
-            condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
+            condition: A number for each of `conditions`, in its unit: ``{"speed": 40.0, "yaw": 5.0}``. Or in model
+                units an array [condition_dim], if the model has one, or an array for each of its named conditions.
             anchor_features: None: an exported model takes no features.
             points: Points [N, n] of any of the branches to draw from; as `Points` they may bring cell sizes.
             seed: Seed of the draws.
@@ -121,7 +128,7 @@ class ExportedSurrogate:
         inputs = (
             tuple(position[None] for position in model_units.values()),
             () if case.geometry is None else _padded(manifest, case.geometry),
-            condition_input(condition, manifest.condition_dim),
+            condition_input(_in_model_units(manifest.conditions, condition), manifest.condition_dim),
         )
         encode = self._program("encode", sizes)
         entries = encode.run(self._parameters[0], *jax.device_put(inputs, self._devices[0]))
@@ -240,6 +247,13 @@ class Encoded:
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
             raise ValueError(f"chunk_size must be 'auto' or a positive integer, got {chunk_size!r}")
         return int(chunk_size)
+
+
+def _in_model_units(scales: Scales, condition: ConditionLike | None) -> ConditionLike | None:
+    """Returns a condition as the model takes it."""
+    if condition is None and scales:
+        condition = {}
+    return condition_channels(scales, condition) if scales and isinstance(condition, Mapping) else condition
 
 
 def condition_input(condition: ConditionLike | None, condition_dim: int | Mapping[str, int] | None) -> tuple[Any, ...]:

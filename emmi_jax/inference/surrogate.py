@@ -13,6 +13,7 @@ from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
 from emmi_jax.deploy.case import Case, choose_case
+from emmi_jax.deploy.conditions import condition_channels
 from emmi_jax.deploy.draws import Sampling as DeploySampling
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
@@ -37,6 +38,7 @@ class Surrogate:
         normalizer: How positions and fields are scaled.
         sampling: How many anchors, geometry points and supernodes are drawn, and how.
         context: Anchors and geometry to use where `encode` is given none, for a run on a single case.
+        condition: Condition to use where `encode` is given none.
 
     Raises:
         ValueError: The normalizer lacks a field of the model, or has another number of channels.
@@ -52,6 +54,7 @@ class Surrogate:
     normalizer: Normalizer
     sampling: Sampling
     context: Context | None = None
+    condition: ConditionLike | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "normalizer", self.normalizer.for_fields(self.model.config.fields))
@@ -74,7 +77,8 @@ class Surrogate:
         Args:
             anchors: Positions [T, n] of any of the branches.
             geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is.
-            condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
+            condition: A number for each condition of the run, in its unit: ``{"speed": 40.0, "yaw": 5.0}``. Or in model
+                units an array [condition_dim], if the model has one, or an array for each of its named conditions.
             anchor_features: Features [T, channels] of given anchors of any branch that takes them.
             points: Points [N, n] of any of the branches to draw from; as a `PointSet` they may bring cell sizes.
             seed: Seed of the draws.
@@ -99,6 +103,7 @@ class Surrogate:
             points=points,
             seed=seed,
         )
+        condition = self.in_model_units(condition)
         cache = streaming.encode(
             self.model,
             self._variables,
@@ -128,6 +133,20 @@ class Surrogate:
             raise ValueError(f"repeats must be at least 1, got {repeats}")
         return EncodedSet((tuple(self.encode(**case, seed=seed + number) for number in range(repeats)),), intervals)
 
+    def in_model_units(self, condition: ConditionLike | None) -> ConditionLike | None:
+        """Returns a condition as the model takes it; that of the surrogate for None.
+
+        Raises:
+            ValueError: A condition of the run has no value, or a value has no condition.
+        """
+        condition = self.condition if condition is None else condition
+        scales = self.normalizer.conditions
+        if condition is None and scales:
+            condition = {}
+        if isinstance(condition, Mapping) and (scales or self.model.config.condition_dim is None):
+            return condition_channels(scales, condition)
+        return condition
+
     @property
     def _variables(self) -> dict[str, Any]:
         return {"params": self.params}
@@ -140,7 +159,7 @@ class Encoded:
     Args:
         surrogate: What encoded it.
         cache: Keys and values of its anchors and geometry.
-        condition: The condition that it was encoded with.
+        condition: The condition that it was encoded with, in model units.
     """
 
     surrogate: Surrogate

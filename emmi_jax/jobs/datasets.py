@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -44,7 +45,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     check_selection(settings.data, settings.foam)
     if settings.data is None:
-        return EllipsoidDataset(sampling)
+        return EllipsoidDataset(sampling, stream_angle=settings.stream_angle)
     path = Path(settings.data)
     opened = open_cases(settings.data, with_cell_sizes=is_weighted, foam=settings.foam)
     if opened is not None:
@@ -81,12 +82,14 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
     """
     free = settings.divergence_free
     if settings.statistics is not None:
-        return read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
+        known = read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
+        return replace(known, conditions=dataset.conditions)
     if settings.data is not None and isinstance(dataset, CaseCollection):
         moments = measure_collection(Path(settings.data), dataset, foam=settings.foam, console=console)
     else:
         moments = dataset.measure()
-    return moments.normalizer(position_range=settings.position_range, divergence_free=free)
+    measured = moments.normalizer(position_range=settings.position_range, divergence_free=free)
+    return replace(measured, conditions=dataset.conditions)
 
 
 def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:

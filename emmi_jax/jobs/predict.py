@@ -9,6 +9,7 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.intervals import Certainty
 from emmi_jax.inference.meshes import ForceReference
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.conditions import under_condition
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.jobs.predict_points import PointJob, predict_points
@@ -43,6 +44,7 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
         raise ValueError("expected --out, or --write-openfoam")
     surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
     config.model.refuse_features("a prediction of files")
+    surrogate = under_condition(surrogate, job.condition, console)
     certainty = _certainty(job, surrogate)
     foam = config.foam(job.surface_patches, job.time)
     chunk_size: ChunkSize = job.chunk_size or "auto"

@@ -19,6 +19,7 @@ from emmi_jax.data.baselines import baselines
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset
+from emmi_jax.deploy.conditions import condition_dim
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.files.locks import locked
 from emmi_jax.files.outputs import check_output
@@ -182,7 +183,7 @@ def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> No
     devices, dataset = _devices(settings, job), load_dataset(settings)
     if settings.statistics is not None:
         make_normalizer(settings, dataset, console=console)
-    config = model_config(settings, dataset.fields)
+    config = model_config(settings, dataset.fields, condition_dim(dataset.conditions))
     trainer = TrainSetup.make(settings, dataset, devices, config)
     largest = trainer.put(trainer.draw(settings.steps - 1))
     step = jax.jit(trainer.train_step).lower(devices.abstract_state(trainer.state), largest).compile()
@@ -286,12 +287,14 @@ def _options(settings: TrainSettings, model: AbUptConfig) -> JsonDict:
 
 def _model(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None) -> AbUptConfig:
     """Returns the model to train; converted weights bring theirs, and their scales."""
-    model = model_config(settings, dataset.fields)
+    model = model_config(settings, dataset.fields, condition_dim(dataset.conditions))
     if weights is None:
         return model
     if settings.statistics is not None:
         raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
     weights.model.refuse_features("training")
+    if (known := sorted(weights.normalizer.conditions)) != (found := sorted(dataset.conditions)):
+        raise ValueError(f"the run takes the conditions {known}, the data have {found}")
     check_same_config(weights.model.fields, model.fields, path="fields.")
     return weights.model
 

@@ -18,6 +18,7 @@ from emmi_jax.config.checks import is_number
 from emmi_jax.data.field_sources import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
+from emmi_jax.deploy.conditions import condition_dim
 from emmi_jax.files.atomic import JsonDict, naming_the_file, read_json_object, write_atomically, write_json
 from emmi_jax.files.locks import LOCK_FILE, locked
 from emmi_jax.files.npz import read_arrays, write_arrays
@@ -63,6 +64,9 @@ class RunConfig(Config):
         if not isinstance(self.positions, str | None):
             raise ValueError(f"positions must be a text or none, got {self.positions!r:.80}")
         self.normalizer.for_fields(self.model.fields)
+        named = condition_dim(self.normalizer.conditions)
+        if named is not None and (self.model.conditioning_dims is not None or named != self.model.condition_dim):
+            raise ValueError(f"the conditions have {named} channels, the model takes {self.model.condition_dim}")
         if (found := len(self.normalizer.position_low)) != self.model.num_position_axes:
             raise ValueError(f"the model has {self.model.num_position_axes} position axes, the normalizer {found}")
 

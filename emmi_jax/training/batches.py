@@ -18,7 +18,7 @@ import jax
 
 from emmi_jax.config import SupernodePoolingConfig, TrainSettings
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.samples import Dataset, Sample, normalize_sample, stack_samples
+from emmi_jax.data.samples import Dataset, Sample, normalize_condition, normalize_sample, stack_samples
 from emmi_jax.layers.supernode_pooling import with_neighbors
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ class DrawBatch:
     Args:
         settings: Settings of the run.
         dataset: The data.
-        normalizer: Scales of positions and fields; None leaves them as they are.
+        normalizer: Scales of positions, fields and conditions; None leaves positions and fields as they are.
         rows: The rows of the batch to draw.
         pooling: How to find the neighbours of supernodes; None leaves that to the devices.
     """
@@ -52,7 +52,9 @@ class DrawBatch:
         sampling = self.settings.sampling_at(step)
         dataset = self.dataset if sampling == self.settings.sampling else self.dataset.resampled(sampling)
         drawn = [dataset.train_sample(seed, step * size + row) for row in self.rows]
-        if self.normalizer is not None:
+        if self.normalizer is None:
+            drawn = [normalize_condition(self.dataset.conditions, sample) for sample in drawn]
+        else:
             drawn = [normalize_sample(self.normalizer, sample) for sample in drawn]
         batch = stack_samples(drawn)
         if batch.geometry is None or self.pooling is None:

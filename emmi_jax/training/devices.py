@@ -111,6 +111,7 @@ class Devices(NamedTuple):
     def batch_specs(self, batch: Sample) -> Sample:
         """Returns how each array of a batch is sharded; every device has the geometry points of its cases."""
         specs = jax.tree.map(lambda _: P(DATA, TOKENS), batch)
+        specs = specs._replace(condition=jax.tree.map(lambda _: P(DATA), batch.condition))
         if batch.geometry is None:
             return specs
         return specs._replace(geometry=specs.geometry._replace(position=P(DATA)))

@@ -26,9 +26,9 @@ def query_chunk_size(sample: Sample) -> int:
 
 
 def encode_sample(surrogate: Surrogate, sample: Sample) -> Encoded:
-    """Encodes the anchors and the geometry of a sample."""
+    """Encodes the anchors, the geometry and the condition of a sample."""
     anchors, geometry = sample.context
-    return surrogate.encode(anchors=anchors, geometry=geometry)
+    return surrogate.encode(anchors=anchors, geometry=geometry, condition=sample.condition)
 
 
 def predict_queries(surrogate: Surrogate, sample: Sample) -> Fields:

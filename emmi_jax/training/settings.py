@@ -10,8 +10,10 @@ from emmi_jax.config import AbUptConfig, TrainSettings
 from emmi_jax.config.base import as_mapping
 
 
-def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]]) -> AbUptConfig:
-    """Returns the configuration of the model to train on these fields, on the devices at hand.
+def model_config(
+    settings: TrainSettings, fields: Mapping[str, Mapping[str, int]], condition_dim: int | None = None
+) -> AbUptConfig:
+    """Returns the configuration of the model to train on these fields and conditions, on the devices at hand.
 
     Raises:
         ValueError: A divergence-free or weighted field does not exist, or the model is impossible.
@@ -34,7 +36,8 @@ def model_config(settings: TrainSettings, fields: Mapping[str, Mapping[str, int]
         options["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     free = settings.divergence_free
     potentials = {branch: tuple(name for name in of_branch if name in free) for branch, of_branch in names.items()}
-    config = AbUptConfig.from_dict({**options, "fields": fields, "vector_potentials": potentials})
+    follows = {"fields": fields, "vector_potentials": potentials, "condition_dim": condition_dim}
+    config = AbUptConfig.from_dict({**options, **follows})
     if config.has_geometry != bool(settings.sampling.num_geometry_points):
         raise ValueError(
             f"perceiver blocks read the geometry points: got physics_blocks {list(config.physics_blocks)} "

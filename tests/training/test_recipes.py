@@ -16,16 +16,21 @@ from emmi_jax.training.settings import model_config
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_sets_all_that_the_data_do_not_and_leaves_nothing_to_defaults(name):
     recipe = read_recipe(name)
-    settings = TrainSettings(data="cases").updated(recipe)
+    is_built_in = name == "ellipsoids-stream"
+    settings = TrainSettings(data=None if is_built_in else "cases").updated(recipe)
     of_data = {"position_range"} if name == "bodies" else {"statistics", "split"}
+    if is_built_in:
+        of_data = {"position_range", "dense_fraction", "stream_angle"}
     assert (
         set(recipe) == {"steps", "batch_size", "checkpoint_every", "loss", "sampling", "model", "optimizer"} | of_data
     )
-    assert set(settings.model) - set(recipe["model"]) == ({"supernode_pooling"} if name == "bodies" else set())
+    assert set(settings.model) - set(recipe["model"]) == (
+        {"supernode_pooling"} if name == "bodies" or is_built_in else set()
+    )
     for section in ("sampling", "optimizer"):
         left = set(settings.to_dict()[section]) - set(recipe[section])
         of_muon = {"companion", "companion_learning_rate", "companion_weight_decay", "muon_scale"}
-        of_others = {"ema_decay"} if name == "bodies" else set()
+        of_others = {"ema_decay", "companion_learning_rate"} if name == "bodies" or is_built_in else set()
         is_muon = recipe["optimizer"]["name"] == "muon"
         assert left <= {"method", "supernode_method", "accumulation"} | of_others | (set() if is_muon else of_muon)
 

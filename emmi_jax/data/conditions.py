@@ -1,0 +1,97 @@
+"""Conditions of cases, and how they are scaled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from emmi_jax.config import Config
+from emmi_jax.config.setting import setting
+from emmi_jax.deploy.conditions import KINDS, check_scale
+
+
+class CaseCondition(NamedTuple):
+    """A condition of one case.
+
+    Attributes:
+        value: In its unit.
+        unit: Such as "m/s"; None if it has none or it is unknown.
+        kind: One of `KINDS`.
+    """
+
+    value: float
+    unit: str | None = None
+    kind: str = "plain"
+
+
+Conditions = Mapping[str, CaseCondition]
+"""The conditions of a case by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionScale(Config):
+    """How a condition reaches the model: as (x - mean) / std, of its logarithm where it is logarithmic.
+
+    An angle whose range spans more than half a turn reaches it as sine and cosine.
+    """
+
+    unit: str | None = setting(None, "Its unit, such as m/s or deg.")
+    kind: str = setting("plain", "plain, logarithmic or angle (in degrees, or in rad).", choices=KINDS)
+    low: float | None = setting(None, "Smallest value in training; none if it is unknown.")
+    high: float | None = setting(None, "Largest value in training; none if it is unknown.")
+    mean: float = setting(0.0, "Mean in training, of the logarithm where it is logarithmic.")
+    std: float = setting(1.0, "Standard deviation in training.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_scale("of a run", self)
+
+    @classmethod
+    def of(cls, name: str, conditions: Mapping[str, CaseCondition]) -> ConditionScale:
+        """Returns the scale of a condition with these values by training case.
+
+        Raises:
+            ValueError: It is constant, or not positive where it is logarithmic, or the units or kinds differ.
+        """
+        first, *_ = conditions.values()
+        values = np.array([condition.value for condition in conditions.values()])
+        if differing := {(c.unit, c.kind) for c in conditions.values()} - {(first.unit, first.kind)}:
+            unit, kind = min(differing, key=str)
+            raise ValueError(
+                f"the condition {name!r} is in {first.unit} and {first.kind} in {next(iter(conditions))}, and in "
+                f"{unit} and {kind} elsewhere: expected one unit and kind"
+            )
+        low, high = float(values.min()), float(values.max())
+        if not high - low > 1e-9 * max(abs(low), abs(high)):
+            raise ValueError(
+                f"the condition {name!r} is {low:g} in all {len(values)} training cases, so that nothing can be "
+                f"learned of it: leave it out, or train on cases where it differs"
+            )
+        if first.kind == "logarithmic":
+            if low <= 0:
+                case = min(conditions, key=lambda case: conditions[case].value)
+                raise ValueError(f"{case}: the condition {name!r} is logarithmic and must be positive, got {low:g}")
+            values = np.log(values)
+        return cls(
+            unit=first.unit, kind=first.kind, low=low, high=high, mean=float(values.mean()), std=float(values.std())
+        )
+
+    @classmethod
+    def uniform(cls, low: float, high: float, *, unit: str, kind: str) -> ConditionScale:
+        """Returns the scale of values that are uniform between two limits."""
+        std = (high - low) / math.sqrt(12)
+        return cls(unit=unit, kind=kind, low=low, high=high, mean=(low + high) / 2, std=std)
+
+
+def measure_conditions(by_case: Mapping[str, Conditions]) -> dict[str, ConditionScale]:
+    """Returns the scales of the conditions of training cases, which all have the same.
+
+    Raises:
+        ValueError: A condition is constant or has several units.
+    """
+    names = sorted({name for conditions in by_case.values() for name in conditions})
+    return {name: ConditionScale.of(name, {case: found[name] for case, found in by_case.items()}) for name in names}

@@ -1,0 +1,55 @@
+"""The condition that an option names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from emmi_jax.deploy.conditions import check_names, outside_range
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.progress import print_warnings
+
+
+def under_condition(surrogate: Surrogate, text: str | None, console: Console) -> Surrogate:
+    """Returns a surrogate whose cases are under a condition, after warnings of values outside the trained ranges.
+
+    Args:
+        surrogate: The surrogate.
+        text: Such as "speed=40,yaw=5"; None for no condition.
+        console: Where warnings are printed.
+
+    Raises:
+        ValueError: A condition is missing, unknown or no number.
+    """
+    values, config = {} if text is None else parse_condition(text), surrogate.model.config
+    scales = surrogate.normalizer.conditions
+    if config.conditioning_dims is not None:
+        return replace(surrogate, condition={name: [value] for name, value in values.items()})
+    if not scales and config.condition_dim is not None:
+        raise ValueError(
+            f"the model takes a condition of {config.condition_dim} numbers that have no names: convert it with "
+            "--conditions NAME,…"
+        )
+    check_names(scales, values)
+    print_warnings(outside_range(scales, values), console)
+    return replace(surrogate, condition=values or None)
+
+
+def parse_condition(text: str) -> dict[str, float]:
+    """Parses "speed=40,yaw=5" into numbers by name.
+
+    Raises:
+        ValueError: It is not of this form, or a name comes twice.
+    """
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (word.strip() for word in part.partition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            value = None
+        if not name or not equals or value is None or name in values:
+            raise ValueError(f"a condition has the form speed=40,yaw=5, got {text!r}")
+        values[name] = value
+    return values

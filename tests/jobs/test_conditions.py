@@ -1,0 +1,108 @@
+"""A run that depends on conditions, through the commands and the exported file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import emmi_jax
+from emmi_jax import deploy
+from emmi_jax.cli import main
+from emmi_jax.data.potential_flow import random_ellipsoids
+from emmi_jax.runs.directory import RunDirectory
+from tests.jobs.tiny_runs import run, tiny_settings
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the built-in data with the direction of the stream as condition."""
+    path = tmp_path_factory.mktemp("runs") / "stream"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emmi_jax.data.ellipsoids.NUM_TEST_QUERIES", 12)
+        run(tiny_settings(None, stream_angle=15.0, steps=4, learning_rate=0.05), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    body, rng = random_ellipsoids(1, seed=5)[0], np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("points") / "points.npz"
+    np.savez(path, surface=body.sample_surface(rng, 30), volume=body.sample_volume(rng, 30))
+    return path
+
+
+def predict(run: Path, points: Path, out: Path, *options: str) -> dict[str, np.ndarray]:
+    assert main(["predict", str(run), "--points", str(points), "--out", str(out), *options]) == 0
+    return dict(np.load(out))
+
+
+def test_the_run_keeps_names_units_ranges_and_scales(trained):
+    config = RunDirectory.open(trained).read_config()
+    assert config.model.condition_dim == 2
+    kept = {name: (c.unit, c.kind, c.low, c.high) for name, c in config.normalizer.conditions.items()}
+    assert kept == {"pitch": ("deg", "angle", -15, 15), "yaw": ("deg", "angle", -15, 15)}
+
+
+def test_cases_that_differ_in_the_condition_alone_get_different_predictions(trained, points, tmp_path):
+    first, again, other = (
+        predict(trained, points, tmp_path / f"{number}.npz", "--condition", text)
+        for number, text in enumerate(("yaw=5,pitch=0", "pitch=0,yaw=5", "yaw=-5,pitch=0"))
+    )
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, again[name])
+        assert np.abs(values - other[name]).max() > 1e-4 * np.abs(values).max()
+
+
+def test_a_named_condition_is_the_array_that_the_model_takes(trained, points):
+    surrogate, queries = emmi_jax.load_run(trained), dict(np.load(points))
+    named = surrogate.encode(points=queries, condition={"yaw": 15.0, "pitch": -15.0}).predict(queries)
+    channels = np.array([-15.0, 15.0]) / (30 / np.sqrt(12))  # in the order of the names
+    array = surrogate.encode(points=queries, condition=channels).predict(queries)
+    for name, values in named.items():
+        np.testing.assert_allclose(values, array[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_file_gives_the_same_numbers_by_the_same_names(trained, points, tmp_path):
+    assert main(["export", str(trained), "--out", str(tmp_path / "run.emmi")]) == 0
+    exported, queries = deploy.load(tmp_path / "run.emmi"), dict(np.load(points))
+    assert exported.conditions["yaw"][:4] == ("deg", "angle", -15.0, 15.0)
+    options = {"points": queries, "condition": {"yaw": 5.0, "pitch": -3.0}}
+    expected, found = (s.encode(**options).predict(queries) for s in (emmi_jax.load_run(trained), exported))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    for surrogate in (emmi_jax.load_run(trained), exported):
+        with pytest.raises(ValueError, match=r"needs a value of the condition pitch \[deg\], trained from -15 to 15"):
+            surrogate.encode(points=queries, condition={"yaw": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the model needs a value of the condition pitch [deg], trained from -15 to 15; and of yaw [deg]"),
+        (["--condition", "yaw=1"], "needs a value of the condition pitch [deg], trained from -15 to 15; given: yaw"),
+        (["--condition", "yaw"], "a condition has the form speed=40,yaw=5, got 'yaw'"),
+        (["--condition", "yaw=1,pitch=x"], "a condition has the form speed=40,yaw=5, got 'yaw=1,pitch=x'"),
+        (["--condition", "yaw=1,pitch=nan"], "pitch [deg], trained from -15 to 15, must be a finite number, got nan"),
+        (["--condition", "yaw=1,pitch=1,mach=2"], "the model takes the conditions pitch, yaw, got a value of 'mach'"),
+    ],
+)
+def test_a_wrong_condition_costs_one_line(trained, points, tmp_path, capsys, options, message):
+    out = tmp_path / "fields.npz"
+    assert main(["predict", str(trained), "--points", str(points), "--out", str(out), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_value_outside_the_trained_range_is_a_warning(trained, points, tmp_path, capsys):
+    predict(trained, points, tmp_path / "fields.npz", "--condition", "yaw=18,pitch=0")
+    assert "warning: the condition yaw is 18 deg, outside the trained range -15 … 15 by 3 deg, 10% of the range" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_run_is_resumed_under_its_own_conditions_alone(trained):
+    settings = tiny_settings(None, stream_angle=15.0, steps=4, learning_rate=0.05)
+    with pytest.raises(ValueError, match=r"started with settings\.stream_angle = 15\.0, now it is 10\.0"):
+        run(settings.updated({"stream_angle": 10.0}), trained, resume=True)
