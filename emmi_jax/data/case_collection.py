@@ -14,7 +14,7 @@ import numpy as np
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.case_split import CaseSplit
-from emmi_jax.data.cases import Case, Cases
+from emmi_jax.data.cases import BranchShape, Case, Cases
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.samples import Context, Sample, case_of_sample
@@ -116,20 +116,20 @@ class CaseCollection:
         case = self.cases.draw(name, rng, self.sampling, num_points)
         return case._replace(geometry=geometry_points(case.points, case.geometry, self.sampling, name=name))
 
-    def check_fields(self, name: str, found: Mapping[str, Mapping[str, int]]) -> None:
-        """Refuses a case whose channels by branch and field are not those of the first case."""
+    def check_shapes(self, name: str, shapes: Mapping[str, BranchShape]) -> None:
+        """Refuses a case with other fields than the first, or with fewer points than a step draws."""
+        found = {branch: dict(shape.fields) for branch, shape in shapes.items()}
         if found != self.fields:
             raise ValueError(f"{name}: has the fields {found}, the case {self.split.train[0]} has {self.fields}")
-
-    def _check(self, name: str) -> None:
-        shapes = self.cases.shapes(name)
-        self.check_fields(name, {branch: dict(shape.fields) for branch, shape in shapes.items()})
         for branch, shape in shapes.items():
             if shape.num_points < self._points_per_step:
                 raise ValueError(
                     f"{name}: {branch}: {shape.num_points} points are too few: "
                     f"a step draws {self._points_per_step} of them"
                 )
+
+    def _check(self, name: str) -> None:
+        self.check_shapes(name, self.cases.shapes(name))
 
     @property
     def _points_per_step(self) -> int:

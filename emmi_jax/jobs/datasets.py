@@ -28,7 +28,7 @@ from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
 from emmi_jax.jobs.cases import check_selection, folder_left_out, open_cases
-from emmi_jax.jobs.measured import measure_collection
+from emmi_jax.jobs.measured import check_held_out, measure_collection
 from emmi_jax.jobs.progress import print_left_out, print_unusable, print_warnings
 
 
@@ -90,6 +90,16 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
         moments = dataset.measure()
     measured = moments.normalizer(position_range=settings.position_range, divergence_free=free)
     return replace(measured, conditions=dataset.conditions)
+
+
+def check_held_out_cases(settings: TrainSettings, dataset: Dataset, *, console: Console) -> None:
+    """Reads the cases to validate and to test on, as `make_normalizer` does where it measures.
+
+    Raises:
+        ValueError: A case is unusable.
+    """
+    if settings.data is not None and isinstance(dataset, CaseCollection):
+        check_held_out(Path(settings.data), dataset, foam=settings.foam, console=console)
 
 
 def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:

@@ -17,7 +17,7 @@ from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import case_files, case_fingerprint
 from emmi_jax.data.case_reading import read_case_folder
-from emmi_jax.data.cases import WholeCases
+from emmi_jax.data.cases import BranchShape, WholeCases
 from emmi_jax.data.notes import moments_box, unlike_cases
 from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks
 from emmi_jax.files.atomic import JsonDict, cache_folder, read_json_object, write_json
@@ -53,7 +53,30 @@ def measure_collection(
     """
     if not isinstance(dataset.cases, WholeCases):
         return dataset.measure()
-    names = [*dataset.split.train, *dataset.split.validation, *dataset.split.test]
+    train = dataset.split.train
+    found = _measure_cases(path, dataset, [*train, *_held_out(dataset)], console, foam)
+    return merge(found[name] for name in train)
+
+
+def check_held_out(
+    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = LATEST_WALLS
+) -> None:
+    """Reads the cases to validate and to test on, except those that were measured before and have not changed.
+
+    Raises:
+        ValueError: A case is unusable or has other fields than the first.
+    """
+    if isinstance(dataset.cases, WholeCases):
+        _measure_cases(path, dataset, _held_out(dataset), console, foam)
+
+
+def _held_out(dataset: CaseCollection) -> list[str]:
+    return [*dataset.split.validation, *dataset.split.test]
+
+
+def _measure_cases(
+    path: Path, dataset: CaseCollection, names: Sequence[str], console: Console, foam: FoamSelection
+) -> dict[str, DataMoments]:
     keys = {name: case_fingerprint(path / name, path, foam, with_times=True) for name in names}
     kept = _read_cache(path)
     found = {name: kept[name][1] for name in names if name in kept and kept[name][0] == keys[name]}
@@ -70,9 +93,16 @@ def measure_collection(
             finally:
                 _write_cache(path, kept | {name: (keys[name], moments) for name, moments in found.items()})
     for name in names:
-        dataset.check_fields(name, found[name].channels)
+        dataset.check_shapes(name, _shapes(found[name]))
     print_warnings(unlike_cases({name: moments_box(found[name]) for name in names}), console)
-    return merge(found[name] for name in dataset.split.train)
+    return found
+
+
+def _shapes(moments: DataMoments) -> dict[str, BranchShape]:
+    return {
+        branch: BranchShape(next(plain.count for plain, _ in of_branch.values()), moments.channels[branch])
+        for branch, of_branch in moments.fields.items()
+    }
 
 
 def _measure_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import (
     branches_of,
+    check_held_out_cases,
     data_fingerprint,
     describe_sources,
     field_sources,
@@ -167,9 +168,14 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
         model = config.model
     trainer = TrainSetup.make(settings, dataset, devices, model, workers=job.devices.workers)
     check_step(trainer)
-    if stored is None:
-        normalizer = _measured(settings, dataset, console) if source is None else source.normalizer
-        config = _run_config(settings, dataset, model, normalizer, weights=source)
+    with _main_first("statistics"):
+        densest = dataset.resampled(settings.sampling_at(settings.steps - 1))  # as cases are checked for enough points
+        if stored is None:
+            normalizer = make_normalizer(settings, densest, console=console) if source is None else source.normalizer
+            config = _run_config(settings, dataset, model, normalizer, weights=source)
+        is_measured = stored is None and source is None and settings.statistics is None
+        if is_main() and not is_measured:
+            check_held_out_cases(settings, densest, console=console)
     return _Start(trainer.scaled(config.normalizer), config, params)
 
 
@@ -235,15 +241,14 @@ def _complete(run: RunDirectory, config: RunConfig, dataset: Dataset) -> None:
     run.write_context(dataset.context)
 
 
-def _measured(settings: TrainSettings, dataset: Dataset, console: Console) -> Normalizer:
-    """Measures statistics in the main process; the others find them."""
+@contextlib.contextmanager
+def _main_first(what: str) -> Iterator[None]:
+    """Lets the other processes wait until the main one has done something; they find what it measured."""
     if not is_main():
-        wait_for_all("statistics")
-    densest = dataset.resampled(settings.sampling_at(settings.steps - 1))  # as cases are checked for enough points
-    normalizer = make_normalizer(settings, densest, console=console)
+        wait_for_all(what)
+    yield
     if is_main():
-        wait_for_all("statistics")
-    return normalizer
+        wait_for_all(what)
 
 
 def _resumed_config(settings: TrainSettings, dataset: Dataset, model: AbUptConfig, stored: RunConfig) -> RunConfig:

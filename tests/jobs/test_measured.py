@@ -88,6 +88,31 @@ def test_a_case_that_is_only_tested_on_is_checked_before_training(part, data):
         normalizer(data)
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_cases_that_are_held_out_are_read_before_training_under_given_statistics(part, is_resumed, data, tmp_path):
+    (data / "split.json").write_text(json.dumps({"train": ["run_0"], "test": ["run_2"]} | {part: ["run_1"]}))
+    statistics = tmp_path / "statistics.json"
+    statistics.write_text(json.dumps(normalizer(data).to_dict()))
+    settings = tiny_settings(data, steps=1, statistics=str(statistics), **NO_GEOMETRY)
+    if is_resumed:
+        run(settings, tmp_path / "run")
+    (data / CACHE_FILE).unlink()
+    volume = volume_dataset(9)
+    volume.cell_data["U"][3, 1] = np.nan
+    volume.save(data / "run_1/volume_1.vtu")
+    with pytest.raises(ValueError, match=r"run_1/volume_1\.vtu: 1 of \d+ values of 'U' are NaN or infinite"):
+        run(settings, tmp_path / "run", resume=is_resumed)
+    assert (tmp_path / "run").exists() == is_resumed
+
+
+def test_a_held_out_case_of_too_few_points_is_named_though_it_was_measured_before(data):
+    normalizer(data)
+    settings = tiny_settings(data, num_anchors=400)
+    with pytest.raises(ValueError, match=r"run_\d: volume: \d+ points are too few: a step draws 404"):
+        make_normalizer(settings, load_dataset(settings), console=Console(quiet=True))
+
+
 @pytest.mark.parametrize("protect", [lambda path: path.chmod(0o555), lambda path: (path / CACHE_FILE).mkdir()])
 def test_the_cache_of_the_user_serves_a_folder_that_cannot_be_written_to(
     protect, data, tmp_path, monkeypatch, measured
