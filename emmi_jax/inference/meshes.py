@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -23,7 +23,13 @@ from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.meshes.components import found_arrays
 from emmi_jax.meshes.content import field_names
-from emmi_jax.meshes.forces import force_coefficients, integrate_forces
+from emmi_jax.meshes.forces import (
+    DRAG_DIRECTION,
+    LIFT_DIRECTION,
+    force_coefficients,
+    integrate_forces,
+    pressure_notes,
+)
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh, write_mesh
 from emmi_jax.meshes.openfoam import foam_arrays, read_branch
 from emmi_jax.meshes.surfaces import check_surface, surface_elements, surface_triangles
@@ -73,12 +79,14 @@ class Forces(NamedTuple):
         side: How the outward side of the surface was found, in words.
         spreads: The predicted ones of all draws.
         has_shear: Whether friction is part of them.
+        notes: Along which directions pressure gives no force, a line each.
     """
 
     coefficients: dict[str, dict[str, float]]
     side: str
     spreads: dict[str, Spread]
     has_shear: bool
+    notes: Sequence[str]
 
 
 def query_mesh(
@@ -281,7 +289,8 @@ def surface_forces(predicted: Mapping[str, Array], surface: BranchMesh, referenc
     found = {"predicted": {name: float(spread.mean) for name, spread in spreads.items()}}
     if set(force_fields(predicted)) <= set(surface.reference):
         found["reference"] = coefficients(surface.reference)
-    return Forces(found, elements.side, spreads, len(force_fields(predicted)) > 1)
+    notes = pressure_notes(elements.normal, elements.area, {"drag": DRAG_DIRECTION, "lift": LIFT_DIRECTION})
+    return Forces(found, elements.side, spreads, len(force_fields(predicted)) > 1, notes)
 
 
 def coefficient_spreads(

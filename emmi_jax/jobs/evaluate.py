@@ -127,6 +127,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     if found is not None:
         write_atomically(out / f"{stem}_forces.csv", _csv(found.rows()))
         print_sides(sides, console)
+        print_warnings(found.notes, console)
         console.print(found.table())
         paths += [out / f"{stem}_forces.csv", draw_forces(out / f"{stem}_forces.png", found)]
     elif forces.problem is not None:

@@ -16,7 +16,7 @@ from emmi_jax.files.atomic import JsonDict
 from emmi_jax.inference.meshes import ForceReference, coefficient_spreads, force_fields, surface_force
 from emmi_jax.inference.spread import Spread
 from emmi_jax.jobs.progress import new_table
-from emmi_jax.meshes.forces import check_direction, force_coefficients
+from emmi_jax.meshes.forces import check_direction, force_coefficients, pressure_notes
 from emmi_jax.points import Array, Fields
 
 NAMES = ("cd", "cl")
@@ -89,6 +89,8 @@ class CaseForces:
         if known is not None:
             ratio = 1.0 if known.area is None else known.area / reference.area
             self.known["solver"] = {"cd": ratio * known.cd, "cl": ratio * known.cl}
+        directions = {"drag": options.drag_direction, "lift": options.lift_direction}
+        self.notes = pressure_notes(self._normal, self._area, directions)
         self.predicted: list[dict[str, float]] = []
 
     def add(self, predicted: Mapping[str, Array]) -> None:
@@ -168,10 +170,14 @@ class ForceMetrics:
     Args:
         cases: The coefficients by case, each for the same number of draws.
         options: The directions.
+
+    Attributes:
+        notes: Along which directions pressure gives no force, a line each.
     """
 
     def __init__(self, cases: Mapping[str, CaseForces], options: ForceOptions) -> None:
         self._only = " (pressure only)" if any(len(case.names) == 1 for case in cases.values()) else ""
+        self.notes = list(dict.fromkeys(note for case in cases.values() for note in case.notes))
         self._options, self._references = options, {name: case.reference for name, case in cases.items()}
         is_over_area = any(case.reference.area != 1 for case in cases.values())
         self.labels = dict(zip(NAMES, ("Cd", "Cl") if is_over_area else ("CdA, m²", "ClA, m²"), strict=True))

@@ -59,7 +59,7 @@ def measure_collection(
 
 
 def check_held_out(
-    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = LATEST_WALLS
+    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = DEFAULT_SELECTION
 ) -> None:
     """Reads the cases to validate and to test on, except those that were measured before and have not changed.
 

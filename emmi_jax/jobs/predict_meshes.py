@@ -143,6 +143,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     if job.forces is not None:
         forces = surface_forces(each, meshes[GEOMETRY_BRANCH], job.forces)
         print_sides({str(meshes[GEOMETRY_BRANCH].mesh.path): forces.side}, console)
+        print_warnings(forces.notes, console)
         report_forces(job.out, forces, job.forces, job.certainty.intervals, console)
     predicted = {branch: {n: arrays[n] for n in field_columns(arrays)} for branch, arrays in predicted.items()}
     if job.figures == "png":

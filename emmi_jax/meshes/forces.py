@@ -5,6 +5,7 @@ NumPy arrays are summed in float64. JAX arrays and tracers are summed in float32
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from emmi_jax.points import float_arrays
+
+DRAG_DIRECTION, LIFT_DIRECTION = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
+_FACING = 1e-6
+"""Share of the area from which on a surface faces a direction."""
 
 
 def integrate_forces(
@@ -66,8 +71,8 @@ def force_coefficients(
     dynamic_pressure: float | None = None,
     density: float | None = None,
     speed: float | None = None,
-    drag_direction: ArrayLike = (1.0, 0.0, 0.0),
-    lift_direction: ArrayLike = (0.0, 0.0, 1.0),
+    drag_direction: ArrayLike = DRAG_DIRECTION,
+    lift_direction: ArrayLike = LIFT_DIRECTION,
 ) -> dict[str, Any]:
     """Divides the components of a force along two directions by dynamic pressure times reference area.
 
@@ -104,6 +109,23 @@ def force_coefficients(
     scale = (dynamic_pressure or 0.0) * area
     found = {"cd": (total * drag).sum() / scale, "cl": (total * lift).sum() / scale}
     return found if is_jax else {name: float(value) for name, value in found.items()}
+
+
+def pressure_notes(normal: ArrayLike, area: ArrayLike, directions: Mapping[str, ArrayLike]) -> list[str]:
+    """Returns a line for each direction that no cell of a surface faces, so that pressure gives no force along it.
+
+    Args:
+        normal: Unit normals [N, 3].
+        area: Areas [N].
+        directions: The directions [3] by what they are of, such as `lift`.
+    """
+    n, a, lines = np.asarray(normal, np.float64), np.asarray(area, np.float64), []
+    for name, direction in directions.items():
+        facing = np.abs(n @ check_direction(f"{name}_direction", direction)) * a
+        if facing.sum() <= _FACING * a.sum():
+            along = ", ".join(f"{x:g}" for x in np.asarray(direction, np.float64))
+            lines.append(f"{name} along ({along}) has no part from pressure: no cell of the surface faces that way")
+    return lines
 
 
 def check_direction(name: str, direction: ArrayLike) -> Any:

@@ -77,11 +77,14 @@ def orient(points: Floats, connectivity: Ints, offsets: Ints, vector_area: Float
         "{} with gaps": int((is_decided & ~surface.is_closed).sum()),
         "open {}": int((~is_decided).sum()),
     }
-    side = _describe(count, int((sign < 0).sum()), int(is_inside.sum()), num_against, len(border.cell))
+    num_doubled = _num_doubled(edges, len(part))
+    side = _describe(count, int((sign < 0).sum()), int(is_inside.sum()), num_against, len(border.cell), num_doubled)
     return Orientation(is_turned ^ (sign[part] < 0), len(border.cell), side)
 
 
-def _describe(count: dict[str, int], num_turned: int, num_inside: int, num_against: int, num_open: int) -> str:
+def _describe(
+    count: dict[str, int], num_turned: int, num_inside: int, num_against: int, num_open: int, num_doubled: int
+) -> str:
     parts = [
         f"{number:,} {what.format('part' if number == 1 else 'parts')}" for what, number in count.items() if number
     ]
@@ -94,6 +97,7 @@ def _describe(count: dict[str, int], num_turned: int, num_inside: int, num_again
     more += [f"{num_inside:,} inside another, so the wall of a cavity"] * (num_inside > 0)
     more += [f"{num_against:,} polygons turned to run as their neighbours"] * (num_against > 0)
     more += [f"{num_open:,} open edges"] * (num_open > 0)
+    more += [f"{num_doubled:,} polygons on top of others, so counted twice"] * (num_doubled > 0)
     return f"{words}; {', '.join(more)}" if more else words
 
 
@@ -117,6 +121,19 @@ def _half_edges(corner: Ints, offsets: Ints) -> _Edges:
     order = np.argsort(key, kind="stable")
     edge = np.cumsum(np.diff(key[order], prepend=key[order[:1]]) != 0, dtype=np.int64)
     return _Edges(cell[order], start[order], end[order], edge)
+
+
+def _num_doubled(edges: _Edges, num_cells: int) -> int:
+    """Returns how many polygons have the same edges as another, beside which there are more."""
+    is_shared = (np.bincount(edges.edge) > 2)[edges.edge]
+    if not is_shared.any():
+        return 0
+    is_suspect = np.bincount(edges.cell[is_shared], minlength=num_cells) > 0
+    rows = np.flatnonzero(is_suspect[edges.cell])
+    rows = rows[np.argsort(edges.cell[rows], kind="stable")]
+    _, first, size = np.unique(edges.cell[rows], return_index=True, return_counts=True)
+    of_size = [edges.edge[rows][first[size == n, None] + np.arange(n)] for n in np.unique(size)]
+    return sum(len(table) - len(np.unique(table, axis=0)) for table in of_size)
 
 
 def _parts(edges: _Edges, num_cells: int, area: Floats) -> tuple[Ints, Bools]:

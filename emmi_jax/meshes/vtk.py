@@ -32,6 +32,9 @@ _WRITERS = {
 GHOSTS = "vtkGhostType"
 """The array that says which cells and points are hidden, or belong to another file."""
 
+_IS_HARMLESS = re.compile("Ignoring point color")
+"""A weight after the coordinates of an `.obj` file, which is no colour."""
+
 _END_BYTES = 1 << 10
 _TAGS = re.compile(rb"<(/?(?:CellData|PointData)|AppendedData|DataArray|Array)\b([^>]*)>")
 _NAME = re.compile(rb"""\bName=(["'])(.*?)\1""")
@@ -68,11 +71,13 @@ def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any
             _select_arrays(reader, path, arrays)
         reader.Update()
         output = reader.GetOutput()
-    if messages:
-        raise ValueError(f"{path}: not a {suffix} file, or a damaged one: {messages[0]}")
+    if problems := [message for message in messages if not _IS_HARMLESS.match(message)]:
+        raise ValueError(f"{path}: not a {suffix} file, or a damaged one: {problems[0]}")
     if output is None or not output.IsA("vtkDataSet"):
         raise ValueError(f"{path}: holds {'nothing' if output is None else output.GetClassName()}, expected a mesh")
     check_cells(path, output)
+    if suffix == ".obj":
+        _drop_misfits(output)
     return pyvista.wrap(output)
 
 
@@ -199,6 +204,17 @@ def _read_all_attributes(reader: Any) -> None:
     """Reads all arrays of a legacy file; by default VTK reads the first of each kind."""
     for kind in ("Scalars", "Vectors", "Normals", "Tensors", "ColorScalars", "TCoords", "Fields"):
         getattr(reader, f"ReadAll{kind}On")()
+
+
+def _drop_misfits(dataset: Any) -> None:
+    """Drops arrays that have another number of rows: normals of an `.obj` file are not numbered as its points are."""
+    for data, num_rows in (
+        (dataset.GetPointData(), dataset.GetNumberOfPoints()),
+        (dataset.GetCellData(), dataset.GetNumberOfCells()),
+    ):
+        for index in reversed(range(data.GetNumberOfArrays())):
+            if data.GetAbstractArray(index).GetNumberOfTuples() != num_rows:
+                data.RemoveArray(index)
 
 
 def _vtk_class(module: str, name: str) -> Any:

@@ -1,6 +1,7 @@
 """What a file holds beside its mesh is left out and named; what is no field chooses nothing."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from emmi_jax.meshes.content import field_names, main_content
+from emmi_jax.meshes.forces import integrate_forces
 from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
-from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
+from emmi_jax.meshes.surfaces import area_vectors, surface_elements, surface_triangles
 from emmi_jax.meshes.vtk import import_pyvista
 
 pyvista = import_pyvista()
@@ -156,9 +158,7 @@ def test_triangles_without_area_are_counted(binary, tmp_path):
     corners = [SQUARE[[0, 1, 2]], SQUARE[[0, 0, 2]], SQUARE[[0, 2, 3]]]
     path = tmp_path / "a.stl"
     if binary:
-        rows = np.zeros(3, np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]))
-        rows["corners"] = corners
-        path.write_bytes(b"x" * 80 + np.uint32(3).tobytes() + rows.tobytes())
+        path.write_bytes(binary_stl(b"by hand", corners))
     else:
         path.write_text("solid a\n" + "".join(map(triangle, corners)) + "endsolid a\n")
     mesh = read_mesh(path)
@@ -208,3 +208,64 @@ def test_arrays_of_legacy_files_are_named_by_their_headers(kind, binary, version
     writer.Write()
     expected = {"tau", "zone"}, {"p", "with space", "U", *(["Normals"] if kind == "polydata" else [])}
     assert legacy_array_names(tmp_path / "a.vtk") == expected
+
+
+CORNERS = [(x, y, z) for z in (0, 3) for x, y in ((0, 0), (1, 0), (1, 2), (0, 2))]
+QUADS = [(1, 4, 3, 2), (5, 6, 7, 8), (1, 2, 6, 5), (2, 3, 7, 6), (3, 4, 8, 7), (4, 1, 5, 8)]
+FLAVOURS = {
+    "a normal of all": lambda v, f: f"{v}vn 0 0 1\n{f}",
+    "normals by number": lambda v, f: v + "vn 0 0 1\n" + re.sub(r"(?<= )([1-8])", r"\1//1", f),
+    "lines and points": lambda v, f: f"{v}vn 0 0 1\n{f}l 1 2\np 1\n",
+    "weights": lambda v, f: v.replace("\n", " 1.0\n") + f,
+    "colours": lambda v, f: v.replace("\n", " 1 0 0\n") + f,
+    "groups and lines of Windows": lambda v, f: f"mtllib a.mtl\no body\n{v}g side\ns 1\n{f}".replace("\n", "\r\n"),
+    "numbers from the end": lambda v, f: v + re.sub(r"(?<= )([1-8])", lambda n: str(int(n[0]) - 9), f),
+}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_obj_files_of_every_flavour_are_the_same_body(flavour, tmp_path):
+    """A box of 1 by 2 by 3; a pressure of x pushes it by its volume against x."""
+    corners = "".join(f"v {x} {y} {z}\n" for x, y, z in CORNERS)
+    faces = "".join(f"f {' '.join(map(str, quad))}\n" for quad in QUADS)
+    (tmp_path / "a.obj").write_bytes(FLAVOURS[flavour](corners, faces).encode())
+    mesh = read_mesh(tmp_path / "a.obj")
+    np.testing.assert_allclose(pushed_by_x(mesh), [-6, 0, 0], atol=1e-6)
+    others = ("1 vertices beside 6 polygons", "1 lines beside 6 polygons") if flavour == "lines and points" else ()
+    assert mesh.left_out == others
+
+
+def pushed_by_x(mesh: Mesh) -> Any:
+    """The force of a pressure of x."""
+    elements = surface_elements(mesh)
+    return integrate_forces(elements.normal, elements.area, mesh.position("cells")[:, 0])
+
+
+def solid(triangles: Any, name: str = "a b") -> str:
+    return f"solid {name}\n" + "".join(map(triangle, triangles)) + f"endsolid {name}\n"
+
+
+def binary_stl(header: bytes, triangles: Any) -> bytes:
+    rows = np.zeros(len(triangles), np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]))
+    rows["corners"] = triangles
+    return header.ljust(80) + np.uint32(len(rows)).tobytes() + rows.tobytes()
+
+
+STL = {
+    "lines of Windows": lambda t: solid(t).replace("\n", "\r\n").encode(),
+    "no name": lambda t: solid(t, "").encode(),
+    "several solids": lambda t: (solid(t[:5]) + "\n" + solid(t[5:8], "facet") + solid(t[8:], "")).encode(),
+    "binary": lambda t: binary_stl(b"by hand", t),
+    "binary that says solid": lambda t: binary_stl(b"solid by hand", t),
+    "binary that says solid and facet": lambda t: binary_stl(b"solid a\n facet normal", t),
+}
+
+
+@pytest.mark.parametrize("flavour", STL)
+def test_stl_files_of_every_flavour_are_the_same_body(flavour, tmp_path):
+    quads = np.array(QUADS) - 1
+    triangles = np.array(CORNERS, float)[np.concatenate([quads[:, :3], quads[:, [0, 2, 3]]])]
+    (tmp_path / "a.stl").write_bytes(STL[flavour](triangles))
+    mesh = read_mesh(tmp_path / "a.stl")
+    np.testing.assert_allclose(pushed_by_x(mesh), [-6, 0, 0], atol=1e-6)
+    assert mesh.left_out == ()

@@ -9,7 +9,7 @@ import pytest
 
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.potential_flow import Ellipsoid
-from emmi_jax.meshes.forces import force_coefficients, integrate_forces
+from emmi_jax.meshes.forces import force_coefficients, integrate_forces, pressure_notes
 from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.surfaces import SurfaceElements, surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
@@ -166,3 +166,20 @@ def test_drag_has_a_gradient_through_the_scales_of_a_model():
     gradient = jax.grad(drag)(jnp.asarray(centre))
     np.testing.assert_allclose(gradient[:, 0], -100.0 * surface.normal[:, 0] * surface.area, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(gradient[:, 1:], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("plane", "directions", "named"),
+    [
+        ("xy", {"drag": (1, 0, 0), "lift": (0, 0, 1)}, ["lift along (0, 0, 1)"]),
+        ("xy", {"drag": (1, 0, 0), "lift": (0, 2, 0)}, []),
+        ("xz", {"drag": (1, 0, 0), "lift": (0, 0, 1)}, []),
+    ],
+)
+def test_a_direction_that_no_cell_faces_has_no_part_from_pressure(plane, directions, named):
+    """A cylinder without ends, as the walls of a flat case are."""
+    angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    around = {"xy": (np.cos(angle), np.sin(angle), 0 * angle), "xz": (np.cos(angle), 0 * angle, np.sin(angle))}[plane]
+    normal = np.stack(around, axis=1)
+    notes = pressure_notes(normal, np.full(12, 0.3), directions)
+    assert notes == [f"{name} has no part from pressure: no cell of the surface faces that way" for name in named]

@@ -189,3 +189,12 @@ def test_thick_walls_of_a_nozzle_point_into_its_stream():
         outwards = np.einsum("ni,ni->n", elements.normal[:, 1:], np.asarray(dataset.cell_centers().points)[:, 1:])
         assert (outwards[:8] > 0).all()
         assert (outwards[16:24] < 0).all()
+
+
+@pytest.mark.parametrize("kept", [slice(0, 2), slice(0, 6)])
+def test_polygons_on_top_of_others_are_counted(kept):
+    polygons = np.asarray(box().faces).reshape(-1, 5)
+    doubled = pyvista.PolyData(np.asarray(box().points), faces=np.concatenate([polygons, polygons[kept]]).ravel())
+    elements = surface_elements(mesh(doubled), require_closed=False)
+    assert elements.side.endswith(f"{kept.stop} polygons on top of others, so counted twice")
+    assert "on top of" not in surface_elements(mesh(box().merge(box().translate((9, 0, 0))))).side
