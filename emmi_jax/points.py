@@ -31,12 +31,14 @@ class PointSet(NamedTuple):
         fields: Values [..., T, F] by field.
         cell_size: Areas or volumes [T] of the mesh cells, which weight the draws.
         area_vector: Outward normals times areas [T, 3] of the cells of a surface, to integrate forces over.
+        features: What a model takes beside the positions, [..., T, C], in the order that its run declares.
     """
 
     position: Array
     fields: dict[str, Array]
     cell_size: Array | None = None
     area_vector: Array | None = None
+    features: Array | None = None
 
 
 def as_points(what: str, points: PointSet | Array) -> PointSet:
@@ -58,6 +60,7 @@ def take_points(points: PointSet, idx: slice | NDArray[np.integer[Any]]) -> Poin
         {name: values[idx] for name, values in points.fields.items()},
         None if points.cell_size is None else points.cell_size[idx],
         None if points.area_vector is None else points.area_vector[idx],
+        None if points.features is None else points.features[idx],
     )
 
 

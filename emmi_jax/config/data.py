@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
-from emmi_jax.config.base import Config, as_mapping
-from emmi_jax.config.checks import check_between
+from emmi_jax.config.base import Config, FrozenMapping, as_mapping
+from emmi_jax.config.checks import as_names, check_between
 from emmi_jax.config.setting import setting
 
 Method: TypeAlias = Literal["uniform", "weighted", "farthest"]
@@ -114,6 +114,11 @@ class FieldSettings(Config):
         option="--divergence-free",
         metavar="FIELD",
     )
+    features: Mapping[str, tuple[str, ...]] = setting(
+        dict,
+        'By branch, or for "geometry", arrays of the data that the model takes beside the positions instead of '
+        "predicting them.",
+    )
     loss: str = setting(
         "mse",
         "Error of a normalized field of a case, averaged over the cases: the mean square (mse) or its root (rmse).",
@@ -128,6 +133,8 @@ class FieldSettings(Config):
         self._set(loss_weights=as_mapping("loss_weights", self.loss_weights))
         for name, weight in self.loss_weights.items():
             check_between(f"the loss weight of {name!r}", weight, 0, float("inf"))
+        features = as_mapping("features", self.features).items()
+        self._set(features=FrozenMapping({part: as_names(f"features of {part!r}", names) for part, names in features}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -305,12 +305,15 @@ class AbUptConfig(DataConfig, ModelOptions):
         """Channels of all named conditions, of all blocks and of the geometry blocks alone."""
         return {**(self.conditioning_dims or {}), **(self.geometry_conditioning_dims or {})}
 
+    @property
+    def input_features(self) -> dict[str, int]:
+        """Channels of the features of tokens by branch, and of those of geometry points as ``geometry``."""
+        geometry = self.supernode_pooling.input_features_dim if self.has_geometry else None
+        return {**self.feature_dims, **({} if geometry is None else {"geometry": geometry})}
+
     def refuse_features(self, whom: str) -> None:
         """Raises ValueError if tokens or geometry points have features, which `whom` cannot be given."""
-        features = dict(self.feature_dims)
-        if self.has_geometry and self.supernode_pooling.input_features_dim is not None:
-            features["geometry points"] = self.supernode_pooling.input_features_dim
-        if features:
+        if features := self.input_features:
             raise ValueError(f"the model takes features {features!r}, which {whom} cannot be given")
 
     @property

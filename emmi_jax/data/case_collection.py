@@ -17,10 +17,12 @@ from emmi_jax.data.case_split import CaseSplit
 from emmi_jax.data.cases import BranchShape, Case, Cases
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
+from emmi_jax.data.features import split_channels, with_features
 from emmi_jax.data.samples import Context, Sample, case_of_sample
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, merge
-from emmi_jax.points import take_points
+from emmi_jax.deploy.features import GEOMETRY
+from emmi_jax.points import PointSet, take_points
 
 NUM_TEST_QUERIES = 4096
 """Most points per branch of a test case that metrics are computed at."""
@@ -34,6 +36,7 @@ class CaseCollection:
         cases: Reads them.
         sampling: How many points to draw, and how.
         name: What to call the data.
+        features: Arrays that the model takes instead of predicting them, by branch, or `geometry`.
 
     Raises:
         ValueError: A case has too few points or other fields; raised when it is drawn from.
@@ -42,9 +45,18 @@ class CaseCollection:
     context: Context | None = None
     conditions: Mapping[str, ConditionScale] = MappingProxyType({})
 
-    def __init__(self, split: CaseSplit, cases: Cases, sampling: Sampling, *, name: str = "cases") -> None:
+    def __init__(
+        self,
+        split: CaseSplit,
+        cases: Cases,
+        sampling: Sampling,
+        *,
+        name: str = "cases",
+        features: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self.split, self.cases, self.sampling, self.name = split, cases, sampling, name
-        self.fields = {branch: dict(shape.fields) for branch, shape in cases.shapes(split.train[0]).items()}
+        self._arrays = {branch: dict(shape.fields) for branch, shape in cases.shapes(split.train[0]).items()}
+        self.fields, self.features = split_channels(self._arrays, features)
 
     @property
     def summary(self) -> str:
@@ -59,7 +71,7 @@ class CaseCollection:
 
     def first_case(self) -> Case:
         """Returns the first training case, or a part of it, with all the geometry that the model may see."""
-        return self.cases.draw(self.split.train[0], np.random.default_rng(0), self.sampling, self._points_per_step)
+        return self._part(self.split.train[0], np.random.default_rng(0), self._points_per_step)
 
     def measure(self) -> DataMoments:
         """Returns the statistics of all training cases."""
@@ -79,8 +91,9 @@ class CaseCollection:
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns draws from a training case, in physical units."""
         rng = np.random.default_rng([RandomStream.TRAIN, seed, number])
-        case = self._draw(self.train_case(seed, number), rng, self._points_per_step)
-        return draw_training_case(rng, case.points, case.geometry, self.sampling)
+        name = self.train_case(seed, number)
+        case = self._draw(name, rng, self._points_per_step)
+        return draw_training_case(rng, case.points, self._geometry(name, case), self.sampling)
 
     def train_case(self, seed: int, number: int) -> str:
         """Returns the name of the case of a training sample."""
@@ -104,23 +117,32 @@ class CaseCollection:
                 others = np.delete(np.arange(len(points.position)), anchor_idx)
                 sample.anchors[branch] = take_points(points, anchor_idx)
                 sample.queries[branch] = take_points(points, rng.choice(others, num_queries, replace=False))
-            if case.geometry is not None:
+            if (shown := self._geometry(name, case)) is not None:
                 num_supernodes = self.sampling.num_test_supernodes
-                geometry = draw_geometry(rng, case.geometry, self.sampling, num_supernodes=num_supernodes)
+                geometry = draw_geometry(rng, shown, self.sampling, num_supernodes=num_supernodes)
                 sample = sample._replace(geometry=geometry)
             yield sample
 
     def _draw(self, name: str, rng: np.random.Generator, num_points: int) -> Case:
         """Reads a part of a case to draw from, after checking that the case fits the others."""
         self._check(name)
-        case = self.cases.draw(name, rng, self.sampling, num_points)
-        return case._replace(geometry=geometry_points(case.points, case.geometry, self.sampling, name=name))
+        return self._part(name, rng, num_points)
+
+    def _part(self, name: str, rng: np.random.Generator, num_points: int) -> Case:
+        """Reads a part of a case, with its features."""
+        if GEOMETRY in self.features:  # the surface's points describe it
+            num_points = max(num_points, self.sampling.num_geometry_points)
+        return with_features(name, self.cases.draw(name, rng, self.sampling, num_points), self.features)
+
+    def _geometry(self, name: str, case: Case) -> PointSet | None:
+        """Returns the points that the geometry is drawn from."""
+        return geometry_points(case.points, case.geometry, self.sampling, name=name, features=case.geometry_features)
 
     def check_shapes(self, name: str, shapes: Mapping[str, BranchShape]) -> None:
         """Refuses a case with other fields than the first, or with fewer points than a step draws."""
         found = {branch: dict(shape.fields) for branch, shape in shapes.items()}
-        if found != self.fields:
-            raise ValueError(f"{name}: has the fields {found}, the case {self.split.train[0]} has {self.fields}")
+        if found != self._arrays:
+            raise ValueError(f"{name}: has the fields {found}, the case {self.split.train[0]} has {self._arrays}")
         for branch, shape in shapes.items():
             if shape.num_points < self._points_per_step:
                 raise ValueError(

@@ -19,6 +19,7 @@ class Case(NamedTuple):
     """A case: points with fields by branch, and points [P, 3] of its geometry, if there are any.
 
     Attributes:
+        geometry_features: What the model takes beside those positions, [P, C]; see `with_features`.
         left_out: What its meshes have that was not read, one line each.
         side: How the outward side of its surface was found, in words, if it has area vectors.
     """
@@ -27,6 +28,7 @@ class Case(NamedTuple):
     geometry: Array | None
     left_out: tuple[str, ...] = ()
     side: str = ""
+    geometry_features: Array | None = None
 
 
 class BranchShape(NamedTuple):

@@ -10,17 +10,27 @@ from numpy.typing import NDArray
 from emmi_jax.config import Sampling
 from emmi_jax.data.samples import Sample
 from emmi_jax.data.sampling import sample_points
+from emmi_jax.deploy.draws import GEOMETRY_BRANCH as GEOMETRY_BRANCH
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet, split_points, take_points
 
-GEOMETRY_BRANCH = "surface"
-"""Branch whose points describe the geometry where nothing else does."""
-
 
 def geometry_points(
-    points: Mapping[str, PointSet], geometry: Array | None, sampling: Sampling, *, name: str
-) -> Array | None:
+    points: Mapping[str, PointSet],
+    geometry: Array | None,
+    sampling: Sampling,
+    *,
+    name: str,
+    features: Array | None = None,
+) -> PointSet | None:
     """Returns the given geometry points, or else those of the branch `surface`; None if the model needs none.
+
+    Args:
+        points: Points by branch.
+        geometry: Points [P, 3] of the geometry, if there are any.
+        sampling: How many are drawn.
+        name: The case, for messages.
+        features: Features [P, C] of the given geometry points.
 
     Raises:
         ValueError: There are fewer than the geometry branch draws.
@@ -35,11 +45,11 @@ def geometry_points(
             f"{name}: the geometry branch draws {sampling.num_geometry_points} points, found {found}: "
             "--set sampling.num_geometry_points draws fewer, --no-geometry leaves it out"
         )
-    return geometry
+    return None if geometry is None else PointSet(geometry, {}, features=features)
 
 
 def draw_training_case(
-    rng: np.random.Generator, points: Mapping[str, PointSet], geometry: Array | None, sampling: Sampling
+    rng: np.random.Generator, points: Mapping[str, PointSet], geometry: PointSet | None, sampling: Sampling
 ) -> Sample:
     """Draws anchors and queries of every branch, and the geometry, without replacement.
 
@@ -72,10 +82,13 @@ def draw_points(rng: np.random.Generator, points: PointSet, num_points: int, sam
     return sample_points(rng, points.position, num_points, method=sampling.method, weights=weights)
 
 
-def draw_geometry(rng: np.random.Generator, points: Array, sampling: Sampling, *, num_supernodes: int) -> Geometry:
-    """Draws points of the geometry from [P, n] and supernodes among them, or as many as there are."""
-    position = points[sample_points(rng, points, min(sampling.num_geometry_points, len(points)))]
-    return add_supernodes(rng, position, sampling, num_supernodes=min(num_supernodes, len(position)))
+def draw_geometry(rng: np.random.Generator, points: PointSet, sampling: Sampling, *, num_supernodes: int) -> Geometry:
+    """Draws points of the geometry and supernodes among them, or as many as there are."""
+    num_all = len(points.position)
+    drawn = take_points(points, sample_points(rng, points.position, min(sampling.num_geometry_points, num_all)))
+    num_supernodes = min(num_supernodes, len(drawn.position))
+    geometry = add_supernodes(rng, drawn.position, sampling, num_supernodes=num_supernodes)
+    return geometry._replace(features=drawn.features)
 
 
 def add_supernodes(rng: np.random.Generator, position: Array, sampling: Sampling, *, num_supernodes: int) -> Geometry:

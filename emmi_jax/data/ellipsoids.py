@@ -48,6 +48,7 @@ class EllipsoidDataset:
         "surface": {"pressure_coefficient": 1},
         "volume": {"velocity": 3, "pressure_coefficient": 1},
     }
+    features: ClassVar[dict[str, dict[str, int]]] = {}
     context: Context | None = None
 
     def __init__(

@@ -121,6 +121,7 @@ class Normalizer(Config):
         fields: `FieldScale` by branch and field.
         position_high: The highest corner of the box; None if it is unknown.
         conditions: `ConditionScale` by name, if a case has conditions.
+        features: `FieldScale` by branch, or ``geometry``, and name of what the model takes beside positions, in order.
 
     Raises:
         ValueError: The corners do not match, or a value is out of range.
@@ -131,6 +132,7 @@ class Normalizer(Config):
     fields: Mapping[str, Mapping[str, FieldScale]]
     position_high: tuple[float, ...] | None = None
     conditions: Mapping[str, ConditionScale] = field(default_factory=dict)
+    features: Mapping[str, Mapping[str, FieldScale]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,6 +141,7 @@ class Normalizer(Config):
             position_scale=finite_numbers("position_scale", [self.position_scale])[0],
             fields=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.fields.items()}),
             conditions=FrozenMapping(_condition_scales(self.conditions)),
+            features=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.features.items()}),
         )
         if self.position_high is not None:
             self._set(position_high=finite_numbers("position_high", self.position_high))
@@ -155,6 +158,7 @@ class Normalizer(Config):
         *,
         position_range: float,
         fields: Mapping[str, Mapping[str, FieldScale]],
+        features: Mapping[str, Mapping[str, FieldScale]] = FrozenMapping({}),
     ) -> Normalizer:
         """Returns the normalizer that maps the longest side of a box to 0 … `position_range`."""
         low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
@@ -162,7 +166,11 @@ class Normalizer(Config):
         if not extent > 0:
             raise ValueError(f"all positions coincide: the box is {low.tolist()} … {high.tolist()}")
         return cls(
-            position_low=tuple(low), position_scale=position_range / extent, fields=fields, position_high=tuple(high)
+            position_low=tuple(low),
+            position_scale=position_range / extent,
+            fields=fields,
+            position_high=tuple(high),
+            features=features,
         )
 
     @property
@@ -206,6 +214,27 @@ class Normalizer(Config):
         scales = {branch: {name: self.fields[branch][name] for name in names} for branch, names in fields.items()}
         return replace(self, fields=scales)
 
+    @property
+    def feature_channels(self) -> dict[str, dict[str, int]]:
+        """Number of channels by branch, or ``geometry``, and feature."""
+        return {
+            branch: {name: len(scale.mean) for name, scale in scales.items()}
+            for branch, scales in self.features.items()
+        }
+
+    def check_features(self, channels: Mapping[str, int]) -> None:
+        """Refuses scales of other features than a model takes.
+
+        Args:
+            channels: Number of channels by branch, or ``geometry``.
+
+        Raises:
+            ValueError: They differ.
+        """
+        found = {branch: sum(names.values()) for branch, names in self.feature_channels.items()}
+        if found != dict(channels):
+            raise ValueError(f"the model takes features of {dict(channels)} channels, the statistics have {found}")
+
     def num_outside(self, position: ArrayLike) -> int:
         """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is unknown."""
         return int(np.count_nonzero(self.is_outside(position)))
@@ -238,6 +267,14 @@ class Normalizer(Config):
     def normalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
         """Converts a field [..., F] to model units, float32."""
         return _single(self.fields[branch][name].normalize(values))
+
+    def normalize_features(self, branch: str, values: ArrayLike) -> Any:
+        """Converts features [..., C] of a branch, or of ``geometry``, to model units, float32."""
+        parts, start = [], 0
+        for scale in self.features[branch].values():
+            parts.append(scale.normalize(values[..., start : start + len(scale.mean)]))  # type: ignore[index, call-overload]
+            start += len(scale.mean)
+        return _single(float_arrays(values)[0].concatenate(parts, axis=-1))
 
     def denormalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
         """Converts a field [..., F] to physical units, float32."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
 
 from emmi_jax.config import Sampling
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, branch_shapes
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
+from emmi_jax.data.features import split_channels, with_features
 from emmi_jax.data.samples import Context, Sample
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
@@ -33,6 +35,7 @@ class PointCloudDataset:
         sampling: How many points to draw, and how.
         geometry: Points [P, n] that the geometry branch, if there is one, draws from; by default the training points
             of the branch `surface`.
+        features: Arrays that the model takes instead of predicting them, by branch, or `geometry`.
         name: What to call the case.
         left_out: What was not read of it.
 
@@ -46,14 +49,13 @@ class PointCloudDataset:
         sampling: Sampling,
         *,
         geometry: Array | None = None,
+        features: Mapping[str, Sequence[str]] = MappingProxyType({}),
         name: str = "case",
         left_out: tuple[str, ...] = (),
     ) -> None:
         self.sampling, self.name, self._case = sampling, name, Case(dict(points), geometry, left_out)
-        self.fields = {
-            branch: {field: values.shape[-1] for field, values in part.fields.items()}
-            for branch, part in points.items()
-        }
+        arrays = {branch: dict(shape.fields) for branch, shape in branch_shapes(points).items()}
+        self.fields, self.features = split_channels(arrays, features)
         rng = np.random.default_rng([RandomStream.SETUP])
         self.test_points: dict[str, PointSet] = {}
         self.train_points: dict[str, PointSet] = {}
@@ -63,7 +65,13 @@ class PointCloudDataset:
             order = rng.permutation(len(part.position))
             self.test_points[branch] = take_points(part, order[:num_test])
             self.train_points[branch] = take_points(part, order[num_test:])
-        self._geometry = geometry_points(self.train_points, geometry, sampling, name=name)
+        self._measured = self.train_points
+        train = with_features(name, Case(self.train_points, geometry), self.features)
+        self.train_points = train.points
+        self.test_points = with_features(name, Case(self.test_points, None), self.features).points
+        self._geometry = geometry_points(
+            train.points, train.geometry, sampling, name=name, features=train.geometry_features
+        )
 
     @property
     def conditions(self) -> dict[str, ConditionScale]:
@@ -91,7 +99,7 @@ class PointCloudDataset:
 
     def measure(self) -> DataMoments:
         """Returns the statistics of the training points."""
-        return measure(point_chunks(self.train_points))
+        return measure(point_chunks(self._measured))
 
     def resampled(self, sampling: Sampling) -> Self:
         """Returns the same points, split in the same way, with other draws.

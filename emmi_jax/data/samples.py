@@ -16,6 +16,7 @@ from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.deploy.conditions import condition_channels
+from emmi_jax.deploy.features import GEOMETRY
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.points import Array, PointSet
 
@@ -26,25 +27,28 @@ class Context(NamedTuple):
     Attributes:
         anchors: Positions [T, n] by branch.
         geometry: Points of the geometry [P, n] and supernodes [M], for models with a geometry branch.
+        anchor_features: Features [T, C] of the anchors of those branches that have some.
     """
 
     anchors: Mapping[str, Array]
     geometry: Geometry | None = None
+    anchor_features: Mapping[str, Array] = {}
 
     @property
-    def stored_geometry(self) -> tuple[Array, NDArray[np.int32]] | None:
-        """The points and the real supernodes of the geometry, as files hold them.
+    def stored_geometry(self) -> dict[str, NDArray[Any]]:
+        """The points, the real supernodes and the features of the geometry, as files hold them; nothing without one.
 
         Raises:
-            ValueError: The geometry has neighbours or features, which no file holds.
+            ValueError: The geometry has neighbours, which no file holds.
         """
         if self.geometry is None:
-            return None
+            return {}
         position, idx, neighbors, features, mask = self.geometry
-        if neighbors is not None or features is not None:
-            raise ValueError("a context is stored without neighbors and features of its geometry: leave them out")
+        if neighbors is not None:
+            raise ValueError("a context is stored without neighbors of its geometry: leave them out")
         real = np.asarray(idx) if mask is None else np.asarray(idx)[np.asarray(mask)]
-        return np.asarray(position, np.float64), real.astype(np.int32)
+        stored = {"geometry": np.asarray(position, np.float64), "supernode_idx": real.astype(np.int32)}
+        return stored | ({} if features is None else {"geometry_features": np.asarray(features, np.float32)})
 
 
 class Sample(NamedTuple):
@@ -65,7 +69,12 @@ class Sample(NamedTuple):
     @property
     def context(self) -> Context:
         """The part that predictions on this case share."""
-        return Context(_positions(self.anchors), self.geometry)
+        return Context(_positions(self.anchors), self.geometry, _features(self.anchors))
+
+    @property
+    def query_features(self) -> dict[str, Array]:
+        """Features [..., T, C] of the queries of those branches that have some."""
+        return _features(self.queries)
 
     def model_inputs(self) -> dict[str, Any]:
         """Returns the keyword arguments of `AnchoredBranchedUPT.__call__`."""
@@ -74,6 +83,8 @@ class Sample(NamedTuple):
             "queries": _positions(self.queries) or None,
             "geometry": self.geometry,
             "condition": self.condition,
+            "anchor_features": _features(self.anchors),
+            "query_features": self.query_features,
         }
 
 
@@ -87,6 +98,10 @@ class Dataset(Protocol):
     @property
     def conditions(self) -> Mapping[str, ConditionScale]:
         """The conditions of its cases by name, scaled by the training cases."""
+
+    @property
+    def features(self) -> Mapping[str, Mapping[str, int]]:
+        """Number of channels by branch, or ``geometry``, and feature."""
 
     @property
     def summary(self) -> str:
@@ -141,6 +156,7 @@ def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
             branch: PointSet(
                 normalizer.normalize_position(points.position),
                 {name: normalizer.normalize_field(branch, name, values) for name, values in points.fields.items()},
+                features=None if points.features is None else normalizer.normalize_features(branch, points.features),
             )
             for branch, points in parts.items()
         }
@@ -148,6 +164,8 @@ def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
     geometry = sample.geometry
     if geometry is not None:
         geometry = geometry._replace(position=normalizer.normalize_position(geometry.position))
+        if geometry.features is not None:
+            geometry = geometry._replace(features=normalizer.normalize_features(GEOMETRY, geometry.features))
     scaled = normalize_condition(normalizer.conditions, sample)
     return scaled._replace(anchors=normalize(sample.anchors), queries=normalize(sample.queries), geometry=geometry)
 
@@ -162,6 +180,10 @@ def _without_cell_sizes(sample: Sample) -> Sample:
         return {branch: points._replace(cell_size=None) for branch, points in parts.items()}
 
     return sample._replace(anchors=drop(sample.anchors), queries=drop(sample.queries))
+
+
+def _features(parts: Mapping[str, PointSet]) -> dict[str, Array]:
+    return {branch: points.features for branch, points in parts.items() if points.features is not None}
 
 
 def _positions(parts: Mapping[str, PointSet]) -> dict[str, Array]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.normalization import LOG_SCALED_FIELDS, FieldScale, Normalizer, signed_log1p
+from emmi_jax.deploy.draws import GEOMETRY_BRANCH
+from emmi_jax.deploy.features import GEOMETRY
 from emmi_jax.points import CHUNK_ROWS, PointSet, take_points
 
 
@@ -69,12 +72,19 @@ class DataMoments(NamedTuple):
             raise ValueError(f"expected statistics by branch and field: {error}") from None
         return cls(Moments.from_dict(position), fields)
 
-    def normalizer(self, *, position_range: float, divergence_free: Collection[str] = ()) -> Normalizer:
+    def normalizer(
+        self,
+        *,
+        position_range: float,
+        divergence_free: Collection[str] = (),
+        features: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    ) -> Normalizer:
         """Returns the normalizer of data with these statistics.
 
         Args:
             position_range: The longest side of the box of all points, in model units.
             divergence_free: Fields whose scales must preserve zero divergence; they get no logarithm.
+            features: What the model takes beside positions, by branch, or ``geometry``, and name.
 
         Raises:
             ValueError: A value is not finite, or all positions coincide.
@@ -90,8 +100,16 @@ class DataMoments(NamedTuple):
             }
             for branch, fields in self.fields.items()
         }
+        inputs = {
+            part: {name: scales[GEOMETRY_BRANCH if part == GEOMETRY else part][name] for name in names}
+            for part, names in features.items()
+        }
         return Normalizer.from_box(
-            self.position.minimum, self.position.maximum, position_range=position_range, fields=scales
+            self.position.minimum,
+            self.position.maximum,
+            position_range=position_range,
+            fields=scales,
+            features=inputs,
         )
 
 

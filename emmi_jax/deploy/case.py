@@ -7,14 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .draws import GEOMETRY_BRANCH, Array, Geometry, Sampling, as_points, draw_anchors, draw_geometry
+from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, Sampling, as_points, draw_anchors, draw_geometry
+from .features import GEOMETRY, FeatureNames, chosen_features, join_features
 
 
 class Case(NamedTuple):
-    """Anchors [T, n] of every branch, and the geometry of models that have one, in physical units."""
+    """Anchors [T, n] of every branch, and the geometry of models that have one, in physical units.
+
+    Anchors of branches that have features have some, [T, C].
+    """
 
     anchors: dict[str, Any]
     geometry: Any
+    features: Mapping[str, Any] = {}
 
 
 def choose_case(
@@ -25,8 +30,10 @@ def choose_case(
     stored: Case,
     anchors: Mapping[str, Array] | None,
     geometry: Any,
+    anchor_features: Mapping[str, Any] | None,
     points: Mapping[str, Any] | None,
     seed: int,
+    channels: FeatureNames,
 ) -> Case:
     """Chooses anchors and geometry: what is given, else what is stored, else draws.
 
@@ -37,11 +44,13 @@ def choose_case(
         stored: The run's context; its geometry is None if there is none.
         anchors: Positions [T, n] of any of the branches.
         geometry: Points [P, n] to draw from; or a geometry, with positions and supernodes, used as it is.
+        anchor_features: Features [T, C] of given anchors.
         points: Points [N, n] of any of the branches to draw from.
         seed: Seed of the draws.
+        channels: The features that the model takes.
 
     Raises:
-        ValueError: There is nothing to draw from, or too little; or a branch is unknown.
+        ValueError: There is nothing to draw from, or too little; or a branch is unknown, or features do not fit.
     """
     rng = np.random.default_rng(seed)
     available = {branch: as_points(branch, given) for branch, given in (points or {}).items()}
@@ -50,22 +59,35 @@ def choose_case(
         raise ValueError(
             f"anchors or points name the unknown branches {unknown!r}; the branches are {tuple(branches)!r}"
         )
-    chosen = {b: given[b] if b in given else draw_anchors(rng, b, available, sampling) for b in branches}
+    # Those of stored anchors are not those of given ones.
+    stored_features = {b: array for b, array in stored.features.items() if b not in (anchors or {})}
+    drawn = {b: draw_anchors(rng, b, available, sampling) for b in branches if b not in given}
+    chosen = {b: drawn[b].position if b in drawn else given[b] for b in branches}
+    features = {**stored_features, **(anchor_features or {})}
+    features |= {b: points.features for b, points in drawn.items() if points.features is not None}
+    features = chosen_features(channels, features, {b: len(position) for b, position in chosen.items()}, "anchor")
     if not has_geometry:
         if geometry is not None:
             raise ValueError("a geometry is given, but the model has no geometry branch")
-        return Case(chosen, None)
+        return Case(chosen, None, features)
     if geometry is None:
         geometry = stored.geometry
     if geometry is None and GEOMETRY_BRANCH in available:
-        geometry = available[GEOMETRY_BRANCH].position
-    if geometry is None:
-        geometry = chosen.get(GEOMETRY_BRANCH)
+        # What a model takes of the geometry need not be what it takes of its surface's anchors.
+        geometry = available[GEOMETRY_BRANCH]._replace(features=None)
+    if geometry is None and GEOMETRY_BRANCH in chosen:
+        geometry = Points(chosen[GEOMETRY_BRANCH])
     if geometry is None:
         raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
     if not hasattr(geometry, "supernode_idx"):
         geometry = draw_geometry(rng, as_points("geometry", geometry), sampling)
-    return Case(chosen, geometry)
+    if GEOMETRY in channels:
+        num_points = len(geometry.position)
+        joined = join_features("the geometry", geometry.features, channels[GEOMETRY], num_points)
+        geometry = geometry._replace(features=joined)
+    elif getattr(geometry, "features", None) is not None:
+        raise ValueError("geometry.features are given, but the model takes none: leave them out")
+    return Case(chosen, geometry, features)
 
 
 def check_not_empty(

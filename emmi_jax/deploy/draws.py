@@ -15,18 +15,26 @@ GEOMETRY_BRANCH = "surface"
 
 
 class Points(NamedTuple):
-    """Points to draw anchors from: positions [N, n], and the cell sizes [N] that weight the draw."""
+    """Points to draw anchors from: positions [N, n], and the cell sizes [N] that weight the draw.
+
+    Features are [N, C] in the order of `ExportedSurrogate.features`, or an array for each of their names.
+    """
 
     position: Array
     cell_size: Array | None = None
+    features: Any = None
 
 
 class Geometry(NamedTuple):
-    """Points of a geometry [P, n], the indices [M] of the supernodes among them, and which of these are real, [M]."""
+    """Points of a geometry [P, n], the indices [M] of the supernodes among them, and which of these are real, [M].
+
+    Features are as those of `Points`.
+    """
 
     position: Array
     supernode_idx: Array
     mask: Array | None = None
+    features: Any = None
 
 
 class Sampling(NamedTuple):
@@ -39,8 +47,8 @@ class Sampling(NamedTuple):
     supernode_method: str
 
 
-def draw_anchors(rng: np.random.Generator, branch: str, available: Mapping[str, Points], sampling: Sampling) -> Array:
-    """Returns the positions of drawn anchors of a branch.
+def draw_anchors(rng: np.random.Generator, branch: str, available: Mapping[str, Points], sampling: Sampling) -> Points:
+    """Returns drawn anchors of a branch.
 
     Raises:
         ValueError: There are no points to draw from, or they have no cell sizes to weight them.
@@ -51,7 +59,8 @@ def draw_anchors(rng: np.random.Generator, branch: str, available: Mapping[str, 
     if sampling.method == "weighted" and points.cell_size is None:
         raise ValueError("anchors are drawn by cell size, but the points have no cell sizes: pass the anchors instead")
     num_anchors = min(sampling.num_anchors, len(points.position))
-    return np.asarray(points.position[draw(rng, sampling.method, points, num_anchors)])
+    idx = draw(rng, sampling.method, points, num_anchors)
+    return Points(np.asarray(points.position[idx]), features=rows_of(points.features, idx))
 
 
 def draw_geometry(rng: np.random.Generator, points: Points, sampling: Sampling) -> Geometry:
@@ -63,21 +72,29 @@ def draw_geometry(rng: np.random.Generator, points: Points, sampling: Sampling) 
     if not len(points.position):
         raise ValueError("the geometry has no points: expected at least one")
     num_points = min(sampling.num_geometry_points, len(points.position))
-    position = points.position[draw(rng, "uniform", points, num_points)]
+    idx = draw(rng, "uniform", points, num_points)
+    position, features = points.position[idx], rows_of(points.features, idx)
     num_supernodes, method = min(sampling.num_supernodes, num_points), sampling.supernode_method
     if method == "uniform":
         # Drawn points are in no order, so the first are as good as any.
-        return Geometry(position, np.arange(num_supernodes))
-    return Geometry(position, draw(rng, method, Points(position), num_supernodes))
+        return Geometry(position, np.arange(num_supernodes), features=features)
+    return Geometry(position, draw(rng, method, Points(position), num_supernodes), features=features)
 
 
 def as_points(what: str, points: Any) -> Points:
-    """Returns positions, or an object with `position` and perhaps `cell_size`, as `Points`; refuses all else."""
+    """Returns positions, or an object with `position` and perhaps the rest, as `Points`; refuses all else."""
     position = getattr(points, "position", points)
     if not isinstance(getattr(position, "dtype", None), np.dtype) or len(position.shape) != 2:
         raise ValueError(f"the points of {what!r} must be an array [points, axes], got {type(position).__name__}")
     check_unmasked(f"the points of {what!r}", position)
-    return Points(position, getattr(points, "cell_size", None))
+    return Points(position, getattr(points, "cell_size", None), getattr(points, "features", None))
+
+
+def rows_of(features: Any, rows: slice | NDArray[np.int64]) -> Any:
+    """Returns the features of some points, given as an array or by name; None if there are none."""
+    if isinstance(features, Mapping):
+        return {name: array[rows] for name, array in features.items()}
+    return None if features is None else features[rows]
 
 
 def check_unmasked(what: str, array: Any) -> None:

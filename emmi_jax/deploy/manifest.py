@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .conditions import Condition, condition_dim, parse_conditions
 from .draws import Sampling, check_unmasked
+from .features import GEOMETRY
 from .parsing import finite_numbers
 
 FORMAT_VERSION = 1
@@ -27,6 +28,15 @@ class Scale(NamedTuple):
     std: tuple[float, ...]
     log_scale: bool
     limit: tuple[float, ...] | None
+
+    def normalize(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Converts values [N, F] from physical units."""
+        x = values.astype(np.float64)
+        if self.log_scale:
+            sign = np.where(x < 0, -1.0, 1.0)
+            x = sign * np.log1p(sign * x)
+        scaled: NDArray[np.float64] = (x - np.array(self.mean)) / np.array(self.std)
+        return scaled
 
     def denormalize(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Converts values [N, F] to physical units."""
@@ -52,12 +62,14 @@ class Entry(NamedTuple):
 class Manifest(NamedTuple):
     """Names, scales, sampling and sizes.
 
+    `scales` are those of fields, and `features` those of what the model takes beside positions.
     `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named
     ones; `conditions` are the scales of its named numbers. `arrays` are dtypes and shapes by name. `geometry_sizes` are
     the numbers of points and supernodes that programs take; None without a geometry branch.
     """
 
     jax_version: str
+    features: dict[str, dict[str, Scale]]
     scales: dict[str, dict[str, Scale]]
     position_low: tuple[float, ...]
     position_scale: float
@@ -75,6 +87,19 @@ class Manifest(NamedTuple):
         if wrote <= here:
             return None
         return f"jax {self.jax_version} exported it, whose programs for any sizes jax {jax.__version__} cannot run"
+
+    @property
+    def feature_channels(self) -> dict[str, dict[str, int]]:
+        """Number of channels by branch, or ``geometry``, and feature."""
+        return {part: {name: len(scale.mean) for name, scale in of.items()} for part, of in self.features.items()}
+
+    def scale_features(self, part: str, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Converts joined features [N, C] of a branch, or of ``geometry``, to model units."""
+        parts, start = [], 0
+        for scale in self.features[part].values():
+            parts.append(scale.normalize(values[:, start : start + len(scale.mean)]))
+            start += len(scale.mean)
+        return np.concatenate(parts, axis=1).astype(np.float32)
 
     def to_model_units(self, what: str, position: Any, start: int = 0) -> NDArray[np.float32]:
         """Returns checked positions [N, n] as the model takes them."""
@@ -115,8 +140,16 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
     conditions = parse_conditions(values.get("conditions", {}))
     if conditions and condition_dim(conditions) != values["condition_dim"]:
         raise ValueError("its conditions are not those of its model")
+    widths = _feature_channels(values["model"])
+    features = {
+        part: {name: _scale(f"{part}/{name}", scale, len(scale["mean"])) for name, scale in scales.items()}
+        for part, scales in values.get("features", {}).items()  # files from before there were any
+    }
+    if {part: sum(len(scale.mean) for scale in of.values()) for part, of in features.items()} != widths:
+        raise ValueError("its features are not those of its model")
     return Manifest(
         scales=scales,
+        features=features,
         jax_version=_version(values["jax"]),
         position_low=finite_numbers("the lowest corner", values["position"]["low"], num_axes),
         position_scale=position_scale,
@@ -131,6 +164,14 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
         },
         programs=tuple(_entry(**entry) for entry in values["programs"]),
     )
+
+
+def _feature_channels(model: dict[str, Any]) -> dict[str, int]:
+    """Returns the channels of a model's features by branch, and those of the geometry's points."""
+    found = {str(branch): _size(channels) for branch, channels in model.get("feature_dims", {}).items()}
+    has_geometry = any(block.startswith("perceiver") for block in model["physics_blocks"])
+    of_geometry = model["supernode_pooling"].get("input_features_dim") if has_geometry else None
+    return found if of_geometry is None else found | {GEOMETRY: _size(of_geometry)}
 
 
 def _scale(field: str, values: dict[str, Any], channels: int) -> Scale:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from .archive import Program
 from .case import Case, check_not_empty, choose_case
 from .conditions import Condition, Scales, condition_channels
-from .draws import Array, Geometry, Points
+from .draws import Array, Geometry, Points, rows_of
+from .features import GEOMETRY, FeaturesLike, check_taken, join_features
 from .manifest import Manifest
 
 CHUNK_SIZE = 4096
@@ -64,6 +65,11 @@ class ExportedSurrogate:
         }
 
     @property
+    def features(self) -> dict[str, dict[str, int]]:
+        """What the model takes beside positions: numbers of channels by branch, or `geometry`, and name, in order."""
+        return self._manifest.feature_channels
+
+    @property
     def units(self) -> dict[str, str]:
         """The units that the file names: by `position` and `<branch>/<field>`."""
         return dict(self._manifest.units)
@@ -82,9 +88,9 @@ class ExportedSurrogate:
         self,
         *,
         anchors: Mapping[str, Array] | None = None,
-        geometry: Geometry | Array | None = None,
+        geometry: Geometry | Points | Array | None = None,
         condition: ConditionLike | None = None,
-        anchor_features: Mapping[str, Array] | None = None,
+        anchor_features: Mapping[str, FeaturesLike] | None = None,
         points: Mapping[str, Points | Array] | None = None,
         seed: int = 0,
     ) -> Encoded:
@@ -96,22 +102,20 @@ class ExportedSurrogate:
 
         Args:
             anchors: Positions [T, n] of any of the branches.
-            geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is. The package's
-                own serves too, but without neighbours.
+            geometry: Points [P, n] that describe the body, to draw from, as `Points` with features where the model
+                takes some; or a `Geometry`, used as it is. The package's own serves too, but without neighbours.
             condition: A number for each of `conditions`, in its unit: ``{"speed": 40.0, "yaw": 5.0}``. Or in model
                 units an array [condition_dim], if the model has one, or an array for each of its named conditions.
-            anchor_features: None: an exported model takes no features.
-            points: Points [N, n] of any of the branches to draw from; as `Points` they may bring cell sizes.
+            anchor_features: Features of given anchors of every branch in `features`: an array [T, C], or an array for
+                each name.
+            points: Points [N, n] of any of the branches to draw from; as `Points` they may bring cell sizes and
+                features.
             seed: Seed of the draws.
 
         Raises:
             ValueError: There is nothing to draw from, or too little; or an array does not fit the model.
         """
         manifest = self._manifest
-        if anchor_features:
-            raise ValueError(
-                f"anchor_features of {sorted(anchor_features)!r} are given, but an exported model takes none"
-            )
         case = choose_case(
             tuple(manifest.scales),
             manifest.sampling,
@@ -119,8 +123,10 @@ class ExportedSurrogate:
             stored=self._stored,
             anchors=anchors,
             geometry=geometry,
+            anchor_features=anchor_features,
             points=points,
             seed=seed,
+            channels=self.features,
         )
         check_not_empty(case.anchors, case.geometry)
         model_units = {b: manifest.to_model_units(f"the anchor {b}", position) for b, position in case.anchors.items()}
@@ -130,8 +136,10 @@ class ExportedSurrogate:
             () if case.geometry is None else _padded(manifest, case.geometry),
             condition_input(_in_model_units(manifest.conditions, condition), manifest.condition_dim),
         )
+        features = tuple(manifest.scale_features(b, case.features[b]) for b in sizes if b in case.features)
         encode = self._program("encode", sizes)
-        entries = encode.run(self._parameters[0], *jax.device_put(inputs, self._devices[0]))
+        more = (tuple(array[None] for array in features),) if features else ()
+        entries = encode.run(self._parameters[0], *jax.device_put((*inputs, *more), self._devices[0]))
         return Encoded(self, sizes, [jax.device_put((entries, inputs[2]), device) for device in self._devices])
 
     def _program(self, function: str, sizes: Mapping[str, int], num_queries: int | None = None) -> Program:
@@ -147,11 +155,16 @@ class ExportedSurrogate:
     @property
     def _stored(self) -> Case:
         """The anchors and the geometry of the run's context."""
-        prefix, context = "context/anchors/", self._context
-        anchors = {name.removeprefix(prefix): a for name, a in context.items() if name.startswith(prefix)}
+        context = self._context
+        anchors, features = (
+            {name.removeprefix(prefix): a for name, a in context.items() if name.startswith(prefix)}
+            for prefix in ("context/anchors/", "context/anchor_features/")
+        )
         if "context/geometry" not in context:
-            return Case(anchors, None)
-        return Case(anchors, Geometry(context["context/geometry"], context["context/supernode_idx"]))
+            return Case(anchors, None, features)
+        of_points = context.get("context/geometry_features")
+        geometry = Geometry(context["context/geometry"], context["context/supernode_idx"], features=of_points)
+        return Case(anchors, geometry, features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,23 +181,32 @@ class Encoded:
     num_anchors: Mapping[str, int]
     constants: Sequence[Any]
 
-    def stream(self, queries: Mapping[str, Any], *, chunk_size: int | str = "auto") -> Iterator[StreamedChunk]:
+    def stream(
+        self,
+        queries: Mapping[str, Any],
+        *,
+        query_features: Mapping[str, FeaturesLike] | None = None,
+        chunk_size: int | str = "auto",
+    ) -> Iterator[StreamedChunk]:
         """Yields the fields at the queries chunk by chunk, branch after branch, in physical units.
 
         Every call of the model has the same shape; devices take turns, and copies overlap with computation.
 
         Args:
             queries: Positions [N, n] of any of the branches: arrays, memory-maps, or iterables of arrays of any length.
+            query_features: Features of the queries of every branch in `ExportedSurrogate.features`: an array [N, C], or
+                an array for each name.
             chunk_size: Queries per call; "auto" is the size that the file has its own program for.
 
         Raises:
-            ValueError: A branch is unknown, or positions are not [N, n] or not finite.
+            ValueError: A branch is unknown, or positions or features do not fit or are not finite.
         """
         surrogate = self.surrogate
         manifest, devices = surrogate._manifest, surrogate._devices
         if unknown := sorted(set(queries) - set(manifest.scales)):
             branches = list(manifest.scales)
             raise ValueError(f"queries name the unknown branches {unknown!r}; the branches are {branches!r}")
+        check_taken(surrogate.features, query_features or {}, queries)
         size = self._chunk_size(chunk_size)
         pending: collections.deque[tuple[str, int, int, Any]] = collections.deque()
         number = 0
@@ -193,7 +215,8 @@ class Encoded:
             for start, num_points, position in _cut(branch, source, size, manifest):
                 at = number % len(devices)
                 number += 1
-                fields = run(surrogate._parameters[at], *self.constants[at], jax.device_put(position, devices[at]))
+                rows = [position, *_features(manifest, branch, query_features or {}, start, num_points, size)]
+                fields = run(surrogate._parameters[at], *self.constants[at], *jax.device_put(rows, devices[at]))
                 for values in fields:
                     values.copy_to_host_async()
                 pending.append((branch, start, num_points, fields))
@@ -203,12 +226,18 @@ class Encoded:
             yield _finish(manifest, *pending.popleft())
 
     def predict(
-        self, queries: Mapping[str, Any], *, out: Mapping[str, Any] | None = None, chunk_size: int | str = "auto"
+        self,
+        queries: Mapping[str, Any],
+        *,
+        query_features: Mapping[str, FeaturesLike] | None = None,
+        out: Mapping[str, Any] | None = None,
+        chunk_size: int | str = "auto",
     ) -> dict[str, Any]:
         """Returns the fields [N, F] at the queries by ``<branch>_<field>``, in physical units.
 
         Args:
             queries: Positions [N, n] of any of the branches; see `stream`.
+            query_features: See `stream`.
             out: Arrays or memory-maps to fill instead of new ones, one for each field of the queried branches; needed
                 for iterables, whose length is unknown.
             chunk_size: See `stream`.
@@ -225,7 +254,7 @@ class Encoded:
         if set(out) != set(wanted):
             raise ValueError(f"out must hold the arrays {sorted(wanted)!r}, got {sorted(out)!r}")
         done = dict.fromkeys(wanted, 0)
-        for chunk in self.stream(queries, chunk_size=chunk_size):
+        for chunk in self.stream(queries, query_features=query_features, chunk_size=chunk_size):
             for field, values in chunk.fields.items():
                 name = f"{chunk.branch}_{field}"
                 done[name] = chunk.start + len(values)
@@ -277,11 +306,22 @@ def condition_input(condition: ConditionLike | None, condition_dim: int | Mappin
     return (values.astype(np.float32)[None],)
 
 
-def _padded(manifest: Manifest, geometry: Geometry) -> tuple[Array, Array, Array]:
-    """Returns points, supernodes and which of these are real, of the sizes that the program takes."""
-    for name, reason in (("neighbors", "searches for them itself"), ("features", "has no use for them")):
-        if getattr(geometry, name, None) is not None:
-            raise ValueError(f"geometry.{name} are given, but an exported model {reason}: leave them out")
+def _features(
+    manifest: Manifest, branch: str, given: Mapping[str, Any], start: int, num_points: int, size: int
+) -> list[Array]:
+    """Returns the features [size, C] of a chunk in model units, zeros after the last query; nothing without any."""
+    if branch not in manifest.features:
+        return []
+    rows = rows_of(given[branch], slice(start, start + num_points))
+    what = f"the query {branch}" + (f" from {start} on" if start else "")
+    joined = join_features(what, rows, manifest.feature_channels[branch], num_points)
+    return [np.pad(manifest.scale_features(branch, joined), ((0, size - num_points), (0, 0)))]
+
+
+def _padded(manifest: Manifest, geometry: Geometry) -> tuple[Array, ...]:
+    """Returns points, supernodes, which of these are real, and features, of the sizes that the program takes."""
+    if getattr(geometry, "neighbors", None) is not None:
+        raise ValueError("geometry.neighbors are given, but an exported model searches for them itself: leave them out")
     position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry.supernode_idx)
     mask = np.ones(idx.shape, bool) if geometry.mask is None else np.asarray(geometry.mask)
     largest = manifest.geometry_sizes or (0, 0)
@@ -299,7 +339,11 @@ def _padded(manifest: Manifest, geometry: Geometry) -> tuple[Array, Array, Array
     points[0, : len(position)] = position
     supernodes, is_real = np.zeros((1, largest[1]), np.int32), np.zeros((1, largest[1]), bool)
     supernodes[0, : len(idx)], is_real[0, : len(idx)] = np.where(mask, idx, 0), mask
-    return points, supernodes, is_real
+    if getattr(geometry, "features", None) is None:
+        return points, supernodes, is_real
+    features = manifest.scale_features(GEOMETRY, geometry.features)
+    padded = np.pad(features, ((0, largest[0] - len(position)), (0, 0)))
+    return points, supernodes, is_real, padded[None]
 
 
 def _cut(

@@ -82,17 +82,18 @@ def export_surrogate(
         surrogate: The model.
         path: The file.
         platforms: Some of `PLATFORMS`; by default the one that JAX computes on.
-        units: The units of ``position`` and ``<branch>/<field>``, for the reader.
+        units: The units of ``position`` and ``<branch>/<field or feature>``, for the reader.
         advance: Called with each program when it is done.
 
     Raises:
-        ValueError: A platform or the name of a unit is unknown, or the model takes features.
+        ValueError: A platform or the name of a unit is unknown.
         UnwritableFileError: The file cannot be written.
     """
     platforms = tuple(platforms) or (current_platform(),)
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, got {', '.join(unknown)!r}")
-    named = {"position", *(f"{b}/{name}" for b, names in surrogate.model.config.fields.items() for name in names)}
+    channels = (*surrogate.model.config.fields.items(), *surrogate.features.items())
+    named = {"position", *(f"{branch}/{name}" for branch, names in channels for name in names)}
     if wrong := sorted(set(units or {}) - named):
         raise ValueError(f"units are those of {', '.join(sorted(named))}; got {wrong[0]!r}")
     _check_geometry(surrogate)
@@ -105,7 +106,6 @@ def export_surrogate(
 
 def _check_geometry(surrogate: Surrogate) -> None:
     config = surrogate.model.config
-    config.refuse_features("an exported file")
     if config.has_geometry and not all(_geometry_sizes(surrogate)):
         sizes = list(_geometry_sizes(surrogate))
         raise ValueError(f"the model has a geometry branch, but the run draws {sizes} geometry points and supernodes")
@@ -144,6 +144,7 @@ def _set_of_programs(
     """Yields the program that encodes, and one for the queries of each branch."""
     config = dataclasses.replace(surrogate.model.config, implementation=implementation, remat=False)
     model, branches = AnchoredBranchedUPT(config), config.branches
+    featured = [branch for branch in branches if branch in config.feature_dims]
     sizes: list[Any]
     if anchors is not None:
         sizes = [*anchors.values(), num_queries]
@@ -156,31 +157,41 @@ def _set_of_programs(
     def variables(params: Sequence[Any]) -> dict[str, Any]:
         return {"params": unflatten_dict(dict(zip(flat, params, strict=True)))}
 
-    def encode(params: Any, anchors: Any, geometry: Any, condition: Any) -> Any:
+    # Only where the model takes some, so that earlier files have the same arguments.
+    def encode(params: Any, anchors: Any, geometry: Any, condition: Any, features: Any = ()) -> Any:
         inputs: dict[str, Any] = {"anchors": dict(zip(branches, anchors, strict=True))}
         if geometry:
-            inputs["geometry"] = Geometry(geometry[0], geometry[1], mask=geometry[2])
+            position, idx, mask, *of_points = geometry
+            inputs["geometry"] = Geometry(position, idx, mask=mask, features=of_points[0] if of_points else None)
+        inputs["anchor_features"] = dict(zip(featured, features, strict=True))
         if condition:
             inputs["condition"] = condition[0]
         _, updated = model.apply(variables(params), **inputs, mutable=["cache"])
         return updated["cache"]
 
-    def query(branch: str, params: Any, entries: Any, condition: Any, position: Any) -> Any:
+    def query(branch: str, params: Any, entries: Any, condition: Any, position: Any, *features: Any) -> Any:
         given = {**variables(params), "cache": entries}
-        fields = query_fields(model, branch, given, condition[0] if condition else None, position)
+        fields = query_fields(model, branch, given, condition[0] if condition else None, position, *features)
         return tuple(fields[name] for name in config.fields[branch])
 
     positions = tuple(jax.ShapeDtypeStruct((1, size, axes), jnp.float32) for size in sizes[:-1])
     geometry = _geometry_shapes(surrogate) if config.has_geometry else ()
     condition = _condition_shapes(config)
-    exported = _export(encode, platforms, params, positions, geometry, condition)
+    features = tuple(
+        jax.ShapeDtypeStruct((1, size, config.feature_dims[branch]), jnp.float32)
+        for branch, size in zip(branches, sizes[:-1], strict=True)
+        if branch in featured
+    )
+    inputs = (positions, geometry, condition, *([features] if features else []))
+    exported = _export(encode, platforms, params, *inputs)
     yield Program("encode", platforms, anchors, None, exported)
     entries = jax.tree.unflatten(
         exported.out_tree, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in exported.out_avals]
     )
     for branch in branches:
-        position = jax.ShapeDtypeStruct((sizes[-1], axes), jnp.float32)
-        exported = _export(partial(query, branch), platforms, params, entries, condition, position)
+        widths = [axes, config.feature_dims[branch]] if branch in featured else [axes]
+        rows = [jax.ShapeDtypeStruct((sizes[-1], width), jnp.float32) for width in widths]
+        exported = _export(partial(query, branch), platforms, params, entries, condition, *rows)
         yield Program(f"query/{branch}", platforms, anchors, num_queries, exported)
 
 
@@ -200,10 +211,13 @@ def _condition_shapes(config: AbUptConfig) -> tuple[Any, ...]:
 
 def _geometry_shapes(surrogate: Surrogate) -> tuple[jax.ShapeDtypeStruct, ...]:
     num_points, num_supernodes = _geometry_sizes(surrogate)
+    config = surrogate.model.config
+    channels = config.supernode_pooling.input_features_dim
     return (
-        jax.ShapeDtypeStruct((1, num_points, surrogate.model.config.num_position_axes), jnp.float32),
+        jax.ShapeDtypeStruct((1, num_points, config.num_position_axes), jnp.float32),
         jax.ShapeDtypeStruct((1, num_supernodes), jnp.int32),
         jax.ShapeDtypeStruct((1, num_supernodes), bool),
+        *([] if channels is None else [jax.ShapeDtypeStruct((1, num_points, channels), jnp.float32)]),
     )
 
 
@@ -224,8 +238,8 @@ def _arrays(surrogate: Surrogate) -> dict[str, NDArray[Any]]:
     context = surrogate.context
     if context is not None:
         arrays |= {f"context/anchors/{b}": np.asarray(a, np.float64) for b, a in context.anchors.items()}
-    if context is not None and (geometry := context.stored_geometry) is not None:
-        arrays["context/geometry"], arrays["context/supernode_idx"] = geometry
+        arrays |= {f"context/anchor_features/{b}": np.asarray(a) for b, a in context.anchor_features.items()}
+        arrays |= {f"context/{name}": array for name, array in context.stored_geometry.items()}
     return arrays
 
 
@@ -250,6 +264,7 @@ def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Pr
             branch: {name: normalizer.fields[branch][name].to_dict() for name in names}
             for branch, names in config.fields.items()
         },
+        "features": normalizer.to_dict()["features"],
         "position": {"low": list(normalizer.position_low), "scale": normalizer.position_scale},
         "units": units,
         "condition_dim": config.condition_dim if config.conditioning_dims is None else config.named_conditions,

@@ -13,6 +13,7 @@ from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.deploy.case import check_not_empty
 from emmi_jax.deploy.draws import check_unmasked
+from emmi_jax.deploy.features import GEOMETRY
 from emmi_jax.inference.chunks import to_model_units
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.inputs import Tokens, check_inputs
@@ -42,13 +43,15 @@ def case_inputs(
         position = to_model_units("the geometry", geometry.position, axes, normalizer)
         # The other leaves may be lists, which are no leaves to JAX.
         geometry = Geometry(position, *(_host("geometry", leaf) for leaf in geometry[1:]))
+        if geometry.features is not None:
+            geometry = geometry._replace(features=features_input(GEOMETRY, geometry.features, normalizer))
         geometry = jax.tree.map(lambda array: array[None], geometry)
     inputs: dict[str, Any] = {
         "anchors": {b: to_model_units(f"the anchor {b}", a, axes, normalizer)[None] for b, a in anchors.items()},
         "geometry": geometry,
         "condition": condition_input(condition),
         "anchor_masks": {b: _host(f"anchor_masks[{b!r}]", m)[None] for b, m in (anchor_masks or {}).items()},
-        "anchor_features": {b: features_input(b, a)[None] for b, a in (anchor_features or {}).items()},
+        "anchor_features": {b: features_input(b, a, normalizer)[None] for b, a in (anchor_features or {}).items()},
     }
     tokens = Tokens(inputs["anchors"], {}, inputs["anchor_features"], {})
     check_inputs(config, tokens, geometry, inputs["condition"], inputs["anchor_masks"])
@@ -67,9 +70,15 @@ def condition_input(condition: ConditionLike | None) -> Any:
     return _finite("condition", condition)[None]
 
 
-def features_input(branch: str, features: ArrayLike) -> NDArray[np.float32]:
-    """Returns the features [T, channels] of tokens in float32."""
-    return _finite(f"the features of {branch!r}", features)
+def features_input(branch: str, features: ArrayLike, normalizer: Normalizer | None) -> NDArray[np.float32]:
+    """Returns the features [T, channels] of tokens, or of points of the geometry, in model units and float32."""
+    values = _finite(f"the features of {branch!r}", features)
+    if normalizer is None:
+        return values
+    if branch not in normalizer.features:
+        raise ValueError(f"the statistics lack the features of {branch!r}")
+    scaled: NDArray[np.float32] = normalizer.normalize_features(branch, values)
+    return scaled
 
 
 def _finite(what: str, value: Any) -> NDArray[np.float32]:

@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.deploy.draws import rows_of
+from emmi_jax.deploy.features import FeaturesLike, join_features
 from emmi_jax.inference.cache import AnchorCache, check_cache, fingerprint
 from emmi_jax.inference.chunks import (
     Chunk,
@@ -79,7 +81,7 @@ def encode(
         condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
         anchor_masks: Booleans [T] of any of the branches, True = real anchor.
         anchor_features: Features [T, channels] of the anchors of any branch that takes them.
-        normalizer: Set if positions are in physical units; None if they are in model units.
+        normalizer: Set if positions and features are in physical units; None if they are in model units.
 
     Returns:
         The cache for `stream` and `predict`; it belongs to these variables and this condition.
@@ -105,7 +107,7 @@ def stream(
     chunk_size: ChunkSize = "auto",
     normalizer: Normalizer | None = None,
     condition: ConditionLike | None = None,
-    query_features: Mapping[str, ArrayLike] | None = None,
+    query_features: Mapping[str, FeaturesLike] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[StreamedChunk]:
     """Yields the fields at the queries chunk by chunk, branch after branch, each branch from its first query on.
@@ -121,7 +123,7 @@ def stream(
             which at most one chunk is held.
         chunk_size: Queries per call, rounded up to a multiple of the number of devices; "auto" goes by the memory of
             the devices (see `resolve_chunk_size`).
-        normalizer: Set if positions and fields are in physical units; None if they are in model units.
+        normalizer: Set if positions, fields and features are in physical units; None if they are in model units.
         condition: Array [condition_dim], if the model has one; or an array for each; the same as for `encode`.
         query_features: Features [N, channels] of the queries of any branch that takes them, as arrays.
         devices: The devices that share each chunk equally; by default all local ones.
@@ -152,7 +154,7 @@ def stream(
     for chunk in cut_queries(queries, size, config, normalizer):
         features = None
         if chunk.branch in (query_features or {}):
-            features = _features(config, chunk, (query_features or {})[chunk.branch])
+            features = _features(config, chunk, (query_features or {})[chunk.branch], normalizer)
         pending.append((chunk, _start(model, mesh, chunk, constants, features)))
         if len(pending) == _CHUNKS_ON_DEVICE:
             yield _finish(*pending.popleft(), normalizer)
@@ -272,9 +274,14 @@ def without_cache(variables: Variables) -> dict[str, Any]:
     return {name: collection for name, collection in variables.items() if name != "cache"}
 
 
-def _features(config: AbUptConfig, chunk: Chunk, features: Any) -> NDArray[np.float32]:
-    """Returns the features of a chunk's queries, zeros after the last."""
-    rows = features_input(chunk.branch, features[chunk.start : chunk.start + chunk.num_points])
+def _features(config: AbUptConfig, chunk: Chunk, features: Any, normalizer: Normalizer | None) -> NDArray[np.float32]:
+    """Returns the features of a chunk's queries in model units, zeros after the last."""
+    rows = rows_of(features, slice(chunk.start, chunk.start + chunk.num_points))
+    if normalizer is not None and chunk.branch in normalizer.features:
+        names = normalizer.feature_channels[chunk.branch]
+        what = f"the query {chunk.branch}" + (f" from {chunk.start} on" if chunk.start else "")
+        rows = join_features(what, rows, names, chunk.num_points)
+    rows = features_input(chunk.branch, rows, normalizer)
     channels = config.feature_dims.get(chunk.branch)
     if channels is None or rows.shape != (chunk.num_points, channels):
         raise ValueError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from numpy.typing import ArrayLike
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import Normalizer
@@ -15,6 +14,7 @@ from emmi_jax.data.samples import Context
 from emmi_jax.deploy.case import Case, choose_case
 from emmi_jax.deploy.conditions import condition_channels
 from emmi_jax.deploy.draws import Sampling as DeploySampling
+from emmi_jax.deploy.features import FeaturesLike, check_taken
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.chunks import ChunkSize, Queries
@@ -41,7 +41,7 @@ class Surrogate:
         condition: Condition to use where `encode` is given none.
 
     Raises:
-        ValueError: The normalizer lacks a field of the model, or has another number of channels.
+        ValueError: The normalizer lacks a field or features of the model, or has another number of channels.
 
     Example:
         >>> surrogate = emmi_jax.load_run("runs/car")  # doctest: +SKIP
@@ -58,14 +58,20 @@ class Surrogate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "normalizer", self.normalizer.for_fields(self.model.config.fields))
+        self.normalizer.check_features(self.model.config.input_features)
+
+    @property
+    def features(self) -> dict[str, dict[str, int]]:
+        """What the model takes beside positions: numbers of channels by branch, or ``geometry``, and name, in order."""
+        return self.normalizer.feature_channels
 
     def encode(
         self,
         *,
         anchors: Mapping[str, Array] | None = None,
-        geometry: Geometry | Array | None = None,
+        geometry: Geometry | PointSet | Array | None = None,
         condition: ConditionLike | None = None,
-        anchor_features: Mapping[str, ArrayLike] | None = None,
+        anchor_features: Mapping[str, FeaturesLike] | None = None,
         points: Mapping[str, PointSet | Array] | None = None,
         seed: int = 0,
     ) -> Encoded:
@@ -76,11 +82,14 @@ class Surrogate:
 
         Args:
             anchors: Positions [T, n] of any of the branches.
-            geometry: Points [P, n] that describe the body, to draw from; or a `Geometry`, used as it is.
+            geometry: Points [P, n] that describe the body, to draw from, as a `PointSet` with features where the model
+                takes some; or a `Geometry`, used as it is.
             condition: A number for each condition of the run, in its unit: ``{"speed": 40.0, "yaw": 5.0}``. Or in model
                 units an array [condition_dim], if the model has one, or an array for each of its named conditions.
-            anchor_features: Features [T, channels] of given anchors of any branch that takes them.
-            points: Points [N, n] of any of the branches to draw from; as a `PointSet` they may bring cell sizes.
+            anchor_features: Features of given anchors of every branch in `features`: an array [T, C], or an array for
+                each name.
+            points: Points [N, n] of any of the branches to draw from; as a `PointSet` they may bring cell sizes and
+                features.
             seed: Seed of the draws.
 
         Raises:
@@ -97,11 +106,15 @@ class Surrogate:
                 sampling.supernode_method,
             ),
             has_geometry=config.has_geometry,
-            stored=Case({}, None) if context is None else Case(dict(context.anchors), context.geometry),
+            stored=Case({}, None)
+            if context is None
+            else Case(dict(context.anchors), context.geometry, context.anchor_features),
             anchors=anchors,
             geometry=geometry,
+            anchor_features=anchor_features,
             points=points,
             seed=seed,
+            channels=self.features,
         )
         condition = self.in_model_units(condition)
         cache = streaming.encode(
@@ -110,7 +123,7 @@ class Surrogate:
             anchors=case.anchors,
             geometry=None if case.geometry is None else Geometry(**case.geometry._asdict()),
             condition=condition,
-            anchor_features=anchor_features,
+            anchor_features=case.features,
             normalizer=self.normalizer,
         )
         return Encoded(self, cache, condition)
@@ -175,11 +188,12 @@ class Encoded:
         self,
         queries: Mapping[str, Queries],
         *,
-        query_features: Mapping[str, ArrayLike] | None = None,
+        query_features: Mapping[str, FeaturesLike] | None = None,
         chunk_size: ChunkSize = "auto",
         devices: Sequence[jax.Device] | None = None,
     ) -> Iterator[StreamedChunk]:
         """Yields the fields at the queries chunk by chunk, in physical units; see `emmi_jax.stream`."""
+        check_taken(self.surrogate.features, query_features or {}, queries)
         return streaming.stream(
             **self._arguments, queries=queries, query_features=query_features, chunk_size=chunk_size, devices=devices
         )
@@ -188,7 +202,7 @@ class Encoded:
         self,
         queries: Mapping[str, Queries],
         *,
-        query_features: Mapping[str, ArrayLike] | None = None,
+        query_features: Mapping[str, FeaturesLike] | None = None,
         out: Mapping[str, Any] | None = None,
         chunk_size: ChunkSize = "auto",
         devices: Sequence[jax.Device] | None = None,
@@ -198,7 +212,8 @@ class Encoded:
 
         Args:
             queries: Positions [N, n] of any of the branches; see `emmi_jax.stream`.
-            query_features: Features [N, channels] of the queries of any branch that takes them, as arrays.
+            query_features: Features of the queries of every branch in `Surrogate.features`: an array [N, C], or an
+                array for each name.
             out: Arrays or memory-maps to fill instead of new ones.
             chunk_size: Queries per call of the model; by default as many as the memory of the devices allows.
             devices: The devices that share each chunk; by default all local ones.
@@ -207,6 +222,7 @@ class Encoded:
         Raises:
             ValueError: A branch is unknown, positions are unusable, or `out` does not fit.
         """
+        check_taken(self.surrogate.features, query_features or {}, queries)
         return streaming.predict(
             **self._arguments,
             queries=queries,

@@ -50,8 +50,8 @@ def read_config(path: Path) -> RunConfig:
     """Reads what a checkpoint does not say about its model from JSON.
 
     Args:
-        path: A run's `config.json`; or the values of an `AbUptConfig` alone: then nothing is scaled, and cases are
-            sampled as the published model samples them.
+        path: A run's `config.json`; or the values of an `AbUptConfig` alone: then nothing is scaled, features are one
+            array called `features`, and cases are sampled as the published model samples them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -68,7 +68,12 @@ def read_config(path: Path) -> RunConfig:
         branch: {name: FieldScale(mean=(0.0,) * channels, std=(1.0,) * channels) for name, channels in fields.items()}
         for branch, fields in model.fields.items()
     }
-    normalizer = Normalizer(position_low=(0.0,) * model.num_position_axes, position_scale=1.0, fields=identity)
+    features = {
+        part: {"features": FieldScale(mean=(0.0,) * channels, std=(1.0,) * channels)}
+        for part, channels in model.input_features.items()
+    }
+    low = (0.0,) * model.num_position_axes
+    normalizer = Normalizer(position_low=low, position_scale=1.0, fields=identity, features=features)
     return RunConfig(model=model, normalizer=normalizer, sampling=PRESETS["drivaerml-tutorial"].sampling, sources={})
 
 

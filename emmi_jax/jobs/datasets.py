@@ -45,6 +45,8 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
     check_selection(settings.data, settings.foam)
     if settings.data is None:
+        if settings.features:
+            raise ValueError(f"features need data of your own, got {dict(settings.features)!r} without --data")
         return EllipsoidDataset(sampling, stream_angle=settings.stream_angle)
     path = Path(settings.data)
     opened = open_cases(settings.data, with_cell_sizes=is_weighted, foam=settings.foam)
@@ -54,7 +56,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             split = split.without(opened.problems(list(split.split_of)))
         else:
             opened.check(list(split.split_of))
-        dataset = CaseCollection(split, opened.cases, sampling, name=path.name)
+        dataset = CaseCollection(split, opened.cases, sampling, name=path.name, features=settings.features)
         case = dataset.first_case()
         geometry_points(case.points, case.geometry, sampling, name=split.train[0])  # refused before measuring
         return dataset
@@ -64,8 +66,12 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         )
     if path.is_dir():
         case = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted, foam=settings.foam)
-        return PointCloudDataset(case.points, sampling, geometry=case.geometry, name=path.name, left_out=case.left_out)
-    return PointCloudDataset({"volume": read_case(path)}, sampling, name=path.name)
+        points, geometry, left_out = case.points, case.geometry, case.left_out
+    else:
+        points, geometry, left_out = {"volume": read_case(path)}, None, ()
+    return PointCloudDataset(
+        points, sampling, geometry=geometry, features=settings.features, name=path.name, left_out=left_out
+    )
 
 
 def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Console) -> Normalizer:
@@ -83,12 +89,15 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
     free = settings.divergence_free
     if settings.statistics is not None:
         known = read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
+        known.check_features({part: sum(names.values()) for part, names in dataset.features.items()})
         return replace(known, conditions=dataset.conditions)
     if settings.data is not None and isinstance(dataset, CaseCollection):
         moments = measure_collection(Path(settings.data), dataset, foam=settings.foam, console=console)
     else:
         moments = dataset.measure()
-    measured = moments.normalizer(position_range=settings.position_range, divergence_free=free)
+    measured = moments.normalizer(
+        position_range=settings.position_range, divergence_free=free, features=dataset.features
+    )
     return replace(measured, conditions=dataset.conditions)
 
 

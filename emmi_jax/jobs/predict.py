@@ -43,7 +43,8 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     if target is None:
         raise ValueError("expected --out, or --write-openfoam")
     surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
-    config.model.refuse_features("a prediction of files")
+    if job.points is None:
+        config.model.refuse_features("a prediction on meshes")
     surrogate = under_condition(surrogate, job.condition, console)
     certainty = _certainty(job, surrogate)
     foam = config.foam(job.surface_patches, job.time)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 from rich.console import Console
 
+from emmi_jax.deploy.features import GEOMETRY, FeatureNames
 from emmi_jax.files.atomic import check_space, make_folder
 from emmi_jax.files.npy import array_file_size, map_array, new_array
 from emmi_jax.files.npz import checked_positions, read_arrays, write_arrays
@@ -19,8 +20,8 @@ from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import ProgressBar, say, warn_few_anchors, warn_outside
+from emmi_jax.points import PointSet, check_range
 
-GEOMETRY = "geometry"
 _ANCHORS = "_anchors"
 
 
@@ -43,11 +44,19 @@ class PointJob:
 
 
 class PointArrays(NamedTuple):
-    """Positions [N, 3]: queries and anchors by branch, and points of the geometry."""
+    """Positions [N, 3] with features: queries and anchors by branch, and points of the geometry."""
 
-    queries: dict[str, NDArray[Any]]
-    anchors: dict[str, NDArray[Any]]
-    geometry: NDArray[Any] | None
+    queries: dict[str, PointSet]
+    anchors: dict[str, PointSet]
+    geometry: PointSet | None
+
+    def positions(self) -> dict[str, NDArray[Any]]:
+        """Returns the positions of the queries."""
+        return {branch: points.position for branch, points in self.queries.items()}
+
+    def features(self, group: str) -> dict[str, Any]:
+        """Returns the features of ``queries`` or ``anchors`` by branch and name."""
+        return {branch: part.features for branch, part in getattr(self, group).items() if part.features is not None}
 
 
 def predict_points(job: PointJob, surrogate: Surrogate, *, console: Console) -> None:
@@ -65,31 +74,39 @@ def predict_points(job: PointJob, surrogate: Surrogate, *, console: Console) -> 
     """
     _check_out(job.out)
     branches = surrogate.model.config.branches
-    files = _read_arrays(job.points, point_names(branches))
-    arrays = _sort_arrays({name: array for name, (_, array) in files.items()}, branches)
-    for name, (path, array) in files.items():
+    features = surrogate.features
+    files = _read_arrays(job.points, point_names(branches), _feature_names(branches, features))
+    arrays = _sort_arrays({name: array for name, (_, array) in files.items()}, branches, features)
+    queries = arrays.positions()
+    for name in filter(files.__contains__, point_names(branches)):
+        path, array = files[name]
         warn_outside(surrogate.normalizer, f"{path}: {name}", array, console)
     if surrogate.context is None:
-        drawn_from = {branch: array for branch, array in arrays.queries.items() if branch not in arrays.anchors}
+        drawn_from = {branch: array for branch, array in queries.items() if branch not in arrays.anchors}
         warn_few_anchors(surrogate.sampling, drawn_from, console)
-    repeats, intervals = job.certainty.repeats, job.certainty.intervals
     encoded = surrogate.encode_draws(
-        repeats, intervals=intervals, anchors=arrays.anchors, geometry=arrays.geometry, points=arrays.queries
+        job.certainty.repeats,
+        intervals=job.certainty.intervals,
+        anchors={branch: part.position for branch, part in arrays.anchors.items()},
+        anchor_features=arrays.features("anchors"),
+        geometry=arrays.geometry,
+        points=arrays.queries,
     )
     shapes = {
         f"{branch}_{field}": (len(position), channels)
-        for branch, position in arrays.queries.items()
+        for branch, position in queries.items()
         for field, channels in encoded.fields[branch].items()
     }
     names = {key: key if len(branches) > 1 else key.removeprefix(f"{branches[0]}_") for key in shapes}
     check_space(job.out, sum(map(array_file_size, shapes.values())))
-    with ProgressBar(console, sum(map(len, arrays.queries.values()))) as progress:
+    with ProgressBar(console, sum(map(len, queries.values()))) as progress:
         options: dict[str, Any] = {"chunk_size": job.chunk_size, "advance": progress.advance}
+        options["query_features"] = arrays.features("queries")
         if job.out.suffix.lower() == ".npz":
-            fields = encoded.predict(arrays.queries, **options)
+            fields = encoded.predict(queries, **options)
             write_arrays(job.out, {names[key]: values for key, values in fields.items()})
         else:
-            _write_folder(job.out, encoded, arrays.queries, names, shapes, options)
+            _write_folder(job.out, encoded, queries, names, shapes, options)
     written = ", ".join(f"{names[key]} {list(shape)}" for key, shape in shapes.items())
     say(console, f"{job.out}: {written}")
 
@@ -107,14 +124,33 @@ def _query_names(branches: Sequence[str]) -> dict[str, str]:
     return {branch: branch if len(branches) > 1 else "position" for branch in branches}
 
 
-def _sort_arrays(arrays: Mapping[str, NDArray[Any]], branches: Sequence[str]) -> PointArrays:
-    names = _query_names(branches)
-    queries = {branch: arrays[name] for branch, name in names.items() if name in arrays}
+def _feature_names(branches: Sequence[str], features: FeatureNames) -> dict[str, dict[str, str]]:
+    """Returns the names of the arrays of features by that of their positions, and by feature.
+
+    They are the names of the features, after that of the positions where there are several branches.
+    """
+    queries = _query_names(branches)
+    found = {}
+    for part, names in features.items():
+        for points in (GEOMETRY,) if part == GEOMETRY else (queries[part], f"{part}{_ANCHORS}"):
+            prefix = "" if points == "position" else f"{points}_"
+            found[points] = {name: f"{prefix}{name}" for name in names}
+    return found
+
+
+def _sort_arrays(arrays: Mapping[str, NDArray[Any]], branches: Sequence[str], features: FeatureNames) -> PointArrays:
+    names, of_points = _query_names(branches), _feature_names(branches, features)
+
+    def points(name: str) -> PointSet:
+        given = {feature: arrays[array] for feature, array in of_points.get(name, {}).items() if array in arrays}
+        return PointSet(arrays[name], {}, features=given or None)  # type: ignore[arg-type]
+
+    queries = {branch: points(name) for branch, name in names.items() if name in arrays}
     if not queries:
         expected = " or ".join(map(repr, names.values()))
         raise ValueError(f"no points to predict: expected an array {expected}, found {', '.join(arrays) or 'none'}")
-    anchors = {branch: arrays[f"{branch}{_ANCHORS}"] for branch in branches if f"{branch}{_ANCHORS}" in arrays}
-    return PointArrays(queries, anchors, arrays.get(GEOMETRY))
+    anchors = {branch: points(f"{branch}{_ANCHORS}") for branch in branches if f"{branch}{_ANCHORS}" in arrays}
+    return PointArrays(queries, anchors, points(GEOMETRY) if GEOMETRY in arrays else None)
 
 
 def _write_folder(
@@ -138,14 +174,28 @@ def _check_out(path: Path) -> None:
         raise ValueError(f"{path}: fields are written to an .npz file, or to a folder as .npy files")
 
 
-def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, tuple[Path, NDArray[Any]]]:
-    """Returns the arrays with these names, and the files that hold them."""
+def _read_arrays(
+    path: Path, positions: Sequence[str], features: Mapping[str, Mapping[str, str]]
+) -> dict[str, tuple[Path, NDArray[Any]]]:
+    """Returns positions and features with these names, and the files that hold them.
+
+    Raises:
+        ValueError: An array is unusable, or the features of positions are missing.
+    """
+    names = [*positions, *(name for of_points in features.values() for name in of_points.values())]
     if path.suffix.lower() != ".npy" and not path.is_dir():
-        return {name: (path, checked_positions(path, name, array)) for name, array in read_arrays(path, names).items()}
-    files = [path / f"{name}.npy" for name in names] if path.is_dir() else [path]
-    found = {file.stem: (file, map_array(file)) for file in files if file.is_file() or file == path}
-    if not set(found) <= set(names) or not found:
-        raise ValueError(f"{path}: expected .npy files named {', '.join(names)}, got {list(found)}")
-    for name, (file, array) in found.items():
-        checked_positions(file, name, array)
+        found = {name: (path, array) for name, array in read_arrays(path, names).items()}
+    else:
+        files = [path / f"{name}.npy" for name in names] if path.is_dir() else [path]
+        found = {file.stem: (file, map_array(file)) for file in files if file.is_file() or file == path}
+        if not set(found) <= set(names) or not found:
+            raise ValueError(f"{path}: expected .npy files named {', '.join(names)}, got {list(found)}")
+    for name in filter(found.__contains__, positions):
+        checked_positions(found[name][0], name, found[name][1])
+    for points, of_points in features.items():
+        for feature, name in of_points.items():
+            if points in found and name not in found:
+                raise ValueError(f"{path}: no array {name!r}: the model takes the feature {feature!r} of {points!r}")
+            if name in found:
+                check_range(found[name][0], name, found[name][1])
     return found

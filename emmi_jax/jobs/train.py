@@ -189,7 +189,7 @@ def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> No
     devices, dataset = _devices(settings, job), load_dataset(settings)
     if settings.statistics is not None:
         make_normalizer(settings, dataset, console=console)
-    config = model_config(settings, dataset.fields, condition_dim(dataset.conditions))
+    config = model_config(settings, dataset.fields, condition_dim(dataset.conditions), dataset.features)
     trainer = TrainSetup.make(settings, dataset, devices, config)
     largest = trainer.put(trainer.draw(settings.steps - 1))
     step = jax.jit(trainer.train_step).lower(devices.abstract_state(trainer.state), largest).compile()
@@ -292,15 +292,15 @@ def _options(settings: TrainSettings, model: AbUptConfig) -> JsonDict:
 
 def _model(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None) -> AbUptConfig:
     """Returns the model to train; converted weights bring theirs, and their scales."""
-    model = model_config(settings, dataset.fields, condition_dim(dataset.conditions))
+    model = model_config(settings, dataset.fields, condition_dim(dataset.conditions), dataset.features)
     if weights is None:
         return model
     if settings.statistics is not None:
         raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
-    weights.model.refuse_features("training")
     if (known := sorted(weights.normalizer.conditions)) != (found := sorted(dataset.conditions)):
         raise ValueError(f"the run takes the conditions {known}, the data have {found}")
     check_same_config(weights.model.fields, model.fields, path="fields.")
+    check_same_config(weights.normalizer.feature_channels, dataset.features, path="features.")
     return weights.model
 
 

@@ -24,7 +24,8 @@ from emmi_jax.files.locks import LOCK_FILE, locked
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.layers.supernode_pooling import Geometry
 
-_ANCHORS, _GEOMETRY, _SUPERNODES = "_anchors", "geometry", "supernode_idx"
+_ANCHORS, _ANCHOR_FEATURES = "_anchors", "_anchor_features"
+_GEOMETRY, _SUPERNODES, _GEOMETRY_FEATURES = "geometry", "supernode_idx", "geometry_features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class RunConfig(Config):
         named = condition_dim(self.normalizer.conditions)
         if named is not None and (self.model.conditioning_dims is not None or named != self.model.condition_dim):
             raise ValueError(f"the conditions have {named} channels, the model takes {self.model.condition_dim}")
+        self.normalizer.check_features(self.model.input_features)
         if (found := len(self.normalizer.position_low)) != self.model.num_position_axes:
             raise ValueError(f"the model has {self.model.num_position_axes} position axes, the normalizer {found}")
 
@@ -208,18 +210,26 @@ class RunDirectory:
                 raise ValueError(f"{path} is missing: train --resume makes it")
             return None
         arrays = read_arrays(path)
-        anchors = {name.removesuffix(_ANCHORS): array for name, array in arrays.items() if name.endswith(_ANCHORS)}
+        anchors, features = (
+            {name.removesuffix(suffix): array for name, array in arrays.items() if name.endswith(suffix)}
+            for suffix in (_ANCHORS, _ANCHOR_FEATURES)
+        )
         if _GEOMETRY not in arrays:
-            return Context(anchors)
-        return Context(anchors, Geometry(arrays[_GEOMETRY], arrays[_SUPERNODES].astype(np.int32)))
+            return Context(anchors, None, features)
+        idx, of_points = arrays[_SUPERNODES].astype(np.int32), arrays.get(_GEOMETRY_FEATURES)
+        return Context(anchors, Geometry(arrays[_GEOMETRY], idx, features=of_points), features)
 
     def write_context(self, context: Context) -> None:
-        """Writes `context.npz`: `<branch>_anchors`, and `geometry` and `supernode_idx` if there is a geometry."""
+        """Writes `context.npz`: `<branch>_anchors`, and `geometry` and `supernode_idx` if there is a geometry.
+
+        Features are `<branch>_anchor_features` and `geometry_features`.
+        """
+        features = context.anchor_features
         arrays = {
             f"{branch}{_ANCHORS}": np.asarray(position, np.float64) for branch, position in context.anchors.items()
         }
-        if (geometry := context.stored_geometry) is not None:
-            arrays[_GEOMETRY], arrays[_SUPERNODES] = (np.asarray(array, np.float64) for array in geometry)
+        arrays |= {f"{branch}{_ANCHOR_FEATURES}": np.asarray(a, np.float64) for branch, a in features.items()}
+        arrays |= {name: np.asarray(array, np.float64) for name, array in context.stored_geometry.items()}
         write_arrays(self.path / "context.npz", arrays)
 
     def read_metrics(self) -> list[JsonDict]:

@@ -114,7 +114,8 @@ class Devices(NamedTuple):
         specs = specs._replace(condition=jax.tree.map(lambda _: P(DATA), batch.condition))
         if batch.geometry is None:
             return specs
-        return specs._replace(geometry=specs.geometry._replace(position=P(DATA)))
+        features = None if batch.geometry.features is None else P(DATA)
+        return specs._replace(geometry=specs.geometry._replace(position=P(DATA), features=features))
 
     def state_shardings(self, state: Tree) -> Tree:
         """Returns how each array of parameters or optimiser state is sharded: as a whole, or with `fsdp` in shards."""

@@ -27,14 +27,18 @@ def query_chunk_size(sample: Sample) -> int:
 
 def encode_sample(surrogate: Surrogate, sample: Sample) -> Encoded:
     """Encodes the anchors, the geometry and the condition of a sample."""
-    anchors, geometry = sample.context
-    return surrogate.encode(anchors=anchors, geometry=geometry, condition=sample.condition)
+    anchors, geometry, features = sample.context
+    return surrogate.encode(
+        anchors=anchors, geometry=geometry, condition=sample.condition, anchor_features=features
+    )
 
 
 def predict_queries(surrogate: Surrogate, sample: Sample) -> Fields:
     """Predicts the fields at the queries of a sample."""
     positions = {branch: points.position for branch, points in sample.queries.items()}
-    predicted = encode_sample(surrogate, sample).predict(positions, chunk_size=query_chunk_size(sample))
+    predicted = encode_sample(surrogate, sample).predict(
+        positions, query_features=sample.query_features, chunk_size=query_chunk_size(sample)
+    )
     fields = surrogate.model.config.fields
     return {branch: {name: predicted[f"{branch}_{name}"] for name in fields[branch]} for branch in positions}
 

@@ -3,7 +3,7 @@ import pytest
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case
-from emmi_jax.points import PointSet
+from emmi_jax.points import PointSet, take_points
 
 SAMPLING = Sampling(num_anchors=4, num_queries=3, num_test_anchors=4, num_geometry_points=8, num_supernodes=2)
 POINTS = PointSet(np.random.default_rng(0).normal(size=(20, 3)), {})
@@ -12,7 +12,7 @@ POINTS = PointSet(np.random.default_rng(0).normal(size=(20, 3)), {})
 @pytest.mark.parametrize("num_points", [3, 8, 20])
 def test_a_geometry_of_few_points_is_used_whole(num_points):
     position, idx, *_ = draw_geometry(
-        np.random.default_rng(0), POINTS.position[:num_points], SAMPLING, num_supernodes=4
+        np.random.default_rng(0), take_points(POINTS, slice(num_points)), SAMPLING, num_supernodes=4
     )
     assert position.shape == (min(num_points, 8), 3)
     np.testing.assert_array_equal(idx, np.arange(min(num_points, 4)))
