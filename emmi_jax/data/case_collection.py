@@ -73,6 +73,10 @@ class CaseCollection:
         """Returns the first training case, or a part of it, with all the geometry that the model may see."""
         return self._part(self.split.train[0], np.random.default_rng(0), self._points_per_step)
 
+    def read(self, name: str) -> Case:
+        """Reads a whole case."""
+        return with_features(name, self.cases.read(name), self.features)
+
     def measure(self) -> DataMoments:
         """Returns the statistics of all training cases."""
         return merge(map(self.measure_case, self.split.train))

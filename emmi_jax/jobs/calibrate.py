@@ -17,7 +17,7 @@ from emmi_jax.inference.intervals import field_scores, number_score
 from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.cases import open_cases
-from emmi_jax.jobs.evaluate import ChosenCases, checked_case, chosen_cases
+from emmi_jax.jobs.evaluate import ChosenCases, case_arguments, checked_case, chosen_cases, query_features
 from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces, ForceEvaluation
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, print_unusable, say
 from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration
@@ -42,7 +42,6 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
         replace(load_run(job.run, job.checkpoint), context=None),
         RunDirectory.open(job.run).read_config(),
     )
-    config.model.refuse_features("a calibration on files")
     asked = EvaluationJob(
         run=job.run,
         data=job.data,
@@ -87,12 +86,13 @@ def case_scores(
     """
     fields = surrogate.model.config.fields
     points = {branch: case.points[branch] for branch in fields}
-    geometry = case.geometry if surrogate.model.config.has_geometry else None
-    encoded = surrogate.encode_draws(repeats, points=points, geometry=geometry)
+    encoded = surrogate.encode_draws(repeats, **case_arguments(surrogate, case))
+    features = query_features(surrogate, case)
     scores, spreads = {}, {}
     for branch, names in fields.items():
         values, watch = collect(branch, len(points[branch].position), list(names))
-        for chunk in encoded.stream_each({branch: points[branch].position}):
+        given = {branch: features[branch]} if branch in features else {}
+        for chunk in encoded.stream_each({branch: points[branch].position}, query_features=given):
             watch(chunk)
         for name in names:
             pointwise = field_scores(

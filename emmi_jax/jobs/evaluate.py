@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -21,6 +21,7 @@ from emmi_jax.data.case_folder import case_branches, find_sources
 from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case
+from emmi_jax.data.features import with_features
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.notes import box_warnings, case_boxes, gathered
@@ -41,7 +42,7 @@ from emmi_jax.jobs.progress import (
     print_warnings,
     say,
 )
-from emmi_jax.points import Fields
+from emmi_jax.points import Fields, PointSet
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
 
@@ -88,7 +89,6 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
         raise ValueError(f"{out} is a file, expected a folder")
     # Anchors come from each case, even if the run has a context: that of another case, perhaps.
     surrogate, config = replace(load_run(path, job.checkpoint), context=None), RunDirectory.open(path).read_config()
-    config.model.refuse_features("an evaluation of files")
     if job.out is not None:
         check_output(job.out, [job.data, None if config.settings is None else config.settings.data])
     chosen = chosen_cases(job, config, surrogate)
@@ -206,7 +206,8 @@ def _check_branches(branches: Mapping[str, Collection[str]], surrogate: Surrogat
 
 
 def checked_case(name: str, case: Case, surrogate: Surrogate) -> Case:
-    """Refuses a case without a field of the model."""
+    """Returns a case with its features apart; refuses one without a field or a feature of the model."""
+    case = with_features(name, case, surrogate.features)
     for branch, names in surrogate.model.config.fields.items():
         found = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}
         if not dict(names).items() <= found.items():
@@ -214,13 +215,26 @@ def checked_case(name: str, case: Case, surrogate: Surrogate) -> Case:
     return case
 
 
+def case_arguments(surrogate: Surrogate, case: Case) -> dict[str, Any]:
+    """Returns what `Surrogate.encode` takes of a case to draw from."""
+    geometry = None
+    if surrogate.model.config.has_geometry and case.geometry is not None:
+        geometry = PointSet(case.geometry, {}, features=case.geometry_features)
+    return {"points": {branch: case.points[branch] for branch in surrogate.model.config.fields}, "geometry": geometry}
+
+
+def query_features(surrogate: Surrogate, case: Case) -> dict[str, Any]:
+    """Returns the features of all points of a case."""
+    return {branch: case.points[branch].features for branch in surrogate.model.config.feature_dims}
+
+
 def _predict(surrogate: Surrogate, case: Case, *, seed: int) -> Fields:
     """Predicts all points of a case, anchors among them."""
     fields = surrogate.model.config.fields
-    points = {branch: case.points[branch] for branch in fields}
-    geometry = case.geometry if surrogate.model.config.has_geometry else None
-    encoded = surrogate.encode(points=points, geometry=geometry, seed=seed)
-    predicted = encoded.predict({branch: part.position for branch, part in points.items()})
+    encoded = surrogate.encode(**case_arguments(surrogate, case), seed=seed)
+    predicted = encoded.predict(
+        {branch: case.points[branch].position for branch in fields}, query_features=query_features(surrogate, case)
+    )
     return {branch: {name: predicted[f"{branch}_{name}"] for name in names} for branch, names in fields.items()}
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from emmi_jax.config.jobs import InfoJob
 from emmi_jax.convert import CONSTANTS, load_torch_file
-from emmi_jax.jobs.progress import add_row, new_table
+from emmi_jax.jobs.progress import add_row, new_table, say
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params, init_params
 from emmi_jax.runs.directory import RunDirectory
@@ -41,6 +41,18 @@ def run_job(job: InfoJob, *, console: Console) -> None:
     """
     shapes = run_shapes(job.path) if job.path.is_dir() else file_shapes(job.path)
     console.print(summary_table(shapes, str(job.path)), highlight=False)
+    if job.path.is_dir():
+        normalizer = RunDirectory.open(job.path).read_config().normalizer
+        for line in describe_features(normalizer.feature_channels):
+            say(console, line)
+
+
+def describe_features(features: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Returns a line that says what a model takes beside positions; none if it takes nothing."""
+    listed = [
+        f"{part}: {', '.join(f'{name} ({size})' for name, size in names.items())}" for part, names in features.items()
+    ]
+    return [f"features   {'; '.join(listed)}"] if listed else []
 
 
 def summary_table(shapes: Mapping[str, Shape], title: str) -> Table:

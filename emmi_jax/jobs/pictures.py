@@ -20,8 +20,8 @@ from emmi_jax.points import PointSet, take_points
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.training.evaluation import encode_sample, query_chunk_size
 
-Predict: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""From positions by branch to the fields there."""
+Predict: TypeAlias = Callable[..., dict[str, Any]]
+"""From positions by branch, and their features, to the fields there."""
 
 
 def draw_pictures(dataset: Dataset, surrogate: Surrogate, run: RunDirectory) -> list[Path]:
@@ -34,7 +34,7 @@ def draw_pictures(dataset: Dataset, surrogate: Surrogate, run: RunDirectory) -> 
     elif isinstance(dataset, PointCloudDataset):
         paths += _draw_points(dataset.test_points, predict, run.path)
     elif isinstance(dataset, CaseCollection):
-        paths += _draw_points(dataset.cases.read(dataset.split.test[0]).points, predict, run.path)
+        paths += _draw_points(dataset.read(dataset.split.test[0]).points, predict, run.path)
     return paths
 
 
@@ -56,7 +56,8 @@ def _draw_points(points: Mapping[str, PointSet], predict: Predict, folder: Path)
     paths = []
     for branch, part in points.items():
         near = take_points(part, near_middle_plane(part.position))
-        predicted = predict({branch: near.position})
+        features = {} if near.features is None else {branch: near.features}
+        predicted = predict({branch: near.position}, query_features=features)
         for name, known in near.fields.items():
             path = folder / f"{branch}_{name}.png"
             paths.append(draw_fields(path, name, near.position, predicted[f"{branch}_{name}"], known))

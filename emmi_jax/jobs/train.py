@@ -34,7 +34,7 @@ from emmi_jax.jobs.datasets import (
     make_normalizer,
     print_notes,
 )
-from emmi_jax.jobs.info import param_shapes, summary_table
+from emmi_jax.jobs.info import describe_features, param_shapes, summary_table
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, say
 from emmi_jax.meshes.cells import POSITIONS
@@ -199,7 +199,7 @@ def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> No
     # XLA counts the body of a loop once.
     flops = "unknown" if cost is None else f"at least {cost['flops'] / 1e9:,.1f} GFLOP"
     size = "unknown" if memory is None else f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) >> 20:,} MiB"
-    say(console, "\n".join([dataset.summary, *describe_sources(settings)]))
+    say(console, "\n".join([dataset.summary, *describe_sources(settings), *describe_features(dataset.features)]))
     print_notes(settings, dataset, console)
     say(console, f"dtype      {config.dtype}")
     say(console, f"devices    {devices.summary}\nstep       {flops}, {size} per device")

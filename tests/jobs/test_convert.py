@@ -16,6 +16,7 @@ from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.jobs.convert import convert, preset_config, read_config
 from emmi_jax.jobs.info import file_shapes, run_shapes
 from emmi_jax.models.init import init_params
+from emmi_jax.points import PointSet
 from emmi_jax.runs.directory import RunConfig
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -129,20 +130,23 @@ def test_a_converted_run_with_a_condition_or_features_opens_again(changes: dict,
     jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "run").params, params)
 
 
-@pytest.mark.parametrize("changes", WITH_FEATURES)
-@pytest.mark.parametrize(
-    "command", ["predict {} --points points.npz", "evaluate {}", "export {}", "train --init-from {}"]
-)
-def test_files_bring_no_features_to_a_model_that_takes_them(
-    command: str, changes: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_converted_run_with_features_takes_them_as_one_array(tmp_path: Path) -> None:
+    changes = {"feature_dims": {"surface": 2}, **WITH_FEATURES[0]}
     converted_run(tmp_path / "run", **changes)
-    run = str(tmp_path / "run")
-    assert main([part.replace("{}", run) for part in command.split()] + ["--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "the model takes features {" in error
-    assert "cannot be given" in error
-    assert not (tmp_path / "out").exists()
+    surrogate = load_run(tmp_path / "run")
+    assert surrogate.features == {"surface": {"features": 2}, "geometry": {"features": 2}}
+    rng = np.random.default_rng(0)
+    arrays = {"position": rng.uniform(0, 100, (30, 3)), "features": rng.normal(size=(30, 2))}
+    shown = {"geometry": rng.uniform(0, 100, (20, 3)), "geometry_features": rng.normal(size=(20, 2))}
+    np.savez(tmp_path / "points.npz", **arrays, **shown)
+    command = ["predict", str(tmp_path / "run"), "--points", str(tmp_path / "points.npz"), "--out"]
+    assert main([*command, str(tmp_path / "fields.npz")]) == 0
+    points = PointSet(arrays["position"], {}, features=arrays["features"])
+    geometry = PointSet(shown["geometry"], {}, features=shown["geometry_features"])
+    encoded = surrogate.encode(points={"surface": points}, geometry=geometry)
+    queries = {"surface": arrays["position"]}
+    expected = encoded.predict(queries, query_features={"surface": arrays["features"]})["surface_p"]
+    np.testing.assert_allclose(np.load(tmp_path / "fields.npz")["p"], expected, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("few_test_queries")
