@@ -28,9 +28,7 @@ def query_chunk_size(sample: Sample) -> int:
 def encode_sample(surrogate: Surrogate, sample: Sample) -> Encoded:
     """Encodes the anchors, the geometry and the condition of a sample."""
     anchors, geometry, features = sample.context
-    return surrogate.encode(
-        anchors=anchors, geometry=geometry, condition=sample.condition, anchor_features=features
-    )
+    return surrogate.encode(anchors=anchors, geometry=geometry, condition=sample.condition, anchor_features=features)
 
 
 def predict_queries(surrogate: Surrogate, sample: Sample) -> Fields:
