@@ -20,8 +20,9 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from emmi_jax.data.baselines import nearest_neighbors
 from emmi_jax.data.cases import Case
 from emmi_jax.data.metrics import coefficient_metrics, field_metrics
+from emmi_jax.data.open import open_cases
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.files.atomic import read_json, write_json
-from emmi_jax.jobs.cases import open_cases
 from emmi_jax.points import Array, Fields, PointSet
 
 NUM_REFERENCE_POINTS, NUM_MODES = 8000, 20
@@ -32,7 +33,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/pod_baseline.json"), help="(%(default)s)")
     options = parser.parse_args()
-    split, opened = read_json(options.data / "split.json"), open_cases(str(options.data), with_area_vectors=True)
+    split = read_json(options.data / "split.json")
+    opened = open_cases(str(options.data), ReadOptions(with_area_vectors=True))
     assert opened is not None
     cases = {name: opened.cases.read(name) for name in split["train"] + split["test"]}
     parameters = {name: list(read_json(options.data / name / "parameters.json").values()) for name in cases}

@@ -1,4 +1,4 @@
-"""A file imports only from lower-numbered rooms or its own folder, without cycles; optional packages come lazily."""
+"""A file imports only from lower-numbered rooms or its own room, without cycles; optional packages come lazily."""
 
 from __future__ import annotations
 
@@ -72,14 +72,15 @@ def violations(package: Path) -> list[str]:
     graph = {name: set(imported_modules(path, package, set(paths))) - {name} for name, path in paths.items()}
     found = []
     for name, targets in graph.items():
-        folder, room = paths[name].parent, name.split(".")[0]
+        room = name.split(".")[0]
         if room not in ROOMS:
             found.append(f"{name} is in no room")
             continue
         for target in sorted(targets):
             is_lower = ROOMS.get(target.split(".")[0], 99) < ROOMS[room]
-            is_own_folder = target in paths and paths[target].parent == folder and target != ""
-            if not is_lower and not is_own_folder:
+            is_beside = target in paths and paths[target].parent == paths[name].parent and target != ""
+            is_own_room = is_beside or target.split(".")[0] == room
+            if not is_lower and not is_own_room:
                 found.append(f"{name} imports {target or package.name}")
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -88,7 +89,7 @@ def violations(package: Path) -> list[str]:
     return found
 
 
-def test_every_file_imports_from_lower_rooms_or_its_own_folder_only() -> None:
+def test_every_file_imports_from_lower_rooms_or_its_own_only() -> None:
     assert violations(PACKAGE) == []
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from emmi_jax.convert.names import CONSTANTS
-
-_BFLOAT16 = np.dtype(jnp.bfloat16)
+from emmi_jax.files.pt import BFLOAT16, to_numpy
 
 
 def read_entries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,25 +34,10 @@ def read_entries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {name: to_numpy(value) for name, value in state_dict.items() if name.rpartition(".")[2] not in CONSTANTS}
 
 
-def to_numpy(value: Any) -> Any:
-    """Returns a torch tensor or JAX array as a numpy array of the same dtype and bits, anything else as it is."""
-    # A tensor can only come from a torch that is loaded already; users of numpy never load it.
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        try:
-            tensor = value.detach().cpu()
-            if tensor.dtype == torch.bfloat16:
-                return tensor.contiguous().view(torch.int16).numpy().view(_BFLOAT16)
-            return tensor.numpy()
-        except (RuntimeError, TypeError):
-            return value
-    return np.asarray(value) if isinstance(value, jax.Array) else value
-
-
 def to_tensor(array: np.ndarray) -> Any:
     """Returns a torch tensor with its own copy of the array, of the same dtype and bits."""
     torch: Any = importlib.import_module("torch")
     array = np.array(array, order="C")
-    if array.dtype == _BFLOAT16:
+    if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from emmi_jax.convert.entries import to_numpy, to_tensor
+from emmi_jax.convert.entries import to_tensor
+from emmi_jax.files.pt import to_numpy
 
 _DTYPES = tuple(np.dtype(dtype) for dtype in (np.float16, jnp.bfloat16, np.float32, np.float64))
 

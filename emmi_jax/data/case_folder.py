@@ -1,119 +1,101 @@
-"""The folder of a simulated case: meshes, or tensors made of them; its branches, files and fields."""
+"""The folder of a case with the reader of its layout, and several of them as a collection reads them."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.data.drivaernet import (
-    design_branches,
-    design_files,
-    design_names,
-    is_drivaernet,
-)
-from emmi_jax.data.field_sources import DRIVAERML, FIELDS_FILE, Sources, published_sources, read_sources
-from emmi_jax.data.mesh_files import (
-    MESHES,
-    SUFFIXES,
-    all_arrays,
-    geometry_mesh_file,
-    mesh_files,
-)
-from emmi_jax.data.openfoam import proposed_sources
-from emmi_jax.data.shapenet_car import BRANCHES, shapenet_car_files
-from emmi_jax.data.tensors import (
-    geometry_file,
-    tensor_files,
-)
+from emmi_jax.data.cases import Case, WholeCases
+from emmi_jax.data.known_forces import KnownForces
+from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.readers import reader_of
+from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, Reader, ReadOptions
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.meshes.cells import POSITIONS
-from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, is_foam
+
+ADVICE = "; --skip-unusable leaves such cases out"
 
 
-def case_names(path: Path) -> list[str]:
-    """Returns the names of the folders in a folder that hold cases, in the order of their numbers.
+class CaseFolder(NamedTuple):
+    """A case: its folder, or for DrivAerNet++ the name of a design in that of the data set, and what reads it."""
 
-    Where there are none, the folders in those folders are looked at: `param1/1dc58be2`.
+    path: Path
+    reader: Reader
+
+    @classmethod
+    def open(cls, path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> CaseFolder:
+        """Looks at a folder; `foam` is the part of an OpenFOAM case to read."""
+        return cls(path, reader_of(path, foam))
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that it has positions of; none if it is no case."""
+        return self.reader.branches(self.path)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        return self.reader.files(self.path)
+
+    @property
+    def forces(self) -> KnownForces | None:
+        """The forces that a solver wrote."""
+        return self.reader.forces(self.path)
+
+    def sources(self, default: Sources | None = None) -> Sources:
+        """Returns the arrays that hold the fields; see `Reader.sources`."""
+        return self.reader.sources(self.path, default)
+
+    def fingerprint(self, root: Path, *, with_times: bool = False) -> str:
+        """Returns the fingerprint of the files, of what is read of them, and of how cells are measured."""
+        return fingerprint(self.files, root, with_times=with_times, selected=POSITIONS + self.reader.selected)
+
+    def read(self, options: ReadOptions = DEFAULT_OPTIONS) -> Case:
+        """Reads the case; raises as `Reader.read`."""
+        return self.reader.read(self.path, options)
+
+    def left_out(self, sources: Sources, *, with_arrays: bool = True) -> list[str]:
+        """Returns what `read` leaves out, one line each."""
+        return self.reader.left_out(self.path, sources, with_arrays=with_arrays) if self.path.is_dir() else []
+
+    def problem(self, branches: Collection[str], sources: Sources | None = None) -> str | None:
+        """Says why it cannot be read, as far as names, sizes and headers of its files tell; None if nothing is wrong.
+
+        Args:
+            branches: The branches that it must have.
+            sources: See `ReadOptions`.
+        """
+        try:
+            if missing := sorted(set(branches) - set(self.branches)):
+                return f"no {' and no '.join(missing)}"
+            if empty := [file.name for file in self.files if not file.stat().st_size]:
+                return f"{', '.join(empty)}: empty"
+            return self.reader.problem(self.path, sources)
+        except (OSError, ValueError) as error:
+            return str(error)
+
+
+class FolderCases(WholeCases):
+    """Cases in folders, which are read whole; the last 16 that were drawn from stay in memory.
+
+    Args:
+        root: The folder of the cases.
+        folders: The cases by name.
+        options: What of each to read.
     """
-    if not path.is_dir():
-        return []
-    if is_drivaernet(path):
-        return design_names(path)
-    for pattern in ("*/", "*/*/"):
-        found = [folder.relative_to(path).as_posix() for folder in path.glob(pattern) if _is_case(folder)]
-        if found:
-            return sorted(found, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
-    return []
 
+    def __init__(self, root: Path, folders: Mapping[str, CaseFolder], options: ReadOptions) -> None:
+        self.root, self.folders, self.options = root, folders, options
+        super().__init__(self._read, lambda name: folders[name].fingerprint(root))
 
-def case_branches(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> tuple[str, ...]:
-    """Returns the branches that a folder has positions of; none if it is not a folder.
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process begins with no case in memory."""
+        return FolderCases, (self.root, self.folders, self.options)
 
-    A design of DrivAerNet++ counts as a folder of this name in that of the data set.
-    """
-    if is_drivaernet(path.parent):
-        return design_branches(path.parent, path.name)
-    if found := tensor_files(path):
-        return tuple(found)
-    if any((path / name).is_file() for name in BRANCHES.values()):
-        return tuple(branch for branch, name in BRANCHES.items() if (path / name).is_file())
-    return tuple(branch for branch in MESHES if mesh_files(path, branch)) or foam_branches(path, foam)
-
-
-def _is_case(path: Path) -> bool:
-    try:
-        return bool(case_branches(path))
-    except ValueError:  # of an unusable case; its check says what is wrong
-        return True
-
-
-def is_foam_case(path: Path) -> bool:
-    """Returns whether a folder is read as OpenFOAM's; files of another layout come first."""
-    others = tensor_files(path) or shapenet_car_files(path) or any(mesh_files(path, branch) for branch in MESHES)
-    return not is_drivaernet(path.parent) and not others and is_foam(path)
-
-
-def case_files(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> list[Path]:
-    """Returns the files of a case folder that `read_case_folder` reads."""
-    if is_drivaernet(path.parent):
-        return sorted(design_files(path.parent, path.name).values())
-    found = [path / name for files in tensor_files(path).values() for name in (files.position, *files.fields.values())]
-    found = [file for file in [*found, geometry_file(path)] if file is not None and file.is_file()]
-    if not found and not (found := shapenet_car_files(path)):
-        found = foam_files(path, foam) if is_foam_case(path) else []
-        found += [file for branch in MESHES for file in mesh_files(path, branch)]
-        found += [file for folder in (path, path.parent) if (file := folder / FIELDS_FILE).is_file()]
-    geometry = None if is_foam_case(path) else geometry_mesh_file(path)
-    return sorted(found if geometry is None else [*found, geometry])
-
-
-def case_fingerprint(
-    path: Path, root: Path, foam: FoamSelection = DEFAULT_SELECTION, *, with_times: bool = False
-) -> str:
-    """Returns the fingerprint of the files of a case folder, of what is read of them, and of how cells are measured."""
-    selected = POSITIONS + (repr(foam) if foam != DEFAULT_SELECTION and is_foam_case(path) else "")
-    return fingerprint(case_files(path, foam), root, with_times=with_times, selected=selected)
-
-
-def find_sources(path: Path, default: Sources | None = None, foam: FoamSelection = DEFAULT_SELECTION) -> Sources:
-    """Returns the arrays that hold the fields of a case folder.
-
-    They come from `fields.json` in the folder or in the one above; else they are the default, or those of the published
-    data set, DrivAerML or AhmedML, whose arrays a mesh has, or those that OpenFOAM names so.
-    """
-    if (file := fields_file(path)) is not None:
-        return read_sources(file)
-    if default is not None:
-        return default
-    if is_foam_case(path):
-        return proposed_sources(foam_arrays(path, foam))
-    for branch in MESHES:
-        if (files := mesh_files(path, branch)) and files[0].suffix.lower() in SUFFIXES:
-            return published_sources(branch, all_arrays(files[0]))
-    return DRIVAERML
-
-
-def fields_file(path: Path) -> Path | None:
-    """Returns the `fields.json` in a case folder or in the one above, if there is one."""
-    return next((file for folder in (path, path.parent) if (file := folder / FIELDS_FILE).is_file()), None)
+    def _read(self, name: str) -> Case:
+        try:
+            return self.folders[name].read(self.options)
+        except ValueError as error:
+            raise ValueError(f"{error}{ADVICE if len(self.folders) > 1 else ''}") from None

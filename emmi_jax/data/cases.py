@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class WholeCases:
         self.read, self.fingerprint = load_case, fingerprint
         self._kept = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
 
-    def __reduce__(self) -> tuple[type[WholeCases], tuple[Callable[[str], Case], Callable[[str], str]]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Another process begins with no case in memory."""
         return WholeCases, (self.read, self.fingerprint)
 

@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emmi_jax.config.mesh_dataset import ForceTable
+from emmi_jax.data.mesh_dataset import published
 from emmi_jax.files.atomic import JsonDict, read_json
-from emmi_jax.meshes.reference_area import read_number, read_reference_area
+from emmi_jax.meshes.reference_area import AREA_NAMES, read_number, read_reference_area
 
 FORCES_FILE = "forces.json"
-_TABLE, _AREA_TABLE = "force_mom_[0-9]*.csv", "geo_ref_[0-9]*.csv"
+PUBLISHED_TABLE = published("drivaerml").forces
 
 
 class KnownForces(NamedTuple):
@@ -45,13 +47,13 @@ class KnownForces(NamedTuple):
         raise ValueError(f"expected finite cd and cl and positive area, speed and density, got {values!r:.120}")
 
 
-def read_known_forces(path: Path) -> KnownForces | None:
+def read_known_forces(path: Path, table: ForceTable | None = PUBLISHED_TABLE) -> KnownForces | None:
     """Reads the forces beside a case.
 
     Args:
-        path: A case folder with `forces.json` (`CdA` and `ClA` in m², and perhaps `speed` and `density`), or with the
-            table of DrivAerML and AhmedML, `force_mom_N.csv` (`Cd`, `Cl`); its reference area is `aRef` of
-            `geo_ref_N.csv`, and unknown without that file.
+        path: A case folder, perhaps with `forces.json` (`CdA` and `ClA` in m², and perhaps `speed` and `density`).
+        table: The table that counts where that file is not there, by default that of DrivAerML and AhmedML:
+            `force_mom_N.csv` (`Cd`, `Cl`); its reference area is `aRef` of `geo_ref_N.csv`, and unknown without that.
 
     Returns:
         The forces; None if there are none.
@@ -61,13 +63,13 @@ def read_known_forces(path: Path) -> KnownForces | None:
     """
     if (file := path / FORCES_FILE).is_file():
         return _from_json(file, read_json(file))
-    tables = sorted(path.glob(_TABLE))
-    if not tables:
+    if table is None or not (found := sorted(path.glob(table.file))):
         return None
-    areas = [read_reference_area(file) for file in sorted(path.glob(_AREA_TABLE))[:1]]
-    cd, cl = (read_number(tables[0], (name,), f"no {name}") for name in ("Cd", "Cl"))
+    of_area = [] if table.area_file is None else sorted(path.glob(table.area_file))[:1]
+    areas = [read_reference_area(file, tuple(dict.fromkeys((table.area, *AREA_NAMES)))) for file in of_area]
+    cd, cl = (read_number(found[0], (name,), f"no {name}") for name in (table.drag, table.lift))
     if not _is_finite(cd, cl):
-        raise ValueError(f"{tables[0]}: expected finite numbers Cd and Cl, got {cd} and {cl}")
+        raise ValueError(f"{found[0]}: expected finite numbers {table.drag} and {table.lift}, got {cd} and {cl}")
     return KnownForces(cd, cl, areas[0] if areas else None)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.config import AbUptConfig
-from emmi_jax.data.case_reading import NUM_GEOMETRY_POINTS
 from emmi_jax.data.draws import GEOMETRY_BRANCH, add_supernodes, draw_points
+from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS
 from emmi_jax.data.sampling import draw_on_triangles, sample_points
 from emmi_jax.design.surface import MovingPoints, Surface
 from emmi_jax.inference.surrogate import Surrogate

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.data.case_reading import NUM_GEOMETRY_POINTS
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.metrics import Metrics, field_metrics
+from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.chunks import ChunkSize

@@ -12,11 +12,11 @@ from emmi_jax.config.jobs import CalibrationJob, EvaluationJob, ForceOptions
 from emmi_jax.data.cases import Case
 from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.open import open_cases
 from emmi_jax.inference.encoded_set import collect
 from emmi_jax.inference.intervals import field_scores, number_score
 from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.cases import open_cases
 from emmi_jax.jobs.evaluate import ChosenCases, case_arguments, checked_case, chosen_cases, query_features
 from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces, ForceEvaluation
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, print_unusable, say
@@ -150,7 +150,7 @@ def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: Run
     found: Sequence[str] = []
     if Path(chosen.data).resolve() == Path(trained_on).resolve():
         found = [name for name in chosen.read if name in train]
-    elif chosen.opened is not None and (own := open_cases(trained_on)) is not None:
+    elif (own := open_cases(trained_on)) is not None:
         prints = {own.cases.fingerprint(name) for name in train if name in own.names}
         found = [name for name in chosen.read if chosen.opened.cases.fingerprint(name) in prints]
     if found:

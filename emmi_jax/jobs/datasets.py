@@ -8,27 +8,23 @@ from pathlib import Path
 from rich.console import Console
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection, TrainSettings
-from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_checks import case_left_out
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_branches, case_fingerprint, find_sources, is_foam_case
-from emmi_jax.data.case_reading import read_case_folder
+from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.draws import geometry_points
 from emmi_jax.data.ellipsoids import EllipsoidDataset
-from emmi_jax.data.field_sources import sources_to_json
-from emmi_jax.data.mesh_files import num_surface_rows
+from emmi_jax.data.mesh_dataset import sources_to_json
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.notes import box_warnings, case_boxes
-from emmi_jax.data.openfoam import describe_foam
+from emmi_jax.data.open import OpenCases, check_selection, open_cases
 from emmi_jax.data.point_cloud import TEST_FRACTION, PointCloudDataset
 from emmi_jax.data.published import STATISTICS
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.samples import Dataset
 from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.atomic import JsonDict, read_json_object
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
-from emmi_jax.jobs.cases import check_selection, folder_left_out, open_cases
-from emmi_jax.jobs.measured import check_held_out, measure_collection
+from emmi_jax.jobs.measured import measure_collection
 from emmi_jax.jobs.progress import print_left_out, print_unusable, print_warnings
 
 
@@ -49,8 +45,8 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             raise ValueError(f"features need data of your own, got {dict(settings.features)!r} without --data")
         return EllipsoidDataset(sampling, stream_angle=settings.stream_angle)
     path = Path(settings.data)
-    opened = open_cases(settings.data, with_cell_sizes=is_weighted, foam=settings.foam)
-    if opened is not None:
+    opened = open_cases(settings.data, ReadOptions(with_cell_sizes=is_weighted), settings.foam)
+    if opened is not None and not opened.is_single:
         split = opened.split(settings.split, skip_unusable=settings.skip_unusable)
         if settings.skip_unusable:
             split = split.without(opened.problems(list(split.split_of)))
@@ -64,8 +60,8 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         raise ValueError(
             f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
         )
-    if path.is_dir():
-        case = read_case_folder(path, load_torch_tensor, with_cell_sizes=is_weighted, foam=settings.foam)
+    if opened is not None or path.is_dir():
+        case = CaseFolder.open(path, settings.foam).read(ReadOptions(with_cell_sizes=is_weighted))
         points, geometry, left_out = case.points, case.geometry, case.left_out
     else:
         points, geometry, left_out = {"volume": read_case(path)}, None, ()
@@ -91,24 +87,11 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
         known = read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
         known.check_features({part: sum(names.values()) for part, names in dataset.features.items()})
         return replace(known, conditions=dataset.conditions)
-    if settings.data is not None and isinstance(dataset, CaseCollection):
-        moments = measure_collection(Path(settings.data), dataset, foam=settings.foam, console=console)
-    else:
-        moments = dataset.measure()
+    moments = measure_collection(dataset, console=console) if isinstance(dataset, CaseCollection) else dataset.measure()
     measured = moments.normalizer(
         position_range=settings.position_range, divergence_free=free, features=dataset.features
     )
     return replace(measured, conditions=dataset.conditions)
-
-
-def check_held_out_cases(settings: TrainSettings, dataset: Dataset, *, console: Console) -> None:
-    """Reads the cases to validate and to test on, as `make_normalizer` does where it measures.
-
-    Raises:
-        ValueError: A case is unusable.
-    """
-    if settings.data is not None and isinstance(dataset, CaseCollection):
-        check_held_out(Path(settings.data), dataset, foam=settings.foam, console=console)
 
 
 def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:
@@ -118,17 +101,13 @@ def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:
     if isinstance(dataset, CaseCollection):
         return dataset.fingerprint
     path = Path(settings.data)
-    return case_fingerprint(path, path, settings.foam) if path.is_dir() else fingerprint([path], path)
+    return CaseFolder.open(path, settings.foam).fingerprint(path) if path.is_dir() else fingerprint([path], path)
 
 
 def field_sources(settings: TrainSettings) -> JsonDict:
     """Returns the arrays of mesh files that hold the fields, as in `fields.json`; empty if the data are no folder."""
-    if settings.data is None:
-        return {}
-    if (opened := open_cases(settings.data, foam=settings.foam)) is not None:
-        return sources_to_json(opened.sources)
-    path = Path(settings.data)
-    return sources_to_json(find_sources(path, foam=settings.foam)) if path.is_dir() else {}
+    opened = _open(settings)
+    return {} if opened is None else sources_to_json(opened.sources)
 
 
 def describe_sources(settings: TrainSettings) -> list[str]:
@@ -140,11 +119,12 @@ def describe_sources(settings: TrainSettings) -> list[str]:
             for name, source in fields.items()
         )
         lines.append(f"{branch:<10} {', '.join(arrows)}")
-    if settings.data is not None and lines:
-        opened, path = open_cases(settings.data, foam=settings.foam), Path(settings.data)
-        first = path if opened is None else path / opened.names[0]
-        lines += [describe_foam(first, settings.foam)] if is_foam_case(first) else []
-    return lines
+    opened = _open(settings)
+    return lines if opened is None else lines + opened.describe()
+
+
+def _open(settings: TrainSettings) -> OpenCases | None:
+    return None if settings.data is None else open_cases(settings.data, foam=settings.foam)
 
 
 def print_notes(settings: TrainSettings, dataset: Dataset, console: Console) -> None:
@@ -152,19 +132,14 @@ def print_notes(settings: TrainSettings, dataset: Dataset, console: Console) -> 
     case = dataset.first_case()
     if settings.data is None or case is None:
         return
-    if (opened := open_cases(settings.data, foam=settings.foam)) is not None and not is_store(settings.data):
-        names, first = opened.names, opened.names[0]
+    lines = list[str]()
+    if (opened := _open(settings)) is not None and not is_store(settings.data):
+        names, prefix = opened.names, ""
         if isinstance(dataset, CaseCollection):
             print_unusable(dataset.split.unusable, console)
-            split_of, first = dataset.split.split_of, dataset.split.train[0]
+            split_of, prefix = dataset.split.split_of, f"{dataset.split.train[0]}: "
             names = [name for name in names if name in split_of]
-        lines = folder_left_out(Path(settings.data), names, opened.sources, settings.foam)
-        lines += [f"{first}: {line}" for line in case.left_out]
-    elif Path(settings.data).is_dir():
-        path = Path(settings.data)
-        lines = [*case_left_out(path, find_sources(path, foam=settings.foam), settings.foam), *case.left_out]
-    else:
-        lines = []
+        lines = [*opened.left_out(names), *(f"{prefix}{line}" for line in case.left_out)]
     print_left_out(lines, console)
     print_warnings(box_warnings(case_boxes(case)), console)
 
@@ -198,11 +173,9 @@ def branches_of(data: str, foam: FoamSelection = DEFAULT_SELECTION) -> dict[str,
     Each has the number of points that any case has for the geometry branch, where that is small; else None.
     """
     opened = open_cases(data, foam=foam)
-    branches = case_branches(Path(data), foam) if opened is None else opened.branches_of(opened.names[0])
-    if "surface" not in branches or is_store(data):
-        return dict.fromkeys(branches)
-    folders = [Path(data)] if opened is None else [Path(data) / name for name in opened.names]
-    least = min(filter(None, map(num_surface_rows, folders)), default=None)
-    if least is not None and opened is None:  # a single case keeps a part of its points to test on
+    if opened is None:
+        return {}
+    least = opened.num_geometry_points()
+    if least is not None and opened.is_single:  # a single case keeps a part of its points to test on
         least -= round(TEST_FRACTION * least)
-    return {branch: least if branch == "surface" else None for branch in branches}
+    return {branch: least if branch == "surface" else None for branch in opened.branches_of(opened.names[0])}

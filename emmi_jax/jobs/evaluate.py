@@ -15,21 +15,17 @@ from rich.console import Console
 
 from emmi_jax.config import FoamSelection
 from emmi_jax.config.jobs import EvaluationJob
-from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_checks import case_left_out
-from emmi_jax.data.case_folder import case_branches, find_sources
-from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case
 from emmi_jax.data.features import with_features
-from emmi_jax.data.known_forces import KnownForces, read_known_forces
+from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.notes import box_warnings, case_boxes, gathered
-from emmi_jax.data.stored_case import is_store
+from emmi_jax.data.open import OpenCases, check_selection, open_cases
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.cases import OpenCases, check_selection, folder_left_out, open_cases
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
 from emmi_jax.jobs.progress import (
@@ -57,7 +53,7 @@ class ChosenCases(NamedTuple):
         known_forces: What a solver wrote beside each case.
         left_out: What is not read of their folders.
         unusable: Cases that were left out, and why.
-        opened: The folder or store that they are in; None for a single case.
+        opened: The folder or store that they are in.
     """
 
     data: str
@@ -65,8 +61,8 @@ class ChosenCases(NamedTuple):
     read: Mapping[str, Callable[[], Case]]
     known_forces: Mapping[str, KnownForces | None]
     left_out: list[str]
+    opened: OpenCases
     unusable: Mapping[str, str] = MappingProxyType({})
-    opened: OpenCases | None = None
 
 
 def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
@@ -144,37 +140,25 @@ def chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) ->
     sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
     check_selection(data, FoamSelection(job.surface_patches or (), job.time))
     foam = config.foam(job.surface_patches, job.time)
-    opened = open_cases(data, with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources, foam=foam)
-    if opened is None:
-        path = Path(data)
-        if not path.is_dir():
+    options = ReadOptions(with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources)
+    if (opened := open_cases(data, options, foam)) is None:
+        if not Path(data).is_dir():
             raise FileNotFoundError(f"{data} is no folder of cases")
-        if not (branches := case_branches(path, foam)):
-            raise ValueError(f"{data}: no cases in this folder")
-        _check_branches({path.name: branches}, surrogate)
-        read = partial(
-            read_case_folder,
-            path,
-            load_torch_tensor,
-            with_cell_sizes=is_weighted,
-            with_area_vectors=True,
-            sources=sources,
-            foam=foam,
-        )
-        left_out = case_left_out(path, find_sources(path, sources, foam), foam)
-        return ChosenCases(data, None, {path.name: read}, {path.name: read_known_forces(path)}, left_out)
-    is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
-    own_split, skip = config.split if is_own else None, job.skip_unusable
-    names = _names_in_split(job.split, data, opened, own_split, skip_unusable=skip)
-    unusable = opened.problems(names) if skip else {}
+        raise ValueError(f"{data}: no cases in this folder")
+    names, unusable, split = opened.names, dict[str, str](), None if opened.is_single else job.split
+    if split is not None:
+        is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
+        own_split, skip = config.split if is_own else None, job.skip_unusable
+        names = _names_in_split(split, data, opened, own_split, skip_unusable=skip)
+        unusable = opened.problems(names) if skip else {}
     if not (names := [name for name in names if name not in unusable]):
         raise ValueError(f"{data}: no case is usable; {'; '.join(': '.join(item) for item in unusable.items())}")
     _check_branches({name: opened.branches_of(name) for name in names}, surrogate)
-    opened.check(names)
+    if not opened.is_single:
+        opened.check(names)
     reads = {name: partial(opened.cases.read, name) for name in names}
-    left_out = [] if is_store(data) else folder_left_out(Path(data), names, opened.sources, foam)
-    known = {name: opened.forces_of(name) for name in names}
-    return ChosenCases(data, job.split, reads, known, left_out, unusable, opened)
+    forces = {name: opened.forces_of(name) for name in names}
+    return ChosenCases(data, split, reads, forces, opened.left_out(names), opened, unusable)
 
 
 def _names_in_split(

@@ -12,13 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.convert.files import load_torch_tensor
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_files, case_fingerprint
-from emmi_jax.data.case_reading import read_case_folder
-from emmi_jax.data.cases import BranchShape, WholeCases
+from emmi_jax.data.case_folder import CaseFolder, FolderCases
+from emmi_jax.data.cases import BranchShape
 from emmi_jax.data.notes import moments_box, unlike_cases
+from emmi_jax.data.samples import Dataset
 from emmi_jax.data.statistics import DataMoments, measure, merge, point_chunks
 from emmi_jax.files.atomic import JsonDict, cache_folder, read_json_object, write_json
 from emmi_jax.jobs.pool import run_in_processes
@@ -34,40 +32,34 @@ _MEMORY_PER_BYTE = 4
 """Memory to read a case, per byte of its files, which may be compressed."""
 
 
-def measure_collection(
-    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = DEFAULT_SELECTION
-) -> DataMoments:
-    """Returns the statistics of the training cases of a folder; only those that are new or have changed are measured.
+def measure_collection(dataset: CaseCollection, *, console: Console) -> DataMoments:
+    """Returns the statistics of the training cases; in folders, only new ones and changed ones are measured.
 
     Cases to validate and to test on are measured as well, so that one that is unusable is found before training.
     The statistics of each case are kept beside the cases, or in `~/.cache/emmi_jax` where that folder is read-only.
 
     Args:
-        path: The folder.
-        dataset: Its cases.
+        dataset: The cases.
         console: Where progress is printed.
-        foam: The patches and the time of OpenFOAM cases.
 
     Raises:
         ValueError: A case is unusable or has other fields than the first.
     """
-    if not isinstance(dataset.cases, WholeCases):
+    cases = dataset.cases
+    if not isinstance(cases, FolderCases):
         return dataset.measure()
-    train = dataset.split.train
-    found = _measure_cases(path, dataset, [*train, *_held_out(dataset)], console, foam)
-    return merge(found[name] for name in train)
+    found = _measure_cases(cases, dataset, [*dataset.split.train, *_held_out(dataset)], console)
+    return merge(found[name] for name in dataset.split.train)
 
 
-def check_held_out(
-    path: Path, dataset: CaseCollection, *, console: Console, foam: FoamSelection = DEFAULT_SELECTION
-) -> None:
+def check_held_out(dataset: Dataset, *, console: Console) -> None:
     """Reads the cases to validate and to test on, except those that were measured before and have not changed.
 
     Raises:
         ValueError: A case is unusable or has other fields than the first.
     """
-    if isinstance(dataset.cases, WholeCases):
-        _measure_cases(path, dataset, _held_out(dataset), console, foam)
+    if isinstance(dataset, CaseCollection) and isinstance(dataset.cases, FolderCases):
+        _measure_cases(dataset.cases, dataset, _held_out(dataset), console)
 
 
 def _held_out(dataset: CaseCollection) -> list[str]:
@@ -75,16 +67,17 @@ def _held_out(dataset: CaseCollection) -> list[str]:
 
 
 def _measure_cases(
-    path: Path, dataset: CaseCollection, names: Sequence[str], console: Console, foam: FoamSelection
+    cases: FolderCases, dataset: CaseCollection, names: Sequence[str], console: Console
 ) -> dict[str, DataMoments]:
-    keys = {name: case_fingerprint(path / name, path, foam, with_times=True) for name in names}
+    path, folders = cases.root, cases.folders
+    keys = {name: folders[name].fingerprint(path, with_times=True) for name in names}
     kept = _read_cache(path)
     found = {name: kept[name][1] for name in names if name in kept and kept[name][0] == keys[name]}
     missing = [name for name in names if name not in found]
     if missing:
         with (
             ProgressBar(console, len(missing), unit="cases measured") as progress,
-            closing(_measure_all(path, dataset, missing, foam)) as measured,
+            closing(_measure_all(dataset, {name: folders[name] for name in missing})) as measured,
         ):
             try:
                 for name, moments in measured:
@@ -106,22 +99,22 @@ def _shapes(moments: DataMoments) -> dict[str, BranchShape]:
 
 
 def _measure_all(
-    path: Path, dataset: CaseCollection, names: Sequence[str], foam: FoamSelection
+    dataset: CaseCollection, folders: Mapping[str, CaseFolder]
 ) -> Generator[tuple[str, DataMoments], None, None]:
-    sizes = [sum(file.stat().st_size for file in case_files(path / name, foam)) for name in names]
+    sizes = [sum(file.stat().st_size for file in folder.files) for folder in folders.values()]
     workers = 1
     if sum(sizes) > _SMALL_BYTES:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        workers = max(1, min(os.cpu_count() or 1, len(names), free // (_MEMORY_PER_BYTE * max(sizes))))
+        workers = max(1, min(os.cpu_count() or 1, len(folders), free // (_MEMORY_PER_BYTE * max(sizes))))
     if workers == 1:
-        for name in names:
+        for name in folders:
             yield name, dataset.measure_case(name)
         return
-    yield from run_in_processes(_measure_folder, {name: (path / name, foam) for name in names}, workers)
+    yield from run_in_processes(_measure_folder, {name: (folder,) for name, folder in folders.items()}, workers)
 
 
-def _measure_folder(path: Path, foam: FoamSelection) -> DataMoments:
-    return measure(point_chunks(read_case_folder(path, load_torch_tensor, foam=foam).points))
+def _measure_folder(folder: CaseFolder) -> DataMoments:
+    return measure(point_chunks(folder.read().points))
 
 
 def _cache_paths(path: Path) -> list[Path]:

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
-from emmi_jax.data.field_sources import Sources, read_sources
+from emmi_jax.data.mesh_dataset import Sources, read_sources
 from emmi_jax.data.notes import Box, box_warnings
-from emmi_jax.data.openfoam import describe_foam
+from emmi_jax.data.readers.openfoam import describe_foam
 from emmi_jax.files.atomic import check_space, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.chunks import ChunkSize

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
-from emmi_jax.data.field_sources import Sources
-from emmi_jax.data.openfoam import KNOWN_ARRAYS
+from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.readers.openfoam import KNOWN_ARRAYS
 from emmi_jax.files.atomic import atomic_path, check_space, naming_the_file
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.meshes import geometry_mesh, geometry_points

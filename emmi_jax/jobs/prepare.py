@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
 from emmi_jax.config.jobs import PrepareJob
-from emmi_jax.convert.files import load_torch_tensor
-from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources
-from emmi_jax.data.case_reading import read_case_folder
+from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.case_split import parse_split, split_content
-from emmi_jax.data.field_sources import sources_to_json
-from emmi_jax.data.known_forces import read_known_forces
+from emmi_jax.data.mesh_dataset import sources_to_json
 from emmi_jax.data.notes import (
     Box,
     box_warnings,
@@ -25,12 +22,13 @@ from emmi_jax.data.notes import (
     rounding_warnings,
     unlike_cases,
 )
+from emmi_jax.data.open import OpenFolders, check_selection
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_store_index
 from emmi_jax.files.atomic import JsonDict, make_folder
 from emmi_jax.files.locks import LOCK_FILE, locked
 from emmi_jax.files.zarr import ArrayFolder
-from emmi_jax.jobs.cases import check_cases, check_selection, folder_left_out, parse_stored_split, stored_split
 from emmi_jax.jobs.pool import run_in_processes
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings, say
 from emmi_jax.meshes.cells import POSITIONS
@@ -61,17 +59,17 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, got {job.dtype!r}")
     if "://" not in job.out and Path(job.out).resolve() in job.data.resolve().parents:
         raise ValueError(f"{job.data} lies inside the store {job.out}: choose another store")
-    names = case_names(job.data)
-    if not names:
+    opened = OpenFolders(job.data, ReadOptions(), job.foam)
+    if opened.is_single or not opened.names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
     check_selection(job.data, job.foam)
-    split, unusable = _read_split(job, names), dict[str, str]()
+    names, split, unusable = opened.names, _read_split(job, opened), dict[str, str]()
     if job.skip_unusable:
-        unusable = _header_problems(job, names)
+        unusable = _header_problems(opened)
         names = [name for name in names if name not in unusable]
-    check_cases(job.data, names, foam=job.foam)
-    folder, sources = ArrayFolder(job.out), sources_to_json(find_sources(job.data / names[0], foam=job.foam))
-    prints = {name: case_fingerprint(job.data / name, job.data, job.foam) for name in names}
+    opened.check(names)
+    folder, sources = ArrayFolder(job.out), sources_to_json(opened.cases.folders[names[0]].sources())
+    prints = {name: opened.cases.fingerprint(name) for name in names}
     head = {"version": VERSION, "positions": POSITIONS, "dtype": job.dtype, "cases": names, "sources": sources}
     _missing(folder, head, prints)  # refuses before anything is written
     with _locked(folder, console):
@@ -79,20 +77,19 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         _write_head(folder, head, split)
         done = f"{len(names)} cases, {len(names) - len(missing)} of them in {job.out}"
         say(console, f"{job.data}: {done}")
-        fields = find_sources(job.data / names[0], foam=job.foam)
-        print_left_out(folder_left_out(job.data, names, fields, job.foam), console)
+        print_left_out(opened.left_out(names), console)
         if missing:
-            unusable |= _complete(job, missing, prints, console)
+            unusable |= _complete(job, opened, {name: prints[name] for name in missing}, console)
         if unusable:
             _write_head(folder, head | {"cases": [name for name in names if name not in unusable]}, split)
             print_unusable(unusable, console)
 
 
-def _complete(job: PrepareJob, missing: Sequence[str], prints: Mapping[str, str], console: Console) -> dict[str, str]:
+def _complete(job: PrepareJob, opened: OpenFolders, prints: Mapping[str, str], console: Console) -> dict[str, str]:
     """Prepares cases and prints what is to be said of them; returns what is wrong with those that are left out."""
     prepared, unusable = dict[str, _Prepared](), dict[str, str]()
-    with ProgressBar(console, len(missing), unit="cases") as progress:
-        for name, outcome in _prepare_all(job, missing, prints):
+    with ProgressBar(console, len(prints), unit="cases") as progress:
+        for name, outcome in _prepare_all(job, opened, prints):
             progress.advance(1, name)
             if isinstance(outcome, str):
                 unusable[name] = outcome
@@ -102,12 +99,12 @@ def _complete(job: PrepareJob, missing: Sequence[str], prints: Mapping[str, str]
     return unusable
 
 
-def _read_split(job: PrepareJob, names: Sequence[str]) -> JsonDict | None:
-    content = stored_split(job.data) if job.split is None else split_content(job.split)
-    if job.split is not None:
-        parse_split(content, names, job.split, skip_absent=job.skip_unusable)
-    else:
-        parse_stored_split(job.data, names, skip_absent=job.skip_unusable)
+def _read_split(job: PrepareJob, opened: OpenFolders) -> JsonDict | None:
+    if job.split is None:
+        opened.stored_split(skip_absent=job.skip_unusable)
+        return opened.split_content()
+    content = split_content(job.split)
+    parse_split(content, opened.names, job.split, skip_absent=job.skip_unusable)
     return content
 
 
@@ -121,11 +118,11 @@ def _write_head(folder: ArrayFolder, head: JsonDict, split: JsonDict | None) -> 
             folder.write_json(key, content)
 
 
-def _header_problems(job: PrepareJob, names: Sequence[str]) -> dict[str, str]:
+def _header_problems(opened: OpenFolders) -> dict[str, str]:
     found = {}
-    for name in names:
+    for name in opened.names:
         try:
-            check_cases(job.data, [name], foam=job.foam)
+            opened.check([name])
         except ValueError as error:
             found[name] = str(error).splitlines()[0]
     return found
@@ -191,24 +188,21 @@ def _print_notes(prepared: Mapping[str, _Prepared], console: Console) -> None:
 
 
 def _prepare_all(
-    job: PrepareJob, names: Sequence[str], prints: Mapping[str, str]
+    job: PrepareJob, opened: OpenFolders, prints: Mapping[str, str]
 ) -> Iterator[tuple[str, _Prepared | str]]:
     """Prepares cases and yields their names, and what is to be said of them, or is wrong, as they are finished."""
+    tasks = {name: (job, name, opened.cases.folders[name], source) for name, source in prints.items()}
     if job.workers == 1:
-        for name in names:
-            yield name, _prepare_case(job, name, prints[name])
+        for name, task in tasks.items():
+            yield name, _prepare_case(*task)
         return
-    yield from run_in_processes(_prepare_case, {name: (job, name, prints[name]) for name in names}, job.workers)
+    yield from run_in_processes(_prepare_case, tasks, job.workers)
 
 
-def _prepare_case(job: PrepareJob, name: str, source: str) -> _Prepared | str:
+def _prepare_case(job: PrepareJob, name: str, folder: CaseFolder, source: str) -> _Prepared | str:
     cell_sizes = False if job.no_cell_sizes else None
-    path = job.data / name
     try:
-        case = read_case_folder(
-            path, load_torch_tensor, with_cell_sizes=cell_sizes, with_area_vectors=True, foam=job.foam
-        )
-        forces = read_known_forces(path)
+        case, forces = folder.read(ReadOptions(with_cell_sizes=cell_sizes, with_area_vectors=True)), folder.forces
     except ValueError as error:
         if not job.skip_unusable:
             raise

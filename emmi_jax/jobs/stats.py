@@ -14,10 +14,10 @@ from rich.table import Table
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.jobs import StatsJob
-from emmi_jax.data.case_folder import case_names
-from emmi_jax.data.mesh_files import MESHES, geometry_mesh_file, joined, mesh_files
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.notes import VOLUME, Box, box_warnings
+from emmi_jax.data.open import OpenFolders, check_selection
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import is_store
@@ -25,11 +25,8 @@ from emmi_jax.deploy.parsing import refusing_damage
 from emmi_jax.files.atomic import write_json
 from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import open_arrays
-from emmi_jax.jobs.cases import check_selection
 from emmi_jax.jobs.progress import add_row, new_table, print_left_out, print_sides, print_warnings, say
 from emmi_jax.meshes.mesh import Mesh, read_mesh
-from emmi_jax.meshes.openfoam import foam_branches, is_foam, read_foam
-from emmi_jax.meshes.openfoam_times import passed_over
 from emmi_jax.meshes.surfaces import is_surface, surface_elements
 from emmi_jax.points import row_chunks
 
@@ -183,29 +180,19 @@ def _case_arrays(
     on_mesh: Callable[[str, Mesh], object],
 ) -> NamedChunks:
     """Yields the arrays of a case, or of all cases in a folder."""
-    if is_foam(path):
-        meshes = {
-            branch: replace(mesh, left_out=(*passed_over(path, foam), *mesh.left_out))
-            for branch, mesh in read_foam(path, foam_branches(path, foam), foam).items()
-        }
-    elif files := {branch: found for branch in MESHES if (found := mesh_files(path, branch))}:
-        meshes = {}
-        for branch, parts in files.items():
-            with joined(path, parts) as file:
-                meshes[branch] = read_mesh(file)
-        if (geometry := geometry_mesh_file(path)) is not None:
-            on_mesh(f"{path}: geometry", read_mesh(geometry, ()))
-    elif names := case_names(path):
-        for name in names:
-            yield from _case_arrays(path / name, foam, on_side, on_mesh)
-        return
-    else:
+    has_mesh = False
+    for folder in OpenFolders(path, ReadOptions(), foam).cases.folders.values():
+        meshes = folder.reader.read_meshes(folder.path)
+        if (geometry := meshes.pop("geometry", None)) is not None:
+            on_mesh(f"{folder.path}: geometry", geometry)
+        for branch, mesh in meshes.items():
+            has_mesh = True
+            _tell_side(folder.path, mesh, on_side)
+            yield f"{branch}/position", row_chunks(mesh.position(folder.reader.location))
+            for name, chunks in _mesh_arrays(f"{folder.path}: {branch}", mesh, on_mesh):
+                yield f"{branch}/{name}", chunks
+    if not has_mesh:
         raise ValueError(f"{path}: neither a case with meshes nor a folder of such cases")
-    for branch, mesh in meshes.items():
-        _tell_side(path, mesh, on_side)
-        yield f"{branch}/position", row_chunks(mesh.position("cells" if is_foam(path) else "points"))
-        for name, chunks in _mesh_arrays(f"{path}: {branch}", mesh, on_mesh):
-            yield f"{branch}/{name}", chunks
 
 
 def _mesh_arrays(what: str, mesh: Mesh, on_mesh: Callable[[str, Mesh], object]) -> NamedChunks:

@@ -26,7 +26,6 @@ from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.datasets import (
     branches_of,
-    check_held_out_cases,
     data_fingerprint,
     describe_sources,
     field_sources,
@@ -35,6 +34,7 @@ from emmi_jax.jobs.datasets import (
     print_notes,
 )
 from emmi_jax.jobs.info import describe_features, param_shapes, summary_table
+from emmi_jax.jobs.measured import check_held_out
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, say
 from emmi_jax.meshes.cells import POSITIONS
@@ -175,7 +175,7 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
             config = _run_config(settings, dataset, model, normalizer, weights=source)
         is_measured = stored is None and source is None and settings.statistics is None
         if is_main() and not is_measured:
-            check_held_out_cases(settings, densest, console=console)
+            check_held_out(densest, console=console)
     return _Start(trainer.scaled(config.normalizer), config, params)
 
 

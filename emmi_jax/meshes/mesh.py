@@ -30,10 +30,12 @@ class FieldSource:
     Args:
         array: Name of the array in the file, or the names of those of its components.
         scale: Factor from the unit of the file to that of the field; it may also flip a sign.
+        unit: The unit of the field, if it is known.
     """
 
     array: ArrayName
     scale: float = 1.0
+    unit: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,13 @@ from pathlib import Path
 AREA_NAMES = ("aRef", "area", "referenceArea", "frontalArea")
 
 
-def read_reference_area(path: Path) -> float:
+def read_reference_area(path: Path, names: Sequence[str] = AREA_NAMES) -> float:
     """Reads a reference area.
 
     Args:
-        path: A table of comma-separated values. The area has one of `AREA_NAMES`, whatever the case, blanks,
+        path: A table of comma-separated values. The area has one of the names, whatever the case, blanks,
             underscores and unit in brackets; its number is below the name, or else to the right of it.
+        names: The names.
 
     Returns:
         The area in the squared unit of the mesh.
@@ -25,7 +26,7 @@ def read_reference_area(path: Path) -> float:
         FileNotFoundError: There is no such file.
         ValueError: The file is not text, or does not hold a positive area; the message says what it holds.
     """
-    area = read_number(path, AREA_NAMES, "no reference area")
+    area = read_number(path, names, "no reference area")
     if not 0 < area < math.inf:
         raise ValueError(f"{path}: the reference area must be positive, got {area}")
     return area

@@ -15,7 +15,7 @@ import numpy as np
 from emmi_jax.config import DEFAULT_SELECTION, AbUptConfig, Config, FoamSelection, Sampling, TrainSettings
 from emmi_jax.config.base import as_mapping
 from emmi_jax.config.checks import is_number
-from emmi_jax.data.field_sources import Sources, parse_sources
+from emmi_jax.data.mesh_dataset import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
 from emmi_jax.deploy.conditions import condition_dim

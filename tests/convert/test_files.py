@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.convert import ab_upt_from_torch, load_torch_file, params_from_torch
-from emmi_jax.convert.files import load_torch_tensor
+from emmi_jax.files.pt import load_torch_tensor
 from tests.convert.cases import assert_same_bits, golden_ab_upt_config, golden_state_dict
 from tests.golden_files import FOLDER
 

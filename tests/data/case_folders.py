@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
+from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.cases import Case
 from emmi_jax.data.potential_flow import Ellipsoid
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.meshes.cells import measure_cells
 from emmi_jax.meshes.vtk import import_pyvista
 
@@ -53,3 +57,8 @@ def write_case_folder(path: Path) -> Path:
     volume_dataset().save(path / "volume_1.vtu")
     (path / "fields.json").write_text(json.dumps(FIELDS))
     return path
+
+
+def read_case_folder(path: Path, *, foam: FoamSelection = DEFAULT_SELECTION, **options: Any) -> Case:
+    """Reads a folder of any layout."""
+    return CaseFolder.open(path, foam).read(ReadOptions(**options))

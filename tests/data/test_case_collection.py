@@ -6,12 +6,11 @@ import pytest
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import case_names
-from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.case_split import CaseSplit, draw_split
 from emmi_jax.data.cases import Case, WholeCases
+from emmi_jax.data.readers import case_names
 from emmi_jax.points import PointSet
-from tests.data.case_folders import write_case_folder
+from tests.data.case_folders import read_case_folder, write_case_folder
 
 SAMPLING = Sampling(
     num_anchors=6,
@@ -181,7 +180,7 @@ def test_one_file_of_fields_serves_all_cases(tmp_path: Path):
     for number in range(2):
         write_case_folder(tmp_path / f"run_{number}")
         (tmp_path / f"run_{number}" / "fields.json").replace(tmp_path / "fields.json")
-    dataset = make(split=draw_split(case_names(tmp_path)), load=lambda name: read_case_folder(tmp_path / name, np.load))
+    dataset = make(split=draw_split(case_names(tmp_path)), load=lambda name: read_case_folder(tmp_path / name))
     assert dataset.fields == {
         "surface": {"pressure_coefficient": 1},
         "volume": {"velocity": 3, "pressure_coefficient": 1},

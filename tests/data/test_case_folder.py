@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_checks import case_problem
-from emmi_jax.data.case_folder import case_branches
-from emmi_jax.data.case_reading import NUM_GEOMETRY_POINTS, read_case_folder
-from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources, sources_to_json
+from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.mesh_dataset import DRIVAERML, parse_sources, read_sources, sources_to_json
+from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS
 from emmi_jax.meshes.mesh import FieldSource
-from tests.data.case_folders import AXES, FIELDS, surface_dataset, volume_dataset, write_case_folder
+from tests.data.case_folders import AXES, FIELDS, read_case_folder, surface_dataset, volume_dataset, write_case_folder
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -22,11 +21,6 @@ TENSORS = {
     "volume_cell_velocity": RNG.normal(size=(60, 3)).astype(np.float32),
     "volume_cell_vorticity": RNG.normal(size=(60, 3)).astype(np.float16),
 }
-
-
-def load_tensor(path: Path) -> np.ndarray:
-    """Stands in for torch: the arrays lie in `.npy` files beside the names."""
-    return np.load(path.with_suffix(".pt.npy"))
 
 
 def write_tensors(path: Path, **changes: np.ndarray | None) -> Path:
@@ -51,7 +45,7 @@ def write_drivaerml(path: Path) -> Path:
 
 
 def test_a_drivaerml_case_needs_no_fields_file(tmp_path):
-    case = read_case_folder(write_drivaerml(tmp_path), load_tensor)
+    case = read_case_folder(write_drivaerml(tmp_path))
     assert {b: {n: f.shape[1] for n, f in p.fields.items()} for b, p in case.points.items()} == {
         "surface": {"pressure": 1, "wallshearstress": 3},
         "volume": {"totalpcoeff": 1, "velocity": 3},
@@ -62,7 +56,7 @@ def test_a_drivaerml_case_needs_no_fields_file(tmp_path):
 
 
 def test_geometry_points_lie_on_the_surface(tmp_path):
-    geometry = read_case_folder(write_drivaerml(tmp_path), load_tensor).geometry
+    geometry = read_case_folder(write_drivaerml(tmp_path)).geometry
     assert geometry.shape == (NUM_GEOMETRY_POINTS, 3)
     level = np.linalg.norm(geometry / AXES, axis=1)
     # Chords of the ellipsoid lie a little inside.
@@ -70,7 +64,7 @@ def test_geometry_points_lie_on_the_surface(tmp_path):
 
 
 def test_a_file_beside_the_meshes_maps_arrays_to_fields(tmp_path):
-    case = read_case_folder(write_case_folder(tmp_path / "case"), load_tensor)
+    case = read_case_folder(write_case_folder(tmp_path / "case"))
     assert {b: list(p.fields) for b, p in case.points.items()} == {
         "surface": ["pressure_coefficient"],
         "volume": ["velocity", "pressure_coefficient"],
@@ -85,20 +79,20 @@ def test_a_case_may_have_one_branch(removed, tmp_path):
     with pytest.raises(
         ValueError, match=f"fields.json names the branch '{'surface' if left == 'volume' else 'volume'}'"
     ):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)
     (path / "fields.json").write_text(json.dumps({left: FIELDS[left]}))
-    assert list(read_case_folder(path, load_tensor).points) == [left]
-    assert case_branches(path) == (left,)
+    assert list(read_case_folder(path).points) == [left]
+    assert CaseFolder.open(path).branches == (left,)
 
 
 def test_a_case_without_an_stl_file_has_no_geometry_points(tmp_path):
     (write_drivaerml(tmp_path) / "drivaer_7.stl").unlink()
-    assert read_case_folder(tmp_path, load_tensor).geometry is None
+    assert read_case_folder(tmp_path).geometry is None
 
 
 def test_tensors_are_read_as_columns_of_floats(tmp_path):
-    case = read_case_folder(write_tensors(tmp_path), load_tensor)
-    assert case_branches(tmp_path) == ("surface", "volume")
+    case = read_case_folder(write_tensors(tmp_path))
+    assert CaseFolder.open(tmp_path).branches == ("surface", "volume")
     np.testing.assert_array_equal(case.points["surface"].position, TENSORS["surface_position_vtp"])
     np.testing.assert_array_equal(case.points["surface"].fields["pressure"][:, 0], TENSORS["surface_pressure"])
     np.testing.assert_array_equal(case.points["volume"].fields["vorticity"], TENSORS["volume_cell_vorticity"])
@@ -117,14 +111,14 @@ def test_tensors_are_read_as_columns_of_floats(tmp_path):
 )
 def test_unusable_tensors_are_named(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        read_case_folder(write_tensors(tmp_path, **changes), load_tensor)
+        read_case_folder(write_tensors(tmp_path, **changes))
 
 
 def test_two_meshes_of_a_branch_are_refused(tmp_path):
     path = write_case_folder(tmp_path / "case")
     surface_dataset().save(path / "boundary_2.vtp")
     with pytest.raises(ValueError, match=r"a case has one such file, found boundary_1\.vtp, boundary_2\.vtp"):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)
 
 
 def test_two_files_of_the_geometry_are_refused_with_advice(tmp_path):
@@ -132,22 +126,22 @@ def test_two_files_of_the_geometry_are_refused_with_advice(tmp_path):
     shutil.copy(path / "body_1.stl", path / "wheels.STL")
     found = r"found body_1\.stl, wheels\.STL: join them to one, or move the others away"
     with pytest.raises(ValueError, match=found):
-        read_case_folder(path, load_tensor)
-    assert "wheels.STL" in (case_problem(path, load_tensor, ["surface"]) or "")
+        read_case_folder(path)
+    assert "wheels.STL" in (CaseFolder.open(path).problem(["surface"]) or "")
 
 
 def test_a_folder_without_a_case_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no case in this folder: expected boundary\*\.vtp or volume\*\.vtu or"):
-        read_case_folder(tmp_path, load_tensor)
+        read_case_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="none: no such folder"):
-        read_case_folder(tmp_path / "none", load_tensor)
+        read_case_folder(tmp_path / "none")
 
 
 def test_missing_arrays_are_listed(tmp_path):
     path = write_case_folder(tmp_path / "case")
     (path / "fields.json").unlink()
     with pytest.raises(ValueError, match=r"boundary_1\.vtp: no array 'pMeanTrim'; cells have \['Cp'\]"):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)
 
 
 def test_sources_have_names_and_factors(tmp_path):
@@ -178,4 +172,4 @@ def test_unusable_sources_are_refused(text, message, tmp_path):
     path = write_case_folder(tmp_path / "case")
     (path / "fields.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_checks import case_problem
-from emmi_jax.data.case_folder import case_branches, case_files, case_names, find_sources
-from emmi_jax.data.case_reading import read_case_folder
-from emmi_jax.data.field_sources import AHMEDML, DRIVAERML
-from emmi_jax.jobs.cases import open_cases, stored_split
+from emmi_jax.config import DEFAULT_SELECTION
+from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.mesh_dataset import AHMEDML, DRIVAERML
+from emmi_jax.data.open import OpenFolders, open_cases
+from emmi_jax.data.readers import case_names
+from emmi_jax.data.readers.reader import DEFAULT_OPTIONS
 from emmi_jax.meshes.vtk import import_pyvista
-from tests.data.case_folders import surface_dataset, volume_dataset
-from tests.data.test_case_folder import load_tensor, write_tensors
+from tests.data.case_folders import read_case_folder, surface_dataset, volume_dataset
+from tests.data.test_case_folder import write_tensors
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -76,7 +77,7 @@ def write_shapenet_car(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_raw_meshes_of_drivaerml_and_ahmedml_are_read_by_the_names_of_their_arrays(kind, tmp_path):
     surface, volume = write_raw(tmp_path / "run_7", kind, 7)
     case, sources = (
-        read_case_folder(tmp_path / "run_7", load_tensor),
+        read_case_folder(tmp_path / "run_7"),
         {"drivaerml": DRIVAERML, "ahmedml": AHMEDML}[kind],
     )
     for branch, dataset in zip(BOTH, (surface, volume), strict=True):
@@ -85,9 +86,9 @@ def test_raw_meshes_of_drivaerml_and_ahmedml_are_read_by_the_names_of_their_arra
             found = case.points[branch].fields[name]
             np.testing.assert_array_equal(found, np.asarray(dataset.cell_data[source.array]).reshape(found.shape))
     assert case.geometry.shape == (65_536, 3)
-    assert find_sources(tmp_path / "run_7") == sources
-    assert case_problem(tmp_path / "run_7", load_tensor, BOTH) is None
-    names = {file.suffix for file in case_files(tmp_path / "run_7")}
+    assert CaseFolder.open(tmp_path / "run_7").sources() == sources
+    assert CaseFolder.open(tmp_path / "run_7").problem(BOTH) is None
+    names = {file.suffix for file in CaseFolder.open(tmp_path / "run_7").files}
     assert names == {".vtp", ".stl", ".part" if kind == "drivaerml" else ".vtu"}
 
 
@@ -95,37 +96,35 @@ def test_a_part_that_is_missing_is_named(tmp_path):
     write_raw(tmp_path / "run_1", "drivaerml", 1)
     (tmp_path / "run_1" / "volume_1.vtu.00.part").unlink()
     message = "expected parts from 00 on without a gap, found volume_1.vtu.01.part"
-    assert message in case_problem(tmp_path / "run_1", load_tensor, BOTH)
+    assert message in CaseFolder.open(tmp_path / "run_1").problem(BOTH)
     with pytest.raises(ValueError, match=message):
-        read_case_folder(tmp_path / "run_1", load_tensor)
+        read_case_folder(tmp_path / "run_1")
 
 
 def test_tensors_of_drivaerml_and_ahmedml_may_have_points_of_the_geometry(tmp_path):
     write_tensors(tmp_path)
-    assert read_case_folder(tmp_path, load_tensor).geometry is None
+    assert read_case_folder(tmp_path).geometry is None
     for name, num_points in (("surface_position_stl", 30), ("surface_position_stl_resampled100k", 20)):
         write_tensors(tmp_path, **{name: RNG.normal(size=(num_points, 3)).astype(np.float32)})
-        assert len(read_case_folder(tmp_path, load_tensor).geometry) == num_points
+        assert len(read_case_folder(tmp_path).geometry) == num_points
 
 
 def test_shapenet_car_leaves_out_unused_points_and_those_on_the_surface(tmp_path):
     path = tmp_path / "param1" / "1dc58be2"
     position, pressure, velocity = write_shapenet_car(path)
     assert case_names(tmp_path) == ["param1/1dc58be2"]
-    assert case_branches(path) == BOTH
-    case = read_case_folder(path, load_tensor)
+    assert CaseFolder.open(path).branches == BOTH
+    case = read_case_folder(path)
     np.testing.assert_array_equal(case.points["surface"].position, position)
     np.testing.assert_array_equal(case.points["surface"].fields["pressure"][:, 0], pressure)
     np.testing.assert_array_equal(case.points["volume"].fields["velocity"], velocity)
     np.save(path / "press.npy", pressure)
-    np.testing.assert_array_equal(
-        read_case_folder(path, load_tensor).points["surface"].fields["pressure"][:, 0], pressure
-    )
+    np.testing.assert_array_equal(read_case_folder(path).points["surface"].fields["pressure"][:, 0], pressure)
     np.save(path / "press.npy", pressure[1:])
     with pytest.raises(ValueError, match=r"press\.npy: expected a finite value for each of 10 points .* got 7 values"):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)
     (path / "press.npy").unlink()
-    assert "expected 3 files, found quadpress_smpl.vtk, hexvelo_smpl.vtk" in case_problem(path, load_tensor, BOTH)
+    assert "expected 3 files, found quadpress_smpl.vtk, hexvelo_smpl.vtk" in CaseFolder.open(path).problem(BOTH)
 
 
 def test_tensors_of_shapenet_car(tmp_path):
@@ -135,7 +134,7 @@ def test_tensors_of_shapenet_car(tmp_path):
     for name, array in arrays.items():
         (tmp_path / f"{name}.pt").write_text("the array lies beside")
         np.save(tmp_path / f"{name}.pt.npy", array)
-    case = read_case_folder(tmp_path, load_tensor)
+    case = read_case_folder(tmp_path)
     assert {branch: list(part.fields) for branch, part in case.points.items()} == {
         "surface": ["pressure"],
         "volume": ["velocity"],
@@ -166,16 +165,16 @@ def test_drivaernet_has_designs_whose_files_are_in_another_order(tmp_path):
     names = case_names(tmp_path)
     assert names == ["F_D_WM_WW_0000", "F_D_WM_WW_0001", "F_D_WM_WW_0002"]
     for name in names:
-        assert case_branches(tmp_path / name) == BOTH
-        assert len(case_files(tmp_path / name)) == 3
-        assert case_problem(tmp_path / name, load_tensor, BOTH) is None
-        case = read_case_folder(tmp_path / name, load_tensor)
+        assert CaseFolder.open(tmp_path / name).branches == BOTH
+        assert len(CaseFolder.open(tmp_path / name).files) == 3
+        assert CaseFolder.open(tmp_path / name).problem(BOTH) is None
+        case = read_case_folder(tmp_path / name)
         surface, volume = case.points["surface"], case.points["volume"]
         np.testing.assert_array_equal(surface.fields["pressure"][:, 0], surface.position[:, 0])
         np.testing.assert_array_equal(surface.fields["wallshearstress"], surface.position * 2)
         np.testing.assert_array_equal(volume.fields["velocity"], volume.position * 3)
         np.testing.assert_array_equal(volume.fields["pressure"][:, 0], volume.position[:, 1])
-    assert stored_split(tmp_path) is None
+    assert OpenFolders(tmp_path, DEFAULT_OPTIONS, DEFAULT_SELECTION).split_content() is None
     for part, name in zip(("train", "val", "test"), names, strict=True):
         (tmp_path / f"{part}_design_ids.txt").write_text(f"{name}\n")
     assert open_cases(str(tmp_path)).split(None).split_of == {
@@ -191,10 +190,10 @@ def test_surfaces_of_drivaernet_that_differ_or_lack_the_shear_are_named(tmp_path
     shear = tmp_path / "differ" / "WallShearStressVTK_Updated"
     (shear / "a.vtk").write_bytes((shear / "b.vtk").read_bytes())
     with pytest.raises(ValueError, match=r"a\.vtk: 30 of 30 points of the pressure are not among its 30 points"):
-        read_case_folder(tmp_path / "differ" / "a", load_tensor)
+        read_case_folder(tmp_path / "differ" / "a")
     write_design(tmp_path / "lack", "a", "part1")
     (tmp_path / "lack" / "WallShearStressVTK_Updated" / "a.vtk").unlink()
-    assert case_problem(tmp_path / "lack" / "a", load_tensor, BOTH) == "no file in WallShearStressVTK_Updated"
+    assert CaseFolder.open(tmp_path / "lack" / "a").problem(BOTH) == "no file in WallShearStressVTK_Updated"
 
 
 def write_published(root: Path, kind: str) -> list[str]:
@@ -224,17 +223,17 @@ def write_published(root: Path, kind: str) -> list[str]:
 
 def test_the_shear_of_drivaernet_is_taken_where_the_pressure_is(tmp_path):
     names = write_published(tmp_path, "both")
-    assert case_problem(tmp_path / names[3], load_tensor, ["surface"]) is None
-    surface = read_case_folder(tmp_path / names[3], load_tensor).points["surface"]
+    assert CaseFolder.open(tmp_path / names[3]).problem(["surface"]) is None
+    surface = read_case_folder(tmp_path / names[3]).points["surface"]
     np.testing.assert_allclose(surface.fields["wallshearstress"], 2 * surface.position, rtol=1e-6)
 
 
 def test_shear_of_drivaernet_in_cells_alone_is_said_before_it_is_read(tmp_path):
     names = write_published(tmp_path, "cells")
-    problem = case_problem(tmp_path / names[3], load_tensor, ["surface"]) or ""
+    problem = CaseFolder.open(tmp_path / names[3]).problem(["surface"]) or ""
     assert problem.endswith("'wallShearStress' is in cells, the pressure of the design on points")
     with pytest.raises(ValueError, match="is in cells"):
-        read_case_folder(tmp_path / names[3], load_tensor)
+        read_case_folder(tmp_path / names[3])
 
 
 def test_absent_designs_are_named_with_their_list_and_left_out_when_told(tmp_path):
@@ -271,9 +270,9 @@ def test_cases_that_cannot_be_read_are_found_by_reading(tmp_path):
 def test_a_broken_case_is_noticed_before_it_is_read(damage, message, tmp_path):
     write_raw(tmp_path / "run_1", "ahmedml", 1)
     damage(tmp_path / "run_1")
-    assert message in case_problem(tmp_path / "run_1", load_tensor, BOTH, AHMEDML)
+    assert message in CaseFolder.open(tmp_path / "run_1").problem(BOTH, AHMEDML)
 
 
 def test_tensors_of_different_lengths_are_noticed(tmp_path):
     write_tensors(tmp_path, surface_pressure=np.ones(39, np.float32))
-    assert "the numbers of rows differ" in case_problem(tmp_path, load_tensor, BOTH)
+    assert "the numbers of rows differ" in CaseFolder.open(tmp_path).problem(BOTH)

@@ -7,17 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emmi_jax.data.case_checks import case_left_out, case_problem
-from emmi_jax.data.case_folder import find_sources
-from emmi_jax.data.case_reading import read_case_folder
+from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.cases import Case
 from emmi_jax.data.notes import Box, box_warnings, case_boxes, gathered, rounding_warnings, unlike_cases
 from emmi_jax.data.statistics import measure, point_chunks
 from emmi_jax.meshes.components import found_arrays
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.points import PointSet
-from tests.data.case_folders import FIELDS, surface_dataset, volume_dataset, write_case_folder
-from tests.data.test_case_folder import load_tensor
+from tests.data.case_folders import FIELDS, read_case_folder, surface_dataset, volume_dataset, write_case_folder
 
 
 def write(path: Path, dataset: Any) -> None:
@@ -35,30 +32,35 @@ def test_meshes_of_every_kind_are_read(surface, volume, tmp_path):
     write(tmp_path / volume, volume_dataset(6))
     write(tmp_path / "body.STL", dataset)
     (tmp_path / "fields.json").write_text(json.dumps(FIELDS))
-    case = read_case_folder(tmp_path, load_tensor, with_area_vectors=True)
+    case = read_case_folder(tmp_path, with_area_vectors=True)
     np.testing.assert_array_equal(case.points["surface"].fields["pressure_coefficient"][:, 0], dataset.cell_data["Cp"])
     vectors = case.points["surface"].area_vector
     assert vectors is not None
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1).sum(), dataset.area, rtol=1e-5)
     assert case.geometry is not None
-    assert case_left_out(tmp_path, find_sources(tmp_path)) == []
+    assert left_out(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["boundary_1.vtkhdf", "boundary.vtm", "boundary.cgns"])
 def test_a_branch_that_no_file_has_is_refused_and_the_file_of_another_kind_is_named(name, tmp_path):
     path = write_case_folder(tmp_path / "case")
     (path / "boundary_1.vtp").rename(path / name)
-    for problem in (lambda: read_case_folder(path, load_tensor), lambda: raise_problem(path)):
+    for problem in (lambda: read_case_folder(path), lambda: raise_problem(path)):
         with pytest.raises(ValueError, match=rf"fields.json names the branch 'surface'.*\.vtp, \.vtu.*found {name}"):
             problem()
     (path / "fields.json").unlink()
     (path / "volume_1.vtu").unlink()
     with pytest.raises(ValueError, match=rf"no case in this folder.*read from \.vtp.*not from {name}"):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)
+
+
+def left_out(path: Path) -> list[str]:
+    folder = CaseFolder.open(path)
+    return folder.left_out(folder.sources())
 
 
 def raise_problem(path: Path) -> None:
-    raise ValueError(case_problem(path, load_tensor, ()))
+    raise ValueError(CaseFolder.open(path).problem(()))
 
 
 def test_files_and_arrays_that_are_not_read_are_named(tmp_path):
@@ -72,7 +74,7 @@ def test_files_and_arrays_that_are_not_read_are_named(tmp_path):
     (path / "volume_1.vtu.00.part").write_bytes(b"x")
     (path / "force_mom_1.csv").write_text("Cd\n")
     expected = ["slice_1.vtp", "volume_1.vtu.00.part", "wheels.ply", "boundary_1.vtp: the arrays Mach, U"]
-    assert case_left_out(path, find_sources(path)) == expected
+    assert left_out(path) == expected
 
 
 def test_what_lies_beside_the_cells_of_a_mesh_is_said(tmp_path):
@@ -82,7 +84,7 @@ def test_what_lies_beside_the_cells_of_a_mesh_is_said(tmp_path):
     del surface.cell_data["Cp"]
     surface.cell_data["Cp"] = np.r_[-1, surface_dataset().cell_data["Cp"]]
     surface.save(path / "boundary_1.vtp")
-    case = read_case_folder(path, load_tensor)
+    case = read_case_folder(path)
     assert case.left_out == (f"boundary_1.vtp: 1 lines beside {surface.n_cells - 1} polygons",)
     assert case.points["surface"].fields["pressure_coefficient"].min() > -1
 
@@ -91,7 +93,7 @@ def test_two_surfaces_of_a_geometry_are_refused(tmp_path):
     path = write_case_folder(tmp_path / "case")
     write(path / "wheels.STL", surface_dataset())
     with pytest.raises(ValueError, match=r"one such file, found body_1\.stl, wheels\.STL"):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)
 
 
 def test_messages_name_the_parts_of_a_mesh_and_no_temporary_file(tmp_path):
@@ -101,7 +103,7 @@ def test_messages_name_the_parts_of_a_mesh_and_no_temporary_file(tmp_path):
     for number, half in enumerate((content[:1000], content[1000:-200])):
         (path / f"volume_1.vtu.0{number}.part").write_bytes(half)
     with pytest.raises(ValueError, match=rf"{path}/volume_1\.vtu: not a \.vtu file"):
-        read_case_folder(path, load_tensor)
+        read_case_folder(path)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +136,9 @@ def test_components_become_the_columns_of_a_field(named, array, suffix, tmp_path
         dataset.cell_data[name] = values[:, column]
     dataset.save(tmp_path / f"boundary.{suffix}")
     (tmp_path / "fields.json").write_text(json.dumps({"surface": {"velocity": {"array": named, "scale": 2}}}))
-    case = read_case_folder(tmp_path, load_tensor)
+    case = read_case_folder(tmp_path)
     np.testing.assert_array_equal(case.points["surface"].fields["velocity"], 2 * values[:, : len(names)])
-    assert case_left_out(tmp_path, find_sources(tmp_path)) == [f"boundary.{suffix}: the arrays Cp"]
+    assert left_out(tmp_path) == [f"boundary.{suffix}: the arrays Cp"]
 
 
 def box(low: float, high: float) -> Box:
@@ -195,5 +197,5 @@ def test_a_surface_needs_no_polydata(tmp_path):
     grid.cell_data["p"] = np.arange(4.0)
     grid.save(tmp_path / "boundary.vtu")
     (tmp_path / "fields.json").write_text('{"surface": {"p": "p"}}')
-    vectors = read_case_folder(tmp_path, load_tensor, with_area_vectors=True).points["surface"].area_vector
+    vectors = read_case_folder(tmp_path, with_area_vectors=True).points["surface"].area_vector
     np.testing.assert_allclose(vectors, np.tile([0, 0, 0.25], (4, 1)), atol=1e-7)

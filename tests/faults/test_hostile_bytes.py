@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from emmi_jax.convert.files import load_torch_file, load_torch_tensor, map_torch_tensor
+from emmi_jax.convert.files import load_torch_file
 from emmi_jax.files.atomic import read_json, read_toml
 from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import read_arrays
+from emmi_jax.files.pt import load_torch_tensor, map_torch_tensor
 from emmi_jax.jobs.stats import file_statistics
 
 VALUES = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
-from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.data.conformal import conformal_quantile, covering_score
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.runs.calibration import read_calibration
 from emmi_jax.runs.load import load_run
-from tests.data.case_folders import write_case_folder
+from tests.data.case_folders import read_case_folder, write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
 NAMES = [f"run_{number}" for number in range(6)]
@@ -68,7 +67,7 @@ def test_scores_are_those_of_the_cases_by_their_share_of_points(calibrated, case
     surrogate = load_run(calibrated)
     found = read_calibration(calibrated, surrogate)
     assert (found.cases, found.repeats, found.share, found.known_forces) == (tuple(NAMES[1:5]), 1, 0.9, "solver")
-    points, *_ = read_case_folder(cases / "run_2", lambda path: None)
+    points, *_ = read_case_folder(cases / "run_2")
     position = points["volume"].position
     predicted = surrogate.encode(points=points).predict({"volume": position})["volume_velocity"]
     scale = np.array(surrogate.normalizer.fields["volume"]["velocity"].std)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
-from emmi_jax.data.case_reading import read_case_folder
 from emmi_jax.runs.load import load_run
-from tests.data.case_folders import FIELDS, surface_dataset, write_case_folder
+from tests.data.case_folders import FIELDS, read_case_folder, surface_dataset, write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
@@ -44,7 +43,7 @@ def test_metrics_are_those_of_all_points_averaged_over_draws_then_cases(trained,
     found = read(tmp_path, "test")
     assert (found["split"], found["repeats"], list(found["cases"])) == ("test", 2, ["run_2", "run_3"])
     surrogate = load_run(trained)
-    points, geometry, *_ = read_case_folder(cases / "run_2", lambda path: None)
+    points, geometry, *_ = read_case_folder(cases / "run_2")
     exact, errors = points["volume"].fields["velocity"], []
     for seed in range(2):
         encoded = surrogate.encode(points=points, geometry=geometry, seed=seed)
@@ -179,7 +178,7 @@ def test_a_run_on_one_case_draws_the_anchors_of_another_from_that(cases, tmp_pat
     run(tiny_settings(cases / "run_0", steps=1, **GEOMETRY), tmp_path / "one")
     assert main(["evaluate", str(tmp_path / "one"), "--data", str(cases / "run_1"), "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "evaluation.json").read_text())["mean"]["volume/velocity"]
-    surrogate, case = load_run(tmp_path / "one"), read_case_folder(cases / "run_1", lambda path: None)
+    surrogate, case = load_run(tmp_path / "one"), read_case_folder(cases / "run_1")
     encoded = replace(surrogate, context=None).encode(points=case.points, geometry=case.geometry)
     exact = case.points["volume"].fields["velocity"]
     error = encoded.predict({"volume": case.points["volume"].position})["volume_velocity"] - exact

@@ -11,7 +11,8 @@ import pytest
 from emmi_jax.cli import main
 from emmi_jax.config.jobs import ForceOptions
 from emmi_jax.data.known_forces import KnownForces
-from emmi_jax.jobs.cases import OpenCases, open_cases
+from emmi_jax.data.open import OpenCases, open_cases
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics, force_references
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import FIELDS, write_case_folder
@@ -52,7 +53,7 @@ def exact_forces(number: int) -> tuple[float, float]:
 
 
 def opened(data: Path) -> OpenCases:
-    found = open_cases(str(data), with_area_vectors=True)
+    found = open_cases(str(data), ReadOptions(with_area_vectors=True))
     assert found is not None
     return found
 

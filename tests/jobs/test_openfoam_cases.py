@@ -10,9 +10,11 @@ from rich.console import Console
 from emmi_jax.cli import main
 from emmi_jax.config import FoamSelection
 from emmi_jax.config.jobs import EvaluationJob, PrepareJob
-from emmi_jax.data.case_folder import case_fingerprint, case_names, find_sources
-from emmi_jax.data.openfoam import proposed_sources
-from emmi_jax.jobs.cases import open_cases
+from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.open import open_cases
+from emmi_jax.data.readers import case_names
+from emmi_jax.data.readers.openfoam import proposed_sources
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.jobs.datasets import describe_sources, load_dataset
 from emmi_jax.jobs.evaluate import evaluate_run
 from emmi_jax.jobs.prepare import prepare
@@ -89,12 +91,12 @@ def test_fields_json_names_other_arrays(cases, tmp_path):
     (case / "fields.json").write_text(json.dumps({"surface": {"load": "p"}, "volume": {"speed": "U"}}))
     points, _ = load_dataset(tiny_settings(case, **CHANGES | {"num_anchors": 1})).test_points, None
     assert set(points["surface"].fields) == {"load"}
-    assert set(find_sources(case)["volume"]) == {"speed"}
+    assert set(CaseFolder.open(case).sources()["volume"]) == {"speed"}
 
 
 def test_other_patches_or_another_time_are_other_data(cases):
     selections = [BODY, FoamSelection(), FoamSelection(("body",), "0")]
-    assert len({case_fingerprint(cases / "run_1", cases, foam) for foam in selections}) == 3
+    assert len({CaseFolder.open(cases / "run_1", foam).fingerprint(cases) for foam in selections}) == 3
 
 
 def test_a_store_is_made_of_cases(cases, tmp_path):
@@ -133,7 +135,7 @@ def test_broken_cases_are_named_together(cases, tmp_path, capsys):
 
 def test_area_vectors_point_out_of_the_body(cases):
     foam = FoamSelection(("body",))
-    opened = open_cases(str(cases), with_cell_sizes=True, with_area_vectors=True, foam=foam)
+    opened = open_cases(str(cases), ReadOptions(with_cell_sizes=True, with_area_vectors=True), foam)
     surface = opened.cases.read(opened.names[0]).points["surface"]
     np.testing.assert_allclose(np.linalg.norm(surface.area_vector, axis=1), surface.cell_size, rtol=1e-5)
     outwards = surface.position - surface.position.mean(axis=0)

@@ -8,7 +8,7 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.field_sources import DRIVAERML, parse_sources, read_sources
+from emmi_jax.data.mesh_dataset import DRIVAERML, parse_sources, read_sources
 from emmi_jax.data.samples import Sample
 from emmi_jax.jobs.datasets import branches_of, field_sources, load_dataset
 from emmi_jax.meshes.cells import POSITIONS

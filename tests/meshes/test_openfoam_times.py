@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from emmi_jax.config import FoamSelection
-from emmi_jax.data.case_checks import case_left_out
-from emmi_jax.data.case_folder import case_names
+from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.readers import case_names
 from emmi_jax.meshes.openfoam import foam_files, is_foam, read_branch, read_foam
 from emmi_jax.meshes.openfoam_times import foam_time, passed_over
 from tests.meshes.foam_cases import FIELDS, cell_centres, write_foam_case
@@ -47,7 +47,7 @@ def test_the_latest_complete_time_is_read_and_the_later_one_is_named(kind, proce
     assert line == f"time 200, which is incomplete ({why.replace('U is', f'U{where} is')}" + (
         f"{where if 'no ' in why else ''}): 100 is read"
     )
-    assert line in case_left_out(case, {})
+    assert line in CaseFolder.open(case).left_out({})
     assert line in read_branch(case, "volume").left_out
     assert {file.parent.name for file in foam_files(case)} == {"polyMesh", "100"}
     pressure = np.sort(read_foam(case, ["volume"])["volume"].dataset.cell_data["p"])

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.data.cases import Case
+from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.readers.meshes import geometry_mesh_file
+from emmi_jax.data.readers.reader import Reader, ReadOptions, read_geometry
 from emmi_jax.files.npy import map_array
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.points import Array, PointSet
@@ -15,8 +19,38 @@ SURFACE, PRESSURE, VOLUME = "quadpress_smpl.vtk", "press.npy", "hexvelo_smpl.vtk
 BRANCHES = {"surface": SURFACE, "volume": VOLUME}
 
 
-def shapenet_car_files(path: Path) -> list[Path]:
-    """Returns the files of a case that are there."""
+class ShapeNetCarReader(Reader):
+    """Reads folders of three files."""
+
+    def owns(self, path: Path) -> bool:
+        """Returns whether one of the files is there."""
+        return bool(_files_of(path))
+
+    def branches(self, path: Path) -> tuple[str, ...]:
+        """Returns the branches whose mesh is there."""
+        return tuple(branch for branch, name in BRANCHES.items() if (path / name).is_file())
+
+    def files(self, path: Path) -> list[Path]:
+        """Returns the files and the surface of the geometry."""
+        return sorted(filter(None, (*_files_of(path), geometry_mesh_file(path))))
+
+    def problem(self, path: Path, sources: Sources | None) -> str | None:
+        """Says which of the files are there, unless all are."""
+        found = [file.name for file in _files_of(path)]
+        return None if len(found) == 3 else f"expected 3 files, found {', '.join(found)}"
+
+    def read(self, path: Path, options: ReadOptions) -> Case:
+        """Reads a folder; its geometry is a mesh, if there is one."""
+        if options.with_cell_sizes:
+            raise ValueError(f"{path}: points have no cell sizes to weight their points")
+        points, mesh = read_shapenet_car(path), geometry_mesh_file(path)
+        if mesh is None:
+            return Case(points, None)
+        geometry, left_out = read_geometry(mesh)
+        return Case(points, geometry, tuple(left_out))
+
+
+def _files_of(path: Path) -> list[Path]:
     return [file for name in (SURFACE, PRESSURE, VOLUME) if (file := path / name).is_file()]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from emmi_jax.files.atomic import JsonDict
+from emmi_jax.data.cases import Case
+from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.readers.reader import Reader, ReadOptions
 from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Location, read_mesh
 from emmi_jax.meshes.vtk import ArrayNames, array_names
@@ -21,37 +25,57 @@ _PRESSURE, _SHEAR = "p", "wallShearStress"
 _SAME_POINT = 1e-6  # of the length of the car
 
 
-def is_drivaernet(path: Path) -> bool:
-    """Returns whether this is the folder of the whole data set."""
-    return (path / PRESSURE).is_dir()
+class DrivAerNetReader(Reader):
+    """Reads designs; the path of one is its name in the folder of the data set, which need not exist."""
+
+    def owns(self, path: Path) -> bool:
+        """Returns whether a path lies in the folder of the data set."""
+        return (path.parent / PRESSURE).is_dir()
+
+    def names(self, root: Path) -> list[str]:
+        """Returns the names of all designs with a pressure."""
+        return sorted(_files(root, PRESSURE)) if (root / PRESSURE).is_dir() else []
+
+    def branches(self, path: Path) -> tuple[str, ...]:
+        """Returns the branches of a design."""
+        files = _files_of(path)
+        return ("surface",) * (PRESSURE in files) + ("volume",) * (VOLUME in files)
+
+    def files(self, path: Path) -> list[Path]:
+        """Returns the files of a design."""
+        return sorted(_files_of(path).values())
+
+    def problem(self, path: Path, sources: Sources | None) -> str | None:
+        """Says whether the shear is missing, or not where the pressure is."""
+        files = _files_of(path)
+        if SHEAR not in files:
+            return f"no file in {SHEAR}"
+        _common_location(files[SHEAR], array_names_of(files[PRESSURE]), array_names_of(files[SHEAR]))
+        return None
+
+    def left_out(self, path: Path, sources: Sources, *, with_arrays: bool = True) -> list[str]:
+        """Returns nothing."""
+        return []
+
+    def read(self, path: Path, options: ReadOptions) -> Case:
+        """Reads a design."""
+        if options.with_cell_sizes:
+            raise ValueError(f"{path}: points have no cell sizes to weight them")
+        return Case(read_design(path.parent, path.name), None)
+
+    def split(self, root: Path) -> tuple[Any, Path | Mapping[str, Path]] | None:
+        """Returns the split file, or else the published split, if all its lists of designs are there."""
+        lists = {part: root / name for part, name in _ID_FILES.items()}
+        if (given := super().split(root)) is not None or not all(file.is_file() for file in lists.values()):
+            return given
+        texts = {part: file.read_text(encoding="utf-8", errors="replace") for part, file in lists.items()}
+        return {part: text.split() for part, text in texts.items()}, lists
 
 
-def design_names(path: Path) -> list[str]:
-    """Returns the names of all designs with a pressure."""
-    return sorted(_files(path, PRESSURE))
-
-
-def design_files(path: Path, design: str) -> dict[str, Path]:
+def _files_of(path: Path) -> dict[str, Path]:
     """Returns the files of a design by the folder that they come from; parts of that folder are looked through."""
-    return {kind: files[design] for kind in (PRESSURE, SHEAR, VOLUME) if design in (files := _files(path, kind))}
-
-
-def design_branches(path: Path, design: str) -> tuple[str, ...]:
-    """Returns the branches of a design."""
-    files = design_files(path, design)
-    return ("surface",) * (PRESSURE in files) + ("volume",) * (VOLUME in files)
-
-
-def design_lists(path: Path) -> dict[str, Path]:
-    """Returns the lists of designs by part of the split; none if one of them is not there."""
-    lists = {part: path / name for part, name in _ID_FILES.items()}
-    return lists if all(file.is_file() for file in lists.values()) else {}
-
-
-def design_split(path: Path) -> JsonDict | None:
-    """Returns the published split, as a split file has it; None if the lists of designs are not there."""
-    lists = design_lists(path)
-    return {part: file.read_text(encoding="utf-8", errors="replace").split() for part, file in lists.items()} or None
+    found = {kind: _files(path.parent, kind).get(path.name) for kind in (PRESSURE, SHEAR, VOLUME)}
+    return {kind: file for kind, file in found.items() if file is not None}
 
 
 def read_design(path: Path, design: str) -> dict[str, PointSet]:
@@ -69,7 +93,7 @@ def read_design(path: Path, design: str) -> dict[str, PointSet]:
         FileNotFoundError: A file of the surface is missing.
         ValueError: A file is damaged, or the points of both files of the surface differ.
     """
-    files = design_files(path, design)
+    files = _files_of(path / design)
     for kind in (PRESSURE, SHEAR):
         if kind not in files:
             raise FileNotFoundError(f"{path / kind}: no file of the design {design}")
@@ -82,18 +106,6 @@ def read_design(path: Path, design: str) -> dict[str, PointSet]:
         return {"surface": surface}
     sources = {"velocity": FieldSource("U"), "pressure": FieldSource("p")}
     return {"surface": surface, "volume": read_mesh(files[VOLUME], {"U", "p"}).points(sources)}
-
-
-def design_problem(path: Path, design: str) -> str | None:
-    """Says why a design cannot be read, as far as the headers of its files tell; None if nothing is wrong."""
-    files = design_files(path, design)
-    if SHEAR not in files:
-        return f"no file in {SHEAR}"
-    try:
-        _common_location(files[SHEAR], array_names_of(files[PRESSURE]), array_names_of(files[SHEAR]))
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
 
 
 def _common_location(file: Path, pressure: ArrayNames, shear: ArrayNames) -> Location:

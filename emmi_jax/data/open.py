@@ -1,0 +1,255 @@
+"""What a path or URL names, resolved once: one case, several in folders, or a store."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
+from emmi_jax.data.case_folder import ADVICE, CaseFolder, FolderCases
+from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split, split_content
+from emmi_jax.data.cases import Cases
+from emmi_jax.data.known_forces import KnownForces
+from emmi_jax.data.mesh_dataset import Sources, parse_sources, read_dataset
+from emmi_jax.data.notes import gathered
+from emmi_jax.data.readers import case_names
+from emmi_jax.data.readers.openfoam import OpenFoamReader
+from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, ReadOptions
+from emmi_jax.data.store import Store
+from emmi_jax.data.stored_case import STORE_FILE, is_store
+from emmi_jax.files.atomic import JsonDict
+
+_MOST_SHOWN = 5
+
+
+class OpenCases(ABC):
+    """Cases that can be read.
+
+    Attributes:
+        names: Their names.
+        cases: Reads them.
+        sources: The arrays of mesh files that hold the fields.
+        is_single: Whether the path is that of a case, not of a folder of cases.
+    """
+
+    names: list[str]
+    cases: Cases
+    sources: Sources
+    is_single: bool = False
+
+    @abstractmethod
+    def branches_of(self, name: str) -> tuple[str, ...]:
+        """Returns the branches of a case."""
+
+    @abstractmethod
+    def forces_of(self, name: str) -> KnownForces | None:
+        """Returns the forces that a solver wrote beside a case, if it did."""
+
+    @abstractmethod
+    def stored_split(self, *, skip_absent: bool = False) -> CaseSplit | None:
+        """Returns the split beside the cases, if there is one."""
+
+    @abstractmethod
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses unusable cases among these names, all at once."""
+
+    def left_out(self, names: Sequence[str]) -> list[str]:
+        """Returns what these cases have and no command reads: files of all of them, arrays of the first."""
+        return []
+
+    def describe(self) -> list[str]:
+        """Says what is read of the first case, where there is a choice."""
+        return []
+
+    def num_geometry_points(self) -> int | None:
+        """Returns how many points every case has for a geometry branch at least, if some have few."""
+        return None
+
+    def split(self, file: str | None, *, skip_unusable: bool = False) -> CaseSplit:
+        """Returns a published split or that of a file, or else the one beside the cases, or else a random one.
+
+        Args:
+            file: The name or the file.
+            skip_unusable: Whether to leave out names that no case has.
+        """
+        if file is not None:
+            return read_split(file, self.names, skip_absent=skip_unusable)
+        return self.stored_split(skip_absent=skip_unusable) or draw_split(self.names)
+
+    def problems(self, names: Sequence[str]) -> dict[str, str]:
+        """Reads cases whole, one after another, and returns what is wrong with those that are unusable."""
+        found = {}
+        for name in names:
+            try:
+                self.check([name])
+                self.cases.read(name)
+            except (OSError, ValueError) as error:
+                found[name] = str(error).splitlines()[0].removesuffix(ADVICE)
+        return found
+
+
+class OpenFolders(OpenCases):
+    """Cases in folders.
+
+    Args:
+        path: The folder of a case, or of cases.
+        options: What of them to read.
+        foam: The patches and the time of OpenFOAM cases.
+    """
+
+    cases: FolderCases
+
+    def __init__(self, path: Path, options: ReadOptions, foam: FoamSelection) -> None:
+        case = CaseFolder.open(path, foam)
+        self.root, self.is_single = path, case.reader.owns(path) and _is_case(case)
+        self.names = [path.name] if self.is_single else case_names(path, foam)
+        folders = {name: case if self.is_single else CaseFolder.open(path / name, foam) for name in self.names}
+        if self.names:
+            self.sources = folders[self.names[0]].sources(options.sources)
+            if isinstance(folders[self.names[0]].reader, OpenFoamReader):  # the first case says which fields there are
+                options = options._replace(sources=self.sources)
+        self.cases = FolderCases(self.root, folders, options)
+
+    def branches_of(self, name: str) -> tuple[str, ...]:
+        """Returns the branches of a case."""
+        return self.cases.folders[name].branches
+
+    def forces_of(self, name: str) -> KnownForces | None:
+        """Returns the forces that a solver wrote beside a case, if it did."""
+        return self.cases.folders[name].forces
+
+    def split_content(self) -> JsonDict | None:
+        """Returns the split beside the cases, as a split file has it, if there is one."""
+        return None if (found := self._stored()) is None else found[0]
+
+    def stored_split(self, *, skip_absent: bool = False) -> CaseSplit | None:
+        """Returns the split beside the cases, if there is one; messages name its file, or the lists of designs."""
+        if (found := self._stored()) is None:
+            return None
+        return parse_split(found[0], self.names, found[1], skip_absent=skip_absent)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.
+
+        Raises:
+            ValueError: At least one is unusable; the message names the first five and what is wrong with each.
+        """
+        folders, sources = self.cases.folders, self.cases.options.sources
+        branches = {branch for name in names for branch in _branches(folders[name])}
+        problems = {name: folders[name].problem(branches, sources) for name in names}
+        found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
+        if found:
+            shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
+            raise ValueError(f"{self.root}: {len(found)} of {len(names)} cases are unusable: {shown}{ADVICE}")
+
+    def left_out(self, names: Sequence[str]) -> list[str]:
+        """Returns what these cases have and no command reads: files of all of them, arrays of the first."""
+        found = {name: self.cases.folders[name].left_out(self.sources, with_arrays=name == names[0]) for name in names}
+        if self.is_single:
+            return found[self.names[0]]
+        return gathered({name: [f"{name}/{line}" for line in lines] for name, lines in found.items()})
+
+    def describe(self) -> list[str]:
+        """Says what is read of the first case, where there is a choice."""
+        first = self.cases.folders[self.names[0]]
+        return first.reader.describe(first.path)
+
+    def num_geometry_points(self) -> int | None:
+        """Returns how many points every case has for a geometry branch at least, if some have few."""
+        rows = (folder.reader.num_surface_rows(folder.path) for folder in self.cases.folders.values())
+        return min(filter(None, rows), default=None)
+
+    def _stored(self) -> tuple[Any, Path | Mapping[str, Path]] | None:
+        found = self.cases.folders[self.names[0]].reader.split(self.root)
+        dataset = read_dataset(self.root / self.names[0])
+        if found is not None or dataset is None or dataset.split is None:
+            return found
+        file = self.root / dataset.split
+        return split_content(str(file) if file.is_file() else dataset.split), file
+
+
+class OpenStore(OpenCases):
+    """Cases of a store.
+
+    Args:
+        location: Its path or URL.
+    """
+
+    cases: Store
+
+    def __init__(self, location: str) -> None:
+        self.location, self.cases = location, Store(location)
+        self.names = self.cases.names
+        self.sources = parse_sources(self.cases.sources, f"{location}/{STORE_FILE}")
+
+    def branches_of(self, name: str) -> tuple[str, ...]:
+        """Returns the branches of a case."""
+        return tuple(self.cases.shapes(name))
+
+    def forces_of(self, name: str) -> KnownForces | None:
+        """Returns the forces that were stored with a case."""
+        return self.cases.cases[name].forces
+
+    def stored_split(self, *, skip_absent: bool = False) -> CaseSplit | None:
+        """Returns the split that was stored with the cases."""
+        content, file = self.cases.split, f"{self.location}/{SPLIT_FILE}"
+        return None if content is None else parse_split(content, self.names, file, skip_absent=skip_absent)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses nothing: a store was checked when it was opened."""
+
+
+def open_cases(
+    data: str, options: ReadOptions = DEFAULT_OPTIONS, foam: FoamSelection = DEFAULT_SELECTION
+) -> OpenCases | None:
+    """Opens cases.
+
+    Args:
+        data: Path of the folder of a case or of several, or path or URL of a store.
+        options: What of them to read.
+        foam: The patches and the time of OpenFOAM cases.
+
+    Returns:
+        The cases; None if the path is none of those.
+
+    Raises:
+        ValueError: The store, or what describes the cases, is unusable.
+    """
+    if is_store(data):
+        return OpenStore(data)
+    opened = OpenFolders(Path(data), options, foam)
+    return opened if opened.names else None
+
+
+def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
+    """Refuses patches or a time for data without OpenFOAM cases.
+
+    Raises:
+        ValueError: They are given, and there is no such case.
+    """
+    if foam == DEFAULT_SELECTION:
+        return
+    opened = (
+        None if data is None or is_store(str(data)) else OpenFolders(Path(data), DEFAULT_OPTIONS, DEFAULT_SELECTION)
+    )
+    found = None if opened is None else next(iter(opened.cases.folders.values()), None)
+    if found is None or not isinstance(found.reader, OpenFoamReader):
+        given = f"time {foam.time!r}" if not foam.patches else f"surface patches {', '.join(map(repr, foam.patches))}"
+        raise ValueError(f"{given}: only OpenFOAM cases have them, {data or 'the built-in data set'} is none")
+
+
+def _is_case(folder: CaseFolder) -> bool:
+    try:
+        return bool(folder.branches)
+    except ValueError:  # of an unusable case; its check says what is wrong
+        return True
+
+
+def _branches(folder: CaseFolder) -> tuple[str, ...]:
+    """Returns the branches of a case; none if they cannot be told, which is said with what is wrong with the case."""
+    try:
+        return folder.branches
+    except ValueError:
+        return ()

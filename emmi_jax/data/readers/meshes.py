@@ -1,0 +1,287 @@
+"""Case folders of meshes: a file per branch, or its parts, and perhaps a surface of the geometry.
+
+Names and arrays are those of a `dataset.toml` or a `fields.json` beside them, or else those of DrivAerML or AhmedML.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from emmi_jax.config.mesh_dataset import GEOMETRY_FILES
+from emmi_jax.data.cases import Case
+from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.known_forces import KnownForces, read_known_forces
+from emmi_jax.data.mesh_dataset import (
+    DRIVAERML,
+    Sources,
+    dataset_file,
+    published_sources,
+    read_dataset,
+    read_sources,
+)
+from emmi_jax.data.readers.reader import Reader, ReadOptions, describing_files, is_data_name, read_geometry
+from emmi_jax.files.atomic import check_space
+from emmi_jax.meshes.components import all_found, found_arrays, quoted
+from emmi_jax.meshes.legacy import legacy_array_names
+from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
+from emmi_jax.meshes.surfaces import area_vectors, is_surface
+from emmi_jax.meshes.vtk import GHOSTS, array_names
+from emmi_jax.points import PointSet
+
+SUFFIXES = (".vtp", ".vtu", ".vtk")
+PATTERNS = {"surface": "boundary*", "volume": "volume*"}
+"""Patterns of the names of the meshes, unless a file says others."""
+
+_PART = re.compile(r"(.*)\.(\d+|\w+)\.part", re.IGNORECASE)
+_PIECE, _COUNT = re.compile(rb"<Piece [^>]*>"), re.compile(rb'NumberOf(\w+)="(\d+)"')
+_HEAD_BYTES = 1 << 14
+
+
+class MeshReader(Reader):
+    """Reads folders of meshes."""
+
+    def owns(self, path: Path) -> bool:
+        """Returns whether a folder has a mesh of a branch."""
+        return bool(self.branches(path))
+
+    def branches(self, path: Path) -> tuple[str, ...]:
+        """Returns the branches that have a mesh."""
+        return tuple(branch for branch, files in mesh_files(path).items() if files)
+
+    def files(self, path: Path) -> list[Path]:
+        """Returns the meshes, what describes them, and the surface of the geometry."""
+        found = [file for files in mesh_files(path).values() for file in files]
+        return sorted(filter(None, (*found, *describing_files(path), geometry_mesh_file(path))))
+
+    def known_sources(self, path: Path) -> Sources:
+        """Returns those of the published data set whose arrays a mesh has."""
+        for branch, files in mesh_files(path).items():
+            if files and files[0].suffix.lower() in SUFFIXES:
+                return published_sources(branch, _all_arrays(files[0]))
+        return DRIVAERML
+
+    def problem(self, path: Path, sources: Sources | None) -> str | None:
+        """Says which parts or arrays are missing."""
+        check_named_branches(path, self.branches(path))
+        wanted = self.sources(path, sources)
+        for branch, files in mesh_files(path).items():
+            if files and files[0].suffix.lower() == ".part":
+                _check_parts(path, files)
+            elif files:
+                file = _only_file(path, files)
+                there = set() if file is None else _all_arrays(file)
+                names = [source.array for source in wanted.get(branch, {}).values()]
+                if absent := [quoted(name) for name in names if not found_arrays(name, there)]:
+                    return f"{files[0].name}: no array {', '.join(sorted(absent))}"
+        return None
+
+    def left_out(self, path: Path, sources: Sources, *, with_arrays: bool = True) -> list[str]:
+        """Returns other files, and arrays that are no fields."""
+        lines = super().left_out(path, sources)
+        if with_arrays:
+            files = {branch: files[0] for branch, files in mesh_files(path).items() if files}
+            arrays = {b: (f.name, _all_arrays(f)) for b, f in files.items() if f.suffix.lower() in SUFFIXES}
+            lines += unused_arrays(arrays, sources)
+        return lines
+
+    def read(self, path: Path, options: ReadOptions) -> Case:
+        """Reads a folder; points of its geometry are drawn on the triangles of its surface."""
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder")
+        check_named_branches(path, self.branches(path))
+        points, left_out, side = dict[str, PointSet](), list[str](), ""
+        sources = self.sources(path, options.sources)
+        for branch, files in mesh_files(path).items():
+            if not files:
+                continue
+            if branch not in sources:
+                file = dataset_file(path)
+                what = "the run" if file is None else file.name
+                raise ValueError(f"{path}: {what} has no fields for the branch {branch!r} of {files[0].name}")
+            with _joined(path, files) as whole:
+                points[branch], lines, of_branch = _read_points(whole, branch, sources[branch], options)
+            side = side or of_branch
+            left_out += [f"{files[0].name}: {line}" for line in lines]
+        if not points:
+            raise ValueError(_nothing_to_read(path))
+        if (geometry := geometry_mesh_file(path)) is None:
+            return Case(points, None, tuple(left_out), side)
+        drawn, of_geometry = read_geometry(geometry)
+        return Case(points, drawn, (*left_out, *of_geometry), side)
+
+    def read_meshes(self, path: Path) -> dict[str, Mesh]:
+        """Reads the meshes of a case with all arrays, and the surface of the geometry as `geometry`."""
+        meshes = {}
+        for branch, files in mesh_files(path).items():
+            if files:
+                with _joined(path, files) as file:
+                    meshes[branch] = read_mesh(file)
+        geometry = geometry_mesh_file(path) if meshes else None
+        return meshes if geometry is None else {"geometry": read_mesh(geometry, ()), **meshes}
+
+    def num_surface_rows(self, path: Path) -> int | None:
+        """Returns how many points or cells the surface has at least; None with a file of the geometry."""
+        if not (files := mesh_files(path).get(GEOMETRY_BRANCH)) or geometry_mesh_file(path) is not None:
+            return None
+        with files[0].open("rb") as file:
+            piece = _PIECE.search(file.read(_HEAD_BYTES))
+        counts = {} if piece is None else {name: int(number) for name, number in _COUNT.findall(piece[0])}
+        num_points, num_cells = counts.pop(b"Points", 0), sum(counts.values())
+        return min(num_points, num_cells or num_points) or None
+
+    def forces(self, path: Path) -> KnownForces | None:
+        """Returns the forces that a solver wrote in the table of the data set."""
+        dataset = read_dataset(path)
+        return read_known_forces(path) if dataset is None else read_known_forces(path, dataset.forces)
+
+
+def mesh_files(path: Path) -> dict[str, list[Path]]:
+    """Returns the mesh of each branch, or its parts in their order: `volume_1.vtu.00.part`, `volume_1.vtu.01.part`.
+
+    The case of the letters of its name does not matter.
+    """
+    if not path.is_dir() or any(path.glob("internal.vt[uk]")):  # output of foamToVTK
+        return {}
+    dataset = read_dataset(path)
+    patterns = PATTERNS if dataset is None else {b: of.files for b, of in dataset.branches.items()}
+    return {branch: _meshes(path, pattern) for branch, pattern in patterns.items()}
+
+
+def geometry_mesh_file(path: Path) -> Path | None:
+    """Returns the surface of the geometry: the `.stl` file, or else the `.obj` or the `.ply` file.
+
+    Raises:
+        ValueError: There are several of the same kind.
+    """
+    dataset = read_dataset(path)
+    for pattern in GEOMETRY_FILES if dataset is None else dataset.geometry:
+        if file := _only_file(path, _matching(path, pattern)):
+            return file
+    return None
+
+
+def check_named_branches(path: Path, there: Collection[str]) -> None:
+    """Refuses a case that has some branches, but lacks one that the file beside it names."""
+    if (file := dataset_file(path)) is None or not there:
+        return
+    for branch in read_sources(file):
+        if branch not in there:
+            dataset = read_dataset(path)
+            pattern = PATTERNS.get(branch) if dataset is None else dataset.branches[branch].files
+            wanted = (
+                f"the branches {', '.join(PATTERNS)}" if pattern is None else f"{pattern} with {', '.join(SUFFIXES)}"
+            )
+            found = [name for name in _other_kinds(path) if pattern and pattern.strip("*").lower() in name.lower()]
+            others = f", found {', '.join(found)}" if found else ""
+            raise ValueError(
+                f"{path}: {file.name} names the branch {branch!r}, which no file has: expected {wanted}{others}"
+            )
+
+
+def unused_arrays(arrays: Mapping[str, tuple[str, Collection[str]]], sources: Sources) -> list[str]:
+    """Returns a line for each branch whose mesh, of this name and with these arrays, has some that are no fields."""
+    lines = []
+    for branch, (what, names) in arrays.items():
+        used = all_found((source.array for source in sources.get(branch, {}).values()), names) or set()
+        if unused := sorted({*names} - used - {GHOSTS}):
+            lines.append(f"{what}: the arrays {', '.join(unused)}")
+    return lines
+
+
+def _matching(path: Path, pattern: str) -> list[Path]:
+    """Returns the files in a folder that match a pattern, whatever the case of its letters."""
+    folder, _, name = pattern.rpartition("/")
+    return sorted(p for p in (path / folder).glob("*") if fnmatch(p.name.lower(), name.lower()) and p.is_file())
+
+
+def _meshes(path: Path, pattern: str) -> list[Path]:
+    whole = [p for p in _matching(path, pattern) if p.suffix.lower() in SUFFIXES]
+    parts = _matching(path, f"{pattern}*.part")
+    return whole or [p for p in parts if (part := _PART.fullmatch(p.name)) and part[1].lower().endswith(SUFFIXES)]
+
+
+def _read_points(
+    file: Path, branch: str, sources: Mapping[str, FieldSource], options: ReadOptions
+) -> tuple[PointSet, tuple[str, ...], str]:
+    side, arrays = "", {source.array for source in sources.values()}
+    mesh = read_mesh(file, arrays)
+    points = mesh.points(sources, with_cell_sizes=options.with_cell_sizes or False)
+    is_in_cells = mesh.location_of(arrays) == "cells"
+    if options.with_cell_sizes is None and is_in_cells and (sizes := mesh.cell_sizes()).any():
+        points = points._replace(cell_size=sizes)
+    if options.with_area_vectors and branch == GEOMETRY_BRANCH and is_in_cells and is_surface(mesh):
+        vectors, side = area_vectors(mesh)
+        points = points._replace(area_vector=vectors)
+    return points, mesh.left_out, side
+
+
+def _nothing_to_read(path: Path) -> str:
+    wanted = [f"{pattern}{suffix}" for pattern, suffix in zip(PATTERNS.values(), SUFFIXES, strict=False)]
+    wanted += ["tensors such as surface_position_vtp.pt", "quadpress_smpl.vtk", "hexvelo_smpl.vtk", "folders with them"]
+    found = _other_kinds(path)
+    others = f"; meshes are read from {', '.join(SUFFIXES)}, not from {', '.join(found[:5])}" if found else ""
+    return f"{path}: no case in this folder: expected {' or '.join(wanted)}{others}"
+
+
+def _other_kinds(path: Path) -> list[str]:
+    """Returns the names of meshes that would be those of a branch if their kind were read, here or a folder deeper."""
+    found = (p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file())
+    stems = tuple(pattern.strip("*") for pattern in PATTERNS.values())
+    return sorted(
+        p.relative_to(path).as_posix()
+        for p in found
+        if p.name.lower().startswith(stems) and p.suffix.lower() not in SUFFIXES and is_data_name(p.name)
+    )
+
+
+def _all_arrays(file: Path) -> set[str]:
+    """Returns the names of the arrays of a mesh file."""
+    names = legacy_array_names(file) if file.suffix.lower() == ".vtk" else array_names(file)
+    return names.cells | names.points
+
+
+def _check_parts(path: Path, files: list[Path]) -> None:
+    """Refuses parts that are not numbered from 00 on without a gap."""
+    numbers = [int(number) if (number := file.name.split(".")[-2]).isdigit() else -1 for file in files]
+    if numbers != list(range(len(files))):
+        raise ValueError(f"{path}: expected parts from 00 on without a gap, found {', '.join(f.name for f in files)}")
+
+
+@contextmanager
+def _joined(path: Path, files: list[Path]) -> Iterator[Path]:
+    """Yields the file of a mesh; parts are joined in a temporary one, and messages name the first of them."""
+    if files[0].suffix.lower() != ".part":
+        if (file := _only_file(path, files)) is not None:
+            yield file
+        return
+    _check_parts(path, files)
+    with tempfile.TemporaryDirectory() as folder:
+        check_space(Path(folder), sum(file.stat().st_size for file in files))
+        whole = Path(folder, files[0].name.rsplit(".", 2)[0])
+        with whole.open("wb") as target:
+            for file in files:
+                with file.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+        try:
+            yield whole
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(whole), str(path / whole.name))) from None
+
+
+def _only_file(path: Path, files: Collection[Path] | Iterator[Path]) -> Path | None:
+    """Returns the only file, if there is one.
+
+    Raises:
+        ValueError: There are several.
+    """
+    found = sorted(files)
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"{path}: a case has one such file, found {names}: join them to one, or move the others away")
+    return found[0] if found else None

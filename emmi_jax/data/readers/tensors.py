@@ -1,0 +1,132 @@
+"""Folders of tensors, one file per array, as published beside DrivAerML, AhmedML and ShapeNet-Car."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emmi_jax.data.cases import Case
+from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.readers.meshes import geometry_mesh_file
+from emmi_jax.data.readers.reader import Reader, ReadOptions, read_geometry
+from emmi_jax.files.pt import load_torch_tensor, map_torch_tensor
+from emmi_jax.points import Array, PointSet, check_range
+
+
+class TensorFiles(NamedTuple):
+    """The files of a branch.
+
+    Args:
+        position: File of the positions.
+        fields: Files by field.
+    """
+
+    position: str
+    fields: Mapping[str, str]
+
+
+LAYOUTS = (
+    {
+        "surface": TensorFiles(
+            "surface_position_vtp.pt",
+            {"pressure": "surface_pressure.pt", "wallshearstress": "surface_wallshearstress.pt"},
+        ),
+        "volume": TensorFiles(
+            "volume_cell_position.pt",
+            {
+                "totalpcoeff": "volume_cell_totalpcoeff.pt",
+                "velocity": "volume_cell_velocity.pt",
+                "vorticity": "volume_cell_vorticity.pt",
+            },
+        ),
+    },
+    {
+        "surface": TensorFiles("surface_points.pt", {"pressure": "surface_pressure.pt"}),
+        "volume": TensorFiles("volume_points.pt", {"velocity": "volume_velocity.pt"}),
+    },
+)
+"""Of DrivAerML and AhmedML, and of ShapeNet-Car."""
+
+GEOMETRY = ("surface_position_stl_resampled100k.pt", "surface_position_stl.pt")
+"""Points of the geometry; the first file that is there."""
+
+
+class TensorReader(Reader):
+    """Reads folders of tensors."""
+
+    def owns(self, path: Path) -> bool:
+        """Returns whether a folder has the positions of a branch."""
+        return bool(_files_of(path))
+
+    def branches(self, path: Path) -> tuple[str, ...]:
+        """Returns the branches that a folder has positions of."""
+        return tuple(_files_of(path))
+
+    def files(self, path: Path) -> list[Path]:
+        """Returns the tensors and the surface of the geometry."""
+        named = [path / name for files in _files_of(path).values() for name in (files.position, *files.fields.values())]
+        found = [*(file for file in named if file.is_file()), _geometry_tensor(path), geometry_mesh_file(path)]
+        return sorted(file for file in found if file is not None)
+
+    def problem(self, path: Path, sources: Sources | None) -> str | None:
+        """Says what is wrong with the shapes of the tensors."""
+        for files in _files_of(path).values():
+            shapes = {name: map_torch_tensor(path / name).shape for name in (files.position, *files.fields.values())}
+            if len({shape[:1] for shape in shapes.values()}) > 1:
+                return f"the numbers of rows differ: {shapes}"
+        return None
+
+    def read(self, path: Path, options: ReadOptions) -> Case:
+        """Reads a folder; its geometry is a mesh, or else a tensor."""
+        if options.with_cell_sizes:
+            raise ValueError(f"{path}: tensors have no cell sizes to weight their points")
+        points = {}
+        for branch, files in _files_of(path).items():
+            position = read_positions(path / files.position)
+            fields = {name: read_rows(path / file, len(position)) for name, file in files.fields.items()}
+            points[branch] = PointSet(position, fields)
+        if (mesh := geometry_mesh_file(path)) is not None:
+            geometry, left_out = read_geometry(mesh)
+            return Case(points, geometry, tuple(left_out))
+        tensor = _geometry_tensor(path)
+        return Case(points, None if tensor is None else read_positions(tensor))
+
+
+def _files_of(path: Path) -> dict[str, TensorFiles]:
+    """Returns the files of the branches that a folder has positions of."""
+    found: dict[str, TensorFiles] = {}
+    for layout in LAYOUTS:
+        found = found or {branch: files for branch, files in layout.items() if (path / files.position).is_file()}
+    return found
+
+
+def _geometry_tensor(path: Path) -> Path | None:
+    return next((path / name for name in GEOMETRY if (path / name).is_file()), None)
+
+
+def read_positions(path: Path) -> Array:
+    """Reads positions [N, 3]; raises as `read_rows` does."""
+    position = read_rows(path)
+    if position.shape[1] != 3:
+        raise ValueError(f"{path}: has the shape {position.shape}, expected (N, 3)")
+    return position
+
+
+def read_rows(path: Path, num_rows: int | None = None) -> Array:
+    """Reads a tensor [N] or [N, F] of real numbers as [N, F].
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The shape is another, there are not `num_rows` rows, or a value is not finite.
+    """
+    array = load_torch_tensor(path)
+    if array.dtype not in (np.float32, np.float64):
+        # Half precision and integers; NumPy does not know the kind of bfloat16.
+        array = array.astype(np.float32)
+    if array.ndim not in (1, 2) or not array.size or len(array) != (num_rows or len(array)):
+        raise ValueError(f"{path}: has the shape {array.shape}, expected ({num_rows or 'N'}, channels)")
+    check_range(path, "", array)
+    return array.reshape(len(array), -1)
