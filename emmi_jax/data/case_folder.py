@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.cases import Case, WholeCases
 from emmi_jax.data.known_forces import KnownForces
-from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.mesh_dataset import Sources, read_dataset
 from emmi_jax.data.readers import reader_of
 from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, Reader, ReadOptions
 from emmi_jax.files.fingerprint import fingerprint
@@ -93,6 +93,15 @@ class FolderCases(WholeCases):
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process begins with no case in memory."""
         return FolderCases, (self.root, self.folders, self.options)
+
+    @property
+    def statistics(self) -> str | None:
+        """The statistics that the description of the data names: a file beside it, or published ones; None for none."""
+        dataset = read_dataset(next(iter(self.folders.values())).path)
+        if dataset is None or dataset.statistics is None:
+            return None
+        file = self.root / dataset.statistics
+        return str(file) if file.is_file() else dataset.statistics
 
     def _read(self, name: str) -> Case:
         try:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection, TrainSettings
 from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.case_folder import CaseFolder, FolderCases
 from emmi_jax.data.draws import geometry_points
 from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.mesh_dataset import sources_to_json
@@ -83,8 +83,11 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
         ValueError: The given statistics do not suit the data, or the data are not finite.
     """
     free = settings.divergence_free
-    if settings.statistics is not None:
-        known = read_statistics(settings.statistics).for_fields(dataset.fields, divergence_free=free)
+    source = settings.statistics
+    if source is None and isinstance(dataset, CaseCollection) and isinstance(dataset.cases, FolderCases):
+        source = dataset.cases.statistics
+    if source is not None:
+        known = read_statistics(source).for_fields(dataset.fields, divergence_free=free)
         known.check_features({part: sum(names.values()) for part, names in dataset.features.items()})
         return replace(known, conditions=dataset.conditions)
     moments = measure_collection(dataset, console=console) if isinstance(dataset, CaseCollection) else dataset.measure()
