@@ -83,10 +83,7 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
         ValueError: The given statistics do not suit the data, or the data are not finite.
     """
     free = settings.divergence_free
-    source = settings.statistics
-    if source is None and isinstance(dataset, CaseCollection) and isinstance(dataset.cases, FolderCases):
-        source = dataset.cases.statistics
-    if source is not None:
+    if (source := named_statistics(settings, dataset)) is not None:
         known = read_statistics(source).for_fields(dataset.fields, divergence_free=free)
         known.check_features({part: sum(names.values()) for part, names in dataset.features.items()})
         return replace(known, conditions=dataset.conditions)
@@ -95,6 +92,12 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, *, console: Conso
         position_range=settings.position_range, divergence_free=free, features=dataset.features
     )
     return replace(measured, conditions=dataset.conditions)
+
+
+def named_statistics(settings: TrainSettings, dataset: Dataset) -> str | None:
+    """Returns the statistics that the settings name, or the description of the data; None if they are measured."""
+    cases = dataset.cases if isinstance(dataset, CaseCollection) and settings.statistics is None else None
+    return cases.statistics if isinstance(cases, FolderCases) else settings.statistics
 
 
 def data_fingerprint(settings: TrainSettings, dataset: Dataset) -> str | None:

@@ -31,6 +31,7 @@ from emmi_jax.jobs.datasets import (
     field_sources,
     load_dataset,
     make_normalizer,
+    named_statistics,
     print_notes,
 )
 from emmi_jax.jobs.info import describe_features, param_shapes, summary_table
@@ -173,7 +174,7 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
         if stored is None:
             normalizer = make_normalizer(settings, densest, console=console) if source is None else source.normalizer
             config = _run_config(settings, dataset, model, normalizer, weights=source)
-        is_measured = stored is None and source is None and settings.statistics is None
+        is_measured = stored is None and source is None and named_statistics(settings, dataset) is None
         if is_main() and not is_measured:
             check_held_out(densest, console=console)
     return _Start(trainer.scaled(config.normalizer), config, params)
