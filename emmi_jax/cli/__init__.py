@@ -22,7 +22,7 @@ from emmi_jax.cli.files import convert, info, stats
 from emmi_jax.cli.options import command
 from emmi_jax.cli.prediction import predict
 from emmi_jax.cli.preparation import prepare
-from emmi_jax.cli.training import train
+from emmi_jax.cli.training import ensemble, train
 from emmi_jax.files.names import printable
 from emmi_jax.jobs.platforms import keep_compiled_programs, missing_platform
 from emmi_jax.training.plan import default_settings
@@ -30,6 +30,7 @@ from emmi_jax.training.plan import default_settings
 _COMMANDS: dict[str, Callable[..., int | None]] = {
     "prepare": prepare,
     "train": train,
+    "ensemble": ensemble,
     "predict": predict,
     "evaluate": evaluate,
     "calibrate": calibrate,

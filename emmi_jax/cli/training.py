@@ -1,8 +1,9 @@
-"""`emmi-jax train`."""
+"""`emmi-jax train` and `ensemble`."""
 
 from __future__ import annotations
 
 from emmi_jax.config import TrainJob
+from emmi_jax.config.jobs import EnsembleJob
 
 
 def train(job: TrainJob) -> int:
@@ -40,3 +41,20 @@ def train(job: TrainJob) -> int:
     from emmi_jax.jobs.train import run_job
 
     return run_job(job)
+
+
+def ensemble(job: EnsembleJob) -> None:
+    """Join runs in one, which predicts their mean and how far they differ.
+
+    The runs have the same model, scales and sampling, and other weights: those
+    of different seeds, for instance.
+
+    \b
+    Example:
+      emmi-jax ensemble runs/cars-1 runs/cars-2 runs/cars-3 --out runs/cars
+    """  # noqa: D301 - \b keeps the lines of the example
+    from rich.console import Console
+
+    from emmi_jax.jobs.ensemble import join_runs
+
+    join_runs(job, console=Console(soft_wrap=False))

@@ -145,6 +145,15 @@ class CalibrationJob(CheckpointOptions, RunFoamOptions, CalibrationCases):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnsembleJob(CheckpointOptions):
+    """Runs to join."""
+
+    files: tuple[str, ...] = setting(MISSING, "Folders of runs.", option="", metavar="RUN...")
+    out: Path = setting(MISSING, "Folder for the new run.", metavar="RUN")
+    member: int | None = setting(None, "Take this member alone, counted from 0.", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpreadOptions(Config):
     """How sure a prediction is."""
 

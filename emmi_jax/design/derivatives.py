@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -33,6 +34,8 @@ def evaluate(surrogate: Surrogate, surface: Surface, functional: Functional, **o
     Raises:
         ValueError: See `sensitivity`.
     """
+    if surrogate.others:
+        return float(np.mean([evaluate(member, surface, functional, **options) for member in surrogate.members]))
     problem = Problem(CaseInputs(surrogate=surrogate, **options), surface, functional)
     return functional.check_value(float(streamed_value(problem.program, problem.streams)))
 
@@ -64,6 +67,8 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
         >>> result = sensitivity(load_run("runs/car"), surface, drag(speed=38.889, area=2.17))  # doctest: +SKIP
         >>> result.vertices  # d Cd / d vertex, [V, 3]  # doctest: +SKIP
     """
+    if surrogate.others:
+        return _mean([sensitivity(member, surface, functional, **options) for member in surrogate.members])
     problem = Problem(CaseInputs(surrogate=surrogate, **options), surface, functional)
     vertices = np.zeros_like(surface.vertices)
 
@@ -73,6 +78,14 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
 
     value, gradient = streamed_gradient(problem.program, problem.streams, collect)
     return problem.finish(functional.check_value(float(value)), vertices, gradient)
+
+
+def _mean(members: Sequence[Sensitivity]) -> Sensitivity:
+    """Returns the mean value and gradient of the members of an ensemble, which share their draws."""
+    trees = [(one.vertices, one.geometry, one.condition, one.anchors) for one in members]
+    vertices, geometry, condition, anchors = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
+    value = float(np.mean([one.value for one in members]))
+    return Sensitivity(value, vertices, geometry, condition, anchors, members[0].draws)
 
 
 def directional_derivative(

@@ -29,6 +29,7 @@ from emmi_jax.design.morphs import (
 )
 from emmi_jax.design.problem import CaseInputs, Sensitivity
 from emmi_jax.design.surface import Surface, Vertices
+from emmi_jax.inference.encoded_set import field_columns
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Array
 
@@ -90,7 +91,7 @@ class MorphedCase:
             {GEOMETRY_BRANCH: surface.centers()}, chunk_size=case.chunk_size, devices=case.devices
         )
         prefix = f"{GEOMETRY_BRANCH}_"
-        return {name.removeprefix(prefix): values for name, values in predicted.items()}
+        return {name.removeprefix(prefix): predicted[name] for name in field_columns(predicted)}
 
     def gradient(self, parameters: Parameters) -> tuple[float, Parameters]:
         """Returns the functional and its gradient with respect to the parameters, a tree like these."""

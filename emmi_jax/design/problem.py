@@ -82,6 +82,7 @@ class Problem:
 
     def __init__(self, case: CaseInputs, surface: Surface, functional: Functional) -> None:
         surrogate = case.surrogate
+        surrogate.refuse_ensemble("this derivative")
         config = surrogate.model.config
         functional.check(config)
         self.case, self.surface = case, surface

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.chunks import Queries
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.spread import Spread
@@ -44,6 +45,10 @@ class EncodedCase(Protocol):
         """Number of channels by branch and field."""
 
     @property
+    def normalizer(self) -> Normalizer:
+        """How positions and fields are scaled."""
+
+    @property
     def stream(self) -> Callable[..., Iterator[StreamedChunk]]:
         """Yields the fields at queries chunk by chunk; see `Encoded.stream`."""
 
@@ -67,6 +72,11 @@ class EncodedSet:
             branch: {f"{name}{suffix}": channels for name, channels in fields.items() for suffix in self._suffixes}
             for branch, fields in self.variants[0][0].fields.items()
         }
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """How positions and fields are scaled."""
+        return self.variants[0][0].normalizer
 
     @property
     def _suffixes(self) -> list[str]:

@@ -106,6 +106,7 @@ def export_surrogate(
 
 def _check_geometry(surrogate: Surrogate) -> None:
     config = surrogate.model.config
+    surrogate.refuse_ensemble("an exported file")
     if config.has_geometry and not all(_geometry_sizes(surrogate)):
         sizes = list(_geometry_sizes(surrogate))
         raise ValueError(f"the model has a geometry branch, but the run draws {sizes} geometry points and supernodes")

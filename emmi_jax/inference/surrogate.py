@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ class Surrogate:
         sampling: How many anchors, geometry points and supernodes are drawn, and how.
         context: Anchors and geometry to use where `encode` is given none, for a run on a single case.
         condition: Condition to use where `encode` is given none.
+        others: Parameters of the other members of an ensemble.
 
     Raises:
         ValueError: The normalizer lacks a field or features of the model, or has another number of channels.
@@ -55,6 +56,7 @@ class Surrogate:
     sampling: Sampling
     context: Context | None = None
     condition: ConditionLike | None = None
+    others: tuple[Params, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "normalizer", self.normalizer.for_fields(self.model.config.fields))
@@ -74,8 +76,8 @@ class Surrogate:
         anchor_features: Mapping[str, FeaturesLike] | None = None,
         points: Mapping[str, PointSet | Array] | None = None,
         seed: int = 0,
-    ) -> Encoded:
-        """Encodes one case; its queries can then be predicted any number of times.
+    ) -> Encoded | EncodedSet:
+        """Encodes one case; its queries can then be predicted any number of times. An ensemble predicts their mean.
 
         What is not given comes from the run's context, or else is drawn: anchors from `points`; geometry points from
         `points` of the branch ``surface``, or else from its anchors; supernodes from the geometry points.
@@ -95,6 +97,26 @@ class Surrogate:
         Raises:
             ValueError: There is nothing to draw from, or too little; or see `emmi_jax.encode`.
         """
+        case: dict[str, Any] = {
+            "anchors": anchors,
+            "geometry": geometry,
+            "condition": condition,
+            "anchor_features": anchor_features,
+            "points": points,
+        }
+        return self.encode_draws(1, seed=seed, **case) if self.others else self._encode(seed=seed, **case)
+
+    def _encode(
+        self,
+        *,
+        anchors: Mapping[str, Array] | None = None,
+        geometry: Geometry | Array | None = None,
+        condition: ConditionLike | None = None,
+        anchor_features: Mapping[str, ArrayLike] | None = None,
+        points: Mapping[str, PointSet | Array] | None = None,
+        seed: int = 0,
+    ) -> Encoded:
+        """Encodes one case by the first member."""
         config, sampling, context = self.model.config, self.sampling, self.context
         case = choose_case(
             config.branches,
@@ -131,7 +153,7 @@ class Surrogate:
     def encode_draws(
         self, repeats: int, *, seed: int = 0, intervals: Intervals | None = None, **case: Any
     ) -> EncodedSet:
-        """Encodes one case as `encode` does, for several draws of its anchors, geometry points and supernodes.
+        """Encodes one case as `encode` does, by every member and for several draws of what `encode` draws.
 
         Args:
             repeats: Number of draws, with the seeds `seed`, `seed` + 1, ….
@@ -144,7 +166,25 @@ class Surrogate:
         """
         if repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {repeats}")
-        return EncodedSet((tuple(self.encode(**case, seed=seed + number) for number in range(repeats)),), intervals)
+        variants = (
+            tuple(member._encode(**case, seed=seed + number) for number in range(repeats)) for member in self.members
+        )
+        return EncodedSet(tuple(variants), intervals)
+
+    @property
+    def members(self) -> tuple[Surrogate, ...]:
+        """The members of an ensemble as surrogates of their own; the surrogate alone where it is none."""
+        return tuple(replace(self, params=params, others=()) for params in (self.params, *self.others))
+
+    def refuse_ensemble(self, what: str) -> None:
+        """Refuses an ensemble.
+
+        Raises:
+            ValueError: It is one; the message names what takes a single model.
+        """
+        if self.others:
+            number = 1 + len(self.others)
+            raise ValueError(f"{what} takes one model, got an ensemble of {number}: `ensemble --member` takes one out")
 
     def in_model_units(self, condition: ConditionLike | None) -> ConditionLike | None:
         """Returns a condition as the model takes it; that of the surrogate for None.
@@ -183,6 +223,11 @@ class Encoded:
     def fields(self) -> Mapping[str, Mapping[str, int]]:
         """Number of channels by branch and field."""
         return self.surrogate.model.config.fields
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """How positions and fields are scaled."""
+        return self.surrogate.normalizer
 
     def stream(
         self,

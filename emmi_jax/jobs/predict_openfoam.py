@@ -18,6 +18,7 @@ from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.openfoam import KNOWN_ARRAYS
 from emmi_jax.files.atomic import atomic_path, check_space, naming_the_file
 from emmi_jax.inference.chunks import ChunkSize
+from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.meshes import geometry_mesh, geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, say, warn_few_anchors
@@ -177,7 +178,7 @@ def _check(job: FoamJob, parts: Sequence[_Part], channels: Mapping[str, int]) ->
                 raise ValueError(f"{file.path}: has {file.num_channels} channels, {name} has {channels[name]}")
 
 
-def _encode(job: FoamJob, surrogate: Surrogate, parts: Sequence[_Part], console: Console) -> Encoded:
+def _encode(job: FoamJob, surrogate: Surrogate, parts: Sequence[_Part], console: Console) -> Encoded | EncodedSet:
     """Shows the case to the model; anchors are drawn inside the box of the training data."""
     position = np.concatenate([part.position for part in parts])
     is_outside = surrogate.normalizer.is_outside(position)
@@ -208,10 +209,10 @@ def _write_part(
     part: _Part,
     paths: Mapping[str, Path],
     names: Mapping[str, _SolverArray],
-    encoded: Encoded,
+    encoded: Encoded | EncodedSet,
     console: Console,
 ) -> None:
-    is_outside = encoded.surrogate.normalizer.is_outside(part.position)
+    is_outside = encoded.normalizer.is_outside(part.position)
     num_cells = len(part.position)
     with ExitStack() as files:
         for path in paths.values():

@@ -159,7 +159,11 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
     dataset = _load_dataset(settings, resume=job.resume)
     print_notes(settings, dataset, console)
     source = None if job.init_from is None else RunDirectory.open(job.init_from).read_config()
-    params = None if job.init_from is None else load_run(job.init_from).params
+    params = None
+    if job.init_from is not None:
+        surrogate = load_run(job.init_from)
+        surrogate.refuse_ensemble("--init-from")
+        params = surrogate.params
     weights = stored if stored is not None and stored.is_fine_tuned else source
     if weights is not None:
         settings = settings.updated({"model": _options(settings, weights.model)})

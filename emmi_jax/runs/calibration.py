@@ -58,8 +58,8 @@ class Calibration:
 
 def parameters_of(surrogate: Surrogate) -> str:
     """Returns what changes if a model or its parameters do."""
-    found = fingerprint(surrogate.model.config, {"params": surrogate.params}, None)
-    return f"{found.model:x}-{found.parameters:x}"
+    found = [fingerprint(member.model.config, {"params": member.params}, None) for member in surrogate.members]
+    return "-".join([f"{found[0].model:x}", *(f"{of_member.parameters:x}" for of_member in found)])
 
 
 def write_calibration(run: Path, calibration: Calibration) -> Path:

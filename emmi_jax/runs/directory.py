@@ -14,7 +14,7 @@ import numpy as np
 
 from emmi_jax.config import DEFAULT_SELECTION, AbUptConfig, Config, FoamSelection, Sampling, TrainSettings
 from emmi_jax.config.base import as_mapping
-from emmi_jax.config.checks import is_number
+from emmi_jax.config.checks import LARGEST_SIZE, check_count, is_number
 from emmi_jax.data.mesh_dataset import Sources, parse_sources
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
@@ -42,6 +42,7 @@ class RunConfig(Config):
         data_fingerprint: What changes if the content of the training data does; None where it is unknown.
         is_fine_tuned: Whether training started from another run, and took over its model and normalizer.
         positions: How the positions of cells were computed; None if the data are no meshes, or the run is older.
+        num_members: Number of models whose mean is the prediction; checkpoints of several have an axis of members.
     """
 
     model: AbUptConfig
@@ -53,6 +54,7 @@ class RunConfig(Config):
     data_fingerprint: str | None = None
     is_fine_tuned: bool = False
     positions: str | None = None
+    num_members: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +66,7 @@ class RunConfig(Config):
             raise ValueError(f"data_fingerprint must be a text or none, got {self.data_fingerprint!r:.80}")
         if not isinstance(self.positions, str | None):
             raise ValueError(f"positions must be a text or none, got {self.positions!r:.80}")
+        check_count("num_members", self.num_members, 1, LARGEST_SIZE)
         self.normalizer.for_fields(self.model.fields)
         named = condition_dim(self.normalizer.conditions)
         if named is not None and (self.model.conditioning_dims is not None or named != self.model.condition_dim):
