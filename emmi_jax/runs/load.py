@@ -44,7 +44,7 @@ def load_run(path: str | Path, checkpoint: str = LATEST) -> Surrogate:
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         (params,) = checkpoints.restore({"ema": like}, {"params": like}, which=checkpoint).items.values()
     first, *others = unstack_params(params, config.num_members)
-    return Surrogate(model, first, config.normalizer, config.sampling, run.read_context(config), tuple(others))
+    return Surrogate(model, first, config.normalizer, config.sampling, run.read_context(config), others=tuple(others))
 
 
 def unstack_params(params: Params, num_members: int) -> list[Params]:
