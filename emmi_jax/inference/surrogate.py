@@ -109,12 +109,12 @@ class Surrogate:
     def _encode(
         self,
         *,
-        anchors: Mapping[str, Array] | None = None,
-        geometry: Geometry | Array | None = None,
+        seed: int,
+        anchors: Any = None,
+        geometry: Any = None,
         condition: ConditionLike | None = None,
-        anchor_features: Mapping[str, ArrayLike] | None = None,
-        points: Mapping[str, PointSet | Array] | None = None,
-        seed: int = 0,
+        anchor_features: Any = None,
+        points: Any = None,
     ) -> Encoded:
         """Encodes one case by the first member."""
         config, sampling, context = self.model.config, self.sampling, self.context
