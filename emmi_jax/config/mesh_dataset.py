@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emmi_jax.config.base import Config, as_mapping
+from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.config.setting import setting
 
 GEOMETRY_FILES = ("*.stl", "*.obj", "*.ply")
@@ -59,6 +60,7 @@ class MeshDataset(Config):
         None, "Published statistics, or a file beside this one; by default they are measured.", noun="a name"
     )
     forces: ForceTable | None = None
+    conditions: ConditionSource = setting(ConditionSource, "Where the conditions of its cases are.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

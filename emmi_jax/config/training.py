@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from emmi_jax.config.base import Config, as_mapping
+from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.config.data import DataSettings, FieldSettings, FoamOptions, Sampling
 from emmi_jax.config.model import ModelOptions
 from emmi_jax.config.setting import setting
@@ -129,6 +130,7 @@ class TrainSettings(StepSettings, FieldSettings, FoamOptions, DataSettings):
         ValueError: A value is out of range, or a key is unknown; the message quotes it.
     """
 
+    conditions: ConditionSource = setting(ConditionSource, "Conditions of the cases that the model depends on.")
     sampling: Sampling = setting(
         lambda: Sampling(num_anchors=96, num_queries=32, num_test_anchors=512),
         "How many points of a case the model sees, and how they are drawn.",
@@ -184,7 +186,7 @@ class TrainSettings(StepSettings, FieldSettings, FoamOptions, DataSettings):
                 place = place.setdefault(parent, {})
                 if not isinstance(place, dict):
                     raise ValueError(f"{path!r}: {parent!r} has no keys")
-            is_section = not parents and key in ("sampling", "model", "optimizer")
+            is_section = not parents and key in ("conditions", "sampling", "model", "optimizer")
             place[key] = {**place[key], **as_mapping(key, value)} if is_section else value
         return self.from_dict(values)
 

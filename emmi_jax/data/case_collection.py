@@ -15,12 +15,13 @@ import numpy as np
 from emmi_jax.config import Sampling
 from emmi_jax.data.case_split import CaseSplit
 from emmi_jax.data.cases import BranchShape, Case, Cases
-from emmi_jax.data.conditions import ConditionScale
+from emmi_jax.data.conditions import Conditions, condition_values, measure_conditions
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.features import split_channels, with_features
 from emmi_jax.data.samples import Context, Sample, case_of_sample
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, merge
+from emmi_jax.deploy.conditions import describe
 from emmi_jax.deploy.features import GEOMETRY
 from emmi_jax.points import PointSet, take_points
 
@@ -37,13 +38,14 @@ class CaseCollection:
         sampling: How many points to draw, and how.
         name: What to call the data.
         features: Arrays that the model takes instead of predicting them, by branch, or `geometry`.
+        conditions: The conditions of the cases, the same for all.
 
     Raises:
-        ValueError: A case has too few points or other fields; raised when it is drawn from.
+        ValueError: A condition is the same in all training cases. Or a case has too few points or other fields; raised
+            when it is drawn from.
     """
 
     context: Context | None = None
-    conditions: Mapping[str, ConditionScale] = MappingProxyType({})
 
     def __init__(
         self,
@@ -53,7 +55,10 @@ class CaseCollection:
         *,
         name: str = "cases",
         features: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        conditions: Mapping[str, Conditions] = MappingProxyType({}),
     ) -> None:
+        self.conditions_of = dict(conditions)
+        self.conditions = measure_conditions({case: conditions.get(case, {}) for case in split.train})
         self.split, self.cases, self.sampling, self.name = split, cases, sampling, name
         self._arrays = {branch: dict(shape.fields) for branch, shape in cases.shapes(split.train[0]).items()}
         self.fields, self.features = split_channels(self._arrays, features)
@@ -61,12 +66,15 @@ class CaseCollection:
     @property
     def summary(self) -> str:
         """Describes the data in one line."""
-        return f"{self.name}: {self.split.summary}"
+        under = "; ".join(describe(*item) for item in self.conditions.items())
+        return f"{self.name}: {self.split.summary}" + (f"; conditions: {under}" if under else "")
 
     @property
     def fingerprint(self) -> str:
         """Changes with the names or the content of the training cases."""
         prints = {name: self.cases.fingerprint(name) for name in self.split.train}
+        if self.conditions:
+            prints |= {f"conditions of {name}": repr(self.conditions_of[name]) for name in self.split.train}
         return hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:32]
 
     def first_case(self) -> Case:
@@ -97,7 +105,12 @@ class CaseCollection:
         rng = np.random.default_rng([RandomStream.TRAIN, seed, number])
         name = self.train_case(seed, number)
         case = self._draw(name, rng, self._points_per_step)
-        return draw_training_case(rng, case.points, self._geometry(name, case), self.sampling)
+        drawn = draw_training_case(rng, case.points, self._geometry(name, case), self.sampling)
+        return drawn._replace(condition=self.condition(name))
+
+    def condition(self, name: str) -> dict[str, float] | None:
+        """Returns the values of the conditions of a case; None without conditions."""
+        return condition_values(self.conditions_of.get(name, {}), self.conditions)
 
     def train_case(self, seed: int, number: int) -> str:
         """Returns the name of the case of a training sample."""
@@ -125,7 +138,7 @@ class CaseCollection:
                 num_supernodes = self.sampling.num_test_supernodes
                 geometry = draw_geometry(rng, shown, self.sampling, num_supernodes=num_supernodes)
                 sample = sample._replace(geometry=geometry)
-            yield sample
+            yield sample._replace(condition=self.condition(name))
 
     def _draw(self, name: str, rng: np.random.Generator, num_points: int) -> Case:
         """Reads a part of a case to draw from, after checking that the case fits the others."""

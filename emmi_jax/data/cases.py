@@ -22,6 +22,7 @@ class Case(NamedTuple):
         geometry_features: What the model takes beside those positions, [P, C]; see `with_features`.
         left_out: What its meshes have that was not read, one line each.
         side: How the outward side of its surface was found, in words, if it has area vectors.
+        condition: The values of the conditions that a run takes, by name in the units of the run.
     """
 
     points: dict[str, PointSet]
@@ -29,6 +30,7 @@ class Case(NamedTuple):
     left_out: tuple[str, ...] = ()
     side: str = ""
     geometry_features: Array | None = None
+    condition: Mapping[str, float] | None = None
 
 
 class BranchShape(NamedTuple):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from emmi_jax.config import Config
 from emmi_jax.config.setting import setting
 from emmi_jax.deploy.conditions import KINDS, check_scale
+from emmi_jax.deploy.parsing import finite_numbers
 
 
 class CaseCondition(NamedTuple):
@@ -30,6 +31,37 @@ class CaseCondition(NamedTuple):
 
 Conditions = Mapping[str, CaseCondition]
 """The conditions of a case by name."""
+
+
+def condition_values(conditions: Conditions, scales: Mapping[str, ConditionScale]) -> dict[str, float] | None:
+    """Returns the values of the conditions of a case that a run takes; None if it takes none.
+
+    Raises:
+        ValueError: One is missing or has another unit.
+    """
+    for name, scale in scales.items():
+        if name not in conditions:
+            raise ValueError(f"no condition {name!r}")
+        if (unit := conditions[name].unit) != scale.unit and None not in (unit, scale.unit):
+            raise ValueError(f"the condition {name!r} is in {unit}, the run takes it in {scale.unit}")
+    return {name: conditions[name].value for name in scales} or None
+
+
+def parse_stored_conditions(values: Any) -> dict[str, CaseCondition]:
+    """Returns the conditions of a case from JSON: by name what `_asdict` gives.
+
+    Raises:
+        ValueError: They are of another form.
+    """
+    try:
+        found = {str(name): CaseCondition(**condition) for name, condition in values.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"expected conditions by name: {error}") from None
+    for name, (value, unit, kind) in found.items():
+        if kind not in KINDS or not isinstance(unit, str | None):
+            raise ValueError(f"the condition {name!r} must have a unit and be one of {', '.join(KINDS)}")
+        finite_numbers(f"the condition {name!r}", [value])
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
+from emmi_jax.config.conditions import ConditionSource
+from emmi_jax.data.case_conditions import CaseConditions, agreed, read_conditions
 from emmi_jax.data.case_folder import ADVICE, CaseFolder, FolderCases
 from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, draw_split, parse_split, read_split, split_content
 from emmi_jax.data.cases import Cases
@@ -20,6 +23,8 @@ from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, ReadOptions
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import JsonDict
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _MOST_SHOWN = 5
 
@@ -52,8 +57,12 @@ class OpenCases(ABC):
         """Returns the split beside the cases, if there is one."""
 
     @abstractmethod
-    def check(self, names: Sequence[str]) -> None:
-        """Refuses unusable cases among these names, all at once."""
+    def conditions(self, source: ConditionSource) -> CaseConditions:
+        """Returns the conditions of the cases; the source says where they are."""
+
+    @abstractmethod
+    def check(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> None:
+        """Refuses unusable cases among these names, all at once, with what is known to be wrong already."""
 
     def left_out(self, names: Sequence[str]) -> list[str]:
         """Returns what these cases have and no command reads: files of all of them, arrays of the first."""
@@ -78,10 +87,12 @@ class OpenCases(ABC):
             return read_split(file, self.names, skip_absent=skip_unusable)
         return self.stored_split(skip_absent=skip_unusable) or draw_split(self.names)
 
-    def problems(self, names: Sequence[str]) -> dict[str, str]:
+    def problems(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> dict[str, str]:
         """Reads cases whole, one after another, and returns what is wrong with those that are unusable."""
-        found = {}
+        found = {name: known[name] for name in names if name in known}
         for name in names:
+            if name in found:
+                continue
             try:
                 self.check([name])
                 self.cases.read(name)
@@ -103,6 +114,7 @@ class OpenFolders(OpenCases):
 
     def __init__(self, path: Path, options: ReadOptions, foam: FoamSelection) -> None:
         case = CaseFolder.open(path, foam)
+        self.foam = foam
         self.root, self.is_single = path, case.reader.owns(path) and _is_case(case)
         self.names = [path.name] if self.is_single else case_names(path, foam)
         folders = {name: case if self.is_single else CaseFolder.open(path / name, foam) for name in self.names}
@@ -130,7 +142,11 @@ class OpenFolders(OpenCases):
             return None
         return parse_split(found[0], self.names, found[1], skip_absent=skip_absent)
 
-    def check(self, names: Sequence[str]) -> None:
+    def conditions(self, source: ConditionSource) -> CaseConditions:
+        """Returns the conditions that lie beside the cases, or where the source says."""
+        return read_conditions(self.root.parent if self.is_single else self.root, self.names, source, self.foam)
+
+    def check(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> None:
         """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.
 
         Raises:
@@ -138,11 +154,8 @@ class OpenFolders(OpenCases):
         """
         folders, sources = self.cases.folders, self.cases.options.sources
         branches = {branch for name in names for branch in _branches(folders[name])}
-        problems = {name: folders[name].problem(branches, sources) for name in names}
-        found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
-        if found:
-            shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
-            raise ValueError(f"{self.root}: {len(found)} of {len(names)} cases are unusable: {shown}{ADVICE}")
+        problems = {name: folders[name].problem(branches, sources) or known.get(name) for name in names}
+        _refuse(str(self.root), problems)
 
     def left_out(self, names: Sequence[str]) -> list[str]:
         """Returns what these cases have and no command reads: files of all of them, arrays of the first."""
@@ -197,8 +210,13 @@ class OpenStore(OpenCases):
         content, file = self.cases.split, f"{self.location}/{SPLIT_FILE}"
         return None if content is None else parse_split(content, self.names, file, skip_absent=skip_absent)
 
-    def check(self, names: Sequence[str]) -> None:
-        """Refuses nothing: a store was checked when it was opened."""
+    def conditions(self, source: ConditionSource) -> CaseConditions:
+        """Returns those of the stored conditions that the source names."""
+        return agreed({name: case.conditions for name, case in self.cases.cases.items()}, source.names)
+
+    def check(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> None:
+        """Refuses what is known to be wrong: the store itself was checked when it was opened."""
+        _refuse(self.location, {name: known.get(name) for name in names})
 
 
 def open_cases(
@@ -238,6 +256,13 @@ def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
     if found is None or not isinstance(found.reader, OpenFoamReader):
         given = f"time {foam.time!r}" if not foam.patches else f"surface patches {', '.join(map(repr, foam.patches))}"
         raise ValueError(f"{given}: only OpenFOAM cases have them, {data or 'the built-in data set'} is none")
+
+
+def _refuse(where: str, problems: Mapping[str, str | None]) -> None:
+    found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
+    if found:
+        shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
+        raise ValueError(f"{where}: {len(found)} of {len(problems)} cases are unusable: {shown}{ADVICE}")
 
 
 def _is_case(folder: CaseFolder) -> bool:

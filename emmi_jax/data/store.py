@@ -10,12 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.cases import BranchShape, Case, branch_shapes
+from emmi_jax.data.conditions import Conditions
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.sampling import RandomStream
@@ -161,7 +163,14 @@ class Store:
 
 
 def write_case(
-    folder: ArrayFolder, name: str, case: Case, *, dtype: str, source: str, forces: KnownForces | None = None
+    folder: ArrayFolder,
+    name: str,
+    case: Case,
+    *,
+    dtype: str,
+    source: str,
+    forces: KnownForces | None = None,
+    conditions: Conditions = MappingProxyType({}),
 ) -> DataMoments:
     """Writes a case in place of an earlier one, and returns its statistics; an exception leaves none.
 
@@ -172,6 +181,7 @@ def write_case(
         dtype: Type of the fields.
         source: Fingerprint of the files that it was made of.
         forces: What a solver wrote beside the case.
+        conditions: The conditions of the case.
 
     Raises:
         ValueError: A field does not fit into the type.
@@ -190,6 +200,7 @@ def write_case(
         source=source,
         forces=forces,
         side=case.side,
+        conditions=conditions,
     )
     arrays, zeros = stored.arrays(dtype), dict[str, list[int]]()
     rng = np.random.default_rng([RandomStream.PERMUTATION, *name.encode()])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emmi_jax.data.cases import BranchShape
+from emmi_jax.data.conditions import Conditions, parse_stored_conditions
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.files.atomic import JsonDict
@@ -41,6 +42,7 @@ class StoredCase:
         side: See `Case`.
         zero_chunks: Which chunks of an array are zeros, by its name: another writer of zarr may leave them out, while
             any other that is missing is lost.
+        conditions: The conditions of the case.
     """
 
     shapes: Mapping[str, BranchShape]
@@ -52,6 +54,7 @@ class StoredCase:
     forces: KnownForces | None
     side: str = ""
     zero_chunks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    conditions: Conditions = field(default_factory=dict)
 
     def to_dict(self) -> JsonDict:
         """Returns the values as JSON has them."""
@@ -69,6 +72,7 @@ class StoredCase:
             "forces": None if self.forces is None else self.forces._asdict(),
             "side": self.side,
             "zero_chunks": {name: list(chunks) for name, chunks in self.zero_chunks.items()},
+            "conditions": {name: condition._asdict() for name, condition in self.conditions.items()},
         }
 
     @classmethod
@@ -90,6 +94,7 @@ class StoredCase:
                 "forces": forces,
                 "side": str(side),
                 "zero_chunks": dict(zero_chunks),
+                **others,
             } if (
                 branches
                 and all(isinstance(chunks, list) for chunks in zero_chunks.values())
@@ -106,6 +111,7 @@ class StoredCase:
                     forces=None if forces is None else KnownForces.from_dict(forces),
                     side=side,
                     zero_chunks=zero_chunks,
+                    conditions=parse_stored_conditions(others.get("conditions", {})),
                 )
         raise ValueError(f"expected branches with their numbers of points, got {values!r:.80}")
 

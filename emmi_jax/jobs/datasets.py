@@ -48,11 +48,14 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     opened = open_cases(settings.data, ReadOptions(with_cell_sizes=is_weighted), settings.foam)
     if opened is not None and not opened.is_single:
         split = opened.split(settings.split, skip_unusable=settings.skip_unusable)
+        conditions = opened.conditions(settings.conditions)
         if settings.skip_unusable:
-            split = split.without(opened.problems(list(split.split_of)))
+            split = split.without(opened.problems(list(split.split_of), conditions.problems))
         else:
-            opened.check(list(split.split_of))
-        dataset = CaseCollection(split, opened.cases, sampling, name=path.name, features=settings.features)
+            opened.check(list(split.split_of), conditions.problems)
+        dataset = CaseCollection(
+            split, opened.cases, sampling, name=path.name, features=settings.features, conditions=conditions.by_case
+        )
         case = dataset.first_case()
         geometry_points(case.points, case.geometry, sampling, name=split.train[0])  # refused before measuring
         return dataset

@@ -15,8 +15,10 @@ from rich.console import Console
 
 from emmi_jax.config import FoamSelection
 from emmi_jax.config.jobs import EvaluationJob
+from emmi_jax.data.case_conditions import BESIDE_CASES, CaseConditions
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case
+from emmi_jax.data.conditions import ConditionScale, condition_values
 from emmi_jax.data.features import with_features
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
@@ -139,26 +141,47 @@ def chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) ->
         raise ValueError("the run was not trained on folders of cases: give them with --data")
     sources, is_weighted = config.field_sources() or None, surrogate.sampling.method == "weighted"
     check_selection(data, FoamSelection(job.surface_patches or (), job.time))
-    foam = config.foam(job.surface_patches, job.time)
+    foam, scales, source = config.foam(job.surface_patches, job.time), config.normalizer.conditions, BESIDE_CASES
+    source = (source if config.settings is None else config.settings.conditions).with_names(tuple(scales))
     options = ReadOptions(with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources)
     if (opened := open_cases(data, options, foam)) is None:
         if not Path(data).is_dir():
             raise FileNotFoundError(f"{data} is no folder of cases")
         raise ValueError(f"{data}: no cases in this folder")
+    conditions = opened.conditions(source)
     names, unusable, split = opened.names, dict[str, str](), None if opened.is_single else job.split
     if split is not None:
         is_own = trained_on is not None and Path(data).resolve() == Path(trained_on).resolve()
         own_split, skip = config.split if is_own else None, job.skip_unusable
         names = _names_in_split(split, data, opened, own_split, skip_unusable=skip)
-        unusable = opened.problems(names) if skip else {}
+        unusable = opened.problems(names, conditions.problems) if skip else {}
     if not (names := [name for name in names if name not in unusable]):
         raise ValueError(f"{data}: no case is usable; {'; '.join(': '.join(item) for item in unusable.items())}")
     _check_branches({name: opened.branches_of(name) for name in names}, surrogate)
-    if not opened.is_single:
-        opened.check(names)
-    reads = {name: partial(opened.cases.read, name) for name in names}
+    if not opened.is_single or conditions.problems:
+        opened.check(names, conditions.problems)
+    reads = _under_conditions({name: partial(opened.cases.read, name) for name in names}, conditions, scales)
     forces = {name: opened.forces_of(name) for name in names}
     return ChosenCases(data, split, reads, forces, opened.left_out(names), opened, unusable)
+
+
+def _under_conditions(
+    reads: Mapping[str, Callable[[], Case]], conditions: CaseConditions, scales: Mapping[str, ConditionScale]
+) -> dict[str, Callable[[], Case]]:
+    """Returns what reads cases with the conditions that the run takes.
+
+    Raises:
+        ValueError: A condition has another unit than in training.
+    """
+
+    def under(name: str, read: Callable[[], Case]) -> Callable[[], Case]:
+        try:
+            condition = condition_values(conditions.by_case[name], scales)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        return lambda: read()._replace(condition=condition)
+
+    return {name: under(name, read) for name, read in reads.items()}
 
 
 def _names_in_split(
@@ -204,7 +227,8 @@ def case_arguments(surrogate: Surrogate, case: Case) -> dict[str, Any]:
     geometry = None
     if surrogate.model.config.has_geometry and case.geometry is not None:
         geometry = PointSet(case.geometry, {}, features=case.geometry_features)
-    return {"points": {branch: case.points[branch] for branch in surrogate.model.config.fields}, "geometry": geometry}
+    points = {branch: case.points[branch] for branch in surrogate.model.config.fields}
+    return {"points": points, "geometry": geometry, "condition": case.condition}
 
 
 def query_features(surrogate: Surrogate, case: Case) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rich.console import Console
 
 from emmi_jax.config.jobs import PrepareJob
+from emmi_jax.data.case_conditions import BESIDE_CASES
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.case_split import parse_split, split_content
+from emmi_jax.data.conditions import Conditions
 from emmi_jax.data.mesh_dataset import sources_to_json
 from emmi_jax.data.notes import (
     Box,
@@ -43,6 +46,10 @@ class _Prepared(NamedTuple):
     side: str
 
 
+_Task: TypeAlias = tuple[PrepareJob, str, CaseFolder, str, Conditions]
+"""The arguments of `_prepare_case`: a job, the name, the folder, the fingerprint and the conditions of a case."""
+
+
 def prepare(job: PrepareJob, *, console: Console) -> None:
     """Makes a store, or completes one; cases that are in it already and have not changed are kept.
 
@@ -64,12 +71,14 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
     check_selection(job.data, job.foam)
     names, split, unusable = opened.names, _read_split(job, opened), dict[str, str]()
+    conditions = opened.conditions(BESIDE_CASES)
     if job.skip_unusable:
-        unusable = _header_problems(opened)
+        unusable = _header_problems(opened) | dict(conditions.problems)
         names = [name for name in names if name not in unusable]
-    opened.check(names)
+    opened.check(names, conditions.problems)
     folder, sources = ArrayFolder(job.out), sources_to_json(opened.cases.folders[names[0]].sources())
-    prints = {name: opened.cases.fingerprint(name) for name in names}
+    under = {name: conditions.by_case[name] for name in names}
+    prints = {name: opened.cases.fingerprint(name) + _digest(of_case) for name, of_case in under.items()}
     head = {"version": VERSION, "positions": POSITIONS, "dtype": job.dtype, "cases": names, "sources": sources}
     _missing(folder, head, prints)  # refuses before anything is written
     with _locked(folder, console):
@@ -79,17 +88,23 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         say(console, f"{job.data}: {done}")
         print_left_out(opened.left_out(names), console)
         if missing:
-            unusable |= _complete(job, opened, {name: prints[name] for name in missing}, console)
+            tasks = {name: (job, name, opened.cases.folders[name], prints[name], under[name]) for name in missing}
+            unusable |= _complete(job, tasks, console)
         if unusable:
             _write_head(folder, head | {"cases": [name for name in names if name not in unusable]}, split)
             print_unusable(unusable, console)
 
 
-def _complete(job: PrepareJob, opened: OpenFolders, prints: Mapping[str, str], console: Console) -> dict[str, str]:
+def _digest(conditions: Conditions) -> str:
+    """Returns what changes if the conditions of a case do; nothing without any."""
+    return f" {hashlib.sha256(repr(sorted(conditions.items())).encode()).hexdigest()[:16]}" if conditions else ""
+
+
+def _complete(job: PrepareJob, tasks: Mapping[str, _Task], console: Console) -> dict[str, str]:
     """Prepares cases and prints what is to be said of them; returns what is wrong with those that are left out."""
     prepared, unusable = dict[str, _Prepared](), dict[str, str]()
-    with ProgressBar(console, len(prints), unit="cases") as progress:
-        for name, outcome in _prepare_all(job, opened, prints):
+    with ProgressBar(console, len(tasks), unit="cases") as progress:
+        for name, outcome in _prepare_all(job, tasks):
             progress.advance(1, name)
             if isinstance(outcome, str):
                 unusable[name] = outcome
@@ -187,19 +202,18 @@ def _print_notes(prepared: Mapping[str, _Prepared], console: Console) -> None:
     print_sides({name: prepared[name].side for name in names}, console)
 
 
-def _prepare_all(
-    job: PrepareJob, opened: OpenFolders, prints: Mapping[str, str]
-) -> Iterator[tuple[str, _Prepared | str]]:
+def _prepare_all(job: PrepareJob, tasks: Mapping[str, _Task]) -> Iterator[tuple[str, _Prepared | str]]:
     """Prepares cases and yields their names, and what is to be said of them, or is wrong, as they are finished."""
-    tasks = {name: (job, name, opened.cases.folders[name], source) for name, source in prints.items()}
     if job.workers == 1:
         for name, task in tasks.items():
             yield name, _prepare_case(*task)
         return
-    yield from run_in_processes(_prepare_case, tasks, job.workers)
+    yield from run_in_processes(_prepare_case, dict(tasks), job.workers)
 
 
-def _prepare_case(job: PrepareJob, name: str, folder: CaseFolder, source: str) -> _Prepared | str:
+def _prepare_case(
+    job: PrepareJob, name: str, folder: CaseFolder, source: str, conditions: Conditions
+) -> _Prepared | str:
     cell_sizes = False if job.no_cell_sizes else None
     try:
         case, forces = folder.read(ReadOptions(with_cell_sizes=cell_sizes, with_area_vectors=True)), folder.forces
@@ -207,7 +221,8 @@ def _prepare_case(job: PrepareJob, name: str, folder: CaseFolder, source: str) -
         if not job.skip_unusable:
             raise
         return str(error).splitlines()[0]
-    moments = write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, source=source, forces=forces)
+    kept: dict[str, Any] = {"source": source, "forces": forces, "conditions": conditions}
+    moments = write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, **kept)
     warnings = [*box_warnings(case_boxes(case)), *rounding_warnings(moments, job.dtype)]
     return _Prepared(
         [f"{name}: {line}" for line in case.left_out],

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.jobs import StatsJob
+from emmi_jax.data.case_conditions import BESIDE_CASES
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.notes import VOLUME, Box, box_warnings
-from emmi_jax.data.open import OpenFolders, check_selection
+from emmi_jax.data.open import OpenFolders, check_selection, open_cases
 from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
@@ -53,11 +54,12 @@ def run_job(job: StatsJob, *, console: Console) -> None:
 
     if len(job.files) == 1 and is_store(job.files[0]):
         check_selection(job.files[0], job.foam)
-        statistics = store_statistics(job.files[0])
+        statistics = store_statistics(job.files[0]) | condition_statistics(job.files[0], job.foam)
     else:
         statistics = file_statistics(
             [Path(file) for file in job.files], job.foam, on_side=sides.__setitem__, on_mesh=on_mesh
         )
+        statistics |= condition_statistics(job.files[0], job.foam) if len(job.files) == 1 else {}
     console.print(statistics_table(statistics, ", ".join(job.files)), highlight=False)
     for name, moments in statistics.items():
         if moments.num_not_finite:
@@ -121,6 +123,25 @@ def store_statistics(location: str) -> dict[str, Moments]:
     position, fields = merge(map(store.measure, store.names))
     of_fields = {f"{branch}/{name}": pair[0] for branch, names in fields.items() for name, pair in names.items()}
     return {"position": position} | of_fields
+
+
+def condition_statistics(data: str, foam: FoamSelection = DEFAULT_SELECTION) -> dict[str, Moments]:
+    """Returns the statistics of the conditions of several cases, by "condition <name>" and unit.
+
+    Raises:
+        ValueError: The conditions of a case are unusable.
+    """
+    if (opened := open_cases(data, foam=foam)) is None:
+        return {}
+    found = opened.conditions(BESIDE_CASES)
+    for name, problem in found.problems.items():
+        raise ValueError(f"{data}: {name}: {problem}")
+    first = next(iter(found.by_case.values()), {})
+    units = {name: "" if c.unit is None else f" [{c.unit}]" for name, c in first.items()}
+    return {
+        f"condition {name}{unit}": Moments.of([of_case[name].value for of_case in found.by_case.values()])
+        for name, unit in units.items()
+    }
 
 
 def statistics_json(statistics: Mapping[str, Moments]) -> dict[str, Any]:

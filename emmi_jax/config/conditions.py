@@ -1,0 +1,59 @@
+"""Where the conditions of cases are found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from emmi_jax.config.base import Config, as_mapping
+from emmi_jax.config.checks import check_choice, check_name
+from emmi_jax.config.setting import setting
+from emmi_jax.deploy.conditions import KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionSource(Config):
+    """Where the conditions of cases are found, and which of them a model takes.
+
+    Raises:
+        ValueError: A kind is unknown, or a table has no columns.
+    """
+
+    names: tuple[str, ...] | None = setting(None, "Conditions that the model takes; none for all that are found.")
+    file: str | None = setting(
+        None,
+        "A .csv file with a row for each case, beside the cases; or the name of a .json, .npz, .npy or .pt file in "
+        "each of them. By default conditions.json.",
+    )
+    key: str | None = setting(None, "Column of the table with the names or numbers of the cases; default: the first.")
+    columns: Mapping[str, str] = setting(
+        dict, "By condition its column of the table, key of the JSON, array, or number of the value in an array."
+    )
+    inlet: str | None = setting(
+        None, "Patch of OpenFOAM cases whose velocity gives the conditions speed, yaw and pitch."
+    )
+    units: Mapping[str, str] = setting(dict, "Units by condition, such as m/s; deg and rad make it an angle.")
+    kinds: Mapping[str, str] = setting(dict, "Kinds by condition: plain, logarithmic or angle.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("columns", "units", "kinds"):
+            given = as_mapping(name, getattr(self, name))
+            for condition, value in given.items():
+                check_name("a condition's name", condition, "/,=")
+                if not isinstance(value, str):
+                    raise ValueError(f"{name} must be texts by condition, got {value!r} for {condition!r}")
+            self._set(**{name: given})
+        for condition, kind in self.kinds.items():
+            check_choice(f"the kind of {condition!r}", kind, KINDS)
+        if self.is_table and not self.columns:
+            raise ValueError(f"{self.file}: columns must say which column is which condition, such as speed = 'U_inf'")
+
+    def with_names(self, names: tuple[str, ...] | None) -> ConditionSource:
+        """Returns the source of these conditions alone; None leaves its own."""
+        return self if names is None else replace(self, names=names)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the file has a row for each case."""
+        return self.file is not None and self.file.lower().endswith(".csv")

@@ -1,0 +1,105 @@
+"""Conditions of case folders, from training to a store and an evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emmi_jax.cli import main
+from emmi_jax.config import TrainSettings
+from emmi_jax.data.store import Store
+from emmi_jax.jobs.datasets import load_dataset
+from emmi_jax.runs.directory import RunDirectory
+from tests.data.case_folders import write_case_folder
+from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
+
+SPLIT = {"train": ["run_0", "run_1", "run_2"], "test": ["run_3"]}
+SPEED = {"run_0": 20.0, "run_1": 30.0, "run_2": 40.0, "run_3": 25.0}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of one case that differ in their speed."""
+    folder = tmp_path_factory.mktemp("data") / "cases"
+    first = write_case_folder(tmp_path_factory.mktemp("data") / "case")
+    for name, speed in SPEED.items():
+        shutil.copytree(first, folder / name)
+        conditions = {"speed": {"value": speed, "unit": "m/s"}, "density": 1.2}
+        (folder / name / "conditions.json").write_text(json.dumps(conditions))
+    (folder / "split.json").write_text(json.dumps(SPLIT))
+    return folder
+
+
+def settings(data: Path, **changes: object) -> TrainSettings:
+    return tiny_settings(
+        data, steps=2, learning_rate=0.05, **{"conditions.names": ("speed",)}, **NO_GEOMETRY, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    run(settings(cases), path)
+    return path
+
+
+def test_a_run_on_cases_keeps_their_condition(trained):
+    config = RunDirectory.open(trained).read_config()
+    (speed,) = config.normalizer.conditions.values()
+    assert (config.model.condition_dim, speed.unit, speed.low, speed.high, speed.mean) == (1, "m/s", 20, 40, 30)
+
+
+def test_a_condition_that_is_constant_is_refused_with_advice(cases, tmp_path, capsys):
+    options = ["--data", str(cases), "--out", str(tmp_path), "--no-geometry", "--steps", "1"]
+    assert main(["train", *options]) == 2
+    message = "the condition 'density' is 1.2 in all 3 training cases, so that nothing can be learned of it"
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_cases_without_a_condition_are_reported_together_with_other_broken_cases(cases, tmp_path, capsys):
+    broken = shutil.copytree(cases, tmp_path / "cases")
+    (broken / "run_0" / "conditions.json").write_text('{"density": 1.2}')
+    (broken / "run_2" / "volume_1.vtu").write_bytes(b"")
+    assert main(["train", "--data", str(broken), "--out", str(tmp_path / "runs"), "--steps", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "2 of 4 cases are unusable: run_0: no condition 'speed'; run_2: volume_1.vtu: empty" in error
+
+
+def test_a_store_keeps_conditions_and_stats_prints_them(cases, trained, tmp_path, capsys):
+    store = tmp_path / "store"
+    assert main(["prepare", str(cases), "--out", str(store)]) == 0
+    kept = Store(str(store)).cases
+    assert {name: case.conditions["speed"].value for name, case in kept.items()} == SPEED
+    raw, stored = (load_dataset(settings(path)) for path in (cases, store))
+    assert stored.conditions == raw.conditions
+    assert stored.train_sample(0, 1).condition == raw.train_sample(0, 1).condition
+    capsys.readouterr()
+    for data in (cases, store):
+        assert main(["stats", str(data)]) == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("condition speed"))
+        assert line.split() == ["condition", "speed", "[m/s]", "4", "20", "40", "28.75", "7.395"]
+    (cases / "run_3" / "conditions.json").write_text('{"speed": {"value": 26.0, "unit": "m/s"}, "density": 1.2}')
+    try:
+        assert main(["prepare", str(cases), "--out", str(store)]) == 0
+        assert Store(str(store)).cases["run_3"].conditions["speed"].value == 26.0
+    finally:
+        shutil.copy(cases / "run_0" / "conditions.json", cases / "run_3")
+        (cases / "run_3" / "conditions.json").write_text('{"speed": {"value": 25.0, "unit": "m/s"}, "density": 1.2}')
+
+
+def test_an_evaluation_predicts_each_case_under_its_own_condition(trained, cases, tmp_path):
+    assert main(["evaluate", str(trained), "--split", "all", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "evaluation_all.json").read_text())["cases"]
+    errors = [found[name]["volume/velocity"]["relative_l2"] for name in SPEED]
+    assert len(set(errors)) == len(SPEED)  # the cases are copies but for the speed
+
+
+def test_an_evaluation_refuses_a_condition_in_another_unit(trained, cases, tmp_path, capsys):
+    other = shutil.copytree(cases, tmp_path / "cases")
+    (other / "run_3" / "conditions.json").write_text('{"speed": {"value": 90.0, "unit": "km/h"}}')
+    assert main(["evaluate", str(trained), "--data", str(other), "--out", str(tmp_path / "out")]) == 2
+    assert "run_3: the condition 'speed' is in km/h, the run takes it in m/s" in capsys.readouterr().err
