@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from emmi_jax.config.base import Config, as_mapping
 from emmi_jax.config.checks import check_choice, check_name
 from emmi_jax.config.setting import setting
-from emmi_jax.deploy.conditions import KINDS
+
+KINDS = ("plain", "logarithmic", "angle")
+"""What conditions are, as `emmi_jax.deploy.conditions` knows them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from emmi_jax.config import Sampling
+from emmi_jax.config.conditions import KINDS
 from emmi_jax.data.conditions import CaseCondition, ConditionScale, measure_conditions
 from emmi_jax.data.ellipsoids import EllipsoidDataset, in_stream
+from emmi_jax.deploy import conditions as deployed
 from emmi_jax.deploy.conditions import condition_channels, condition_dim, condition_slopes, outside_range
 
 SCALES = {
@@ -105,3 +107,7 @@ def test_fields_of_ellipsoids_are_those_of_the_stream_of_their_angles():
     first = plain.train_sample(0, 0)
     assert first.condition is None
     np.testing.assert_array_equal(first.anchors["volume"].position, drawn[0].anchors["volume"].position)
+
+
+def test_configurations_and_exported_files_know_the_same_kinds():
+    assert KINDS == deployed.KINDS
