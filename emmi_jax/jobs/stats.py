@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,32 @@ _NUMERIC = "fiub"
 NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
 
+class Notes:
+    """What is to be said of meshes beside their statistics.
+
+    Attributes:
+        sides: How the outward side of each surface is found, by path.
+        left_out: What was not read, by path and branch.
+        boxes: Boxes by path and branch, those of each case together, and those of files together.
+    """
+
+    def __init__(self) -> None:
+        self.sides: dict[str, str] = {}
+        self.left_out: dict[str, Sequence[str]] = {}
+        self.boxes: dict[str, dict[str, Box]] = {}
+
+    def add_side(self, path: Path, mesh: Mesh) -> None:
+        """Notes the outward side if the mesh is a surface."""
+        if is_surface(mesh):
+            self.sides[str(path)] = surface_elements(mesh, require_closed=False).side
+
+    def add_mesh(self, name: str, mesh: Mesh) -> None:
+        """Notes what was left out of a mesh, and its box."""
+        self.left_out[name] = mesh.left_out
+        case = name.rpartition(": ")[0]
+        self.boxes.setdefault(case if Path(case).is_dir() else "", {})[name] = Box.of(mesh.dataset.points)
+
+
 def run_job(job: StatsJob, *, console: Console) -> None:
     """Runs `emmi-jax stats`.
 
@@ -43,42 +69,28 @@ def run_job(job: StatsJob, *, console: Console) -> None:
         FileNotFoundError: There is no such file.
         ValueError: A file is unusable, or options for OpenFOAM cases are given for others.
     """
-    sides: dict[str, str] = {}
-    left_out: dict[str, tuple[str, ...]] = {}
-    boxes: dict[str, dict[str, Box]] = {}  # of cases, and of all files together
-
-    def on_mesh(name: str, mesh: Mesh) -> None:
-        left_out[name] = mesh.left_out
-        case = name.rpartition(": ")[0]
-        boxes.setdefault(case if Path(case).is_dir() else "", {})[name] = Box.of(mesh.dataset.points)
-
+    notes = Notes()
     if len(job.files) == 1 and is_store(job.files[0]):
         check_selection(job.files[0], job.foam)
         statistics = store_statistics(job.files[0]) | condition_statistics(job.files[0], job.foam)
     else:
-        statistics = file_statistics(
-            [Path(file) for file in job.files], job.foam, on_side=sides.__setitem__, on_mesh=on_mesh
-        )
+        statistics = file_statistics([Path(file) for file in job.files], job.foam, notes)
         statistics |= condition_statistics(job.files[0], job.foam) if len(job.files) == 1 else {}
     console.print(statistics_table(statistics, ", ".join(job.files)), highlight=False)
     for name, moments in statistics.items():
         if moments.num_not_finite:
             say(console, f"{name}: {moments.num_not_finite} rows with NaN or infinite values are left out")
-    print_sides(sides, console)
-    for name, lines in left_out.items():
+    print_sides(notes.sides, console)
+    for name, lines in notes.left_out.items():
         print_left_out(lines, console, name)
-    for together in boxes.values():
+    for together in notes.boxes.values():
         print_warnings(box_warnings(together), console)
     if job.out is not None:
         write_json(job.out, statistics_json(statistics))
 
 
 def file_statistics(
-    paths: Sequence[Path],
-    foam: FoamSelection = DEFAULT_SELECTION,
-    *,
-    on_side: Callable[[str, str], object] = lambda path, side: None,
-    on_mesh: Callable[[str, Mesh], object] = lambda name, mesh: None,
+    paths: Sequence[Path], foam: FoamSelection = DEFAULT_SELECTION, notes: Notes | None = None
 ) -> dict[str, Moments]:
     """Measures every numeric array in files; arrays with the same name in several files count as one.
 
@@ -87,8 +99,7 @@ def file_statistics(
             arrays; an array on points is marked if there is one of the same name in cells. The folder of a case has
             those of its surface, `surface/p`, and of its volume, `volume/p`; a folder of cases those of all of them.
         foam: The patches and the time of OpenFOAM cases.
-        on_side: Called with the path of each surface, and how its outward side is found.
-        on_mesh: Called with the path and the branch of each mesh, and the mesh.
+        notes: Gets what is to be said of the meshes.
 
     Returns:
         Statistics by array.
@@ -100,10 +111,11 @@ def file_statistics(
     """
     for path in paths:
         check_selection(path, foam)
+    notes = Notes() if notes is None else notes
     found: dict[str, Moments] = {}
     for path in paths:
         num_arrays = 0
-        for name, chunks in _arrays(path, foam, on_side, on_mesh):
+        for name, chunks in _arrays(path, foam, notes):
             num_arrays += 1
             with refusing_damage(f"{path}: array {name!r}"):
                 here = Moments.of_chunks(chunks)
@@ -171,14 +183,9 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
     return table
 
 
-def _arrays(
-    path: Path,
-    foam: FoamSelection,
-    on_side: Callable[[str, str], object],
-    on_mesh: Callable[[str, Mesh], object],
-) -> NamedChunks:
+def _arrays(path: Path, foam: FoamSelection, notes: Notes) -> NamedChunks:
     if path.is_dir():
-        yield from _case_arrays(path, foam, on_side, on_mesh)
+        yield from _case_arrays(path, foam, notes)
         return
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -189,48 +196,39 @@ def _arrays(
             yield path.stem, _numbers(map_array(path))
         case _:
             mesh = read_mesh(path)
-            _tell_side(path, mesh, on_side)
+            notes.add_side(path, mesh)
             yield "position", row_chunks(np.asarray(mesh.dataset.points))
-            yield from _mesh_arrays(f"{path}: {'surface' if is_surface(mesh) else VOLUME}", mesh, on_mesh)
+            yield from _mesh_arrays(f"{path}: {'surface' if is_surface(mesh) else VOLUME}", mesh, notes)
 
 
-def _case_arrays(
-    path: Path,
-    foam: FoamSelection,
-    on_side: Callable[[str, str], object],
-    on_mesh: Callable[[str, Mesh], object],
-) -> NamedChunks:
+def _case_arrays(path: Path, foam: FoamSelection, notes: Notes) -> NamedChunks:
     """Yields the arrays of a case, or of all cases in a folder."""
     has_mesh = False
     for folder in OpenFolders(path, ReadOptions(), foam).cases.folders.values():
         meshes = folder.reader.read_meshes(folder.path)
+        notes.left_out[str(folder.path)] = folder.left_out({}, with_arrays=False)
         if (geometry := meshes.pop("geometry", None)) is not None:
-            on_mesh(f"{folder.path}: geometry", geometry)
+            notes.add_mesh(f"{folder.path}: geometry", geometry)
         for branch, mesh in meshes.items():
             has_mesh = True
-            _tell_side(folder.path, mesh, on_side)
+            notes.add_side(folder.path, mesh)
             yield f"{branch}/position", row_chunks(mesh.position(folder.reader.location))
-            for name, chunks in _mesh_arrays(f"{folder.path}: {branch}", mesh, on_mesh):
+            for name, chunks in _mesh_arrays(f"{folder.path}: {branch}", mesh, notes):
                 yield f"{branch}/{name}", chunks
     if not has_mesh:
         raise ValueError(f"{path}: neither a case with meshes nor a folder of such cases")
 
 
-def _mesh_arrays(what: str, mesh: Mesh, on_mesh: Callable[[str, Mesh], object]) -> NamedChunks:
+def _mesh_arrays(what: str, mesh: Mesh, notes: Notes) -> NamedChunks:
     """Yields the numeric arrays of a mesh."""
     cells, points = mesh.dataset.cell_data, mesh.dataset.point_data
     arrays = {name: np.asarray(cells[name]) for name in cells}
     arrays |= {f"{name} (points)" if name in cells else name: np.asarray(points[name]) for name in points}
     texts = [f"the array {label}, which holds {a.dtype}" for label, a in arrays.items() if a.dtype.kind not in _NUMERIC]
-    on_mesh(what, replace(mesh, left_out=(*mesh.left_out, *texts)))
+    notes.add_mesh(what, replace(mesh, left_out=(*mesh.left_out, *texts)))
     for label, array in arrays.items():
         if array.dtype.kind in _NUMERIC:
             yield label, _numbers(array)
-
-
-def _tell_side(path: Path, mesh: Mesh, on_side: Callable[[str, str], object]) -> None:
-    if is_surface(mesh):
-        on_side(str(path), surface_elements(mesh, require_closed=False).side)
 
 
 def _numbers(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -17,6 +17,8 @@ _WIDE = 0.25
 _BODY_AREA = 1.5
 """A part with one wide opening is a body if its area is at least this many times that of the opening, else a sheet."""
 _FLAT = 1e-9
+_COPY = 1e-5
+"""Parts that differ less, as a share of their size, are copies of one another."""
 _PROBES = 3
 
 
@@ -77,7 +79,7 @@ def orient(points: Floats, connectivity: Ints, offsets: Ints, vector_area: Float
         "{} with gaps": int((is_decided & ~surface.is_closed).sum()),
         "open {}": int((~is_decided).sum()),
     }
-    num_doubled = _num_doubled(edges, len(part))
+    num_doubled = max(_num_doubled(edges, len(part)), surface.num_copied())
     side = _describe(count, int((sign < 0).sum()), int(is_inside.sum()), num_against, len(border.cell), num_doubled)
     return Orientation(is_turned ^ (sign[part] < 0), len(border.cell), side)
 
@@ -196,7 +198,7 @@ class _Parts:
         self._vector_area, self._part = vector_area, part
         self.num = int(part.max(initial=-1)) + 1
         self.area = np.bincount(part, np.linalg.norm(vector_area, axis=1), self.num)
-        middle = _mean(corner, part, self.num)
+        self.middle = middle = _mean(corner, part, self.num)
         self.volume = np.bincount(part, ((corner - middle[part]) * vector_area).sum(axis=1) / 3, self.num)
         of_edge = part[border.cell]
         self.is_closed = np.bincount(of_edge, minlength=self.num) == 0
@@ -233,6 +235,14 @@ class _Parts:
         is_body &= np.abs(self.volume) > _FLAT * self.area**1.5
         return np.where(is_body, np.sign(self.volume), 0.0)
 
+    def num_copied(self) -> int:
+        """Returns how many polygons belong to parts that lie where another one does, of the same area."""
+        size = np.sqrt(max(self.area.max(initial=0), 1e-300))
+        key = np.round(np.column_stack([self.middle / size, self.area / size**2]) / _COPY)
+        _, first = np.unique(key, axis=0, return_index=True)
+        number = np.bincount(self._part, minlength=self.num)
+        return int(number.sum() - number[first].sum())
+
     def sign_of_others(self, sign: Floats) -> float:
         """Returns the sign of parts whose volume says nothing: that of most others, or else of all of them together."""
         if sign.any():
@@ -256,8 +266,9 @@ def _is_inside_oddly(points: Floats, connectivity: Ints, offsets: Ints, part: In
     bounds = np.searchsorted(part[by_part], np.arange(len(is_closed) + 1))
     depth = np.zeros(len(is_closed), np.int64)
     for outer in np.flatnonzero(is_closed):
-        within = (low >= low[outer]).all(axis=1) & (high <= high[outer]).all(axis=1)
-        within[outer] = False
+        # There is a wall around a cavity on all sides, but none around a copy of the part or a body on its floor.
+        wall = _COPY * (high[outer] - low[outer]).max()
+        within = (low > low[outer] + wall).all(axis=1) & (high < high[outer] - wall).all(axis=1)
         if not within.any():
             continue
         triangles = points[_fans(connectivity, offsets, by_part[bounds[outer] : bounds[outer + 1]])]

@@ -73,7 +73,13 @@ def test_files_and_arrays_that_are_not_read_are_named(tmp_path):
     surface.save(path / "wheels.ply")
     (path / "volume_1.vtu.00.part").write_bytes(b"x")
     (path / "force_mom_1.csv").write_text("Cd\n")
-    expected = ["slice_1.vtp", "volume_1.vtu.00.part", "wheels.ply", "boundary_1.vtp: the arrays Mach, U"]
+    (path / "volume_2.vtu.gz").write_bytes(b"x")
+    for folder, names in {"slices": ("x.vtp", "y.vtp"), "parts": ("a.stl", "a.txt"), "images": ("a.png",)}.items():
+        (path / folder).mkdir()
+        for name in names:
+            (path / folder / name).write_bytes(b"x")
+    files = ["slice_1.vtp", "volume_1.vtu.00.part", "volume_2.vtu.gz", "wheels.ply"]
+    expected = [*files, "parts/: 1 file", "slices/: 2 files", "boundary_1.vtp: the arrays Mach, U"]
     assert left_out(path) == expected
 
 
@@ -87,6 +93,15 @@ def test_what_lies_beside_the_cells_of_a_mesh_is_said(tmp_path):
     case = read_case_folder(path)
     assert case.left_out == (f"boundary_1.vtp: 1 lines beside {surface.n_cells - 1} polygons",)
     assert case.points["surface"].fields["pressure_coefficient"].min() > -1
+
+
+def test_a_mesh_that_fields_json_leaves_out_is_noticed_before_it_is_read(tmp_path):
+    path = write_case_folder(tmp_path / "case")
+    fields = json.loads((path / "fields.json").read_text())
+    (path / "fields.json").write_text(json.dumps({"surface": fields["surface"]}))
+    for problem in (lambda: read_case_folder(path), lambda: raise_problem(path)):
+        with pytest.raises(ValueError, match=r"fields\.json has no fields for the branch 'volume' of volume_1\.vtu"):
+            problem()
 
 
 def test_two_surfaces_of_a_geometry_are_refused(tmp_path):

@@ -127,6 +127,7 @@ def test_a_folder_of_mesh_cases_is_measured_and_each_case_compared_with_itself(t
     body = import_pyvista().read(folder / "body_1.stl")
     body.points *= 1000
     body.save(folder / "body_1.stl")
+    body.save(folder / "wheels.ply")
     found = file_statistics([tmp_path])
     surface, volume = surface_dataset(), volume_dataset()
     assert {name: m.count for name, m in found.items()} == {
@@ -139,6 +140,7 @@ def test_a_folder_of_mesh_cases_is_measured_and_each_case_compared_with_itself(t
     assert main(["stats", str(tmp_path)]) == 0
     printed = "".join(capsys.readouterr().out.split())
     assert printed.count("timesaslargeas") == 2
+    assert f"leftout:{folder}:wheels.ply" in printed
     assert f"{folder}:geometryis1,000timesaslargeasthatofthe{folder}:surface" in printed
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="neither a case with meshes nor a folder of such cases"):

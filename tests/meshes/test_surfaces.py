@@ -198,3 +198,22 @@ def test_polygons_on_top_of_others_are_counted(kept):
     elements = surface_elements(mesh(doubled), require_closed=False)
     assert elements.side.endswith(f"{kept.stop} polygons on top of others, so counted twice")
     assert "on top of" not in surface_elements(mesh(box().merge(box().translate((9, 0, 0))))).side
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-7])
+def test_a_copy_of_a_body_is_counted_and_no_cavity(shift):
+    """Solids that a file has twice share no corners; each alone has the volume 24."""
+    copied = box().merge(box().translate((shift, 0, 0)), merge_points=False)
+    elements = surface_elements(mesh(copied))
+    outward = np.asarray(copied.cell_centers().points) - [11, -1.5, 102]
+    assert ((elements.normal * outward).sum(axis=1) > 0).all()
+    assert elements.side.endswith("2 closed parts; 6 polygons on top of others, so counted twice")
+
+
+def test_a_body_on_the_floor_of_a_tunnel_is_no_cavity_and_a_hole_in_it_is_one():
+    def normals(bounds: tuple[float, ...]) -> Any:
+        both = box().merge(pyvista.Box(bounds=bounds), merge_points=False)
+        return surface_elements(mesh(both)).normal[6:, 2]
+
+    on_floor, floating = normals((10.5, 11.5, -2, -1, 100, 101)), normals((10.5, 11.5, -2, -1, 101, 102))
+    np.testing.assert_array_equal(on_floor, -floating)

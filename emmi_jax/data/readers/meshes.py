@@ -71,6 +71,8 @@ class MeshReader(Reader):
         check_named_branches(path, self.branches(path))
         wanted = self.sources(path, sources)
         for branch, files in mesh_files(path).items():
+            if files:
+                _check_mapped(path, branch, files[0], wanted)
             if files and files[0].suffix.lower() == ".part":
                 _check_parts(path, files)
             elif files:
@@ -100,10 +102,7 @@ class MeshReader(Reader):
         for branch, files in mesh_files(path).items():
             if not files:
                 continue
-            if branch not in sources:
-                file = dataset_file(path)
-                what = "the run" if file is None else file.name
-                raise ValueError(f"{path}: {what} has no fields for the branch {branch!r} of {files[0].name}")
+            _check_mapped(path, branch, files[0], sources)
             with _joined(path, files) as whole:
                 points[branch], lines, of_branch = _read_points(whole, branch, sources[branch], options)
             side = side or of_branch
@@ -182,6 +181,13 @@ def check_named_branches(path: Path, there: Collection[str]) -> None:
             raise ValueError(
                 f"{path}: {file.name} names the branch {branch!r}, which no file has: expected {wanted}{others}"
             )
+
+
+def _check_mapped(path: Path, branch: str, file: Path, sources: Sources) -> None:
+    if branch not in sources:
+        found = dataset_file(path)
+        what = "the run" if found is None else found.name
+        raise ValueError(f"{path}: {what} has no fields for the branch {branch!r} of {file.name}")
 
 
 def unused_arrays(arrays: Mapping[str, tuple[str, Collection[str]]], sources: Sources) -> list[str]:
@@ -283,5 +289,6 @@ def _only_file(path: Path, files: Collection[Path] | Iterator[Path]) -> Path | N
     found = sorted(files)
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
-        raise ValueError(f"{path}: a case has one such file, found {names}: join them to one, or move the others away")
+        raise ValueError(f"{path}: a case has one such file, found {names}: join them to one, name one in dataset.toml, or "
+            "move the others away")
     return found[0] if found else None

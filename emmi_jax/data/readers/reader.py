@@ -115,7 +115,8 @@ class Reader(ABC):
 
 
 _DATA = re.compile(
-    r".*\.(stl|obj|ply|vt[a-z]|vt[a-z]b|pvt[a-z]|pvd|vtkhdf|h5|hdf5?|nc|cgns|msh|case|plt|szplt|dat|pt|npy|npz|part)",
+    r".*\.(stl|obj|ply|vt[a-z]|vt[a-z]b|pvt[a-z]|pvd|vtkhdf|h5|hdf5?|nc|cgns|msh|case|plt|szplt|dat|pt|npy|npz|part)"
+    r"(\.(gz|bz2|xz|zst|zip))?",
     re.IGNORECASE,
 )
 
@@ -126,9 +127,14 @@ def is_data_name(name: str) -> bool:
 
 
 def unread_files(path: Path, read: list[Path]) -> list[str]:
-    """Returns the names of the files with meshes or arrays in a case folder that are not among those that are read."""
+    """Returns what a case folder has of meshes or arrays beside the files that are read: files, and folders of them."""
     known = {file.name for file in read}
-    return sorted(p.name for p in path.iterdir() if p.name not in known and is_data_name(p.name) and p.is_file())
+    found = sorted(p for p in path.iterdir() if p.name not in known)
+    lines = [p.name for p in found if p.is_file() and is_data_name(p.name)]
+    for folder in (p for p in found if p.is_dir()):
+        if number := sum(1 for p in folder.iterdir() if p.is_file() and is_data_name(p.name) and p not in read):
+            lines.append(f"{folder.name}/: {number:,} {'file' if number == 1 else 'files'}")
+    return lines
 
 
 def describing_files(path: Path) -> list[Path]:
