@@ -20,9 +20,13 @@ from emmi_jax.meshes.mesh import read_mesh
 _FACES = [[0, 3, 2, 1], [4, 5, 6, 7], [0, 1, 5, 4], [2, 3, 7, 6], [0, 4, 7, 3], [1, 2, 6, 5]]
 
 
-def hexahedra(side: int) -> Any:
+def boxes(side: int) -> Any:
     lines = [np.linspace(0.0, 1.0, side + 1)] * 3
-    grid = pyvista.StructuredGrid(*np.meshgrid(*lines, indexing="ij")).cast_to_unstructured_grid()
+    return pyvista.StructuredGrid(*np.meshgrid(*lines, indexing="ij")).cast_to_unstructured_grid()
+
+
+def hexahedra(side: int) -> Any:
+    grid = boxes(side)
     grid.points = np.asarray(grid.points) + np.random.default_rng(0).uniform(-0.1, 0.1, grid.points.shape) / side
     return grid
 
@@ -67,7 +71,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     for name, grid in (
-        (f"{options.side**3:,} hexahedra", hexahedra(options.side)),
+        (f"{options.side**3:,} boxes", boxes(options.side)),
+        (f"{options.side**3:,} warped hexahedra", hexahedra(options.side)),
         (f"{options.polyhedra_side**3:,} polyhedra", polyhedra(options.polyhedra_side)),
     ):
         functions = {"ours": measure_cells, "vtk_centres": vtk_centres, "vtk_centres_and_volumes": vtk_cells}

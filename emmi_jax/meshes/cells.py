@@ -18,10 +18,12 @@ POSITIONS = "faces and pyramids"
 TRIANGLE, POLYGON, PIXEL, QUAD = 5, 7, 8, 9
 _FLAT = (TRIANGLE, POLYGON, PIXEL, QUAD)
 _LOWER = (1, 2, 3, 4)  # vertices and lines
-_POLYHEDRON = 42
+_VOXEL, _HEXAHEDRON, _POLYHEDRON = 11, 12, 42
+_OF_VOXEL = [0, 1, 3, 2, 4, 5, 7, 6]
+"""The corners of a voxel in the order of those of a hexahedron."""
+
 _SOLIDS: dict[int, list[list[int]]] = {
     10: [[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]],
-    11: [[0, 2, 3, 1], [4, 5, 7, 6], [0, 1, 5, 4], [2, 6, 7, 3], [0, 4, 6, 2], [1, 3, 7, 5]],
     12: [[0, 3, 2, 1], [4, 5, 6, 7], [0, 1, 5, 4], [2, 3, 7, 6], [0, 4, 7, 3], [1, 2, 6, 5]],
     13: [[0, 1, 2], [3, 5, 4], [0, 3, 4, 1], [1, 4, 5, 2], [2, 5, 3, 0]],
     14: [[0, 3, 2, 1], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]],
@@ -57,11 +59,12 @@ def measure_cells(dataset: Any) -> CellGeometry:
         cells = np.flatnonzero(kinds == kind)
         if kind == _POLYHEDRON:
             parts: Any = _polyhedra(points, grid, cells)
-        elif kind in _SOLIDS:
-            number = 1 + max(map(max, _SOLIDS[kind]))
+        elif kind in (*_SOLIDS, _VOXEL):
+            faces = _SOLIDS[_HEXAHEDRON if kind == _VOXEL else kind]
+            number = 1 + max(map(max, faces))
             here = corners.reshape(-1, number) if len(cells) == len(kinds) else None
             here = corners[offsets[cells, None] + np.arange(number)] if here is None else here
-            parts = shape_geometry(points, here, _SOLIDS[kind])
+            parts = shape_geometry(points, here[:, _OF_VOXEL] if kind == _VOXEL else here, faces)
         elif kind in _FLAT:
             parts = _flat(points, *flat_cells(kinds[cells], *taken(corners, offsets, cells)))
         elif kind in _LOWER:

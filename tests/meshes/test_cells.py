@@ -100,6 +100,30 @@ def test_planar_cells_have_their_exact_centroids():
         np.testing.assert_allclose(found.size, [volume])
 
 
+@pytest.mark.parametrize("warped", [None, 3, 70])
+@pytest.mark.parametrize("shift", [0.0, 5e6])
+def test_sheared_boxes_and_warped_cells_among_them_are_measured_alike(warped, shift):
+    """Boxes have a shorter way, which a block with one warped cell does not take."""
+    lattice = np.stack(np.meshgrid(*map(np.arange, (6, 5, 5)), indexing="ij"), axis=-1).astype(float)
+    edges = np.array([[0.5, 0, 0], [0.25, 1, 0], [0, -0.5, 2.0]])
+    grid = pyvista.StructuredGrid(*np.moveaxis(lattice @ edges + shift, -1, 0)).cast_to_unstructured_grid()
+    exact = measure_cells(grid)
+    corners = np.asarray(grid.cells).reshape(-1, 9)[:, 1:]
+    np.testing.assert_allclose(exact.centre, np.asarray(grid.points)[corners].mean(axis=1), rtol=1e-14)
+    np.testing.assert_allclose(exact.size, 1.0, rtol=1e-13 if not shift else 1e-7)
+    if warped is None:
+        return
+    grid.points[corners[warped, 6]] += [1e-3, 2e-3, -1e-3]
+    found = measure_cells(grid)
+    touched = (corners == corners[warped, 6]).any(axis=1)
+    np.testing.assert_allclose(found.centre[~touched], exact.centre[~touched], rtol=1e-14)
+    for cell in np.flatnonzero(touched):
+        (centre,), (size,) = measure_cells(grid.extract_cells([cell]))
+        np.testing.assert_allclose(found.centre[cell], centre, rtol=1e-14)
+        np.testing.assert_allclose(found.size[cell], size, rtol=1e-13 if not shift else 1e-7)
+    assert np.abs(found.size[touched] - 1).max() > 1e-5
+
+
 @pytest.mark.parametrize("dimensions", [(3, 4, 5), (3, 4, 1), (3, 1, 1)])
 def test_images_have_voxels_pixels_and_lines(dimensions):
     grid = pyvista.ImageData(dimensions=dimensions, spacing=(1.0, 0.5, 0.25), origin=(1, 2, 3))
