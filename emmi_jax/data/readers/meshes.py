@@ -289,6 +289,8 @@ def _only_file(path: Path, files: Collection[Path] | Iterator[Path]) -> Path | N
     found = sorted(files)
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
-        raise ValueError(f"{path}: a case has one such file, found {names}: join them to one, name one in dataset.toml, or "
-            "move the others away")
+        raise ValueError(
+            f"{path}: a case has one such file, found {names}: join them to one, name one in dataset.toml, or "
+            "move the others away"
+        )
     return found[0] if found else None
