@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -192,7 +193,10 @@ class Checkpoints:
             # Of several processes this may be the only one that has failed: it must not go on with another checkpoint.
             is_agreed = jax.process_count() == 1 or isinstance(error, _WrongChecksumError)
             kind = DamagedCheckpointError if is_agreed else ValueError
-            raise kind(f"{folder}: the checkpoint is damaged, or of another model: {_first_line(error)}") from None
+            reason = _first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        with _quiet():  # orbax's unfinished reads raise once more when they are freed
+            gc.collect()
+        raise kind(f"{folder}: the checkpoint is damaged, or of another model: {reason}")
 
     def _give_up(self, damaged: Mapping[int, DamagedCheckpointError], used: int) -> None:
         """Says which checkpoints are not used, and makes room for others of these steps."""
@@ -254,10 +258,10 @@ def _naming_the_folder(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves out what orbax logs, once per thread, and TensorStore prints of failed writes: all of it is raised too."""
+    """Leaves out what orbax logs, once per thread, and prints of failed reads and writes: all of it is raised too."""
 
     def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.object, CoroutineType):
             report(unraisable)
 
     def is_of_others(record: logging.LogRecord) -> bool:

@@ -12,11 +12,7 @@ import pytest
 from emmi_jax import load_run
 from tests.jobs.tiny_runs import run, tiny_settings, write_case
 
-pytestmark = [
-    pytest.mark.faults,
-    # What orbax leaves behind when it cannot read.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.faults
 
 NUM_FAULTS = int(os.environ.get("EMMI_JAX_FAULTS", "25"))
 POINTS = np.random.default_rng(1).uniform(-1, 1, size=(20, 3))
