@@ -113,6 +113,13 @@ class StepSettings(Config):
     seed: int = setting(0, "Seed of weights and batches.", low=0, high=_MOST, option="--seed")
     steps: int = setting(4500, "Optimiser steps.", low=1, high=_MOST, option="--steps")
     batch_size: int = setting(2, "Cases per step.", low=1, high=_MOST, option="--batch-size")
+    members: int = setting(
+        1,
+        "Models to train together, whose mean is the prediction; each is what the seed, seed + 1, … gives.",
+        low=1,
+        high=1_000,
+        option="--members",
+    )
     dense_fraction: float = setting(
         0.0, "Fraction of the steps, the last ones, that draw twice as many anchors and queries.", low=0, high=1
     )
@@ -159,6 +166,11 @@ class TrainSettings(StepSettings, FieldSettings, FoamOptions, DataSettings):
         num_micro = self.optimizer.accumulation
         if self.batch_size % num_micro:
             raise ValueError(f"batch_size must be a multiple of accumulation, got {self.batch_size} and {num_micro}")
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the members."""
+        return range(self.seed, self.seed + self.members)
 
     def sampling_at(self, step: int) -> Sampling:
         """Returns how a step draws points; the first step is 0."""

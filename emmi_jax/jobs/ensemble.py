@@ -17,7 +17,7 @@ from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import say
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunConfig, RunDirectory, check_new
-from emmi_jax.runs.load import load_run, stack_params
+from emmi_jax.runs.load import load_run, stack_members
 
 _COMPARED = ("model", "normalizer", "sampling", "sources", "positions")
 _FREE = ("implementation", "precision", "remat", "drop_path_rate", "init_weights")
@@ -50,7 +50,7 @@ def join_runs(job: EnsembleJob, *, console: Console) -> None:
     config = replace(configs[0], num_members=len(members), split=_joined_split(configs))
     making = RunDirectory.making(job.out, config, surrogates[0].context)
     with making as run, Checkpoints(run.checkpoints) as checkpoints:
-        checkpoints.save(0, {"params": stack_params([member.params for member in members])})
+        checkpoints.save(0, {"params": stack_members([member.params for member in members])})
     say(console, f"{job.out}: {len(members)} members of {', '.join(map(str, paths))}")
 
 

@@ -328,6 +328,7 @@ def _run_config(
         data_fingerprint=data_fingerprint(settings, dataset),
         is_fine_tuned=weights is not None,
         positions=POSITIONS if sources else None,
+        num_members=settings.members,
     )
 
 

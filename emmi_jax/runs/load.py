@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
-from emmi_jax.models.init import Params, init_params
+from emmi_jax.models.init import init_params
 from emmi_jax.runs.checkpoints import BEST, LATEST, Checkpoints
 from emmi_jax.runs.directory import RunDirectory
 
@@ -40,23 +41,22 @@ def load_run(path: str | Path, checkpoint: str = LATEST) -> Surrogate:
         raise ValueError(f"{path}: no checkpoint yet")
     like = jax.eval_shape(lambda: init_params(model, seed=0))
     if config.num_members > 1:
-        like = jax.eval_shape(lambda single: stack_params([single] * config.num_members), like)
+        like = jax.eval_shape(lambda single: stack_members([single] * config.num_members), like)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         (params,) = checkpoints.restore({"ema": like}, {"params": like}, which=checkpoint).items.values()
-    first, *others = unstack_params(params, config.num_members)
+    first, *others = unstack_members(params, config.num_members)
     return Surrogate(model, first, config.normalizer, config.sampling, run.read_context(config), others=tuple(others))
 
 
-def unstack_params(params: Params, num_members: int) -> list[Params]:
-    """Returns the parameters of each member; those of a single one have no axis of members."""
+def unstack_members(tree: Any, num_members: int) -> list[Any]:
+    """Returns the arrays of each member; those of a single one have no axis of members."""
     if num_members == 1:
-        return [params]
-    return [jax.tree.map(lambda leaf, number=number: leaf[number], params) for number in range(num_members)]
+        return [tree]
+    return [jax.tree.map(lambda leaf, number=number: leaf[number], tree) for number in range(num_members)]
 
 
-def stack_params(members: Sequence[Params]) -> Params:
-    """Returns the parameters of several members with a leading axis for them; a single one gets none."""
+def stack_members(members: Sequence[Any]) -> Any:
+    """Returns the arrays of several members with a leading axis for them; a single one gets none."""
     if len(members) == 1:
         return members[0]
-    stacked: Params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    return stacked
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)

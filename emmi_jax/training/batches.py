@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from emmi_jax.config import SupernodePoolingConfig, TrainSettings
 from emmi_jax.data.normalization import Normalizer
@@ -47,8 +48,15 @@ class DrawBatch:
     pooling: SupernodePoolingConfig | None = None
 
     def __call__(self, step: int) -> Sample:
-        """Returns the rows of a step's batch."""
-        seed, size = self.settings.seed, self.settings.batch_size
+        """Returns the rows of a step's batch; of several members, with a leading axis for them."""
+        seeds = self.settings.seeds
+        if len(seeds) == 1:
+            return self._draw(step, seeds[0])
+        batch: Sample = jax.tree.map(lambda *leaves: np.stack(leaves), *(self._draw(step, seed) for seed in seeds))
+        return batch
+
+    def _draw(self, step: int, seed: int) -> Sample:
+        size = self.settings.batch_size
         sampling = self.settings.sampling_at(step)
         dataset = self.dataset if sampling == self.settings.sampling else self.dataset.resampled(sampling)
         drawn = [dataset.train_sample(seed, step * size + row) for row in self.rows]

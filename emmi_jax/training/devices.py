@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from emmi_jax.config import TrainSettings
 from emmi_jax.data.samples import Sample
 
-DATA, TOKENS = "data", "tokens"
+DATA, TOKENS, MEMBER = "data", "tokens", "member"
 Tree = TypeVar("Tree")
 
 
@@ -50,7 +50,8 @@ class Devices(NamedTuple):
     """A mesh of devices, and how a run uses it.
 
     Attributes:
-        mesh: The axis `data` shares the cases of a batch, the axis `tokens` the tokens of each case.
+        mesh: The axis `data` shares the cases of a batch, the axis `tokens` the tokens of each case. Where several members
+            train together, a first axis `member` shares them.
         fsdp: Whether parameters, their average and the optimiser's state are sharded too, over all devices.
     """
 
@@ -71,8 +72,14 @@ class Devices(NamedTuple):
         """
         data, tokens, fsdp = layout
         found, cases = jax.device_count(), settings.batch_size // settings.optimizer.accumulation
+        if settings.members > 1 and (fsdp or jax.process_count() > 1):
+            what = "with --fsdp" if fsdp else "in several processes"
+            raise ValueError(
+                f"{settings.members} members cannot be trained {what}: train them one by one and join them"
+            )
+        shared = math.gcd(settings.members, max(1, found // (tokens * (data or 1))))
         if data is None:
-            data = math.gcd(cases, max(1, found // tokens))
+            data = math.gcd(cases, max(1, found // (tokens * shared)))
         if data * tokens > found:
             raise ValueError(f"the mesh data={data},tokens={tokens} needs {data * tokens} devices, there are {found}")
         if data * tokens < found and jax.process_count() > 1:
@@ -85,10 +92,16 @@ class Devices(NamedTuple):
         for name in ("num_anchors", "num_queries", "num_supernodes"):
             if getattr(sampling, name) % tokens:
                 raise ValueError(f"tokens={tokens} devices cannot share {name} = {getattr(sampling, name)} equally")
-        axis_types = (jax.sharding.AxisType.Auto,) * 2
-        return cls(
-            jax.make_mesh((data, tokens), (DATA, TOKENS), axis_types, devices=jax.devices()[: data * tokens]), fsdp
-        )
+        axes = {MEMBER: shared} if settings.members > 1 else {}
+        axes |= {DATA: data, TOKENS: tokens}
+        axis_types = (jax.sharding.AxisType.Auto,) * len(axes)
+        devices = jax.devices()[: math.prod(axes.values())]
+        return cls(jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types, devices=devices), fsdp)
+
+    @property
+    def has_members(self) -> bool:
+        """Whether states and batches have a leading axis of members."""
+        return MEMBER in self.mesh.shape
 
     @property
     def token_axis(self) -> str | None:
@@ -105,7 +118,7 @@ class Devices(NamedTuple):
         """Describes the mesh in one line."""
         used, found = self.mesh.size, jax.device_count()
         kind = jax.devices()[0].device_kind
-        shape = f", data={self.mesh.shape[DATA]}, tokens={self.mesh.shape[TOKENS]}" if used > 1 else ""
+        shape = "".join(f", {name}={size}" for name, size in self.mesh.shape.items()) if used > 1 else ""
         return f"{used} of {found} × {kind}{shape}{', fsdp' if self.fsdp else ''}"
 
     def batch_specs(self, batch: Sample) -> Sample:
@@ -118,7 +131,15 @@ class Devices(NamedTuple):
         return specs._replace(geometry=specs.geometry._replace(position=P(DATA), features=features))
 
     def state_shardings(self, state: Tree) -> Tree:
-        """Returns how each array of parameters or optimiser state is sharded: as a whole, or with `fsdp` in shards."""
+        """Returns how each array of parameters or optimiser state is sharded: by its members, if there are several."""
+        if not self.has_members:
+            return self.member_shardings(state)
+        spec = P(MEMBER) if self.mesh.shape[MEMBER] > 1 else P()
+        shardings: Tree = jax.tree.map(lambda _: NamedSharding(self.mesh, spec), state)
+        return shardings
+
+    def member_shardings(self, state: Tree) -> Tree:
+        """Returns how each array of one member is sharded: as a whole, or with `fsdp` in shards."""
         # As JAX writes it in what it returns, or a step would be compiled twice.
         shared = [name for name, size in self.mesh.shape.items() if size > 1]
         axes = shared[0] if len(shared) == 1 else tuple(shared)
@@ -155,9 +176,14 @@ class Devices(NamedTuple):
         """Starts copying a batch to the devices.
 
         Args:
-            batch: Arrays on the host, of the `rows` alone.
+            batch: Arrays on the host, of the `rows` alone; of several members, with a leading axis for them.
             batch_size: Number of rows of the whole batch.
         """
+        if self.has_members:
+            specs = self.batch_specs(batch)
+            shardings = jax.tree.map(lambda _, spec: NamedSharding(self.mesh, P(MEMBER, *spec)), batch, specs)
+            members: Sample = jax.device_put(batch, shardings)
+            return members
         rows = self.rows(batch_size)
 
         def put(array: np.ndarray, spec: P) -> jax.Array:

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from emmi_jax.config import OptimizerSettings, TrainSettings
 from emmi_jax.data.samples import Sample
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
 from emmi_jax.ops.arrays import at_least_float32
-from emmi_jax.training.devices import DATA, TOKENS, Devices
+from emmi_jax.training.devices import DATA, MEMBER, TOKENS, Devices
 
 Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[["TrainState", Sample], tuple["TrainState", Metrics]]
@@ -94,7 +96,8 @@ def make_train_step(
     """Returns a compiled step; it donates the old state and returns the new one with the losses before the step.
 
     Drop path depends on the seed, the number of the step, the micro-batch and the place along the axis `data` alone, so
-    a resumed run draws what an uninterrupted one does. Devices that share a case skip the same branches.
+    a resumed run draws what an uninterrupted one does. Devices that share a case skip the same branches. State and batch
+    of several members have a leading axis for them; losses are means over the members.
 
     Args:
         model: The model.
@@ -138,8 +141,8 @@ def make_train_step(
         total, _ = jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), (micro, keys))
         return jax.tree.map(lambda a: a / num_micro, total)
 
-    def step(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(settings.seed), _num_steps(state.opt_state))
+    def step(state: TrainState, batch: Sample, seed: ArrayLike) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), _num_steps(state.opt_state))
         (total, losses), grads = gradient(state.params, batch, key)
         grads = _wide(grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
@@ -150,9 +153,18 @@ def make_train_step(
             ema = optax.incremental_update(updated, ema, _share_of_newest(ema_decay, opt_state))
         metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
         new = TrainState(params, opt_state, ema)
-        return jax.lax.with_sharding_constraint((new, metrics), (devices.state_shardings(new), devices.whole))
+        return jax.lax.with_sharding_constraint((new, metrics), (devices.member_shardings(new), devices.whole))
 
-    return jax.jit(step, donate_argnums=0)
+    def of_all(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
+        if len(settings.seeds) == 1:
+            return step(state, batch, settings.seed)
+        # On the mesh, the members' axis of every array is that of the devices.
+        together = jax.vmap(step, spmd_axis_name=MEMBER)
+        new, metrics = together(state, batch, np.array(settings.seeds))
+        means = {name: values.mean() for name, values in metrics.items()}
+        return jax.lax.with_sharding_constraint((new, means), (devices.state_shardings(new), devices.whole))
+
+    return jax.jit(of_all, donate_argnums=0)
 
 
 def _wide(params: Params) -> Params:

@@ -16,6 +16,7 @@ from emmi_jax.data.samples import Dataset, Sample
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params, init_params
+from emmi_jax.runs.load import stack_members, unstack_members
 from emmi_jax.training.batches import DrawBatch, made_ahead
 from emmi_jax.training.devices import Devices
 from emmi_jax.training.optimizer import make_optimizer
@@ -64,7 +65,8 @@ class TrainSetup(NamedTuple):
         """Makes the trainer of a model."""
         model, optimizer = AnchoredBranchedUPT(config), make_optimizer(settings)
         train_step = make_train_step(model, optimizer, settings, devices)
-        state = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
+        like = jax.eval_shape(lambda: init_state(init_params(model), optimizer, settings.optimizer))
+        state = jax.eval_shape(lambda one: stack_members([one] * settings.members), like)
         rows = tuple(devices.rows(settings.batch_size))
         draw = DrawBatch(settings, dataset, normalizer, rows, config.supernode_pooling if workers else None)
         return cls(settings, dataset, devices, model, normalizer, optimizer, train_step, state, draw, workers)
@@ -76,9 +78,13 @@ class TrainSetup(NamedTuple):
     def init_state(self, params: Params | None = None) -> TrainState:
         """Returns the state before the first step, of given or random parameters."""
 
-        def init() -> TrainState:
-            drawn = init_params(self.model, seed=self.settings.seed) if params is None else params
+        def init_member(seed: int) -> TrainState:
+            drawn = init_params(self.model, seed=seed) if params is None else params
             return init_state(drawn, self.optimizer, self.settings.optimizer)
+
+        def init() -> TrainState:
+            state: TrainState = stack_members([init_member(seed) for seed in self.settings.seeds])
+            return state
 
         state: TrainState = jax.jit(init, out_shardings=self.devices.state_shardings(self.state))()
         return state
@@ -94,8 +100,8 @@ class TrainSetup(NamedTuple):
 
     def cases(self, step: int) -> list[str]:
         """Returns the names of the cases of a step's batch."""
-        seed, size = self.settings.seed, self.settings.batch_size
-        return [self.dataset.train_case(seed, step * size + row) for row in range(size)]
+        seeds, size = self.settings.seeds, self.settings.batch_size
+        return [self.dataset.train_case(seed, step * size + row) for seed in seeds for row in range(size)]
 
     def _changes_at(self, step: int) -> bool:
         return self.settings.sampling_at(step) != self.settings.sampling_at(step - 1)
@@ -108,5 +114,6 @@ class TrainSetup(NamedTuple):
         """Returns what a state has learned, on the first device of this process."""
         if self.normalizer is None:
             raise ValueError("a surrogate needs a normalizer")
-        params = self.devices.on_one(state.trained_params)
-        return Surrogate(self.model, params, self.normalizer, self.settings.sampling, self.dataset.context)
+        params, *others = unstack_members(self.devices.on_one(state.trained_params), self.settings.members)
+        sampling, context = self.settings.sampling, self.dataset.context
+        return Surrogate(self.model, params, self.normalizer, sampling, context, others=tuple(others))
