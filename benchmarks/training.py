@@ -24,13 +24,13 @@ import numpy as np
 
 from emmi_jax.config import TrainSettings
 from emmi_jax.data.cases import Case
+from emmi_jax.data.load import load_dataset
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import write_head
 from emmi_jax.files.atomic import write_json
 from emmi_jax.files.zarr import ArrayFolder
-from emmi_jax.jobs.datasets import load_dataset
 from emmi_jax.points import PointSet
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.processes import connected, is_main

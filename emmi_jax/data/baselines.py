@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.data.ellipsoids import EllipsoidDataset, exact_points
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.data.point_cloud import PointCloudDataset
-from emmi_jax.data.potential_flow import Ellipsoid
 from emmi_jax.data.samples import Dataset, Sample
 from emmi_jax.points import Array, Fields, PointSet
 
@@ -30,15 +26,7 @@ def baselines(dataset: Dataset, normalizer: Normalizer, number: int, sample: Sam
         Values [T, F] at the queries of the sample by baseline, branch and field: `mean_predictor` for all data,
         `nearest_neighbors` within a single case, `nearest_case` for ellipsoids.
     """
-    found = {"mean_predictor": mean_predictor(normalizer.means, sample.queries)}
-    if isinstance(dataset, PointCloudDataset):
-        found["nearest_neighbors"] = {
-            branch: nearest_neighbors(dataset.train_points[branch], points.position)
-            for branch, points in sample.queries.items()
-        }
-    elif isinstance(dataset, EllipsoidDataset):
-        found["nearest_case"] = nearest_case(dataset.test_bodies[number], dataset.train_bodies, sample.queries)
-    return found
+    return {"mean_predictor": mean_predictor(normalizer.means, sample.queries), **dataset.baselines(number, sample)}
 
 
 def mean_predictor(means: Mapping[str, Mapping[str, Array]], queries: Mapping[str, PointSet]) -> Fields:
@@ -68,29 +56,6 @@ def nearest_neighbors(known: PointSet, position: Array, *, num_neighbors: int = 
     return {name: np.einsum("tk,tkf->tf", weight, values[idx]) for name, values in known.fields.items()}
 
 
-def nearest_case(body: Ellipsoid, known: Sequence[Ellipsoid], queries: Mapping[str, PointSet]) -> Fields:
-    """Predicts the exact flow past the most similar known ellipsoid, at the corresponding points.
-
-    Ellipsoids are similar if the logarithms of their stretches `R diag(a) R^T` are close (Frobenius norm), so that the
-    order of the axes does not matter. The linear map between the ellipsoids says which points correspond. Both are in
-    the stream of the first.
-
-    Args:
-        body: The ellipsoid to predict.
-        known: Ellipsoids with known flow.
-        queries: Points of `body`.
-
-    Returns:
-        Values [T, F] by branch and field.
-    """
-    target = _stretch(body, np.log)
-    distance = [np.linalg.norm(_stretch(other, np.log) - target) for other in known]
-    nearest = replace(known[int(np.argmin(distance))], free_stream=body.free_stream)
-    to_nearest = np.linalg.solve(_stretch(body), _stretch(nearest))
-    mapped = exact_points(nearest, {branch: points.position @ to_nearest for branch, points in queries.items()})
-    return {branch: points.fields for branch, points in mapped.items()}
-
-
 def _inverse_square(distance: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Weights [T, K] that sum to 1; where known points coincide with the position, they share all of it."""
     hit = distance == 0
@@ -98,8 +63,3 @@ def _inverse_square(distance: NDArray[np.floating[Any]]) -> NDArray[np.floating[
     weight = np.where(hit.any(axis=1, keepdims=True), hit, ratio**2)
     normalized: NDArray[np.floating[Any]] = weight / weight.sum(axis=1, keepdims=True)
     return normalized
-
-
-def _stretch(body: Ellipsoid, function: np.ufunc = np.positive) -> NDArray[np.float64]:
-    """A function of the symmetric matrix that maps the unit sphere to the ellipsoid."""
-    return (body.rotation * function(body.semi_axes)) @ body.rotation.T

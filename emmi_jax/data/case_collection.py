@@ -18,7 +18,8 @@ from emmi_jax.data.cases import BranchShape, Case, Cases
 from emmi_jax.data.conditions import Conditions, condition_values, measure_conditions
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.features import split_channels, with_features
-from emmi_jax.data.samples import Context, Sample, case_of_sample
+from emmi_jax.data.report import SILENT, Report
+from emmi_jax.data.samples import Dataset, Sample, case_of_sample
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, merge
 from emmi_jax.deploy.conditions import describe
@@ -29,7 +30,7 @@ NUM_TEST_QUERIES = 4096
 """Most points per branch of a test case that metrics are computed at."""
 
 
-class CaseCollection:
+class CaseCollection(Dataset):
     """Many cases with the same fields, some of which are only tested on.
 
     Args:
@@ -44,8 +45,6 @@ class CaseCollection:
         ValueError: A condition is the same in all training cases. Or a case has too few points or other fields; raised
             when it is drawn from.
     """
-
-    context: Context | None = None
 
     def __init__(
         self,
@@ -85,14 +84,50 @@ class CaseCollection:
         """Reads a whole case."""
         return with_features(name, self.cases.read(name), self.features)
 
-    def measure(self) -> DataMoments:
-        """Returns the statistics of all training cases."""
-        return merge(map(self.measure_case, self.split.train))
+    def measure(self, report: Report = SILENT) -> DataMoments:
+        """Returns the statistics of all training cases.
 
-    def measure_case(self, name: str) -> DataMoments:
-        """Returns the statistics of a case, after checking that it fits the others."""
-        self._check(name)
-        return self.cases.measure(name)
+        Cases to validate and to test on are measured as well, so that one that is unusable is found before training.
+        """
+        found = self._measure([*self.split.train, *self._held_out], report)
+        return merge(found[name] for name in self.split.train)
+
+    def check_held_out(self, report: Report = SILENT) -> None:
+        """Reads the cases to validate and to test on, except those that were measured before and have not changed."""
+        self._measure(self._held_out, report)
+
+    def _measure(self, names: Sequence[str], report: Report) -> dict[str, DataMoments]:
+        found = self.cases.measure_all(names, report)
+        for name, moments in found.items():
+            self.check_shapes(name, _shapes(moments))
+        return found
+
+    @property
+    def _held_out(self) -> list[str]:
+        return [*self.split.validation, *self.split.test]
+
+    @property
+    def split_of(self) -> dict[str, str]:
+        """The split of each case, by its name."""
+        return self.split.split_of
+
+    @property
+    def statistics(self) -> str | None:
+        """Statistics that the description of the data names."""
+        return self.cases.statistics
+
+    def notes(self) -> tuple[dict[str, str], list[str]]:
+        """Returns the unusable cases, and what of the others is not read."""
+        if self.opened is None:
+            return {}, []
+        names, first = [name for name in self.opened.names if name in self.split_of], self.split.train[0]
+        lines = self.opened.left_out(names) + [f"{first}: {line}" for line in self.first_case().left_out]
+        return dict(self.split.unusable), lines
+
+    @property
+    def shown(self) -> Mapping[str, PointSet]:
+        """The points of the first test case."""
+        return self.read(self.split.test[0]).points
 
     def resampled(self, sampling: Sampling) -> Self:
         """Returns the same cases with other draws."""
@@ -185,3 +220,10 @@ class CaseCollection:
             num_anchors = min(self.sampling.num_test_anchors, smallest // 2)
             sizes[branch] = num_anchors, min(NUM_TEST_QUERIES, smallest - num_anchors)
         return sizes
+
+
+def _shapes(moments: DataMoments) -> dict[str, BranchShape]:
+    return {
+        branch: BranchShape(next(plain.count for plain, _ in of_branch.values()), moments.channels[branch])
+        for branch, of_branch in moments.fields.items()
+    }

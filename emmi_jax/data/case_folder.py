@@ -1,21 +1,19 @@
-"""The folder of a case with the reader of its layout, and several of them as a collection reads them."""
+"""The folder of a case with the reader of its layout."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.data.cases import Case, WholeCases
+from emmi_jax.data.cases import Case
 from emmi_jax.data.known_forces import KnownForces
-from emmi_jax.data.mesh_dataset import Sources, read_dataset
+from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers import reader_of
 from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, Reader, ReadOptions
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.meshes.cells import POSITIONS
-
-ADVICE = "; --skip-unusable leaves such cases out"
 
 
 class CaseFolder(NamedTuple):
@@ -75,36 +73,3 @@ class CaseFolder(NamedTuple):
             return self.reader.problem(self.path, sources)
         except (OSError, ValueError) as error:
             return str(error)
-
-
-class FolderCases(WholeCases):
-    """Cases in folders, which are read whole; the last 16 that were drawn from stay in memory.
-
-    Args:
-        root: The folder of the cases.
-        folders: The cases by name.
-        options: What of each to read.
-    """
-
-    def __init__(self, root: Path, folders: Mapping[str, CaseFolder], options: ReadOptions) -> None:
-        self.root, self.folders, self.options = root, folders, options
-        super().__init__(self._read, lambda name: folders[name].fingerprint(root))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process begins with no case in memory."""
-        return FolderCases, (self.root, self.folders, self.options)
-
-    @property
-    def statistics(self) -> str | None:
-        """The statistics that the description of the data names: a file beside it, or published ones; None for none."""
-        dataset = read_dataset(next(iter(self.folders.values())).path)
-        if dataset is None or dataset.statistics is None:
-            return None
-        file = self.root / dataset.statistics
-        return str(file) if file.is_file() else dataset.statistics
-
-    def _read(self, name: str) -> Case:
-        try:
-            return self.folders[name].read(self.options)
-        except ValueError as error:
-            raise ValueError(f"{error}{ADVICE if len(self.folders) > 1 else ''}") from None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from emmi_jax.config import Sampling
+from emmi_jax.data.report import SILENT, Report
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.points import Array, PointSet
 
@@ -58,11 +59,20 @@ class Cases(Protocol):
     def measure(self, name: str) -> DataMoments:
         """Returns the statistics of a case."""
 
+    def measure_all(self, names: Sequence[str], report: Report = SILENT) -> dict[str, DataMoments]:
+        """Returns the statistics of several cases."""
+        return {name: self.measure(name) for name in names}
+
+    @property
+    def statistics(self) -> str | None:
+        """The statistics that the description of the data names: a file, or published ones; None for none."""
+        return None
+
     def fingerprint(self, name: str) -> str:
         """Returns what changes if the content of a case does; copies of the data have the same."""
 
 
-class WholeCases:
+class WholeCases(Cases):
     """Cases that are read whole; the last 16 that were drawn from stay in memory.
 
     Args:
@@ -71,12 +81,20 @@ class WholeCases:
     """
 
     def __init__(self, load_case: Callable[[str], Case], fingerprint: Callable[[str], str]) -> None:
-        self.read, self.fingerprint = load_case, fingerprint
+        self._load, self._fingerprint = load_case, fingerprint
         self._kept = lru_cache(NUM_CASES_IN_MEMORY)(load_case)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process begins with no case in memory."""
-        return WholeCases, (self.read, self.fingerprint)
+        return WholeCases, (self._load, self._fingerprint)
+
+    def read(self, name: str) -> Case:
+        """Reads a case."""
+        return self._load(name)
+
+    def fingerprint(self, name: str) -> str:
+        """Returns the fingerprint of a case."""
+        return self._fingerprint(name)
 
     def shapes(self, name: str) -> dict[str, BranchShape]:
         """Returns what a case consists of, by branch."""

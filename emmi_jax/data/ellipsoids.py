@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,11 @@ from emmi_jax.config import Sampling
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import add_supernodes
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, SHELL_SCALE, Ellipsoid, random_ellipsoids
-from emmi_jax.data.samples import Context, Sample, case_of_sample
+from emmi_jax.data.report import SILENT, Report
+from emmi_jax.data.samples import Dataset, Sample, case_of_sample
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, measure
-from emmi_jax.points import Array, PointSet, split_points
+from emmi_jax.points import Array, Fields, PointSet, split_points
 
 NUM_TRAIN_CASES = 400
 NUM_TEST_CASES = 40
@@ -28,7 +29,10 @@ NUM_TEST_QUERIES = 1024
 _POINTS_FOR_STATISTICS = 128
 
 
-class EllipsoidDataset:
+FIELDS = {"surface": {"pressure_coefficient": 1}, "volume": {"velocity": 3, "pressure_coefficient": 1}}
+
+
+class EllipsoidDataset(Dataset):
     """Flow past ellipsoids in the stream (1, 0, 0): 400 to train on and 40 others to test on.
 
     With `stream_angle` the stream has the direction of `stream_direction`, and its angles are the conditions `yaw` and
@@ -44,12 +48,7 @@ class EllipsoidDataset:
         stream_angle: Largest yaw and pitch of the stream, in degrees; 0 for no conditions.
     """
 
-    fields: ClassVar[dict[str, dict[str, int]]] = {
-        "surface": {"pressure_coefficient": 1},
-        "volume": {"velocity": 3, "pressure_coefficient": 1},
-    }
-    features: ClassVar[dict[str, dict[str, int]]] = {}
-    context: Context | None = None
+    fields = FIELDS
 
     def __init__(
         self,
@@ -62,7 +61,6 @@ class EllipsoidDataset:
         self.sampling, self.stream_angle = sampling, stream_angle
         self.train_bodies = random_ellipsoids(num_train_cases, seed=TRAIN_GEOMETRY_SEED)
         self.test_bodies = random_ellipsoids(num_test_cases, seed=TEST_GEOMETRY_SEED)
-        self.conditions = {}
         if stream_angle:
             scale = ConditionScale.uniform(-stream_angle, stream_angle, unit="deg", kind="angle")
             self.conditions = {"pitch": scale, "yaw": scale}
@@ -78,10 +76,16 @@ class EllipsoidDataset:
             f"{len(self.test_bodies)} to test on{streams}"
         )
 
-    def first_case(self) -> None:
-        """Returns nothing: cases are computed when they are drawn."""
+    @property
+    def body(self) -> Ellipsoid:
+        """The first ellipsoid to test on."""
+        return self.test_bodies[0]
 
-    def measure(self) -> DataMoments:
+    def baselines(self, number: int, sample: Sample) -> dict[str, Fields]:
+        """Returns `nearest_case`, the flow past the most similar ellipsoid to train on."""
+        return {"nearest_case": nearest_case(self.test_bodies[number], self.train_bodies, sample.queries)}
+
+    def measure(self, report: Report = SILENT) -> DataMoments:
         """Returns the statistics of 128 points of each training ellipsoid, and of the box that holds every shell."""
         return measure(self._statistics_chunks())
 
@@ -102,10 +106,6 @@ class EllipsoidDataset:
     def train_case(self, seed: int, number: int) -> str:
         """Returns the number of the ellipsoid of a training sample."""
         return f"ellipsoid {case_of_sample(seed, number, len(self.train_bodies))}"
-
-    def validation_samples(self) -> Iterator[Sample]:
-        """Yields nothing."""
-        return iter(())
 
     def test_samples(self) -> Iterator[Sample]:
         """Yields the test ellipsoids."""
@@ -176,6 +176,34 @@ def exact_points(body: Ellipsoid, positions: Mapping[str, Array]) -> dict[str, P
     for branch, position in positions.items():
         here = slice(start, start + len(position))
         fields = {"velocity": velocity[here], "pressure_coefficient": pressure[here]}
-        points[branch] = PointSet(position, {name: fields[name] for name in EllipsoidDataset.fields[branch]})
+        points[branch] = PointSet(position, {name: fields[name] for name in FIELDS[branch]})
         start = here.stop
     return points
+
+
+def nearest_case(body: Ellipsoid, known: Sequence[Ellipsoid], queries: Mapping[str, PointSet]) -> Fields:
+    """Predicts the exact flow past the most similar known ellipsoid, at the corresponding points.
+
+    Ellipsoids are similar if the logarithms of their stretches `R diag(a) R^T` are close (Frobenius norm), so that the
+    order of the axes does not matter. The linear map between the ellipsoids says which points correspond. Both are in
+    the stream of the first.
+
+    Args:
+        body: The ellipsoid to predict.
+        known: Ellipsoids with known flow.
+        queries: Points of `body`.
+
+    Returns:
+        Values [T, F] by branch and field.
+    """
+    target = _stretch(body, np.log)
+    distance = [np.linalg.norm(_stretch(other, np.log) - target) for other in known]
+    nearest = replace(known[int(np.argmin(distance))], free_stream=body.free_stream)
+    to_nearest = np.linalg.solve(_stretch(body), _stretch(nearest))
+    mapped = exact_points(nearest, {branch: points.position @ to_nearest for branch, points in queries.items()})
+    return {branch: points.fields for branch, points in mapped.items()}
+
+
+def _stretch(body: Ellipsoid, function: np.ufunc = np.positive) -> NDArray[np.float64]:
+    """A function of the symmetric matrix that maps the unit sphere to the ellipsoid."""
+    return (body.rotation * function(body.semi_axes)) @ body.rotation.T

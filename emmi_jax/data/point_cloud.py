@@ -11,21 +11,22 @@ from typing import Self
 import numpy as np
 
 from emmi_jax.config import Sampling
+from emmi_jax.data.baselines import nearest_neighbors
 from emmi_jax.data.cases import Case, branch_shapes
-from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.features import split_channels, with_features
-from emmi_jax.data.samples import Context, Sample
+from emmi_jax.data.report import SILENT, Report
+from emmi_jax.data.samples import Context, Dataset, Sample
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
-from emmi_jax.points import Array, PointSet, take_points
+from emmi_jax.points import Array, Fields, PointSet, take_points
 
 TEST_FRACTION = 0.2
 MAX_EVALUATED_POINTS = 100_000
 """Most test points per branch that metrics are computed at."""
 
 
-class PointCloudDataset:
+class PointCloudDataset(Dataset):
     """One case, with the points of each branch split at random into a training part and a test part.
 
     Test points are only ever queries, and only after training.
@@ -38,6 +39,7 @@ class PointCloudDataset:
         features: Arrays that the model takes instead of predicting them, by branch, or `geometry`.
         name: What to call the case.
         left_out: What was not read of it.
+        fingerprint: What changes if its files do.
 
     Raises:
         ValueError: There are too few points to draw from.
@@ -52,7 +54,9 @@ class PointCloudDataset:
         features: Mapping[str, Sequence[str]] = MappingProxyType({}),
         name: str = "case",
         left_out: tuple[str, ...] = (),
+        fingerprint: str | None = None,
     ) -> None:
+        self._fingerprint = fingerprint
         self.sampling, self.name, self._case = sampling, name, Case(dict(points), geometry, left_out)
         arrays = {branch: dict(shape.fields) for branch, shape in branch_shapes(points).items()}
         self.fields, self.features = split_channels(arrays, features)
@@ -74,9 +78,27 @@ class PointCloudDataset:
         )
 
     @property
-    def conditions(self) -> dict[str, ConditionScale]:
-        """Nothing: a condition of a single case tells nothing."""
-        return {}
+    def fingerprint(self) -> str | None:
+        """Changes if the content of the files does."""
+        return self._fingerprint
+
+    @property
+    def shown(self) -> Mapping[str, PointSet]:
+        """The points to test on."""
+        return self.test_points
+
+    def notes(self) -> tuple[dict[str, str], list[str]]:
+        """Returns what is not read."""
+        return {}, [] if self.opened is None else [*self.opened.left_out(self.opened.names), *self._case.left_out]
+
+    def baselines(self, number: int, sample: Sample) -> dict[str, Fields]:
+        """Returns `nearest_neighbors`, interpolated among the points to train on."""
+        known = self.train_points
+        return {
+            "nearest_neighbors": {
+                branch: nearest_neighbors(known[branch], points.position) for branch, points in sample.queries.items()
+            }
+        }
 
     @property
     def summary(self) -> str:
@@ -97,7 +119,7 @@ class PointCloudDataset:
         """Returns the case."""
         return self._case
 
-    def measure(self) -> DataMoments:
+    def measure(self, report: Report = SILENT) -> DataMoments:
         """Returns the statistics of the training points."""
         return measure(point_chunks(self._measured))
 
@@ -125,10 +147,6 @@ class PointCloudDataset:
     def train_case(self, seed: int, number: int) -> str:
         """Returns the name of the case."""
         return self.name
-
-    def validation_samples(self) -> Iterator[Sample]:
-        """Yields nothing."""
-        return iter(())
 
     def test_samples(self) -> Iterator[Sample]:
         """Yields one sample, with the test points as queries."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -13,12 +15,14 @@ from emmi_jax.config import Sampling
 from emmi_jax.data.cases import Case
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.open_cases import OpenCases
+from emmi_jax.data.report import SILENT, Report
 from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments
 from emmi_jax.deploy.conditions import condition_channels
 from emmi_jax.deploy.features import GEOMETRY
 from emmi_jax.layers.supernode_pooling import Geometry
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, Fields, PointSet
 
 
 class Context(NamedTuple):
@@ -88,41 +92,85 @@ class Sample(NamedTuple):
         }
 
 
-class Dataset(Protocol):
-    """Cases to train on and cases to test on, in physical units; a pure function of its seeds."""
+class Dataset(ABC):
+    """Cases to train on and cases to test on, in physical units; a pure function of its seeds.
+
+    Attributes:
+        fields: Number of channels by branch and field.
+        conditions: The conditions of its cases by name, scaled by the training cases.
+        features: Number of channels by branch, or ``geometry``, and feature.
+        opened: The folders or the store of its cases, if it is made of such.
+    """
+
+    fields: Mapping[str, Mapping[str, int]]
+    conditions: Mapping[str, ConditionScale] = MappingProxyType({})
+    features: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    opened: OpenCases | None = None
 
     @property
-    def fields(self) -> Mapping[str, Mapping[str, int]]:
-        """Number of channels by branch and field."""
-
-    @property
-    def conditions(self) -> Mapping[str, ConditionScale]:
-        """The conditions of its cases by name, scaled by the training cases."""
-
-    @property
-    def features(self) -> Mapping[str, Mapping[str, int]]:
-        """Number of channels by branch, or ``geometry``, and feature."""
-
-    @property
+    @abstractmethod
     def summary(self) -> str:
         """Describes the data in one line."""
 
     @property
     def context(self) -> Context | None:
         """Anchors and geometry of all predictions, if the data are a single case."""
+        return None
+
+    @property
+    def split_of(self) -> dict[str, str] | None:
+        """The split of each case, by its name; None for a single case and for computed ones."""
+        return None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Changes if the content of the training data does, wherever they are; None for computed ones."""
+        return None
+
+    @property
+    def statistics(self) -> str | None:
+        """Statistics that the description of the data names: a file, or published ones."""
+        return None
+
+    @property
+    def body(self) -> Any:
+        """The `Ellipsoid` of the first test case, if the flow around it is known everywhere; else None."""
+        return None
+
+    @property
+    def shown(self) -> Mapping[str, PointSet]:
+        """The points of the first test case, to draw; none if its flow is known everywhere."""
+        return {}
 
     def first_case(self) -> Case | None:
         """Returns a case to look at before training, or a part of it; None for data that are computed."""
+        return None
 
-    def measure(self) -> DataMoments:
+    def notes(self) -> tuple[dict[str, str], list[str]]:
+        """Returns the cases that were left out, each with a reason, and lines on what else was not read."""
+        return {}, []
+
+    def baselines(self, number: int, sample: Sample) -> dict[str, Fields]:
+        """Returns what to compare a model with on a test case: values [T, F] at its queries by name, branch, field."""
+        return {}
+
+    def check_held_out(self, report: Report = SILENT) -> None:
+        """Reads the cases that are not trained on; raises a ValueError if one is unusable."""
+        return
+
+    @abstractmethod
+    def measure(self, report: Report = SILENT) -> DataMoments:
         """Returns the statistics of the training data."""
 
+    @abstractmethod
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns the training sample of a number; it does not depend on other samples, all have the same shapes."""
 
+    @abstractmethod
     def train_case(self, seed: int, number: int) -> str:
         """Returns the name of the case that a training sample is drawn from."""
 
+    @abstractmethod
     def resampled(self, sampling: Sampling) -> Self:
         """Returns the same cases with other draws.
 
@@ -132,7 +180,9 @@ class Dataset(Protocol):
 
     def validation_samples(self) -> Iterator[Sample]:
         """Yields the cases to validate on while training, as `test_samples` does; none if the data have none."""
+        return iter(())
 
+    @abstractmethod
     def test_samples(self) -> Iterator[Sample]:
         """Yields the test cases, all with the same shapes; their queries carry the exact fields."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emmi_jax.config import Sampling
-from emmi_jax.data.cases import BranchShape, Case, branch_shapes
+from emmi_jax.data.cases import BranchShape, Case, Cases, branch_shapes
 from emmi_jax.data.conditions import Conditions
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
@@ -42,7 +42,7 @@ _WEIGHTED_ROWS = 16
 _READERS = 16
 
 
-class Store:
+class Store(Cases):
     """Cases in a store. Reading a part of one touches few chunks.
 
     Args:

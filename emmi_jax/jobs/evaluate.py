@@ -23,7 +23,8 @@ from emmi_jax.data.features import with_features
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.notes import box_warnings, case_boxes, gathered
-from emmi_jax.data.open import OpenCases, check_selection, open_cases
+from emmi_jax.data.open import check_selection, open_cases
+from emmi_jax.data.open_cases import OpenCases
 from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.files.outputs import check_output

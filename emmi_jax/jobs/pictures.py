@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from emmi_jax.data.case_collection import CaseCollection
-from emmi_jax.data.ellipsoids import EllipsoidDataset
-from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.potential_flow import Ellipsoid
 from emmi_jax.data.samples import Dataset
 from emmi_jax.inference.surrogate import Surrogate
@@ -29,13 +26,9 @@ def draw_pictures(dataset: Dataset, surrogate: Surrogate, run: RunDirectory) -> 
     sample = next(iter(dataset.test_samples()))
     predict = partial(encode_sample(surrogate, sample).predict, chunk_size=query_chunk_size(sample))
     paths = [draw_loss(run.read_metrics(), run.path, run.read_validation())]
-    if isinstance(dataset, EllipsoidDataset):
-        paths += _draw_ellipsoid(dataset.test_bodies[0], predict, run.path)
-    elif isinstance(dataset, PointCloudDataset):
-        paths += _draw_points(dataset.test_points, predict, run.path)
-    elif isinstance(dataset, CaseCollection):
-        paths += _draw_points(dataset.read(dataset.split.test[0]).points, predict, run.path)
-    return paths
+    if dataset.body is not None:
+        return paths + _draw_ellipsoid(dataset.body, predict, run.path)
+    return paths + _draw_points(dataset.shown, predict, run.path)
 
 
 def _draw_ellipsoid(body: Ellipsoid, predict: Predict, folder: Path) -> list[Path]:

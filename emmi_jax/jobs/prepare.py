@@ -31,8 +31,8 @@ from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_store_index
 from emmi_jax.files.atomic import JsonDict, make_folder
 from emmi_jax.files.locks import LOCK_FILE, locked
+from emmi_jax.files.processes import run_in_processes
 from emmi_jax.files.zarr import ArrayFolder
-from emmi_jax.jobs.pool import run_in_processes
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings, say
 from emmi_jax.meshes.cells import POSITIONS
 

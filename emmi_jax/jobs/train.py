@@ -16,7 +16,7 @@ from rich.console import Console
 
 from emmi_jax.config import AbUptConfig, LoggingOptions, TrainJob, TrainSettings
 from emmi_jax.data.baselines import baselines
-from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.load import branches_of, load_dataset, make_normalizer
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset
 from emmi_jax.deploy.conditions import condition_dim
@@ -24,18 +24,8 @@ from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.files.locks import locked
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.datasets import (
-    branches_of,
-    data_fingerprint,
-    describe_sources,
-    field_sources,
-    load_dataset,
-    make_normalizer,
-    named_statistics,
-    print_notes,
-)
 from emmi_jax.jobs.info import describe_features, param_shapes, summary_table
-from emmi_jax.jobs.measured import check_held_out
+from emmi_jax.jobs.notes import ConsoleReport, describe_sources, print_notes
 from emmi_jax.jobs.pictures import draw_pictures
 from emmi_jax.jobs.progress import ProgressBar, metrics_table, say
 from emmi_jax.meshes.cells import POSITIONS
@@ -157,7 +147,7 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
     if stored is not None and stored.settings is None:
         raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
     dataset = _load_dataset(settings, resume=job.resume)
-    print_notes(settings, dataset, console)
+    print_notes(dataset, console)
     source = None if job.init_from is None else RunDirectory.open(job.init_from).read_config()
     params = None
     if job.init_from is not None:
@@ -176,11 +166,13 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
     with _main_first("statistics"):
         densest = dataset.resampled(settings.sampling_at(settings.steps - 1))  # as cases are checked for enough points
         if stored is None:
-            normalizer = make_normalizer(settings, densest, console=console) if source is None else source.normalizer
+            normalizer = (
+                make_normalizer(settings, densest, ConsoleReport(console)) if source is None else source.normalizer
+            )
             config = _run_config(settings, dataset, model, normalizer, weights=source)
-        is_measured = stored is None and source is None and named_statistics(settings, dataset) is None
+        is_measured = stored is None and source is None and (settings.statistics or dataset.statistics) is None
         if is_main() and not is_measured:
-            check_held_out(densest, console=console)
+            densest.check_held_out(ConsoleReport(console))
     return _Start(trainer.scaled(config.normalizer), config, params)
 
 
@@ -193,7 +185,7 @@ def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> No
     """
     devices, dataset = _devices(settings, job), load_dataset(settings)
     if settings.statistics is not None:
-        make_normalizer(settings, dataset, console=console)
+        make_normalizer(settings, dataset)
     config = model_config(settings, dataset.fields, condition_dim(dataset.conditions), dataset.features)
     trainer = TrainSetup.make(settings, dataset, devices, config)
     largest = trainer.put(trainer.draw(settings.steps - 1))
@@ -204,8 +196,8 @@ def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> No
     # XLA counts the body of a loop once.
     flops = "unknown" if cost is None else f"at least {cost['flops'] / 1e9:,.1f} GFLOP"
     size = "unknown" if memory is None else f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) >> 20:,} MiB"
-    say(console, "\n".join([dataset.summary, *describe_sources(settings), *describe_features(dataset.features)]))
-    print_notes(settings, dataset, console)
+    say(console, "\n".join([dataset.summary, *describe_sources(dataset), *describe_features(dataset.features)]))
+    print_notes(dataset, console)
     say(console, f"dtype      {config.dtype}")
     say(console, f"devices    {devices.summary}\nstep       {flops}, {size} per device")
 
@@ -285,7 +277,7 @@ def _gives(settings: TrainSettings, dataset: Dataset, normalizer: Normalizer) ->
     if settings.statistics is None:
         return False
     try:
-        return make_normalizer(settings, dataset, console=Console(quiet=True)) == normalizer
+        return make_normalizer(settings, dataset) == normalizer
     except ValueError:  # those of other fields
         return False
 
@@ -317,15 +309,15 @@ def _run_config(
     weights: RunConfig | None = None,
 ) -> RunConfig:
     """Returns everything that a run depends on."""
-    sources = field_sources(settings)
+    sources = {} if dataset.opened is None else dataset.opened.sources_json
     return RunConfig(
         model=model,
         normalizer=normalizer,
         sampling=settings.sampling,
         sources=sources or (weights.sources if weights is not None else {}),
         settings=settings,
-        split=dataset.split.split_of if isinstance(dataset, CaseCollection) else None,
-        data_fingerprint=data_fingerprint(settings, dataset),
+        split=dataset.split_of,
+        data_fingerprint=dataset.fingerprint,
         is_fine_tuned=weights is not None,
         positions=POSITIONS if sources else None,
         num_members=settings.members,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from emmi_jax.config import Sampling
-from emmi_jax.data.baselines import baselines, mean_predictor, nearest_case, nearest_neighbors
-from emmi_jax.data.ellipsoids import EllipsoidDataset, sample_body
+from emmi_jax.data.baselines import baselines, mean_predictor, nearest_neighbors
+from emmi_jax.data.ellipsoids import EllipsoidDataset, nearest_case, sample_body
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.potential_flow import Ellipsoid, random_ellipsoids

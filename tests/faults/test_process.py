@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.cli import main
-from emmi_jax.jobs.pool import run_in_processes
+from emmi_jax.files.processes import run_in_processes
 
 MAIN = "import sys; from emmi_jax.cli import main; sys.exit(main())"
 NO_PASSWD = "import os; os.environ.pop('HOME', None); os.getuid = lambda: 54321; " + MAIN

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from emmi_jax.cli import main
 from emmi_jax.config import TrainSettings
-from emmi_jax.jobs.datasets import branches_of, load_dataset, make_normalizer, print_notes, read_statistics
+from emmi_jax.data.load import branches_of, load_dataset, make_normalizer
+from emmi_jax.data.published import read_statistics
+from emmi_jax.jobs.notes import print_notes
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
@@ -67,7 +69,7 @@ def test_a_run_with_the_statistics_of_another_has_its_normalizer_and_can_be_resu
     data, other = write_case(tmp_path / "case.npz"), write_case(tmp_path / "other.npz", num_points=80)
     settings = tiny_settings(other)
     dataset = load_dataset(settings)
-    normalizer = make_normalizer(settings, dataset, console=Console(quiet=True))
+    normalizer = make_normalizer(settings, dataset)
     model = model_config(settings, dataset.fields)
     RunDirectory.create(
         tmp_path / "first", RunConfig(model=model, normalizer=normalizer, sampling=settings.sampling, sources={})
@@ -161,7 +163,7 @@ def test_units_that_differ_and_what_is_left_out_are_printed(tmp_path):
         shutil.copy(folder / "volume_1.vtu", folder / "probe_1.vtu")
     settings = default_settings(str(tmp_path), branches_of(str(tmp_path)))
     printed = io.StringIO()
-    print_notes(settings, load_dataset(settings), Console(file=printed))
+    print_notes(load_dataset(settings), Console(file=printed))
     lines = printed.getvalue().splitlines()
     assert lines[0] == "left out: run_0/probe_1.vtu (and the like 1 more times)"
     assert "warning: the box of the geometry is 1,026 times as large as that of the surface" in printed.getvalue()
@@ -176,7 +178,7 @@ def test_unusable_cases_are_left_out_when_told_and_their_number_is_printed(tmp_p
     )
     dataset, printed = load_dataset(settings), io.StringIO()
     assert dataset.split.split_of == {names[0]: "train", names[1]: "train", names[2]: "test"}
-    print_notes(settings, dataset, Console(file=printed, width=500))
+    print_notes(dataset, Console(file=printed, width=500))
     lines = printed.getvalue().splitlines()
     assert lines[:2] == ["left out: 2 unusable cases", "left out: absent: does not exist"]
     assert lines[2].startswith(f"left out: {names[3]}: ")

@@ -11,12 +11,13 @@ from emmi_jax.cli import main
 from emmi_jax.config import FoamSelection
 from emmi_jax.config.jobs import EvaluationJob, PrepareJob
 from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.load import load_dataset
 from emmi_jax.data.open import open_cases
 from emmi_jax.data.readers import case_names
 from emmi_jax.data.readers.openfoam import proposed_sources
 from emmi_jax.data.readers.reader import ReadOptions
-from emmi_jax.jobs.datasets import describe_sources, load_dataset
 from emmi_jax.jobs.evaluate import evaluate_run
+from emmi_jax.jobs.notes import describe_sources
 from emmi_jax.jobs.prepare import prepare
 from emmi_jax.jobs.stats import file_statistics
 from emmi_jax.meshes.mesh import FieldSource
@@ -70,7 +71,8 @@ def test_a_run_is_trained_evaluated_and_remembers_its_patches(cases, tmp_path):
 
 
 def test_a_plan_shows_fields_time_and_patches(cases):
-    assert describe_sources(tiny_settings(cases / "run_1", surface_patches=("body",), time="0")) == [
+    settings = tiny_settings(cases / "run_1", **CHANGES | {"time": "0", "num_anchors": 1})
+    assert describe_sources(load_dataset(settings)) == [
         "surface    pressure ← p, wallshearstress ← wallShearStress",
         "volume     velocity ← U, pressure ← p",
         f"{cases / 'run_1'}: time 0, surface: body (6 faces); other patches: inlet (9 faces), outlet (9 faces), ground "

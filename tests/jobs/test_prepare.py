@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from emmi_jax.cli import main
+from emmi_jax.data.load import branches_of, load_dataset, make_normalizer
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import CASE_FILE
 from emmi_jax.files.locks import locked
-from emmi_jax.jobs.datasets import branches_of, field_sources, load_dataset, make_normalizer
 from emmi_jax.meshes.mesh import read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import read_case_folder, volume_dataset, write_case_folder
@@ -55,7 +55,7 @@ def test_a_store_has_the_cases_their_split_and_their_field_mapping(data, prepare
     raw, stored = (load_dataset(tiny_settings(path, **GEOMETRY)) for path in (data, prepared))
     assert stored.split == raw.split
     assert stored.fields == raw.fields
-    assert field_sources(tiny_settings(prepared)) == field_sources(tiny_settings(data))
+    assert stored.opened.sources == raw.opened.sources
     for name in ("run_0", "run_2"):
         expected = read_case_folder(data / name, with_cell_sizes=True, with_area_vectors=True)
         found = stored.cases.read(name)

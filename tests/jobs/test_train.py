@@ -15,10 +15,10 @@ from rich.console import Console
 
 from emmi_jax.cli import main
 from emmi_jax.config import TrainJob
+from emmi_jax.data.load import load_dataset
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Sample
 from emmi_jax.files.locks import locked
-from emmi_jax.jobs.datasets import data_fingerprint, load_dataset
 from emmi_jax.jobs.train import show_plan, train
 from emmi_jax.runs.checkpoints import Checkpoints
 from emmi_jax.runs.directory import RunDirectory
@@ -159,7 +159,7 @@ def test_resuming_on_changed_data_is_refused(case, finished, tmp_path):
     (path / "config.json").write_text(json.dumps(config))
     arrays = dict(np.load(case))
     np.savez(data, **arrays)
-    assert data_fingerprint(tiny_settings(data), load_dataset(tiny_settings(data))) == config["data_fingerprint"]
+    assert load_dataset(tiny_settings(data)).fingerprint == config["data_fingerprint"]
     np.savez(data, **arrays | {"pressure": arrays["pressure"] + 1})
     with pytest.raises(ValueError, match="not the data that the run was started with"):
         run(tiny_settings(data), path, resume=True)
@@ -182,7 +182,7 @@ def test_a_run_goes_on_when_its_data_have_moved_and_its_context_is_lost(case, fi
 
 def test_a_run_that_lost_the_weights_it_started_from_is_not_trained_from_others(case, finished, tmp_path):
     path = tmp_path / "run"
-    train(tiny_settings(case, steps=2), path, TrainJob(init_from=finished), console=Console(quiet=True))
+    train(tiny_settings(case, steps=2), path, TrainJob(init_from=finished))
     shutil.rmtree(path / "checkpoints")
     with pytest.raises(ValueError, match="no checkpoint to start from"):
         run(tiny_settings(case, steps=2), path, resume=True)

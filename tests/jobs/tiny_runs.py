@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from emmi_jax.config import AbUptConfig, OptimizerSettings, Sampling, SupernodePoolingConfig, TrainJob, TrainSettings
+from emmi_jax.data.load import branches_of
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.datasets import branches_of
 from emmi_jax.jobs.train import Outcome, train
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params

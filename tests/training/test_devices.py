@@ -23,7 +23,7 @@ PROGRAM = """
 import json, sys
 import jax
 from emmi_jax import AnchoredBranchedUPT
-from emmi_jax.jobs.datasets import load_dataset
+from emmi_jax.data.load import load_dataset
 from emmi_jax.models.init import init_params
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.settings import model_config

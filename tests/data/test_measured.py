@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from emmi_jax.data import cases as cases_module
-from emmi_jax.jobs import measured as measured_module
-from emmi_jax.jobs.datasets import load_dataset, make_normalizer
-from emmi_jax.jobs.measured import CACHE_FILE
+from emmi_jax.data import measured as measured_module
+from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.folder_cases import FolderCases
+from emmi_jax.data.load import load_dataset, make_normalizer
+from emmi_jax.data.measured import CACHE_FILE
 from tests.data.case_folders import volume_dataset, write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
@@ -30,7 +31,7 @@ def data(tmp_path: Path) -> Path:
 
 def normalizer(data: Path):
     settings = tiny_settings(data)
-    return make_normalizer(settings, load_dataset(settings), console=Console(quiet=True))
+    return make_normalizer(settings, load_dataset(settings))
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_processes_measure_the_same(data, monkeypatch, measured):
 
 
 def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, measured):
-    read, reading = measured_module.CaseCollection.measure_case, []
+    read, reading = FolderCases.measure, []
 
     def interrupted(self, name):
         reading.append(name)
@@ -71,7 +72,7 @@ def test_what_was_measured_before_an_interruption_is_kept(data, monkeypatch, mea
         return read(self, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measured_module.CaseCollection, "measure_case", interrupted)
+        patch.setattr(FolderCases, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             normalizer(data)
     normalizer(data)
@@ -110,7 +111,7 @@ def test_a_held_out_case_of_too_few_points_is_named_though_it_was_measured_befor
     normalizer(data)
     settings = tiny_settings(data, num_anchors=400)
     with pytest.raises(ValueError, match=r"run_\d: volume: \d+ points are too few: a step draws 404"):
-        make_normalizer(settings, load_dataset(settings), console=Console(quiet=True))
+        make_normalizer(settings, load_dataset(settings))
 
 
 @pytest.mark.parametrize("protect", [lambda path: path.chmod(0o555), lambda path: (path / CACHE_FILE).mkdir()])
@@ -149,7 +150,7 @@ def test_a_run_is_resumed_without_measuring_and_changed_data_are_noticed(data, t
     settings = tiny_settings(data, steps=1, **NO_GEOMETRY)
     run(settings, tmp_path / "run")
     (data / CACHE_FILE).unlink()
-    monkeypatch.delattr("emmi_jax.jobs.datasets.measure_collection")
+    monkeypatch.setattr(CaseCollection, "measure", None)
     os.utime(data / "run_0" / "volume_1.vtu", (1, 1))
     run(settings, tmp_path / "run", resume=True)
     volume_dataset(9).save(data / "run_0" / "volume_1.vtu")

@@ -1,0 +1,114 @@
+"""The data that settings name, and how they are scaled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection, TrainSettings
+from emmi_jax.data.case_collection import CaseCollection
+from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.cases import Case
+from emmi_jax.data.draws import geometry_points
+from emmi_jax.data.ellipsoids import EllipsoidDataset
+from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.open import check_selection, open_cases
+from emmi_jax.data.point_cloud import TEST_FRACTION, PointCloudDataset
+from emmi_jax.data.published import read_statistics
+from emmi_jax.data.readers.reader import ReadOptions
+from emmi_jax.data.report import SILENT, Report
+from emmi_jax.data.samples import Dataset
+from emmi_jax.data.stored_case import is_store
+from emmi_jax.files.fingerprint import fingerprint
+from emmi_jax.files.npz import read_case
+
+
+def load_dataset(settings: TrainSettings) -> Dataset:
+    """Returns the data set that the settings name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file or folder does not hold a usable case.
+    """
+    sampling = settings.sampling
+    is_weighted = sampling.method == "weighted"
+    if is_weighted and (settings.data is None or not (is_store(settings.data) or Path(settings.data).is_dir())):
+        raise ValueError("sampling is 'weighted', which needs meshes: give their folder to --data")
+    check_selection(settings.data, settings.foam)
+    if settings.data is None:
+        if settings.features:
+            raise ValueError(f"features need data of your own, got {dict(settings.features)!r} without --data")
+        return EllipsoidDataset(sampling, stream_angle=settings.stream_angle)
+    path = Path(settings.data)
+    opened = open_cases(settings.data, ReadOptions(with_cell_sizes=is_weighted), settings.foam)
+    if opened is not None and not opened.is_single:
+        split = opened.split(settings.split, skip_unusable=settings.skip_unusable)
+        conditions = opened.conditions(settings.conditions)
+        if settings.skip_unusable:
+            split = split.without(opened.problems(list(split.split_of), conditions.problems))
+        else:
+            opened.check(list(split.split_of), conditions.problems)
+        dataset = CaseCollection(
+            split, opened.cases, sampling, name=path.name, features=settings.features, conditions=conditions.by_case
+        )
+        case = dataset.first_case()
+        geometry_points(case.points, case.geometry, sampling, name=split.train[0])  # refused before measuring
+        dataset.opened = opened
+        return dataset
+    if settings.split is not None:
+        raise ValueError(
+            f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
+        )
+    if opened is None and not path.is_dir():
+        case, mark = Case({"volume": read_case(path)}, None), fingerprint([path], path)
+    else:
+        folder = CaseFolder.open(path, settings.foam)
+        case, mark = folder.read(ReadOptions(with_cell_sizes=is_weighted)), folder.fingerprint(path)
+    single = PointCloudDataset(
+        case.points,
+        sampling,
+        geometry=case.geometry,
+        features=settings.features,
+        name=path.name,
+        left_out=case.left_out,
+        fingerprint=mark,
+    )
+    single.opened = opened
+    return single
+
+
+def make_normalizer(settings: TrainSettings, dataset: Dataset, report: Report = SILENT) -> Normalizer:
+    """Returns the normalizer that the settings name, or measures one on the training data.
+
+    Args:
+        settings: The settings.
+        dataset: The data that they name.
+        report: Where progress and warnings go.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The given statistics do not suit the data, or the data are not finite.
+    """
+    free, source = settings.divergence_free, settings.statistics or dataset.statistics
+    if source is not None:
+        known = read_statistics(source).for_fields(dataset.fields, divergence_free=free)
+        known.check_features({part: sum(names.values()) for part, names in dataset.features.items()})
+        return replace(known, conditions=dataset.conditions)
+    measured = dataset.measure(report).normalizer(
+        position_range=settings.position_range, divergence_free=free, features=dataset.features
+    )
+    return replace(measured, conditions=dataset.conditions)
+
+
+def branches_of(data: str, foam: FoamSelection = DEFAULT_SELECTION) -> dict[str, int | None]:
+    """Returns the branches of the data at a path or URL, none for those that are no folder.
+
+    Each has the number of points that any case has for the geometry branch, where that is small; else None.
+    """
+    opened = open_cases(data, foam=foam)
+    if opened is None:
+        return {}
+    least = opened.num_geometry_points()
+    if least is not None and opened.is_single:  # a single case keeps a part of its points to test on
+        least -= round(TEST_FRACTION * least)
+    return {branch: least if branch == "surface" else None for branch in opened.branches_of(opened.names[0])}
