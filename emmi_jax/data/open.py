@@ -23,7 +23,6 @@ from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import JsonDict
 
-
 _MOST_SHOWN = 5
 
 

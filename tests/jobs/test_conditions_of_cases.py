@@ -10,8 +10,8 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.config import TrainSettings
+from emmi_jax.data.load import load_dataset
 from emmi_jax.data.store import Store
-from emmi_jax.jobs.datasets import load_dataset
 from emmi_jax.runs.directory import RunDirectory
 from tests.data.case_folders import write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
