@@ -50,8 +50,8 @@ class Devices(NamedTuple):
     """A mesh of devices, and how a run uses it.
 
     Attributes:
-        mesh: The axis `data` shares the cases of a batch, the axis `tokens` the tokens of each case. Where several members
-            train together, a first axis `member` shares them.
+        mesh: The axis `data` shares the cases of a batch, the axis `tokens` the tokens of each case. Where several
+            members train together, a first axis `member` shares them.
         fsdp: Whether parameters, their average and the optimiser's state are sharded too, over all devices.
     """
 
@@ -74,9 +74,7 @@ class Devices(NamedTuple):
         found, cases = jax.device_count(), settings.batch_size // settings.optimizer.accumulation
         if settings.members > 1 and (fsdp or jax.process_count() > 1):
             what = "with --fsdp" if fsdp else "in several processes"
-            raise ValueError(
-                f"{settings.members} members cannot be trained {what}: train them one by one and join them"
-            )
+            raise ValueError(f"{settings.members} members cannot be trained {what}: train and join single runs")
         shared = math.gcd(settings.members, max(1, found // (tokens * (data or 1))))
         if data is None:
             data = math.gcd(cases, max(1, found // (tokens * shared)))

@@ -96,8 +96,8 @@ def make_train_step(
     """Returns a compiled step; it donates the old state and returns the new one with the losses before the step.
 
     Drop path depends on the seed, the number of the step, the micro-batch and the place along the axis `data` alone, so
-    a resumed run draws what an uninterrupted one does. Devices that share a case skip the same branches. State and batch
-    of several members have a leading axis for them; losses are means over the members.
+    a resumed run draws what an uninterrupted one does. Devices that share a case skip the same branches. State and
+    batch of several members have a leading axis for them; losses are means over the members.
 
     Args:
         model: The model.
