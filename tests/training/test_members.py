@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from emmi_jax.jobs.datasets import load_dataset
+from emmi_jax.data.load import load_dataset
 from emmi_jax.runs.load import load_run
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.settings import model_config
