@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emmi_jax import AttentionPattern, TokenSpec
-from emmi_jax.ops.rectangles import rectangle_mask
+from emmi_jax.ops.masks import rectangle_mask
 from emmi_jax.tokens import (
     attended_groups,
     owning_branch,

@@ -9,7 +9,7 @@ from emmi_jax.config.data import FoamOptions as FoamOptions
 from emmi_jax.config.data import FoamSelection as FoamSelection
 from emmi_jax.config.data import Method as Method
 from emmi_jax.config.data import Sampling as Sampling
-from emmi_jax.config.layers import IMPLEMENTATIONS as IMPLEMENTATIONS
+from emmi_jax.config.implementations import IMPLEMENTATIONS as IMPLEMENTATIONS
 from emmi_jax.config.layers import INIT_WEIGHTS as INIT_WEIGHTS
 from emmi_jax.config.layers import NORMS as NORMS
 from emmi_jax.config.layers import AnchorAttentionConfig as AnchorAttentionConfig

@@ -20,12 +20,10 @@ from emmi_jax.config.checks import (
     check_positive,
     check_rate,
 )
+from emmi_jax.config.implementations import IMPLEMENTATIONS
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Softmax, rotations and norms are computed in float32, so a wider dtype would not be more accurate."""
-
-IMPLEMENTATIONS = ("auto", "masked", "xla", "blockwise", "cudnn", "flash", "splash")
-"""How attention can run; `emmi_jax.ops.attention` says what each of them serves."""
 
 NORMS = ("layer", "rms")
 
@@ -87,7 +85,7 @@ class NumericsConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("init_weights", self.init_weights, INIT_WEIGHTS)
-        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
+        check_choice("implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
         self._set(
             dtype=None if self.dtype is None else _dtype("dtype", self.dtype),
             param_dtype=_dtype("param_dtype", self.param_dtype),

@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, AxisType
 from numpy.typing import NDArray
 
 from emmi_jax.config import AbUptConfig
+from emmi_jax.config.implementations import IMPLEMENTATIONS
 from emmi_jax.deploy.manifest import FORMAT_VERSION, MANIFEST
 from emmi_jax.files.atomic import atomic_path
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE
@@ -35,7 +36,6 @@ CHUNK_SIZE = 2**16
 """Queries per call on GPUs and TPUs."""
 
 _ONE_DEVICE = AbstractMesh((1,), (QUERY_AXIS,), (AxisType.Auto,))
-_KERNELS = {b"__cudnn$fmha": "cudnn", b"tpu_custom_call": "splash"}
 # cuDNN's version is checked when it runs; JAX makes no promise for it in an export.
 _ALLOWED = (jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax"),)
 
@@ -61,7 +61,7 @@ class Program(NamedTuple):
     def kernel(self) -> str:
         """The attention kernel that was compiled in; ``xla`` where XLA compiles attention like all else."""
         module = self.exported.mlir_module_serialized
-        return next((name for mark, name in _KERNELS.items() if mark in module), "xla")
+        return next((name for name, entry in IMPLEMENTATIONS.items() if entry.mark and entry.mark in module), "xla")
 
 
 def export_surrogate(
@@ -130,7 +130,8 @@ def _programs(surrogate: Surrogate, platforms: tuple[str, ...]) -> Iterator[Prog
     for platform in platforms:
         chunk_size = (CPU_CHUNK_SIZE if platform == "cpu" else CHUNK_SIZE) // num_passes
         # A kernel of one platform serves no other.
-        kernel = config.implementation if config.implementation in ("masked", "xla", "blockwise") else "auto"
+        known = IMPLEMENTATIONS.get(config.implementation)
+        kernel = config.implementation if known is not None and known.is_portable else "auto"
         yield from _set_of_programs(surrogate, (platform,), kernel, anchors, chunk_size)
     yield from _set_of_programs(surrogate, platforms, "blockwise", None, None)
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from emmi_jax.config import AbUptConfig, SupernodePoolingConfig
+from emmi_jax.config.implementations import IMPLEMENTATIONS
 from emmi_jax.jobs.platforms import missing_platform
 from emmi_jax.jobs.progress import say
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
 from emmi_jax.ops.attention import (
-    IMPLEMENTATIONS,
     KERNELS,
     Call,
     dot_product_attention,

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.config import AttentionConfig
+from emmi_jax.config.implementations import IMPLEMENTATIONS
 from emmi_jax.layers.key_values import KeyValues, join_key_values
-from emmi_jax.ops.attention import IMPLEMENTATIONS, dot_product_attention, resolve_implementation
-from emmi_jax.ops.rectangles import Rectangle
+from emmi_jax.ops.attention import dot_product_attention, resolve_implementation
+from emmi_jax.ops.masks import Rectangle
 from emmi_jax.ops.rows import concat_tokens, split_tokens
 from emmi_jax.tokens import AttentionPattern, TokenSpec, pattern_rectangles
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -70,3 +71,19 @@ def at_least_float32(array: jax.Array) -> jax.Array:
 def is_concrete(array: object) -> bool:
     """Returns whether the values are known while JAX traces."""
     return not isinstance(array, jax.core.Tracer)
+
+
+@contextlib.contextmanager
+def as_value_error(what: str) -> Iterator[None]:
+    """Raises a failed chex assertion again as a ValueError that names the arguments.
+
+    Args:
+        what: Names of the arguments under test, such as ``"q, k and v"``.
+
+    Raises:
+        ValueError: An assertion inside the block failed.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        raise ValueError(f"{what} do not fit: {error}") from error

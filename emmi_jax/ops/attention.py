@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.ops.arrays import checked_array
+from emmi_jax.config.implementations import IMPLEMENTATIONS
+from emmi_jax.ops.arrays import as_value_error, checked_array
 from emmi_jax.ops.blockwise_attention import blockwise_attention
-from emmi_jax.ops.checks import as_value_error
 from emmi_jax.ops.cudnn_attention import cudnn_attention, cudnn_limit
 from emmi_jax.ops.dense_attention import dense_attention
-from emmi_jax.ops.rectangles import Rectangle, rectangle_mask
+from emmi_jax.ops.masks import Rectangle, rectangle_mask
 from emmi_jax.ops.sharding import partition_automatically
 
 XLA_MAX_LOGITS = 2**20
@@ -64,17 +64,6 @@ class Kernel(NamedTuple):
     takes_rectangles: bool = False
 
 
-class Implementation(NamedTuple):
-    """How a layer lays its attention patterns out, and the kernel that runs each call.
-
-    ``whole`` is one call for all patterns, with a rectangle of the logits for each pair of groups. ``by_pattern`` is
-    one call for all patterns of equal shape.
-    """
-
-    strategy: Literal["whole", "by_pattern"]
-    kernel: str
-
-
 def dot_product_attention(
     q: jax.Array,
     k: jax.Array,
@@ -89,21 +78,7 @@ def dot_product_attention(
 ) -> jax.Array:
     """Computes softmax(q kᵀ / sqrt(H)) v, with the softmax in float32.
 
-    The implementations:
-
-    - ``masked``: one dense call for all patterns. It serves every call and holds all logits.
-    - ``xla``: a dense call by pattern. It serves every call and holds all logits.
-    - ``blockwise``: tiles, by pattern. It serves every call; memory is linear in T and S.
-    - ``cudnn``: cuDNN's flash attention, by pattern; memory is linear in T and S. It serves NVIDIA GPUs, bfloat16 and
-      float16, masks [B, 1, 1, S], a head_dim that is a multiple of 8 and at most 128 (256 from Hopper on); no dropout.
-    - ``flash``: FlashAttention-4, by pattern; memory is linear in T and S. It serves NVIDIA GPUs of compute capability
-      9.0 or higher where the package fa4-jax is installed, bfloat16 and float16, masks [B, 1, 1, S], a head_dim that is
-      a multiple of 8 and at most 128; no dropout. Under `forward_mode`, and for second derivatives, Pallas kernels run,
-      which need no package. It is not exported: a file must run where the package is absent.
-    - ``splash``: a Pallas kernel, one call for all patterns; memory is linear in T and S. It serves TPUs, float32 and
-      bfloat16, masks [B, 1, 1, S] and rectangles; no dropout.
-
-    Patterns matter to layers that have them: see `emmi_jax.layers.patterns`. ``auto`` is ``splash`` on a TPU and
+    `emmi_jax.config.implementations` says what each implementation serves. ``auto`` is ``splash`` on a TPU and
     ``flash``, or else ``cudnn``, on an NVIDIA GPU where they serve the call; otherwise ``xla`` for few logits and
     ``blockwise`` for many, or for a number unknown at trace time.
 
@@ -301,13 +276,3 @@ KERNELS = {
     "flash": Kernel(_flash_attention, _flash_refusal),
     "splash": Kernel(_splash_attention, _splash_refusal, takes_rectangles=True),
 }
-
-IMPLEMENTATIONS = {
-    "masked": Implementation("whole", "dense"),
-    "xla": Implementation("by_pattern", "dense"),
-    "blockwise": Implementation("by_pattern", "blockwise"),
-    "cudnn": Implementation("by_pattern", "cudnn"),
-    "flash": Implementation("by_pattern", "flash"),
-    "splash": Implementation("whole", "splash"),
-}
-"""What `implementation` may say, beside ``auto``."""

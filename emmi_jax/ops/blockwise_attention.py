@@ -15,7 +15,7 @@ from emmi_jax.ops import attention_passes
 from emmi_jax.ops.attention_passes import Inputs, Outputs
 from emmi_jax.ops.attention_tiles import Masks, Shares, Tiling
 from emmi_jax.ops.linear_call import LinearFunction, linear_call
-from emmi_jax.ops.non_finite import zero_non_finite
+from emmi_jax.ops.masks import zero_non_finite
 from emmi_jax.ops.sharding import device_count, gather_axis, num_shares, partition_automatically, vary_alike
 
 # Tiles of at most 2048 x 2048 float32 logits: small enough to stay in the L3 cache until the next product reads them,

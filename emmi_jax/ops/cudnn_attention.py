@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.ops.key_padding import real_keys_first
+from emmi_jax.ops.masks import real_keys_first
 
 
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, **_: object) -> jax.Array:

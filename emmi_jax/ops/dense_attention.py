@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.ops.non_finite import zero_non_finite
+from emmi_jax.ops.masks import zero_non_finite
 
 
 def dense_attention(

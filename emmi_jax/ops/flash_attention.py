@@ -25,8 +25,8 @@ from emmi_jax.ops.flash_derivatives import (
     first_derivative,
 )
 from emmi_jax.ops.flash_passes import Residuals
-from emmi_jax.ops.key_padding import real_keys_first
 from emmi_jax.ops.linear_call import linear_call
+from emmi_jax.ops.masks import real_keys_first
 from emmi_jax.ops.opaque_calls import opaque_call
 from emmi_jax.ops.sharding import partition_automatically, vary_alike
 

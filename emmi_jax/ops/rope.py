@@ -8,9 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from emmi_jax.ops.arrays import checked_array
-from emmi_jax.ops.checks import as_value_error
-from emmi_jax.ops.position_frequencies import axis_frequencies
+from emmi_jax.ops.arrays import as_value_error, checked_array
+from emmi_jax.ops.sincos import axis_frequencies
 
 
 class RopeFrequencies(NamedTuple):

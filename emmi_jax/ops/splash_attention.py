@@ -22,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
-from emmi_jax.ops.rectangles import Rectangle, rectangle_mask
+from emmi_jax.ops.masks import Rectangle, rectangle_mask
 
 MAX_BLOCK = 512
 """Largest side of a tile, whose float32 logits then take 1 MiB of the 16 MiB of vector memory."""

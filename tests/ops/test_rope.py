@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emmi_jax import RopeFrequencies, apply_rope, rope_frequencies
-from emmi_jax.ops.position_frequencies import axis_frequencies
+from emmi_jax.ops.sincos import axis_frequencies
 from tests.cases import random_array, random_positions
 from tests.golden_files import golden_names, load_golden
 from tests.tolerances import TOLERANCES, assert_close
