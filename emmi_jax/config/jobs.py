@@ -232,6 +232,9 @@ class ConvertJob(Config):
     out: Path = setting(MISSING, "Folder for the new run.", metavar="RUN")
     preset: str | None = setting(None, "Name of a published model: drivaerml-tutorial.", metavar="NAME")
     config: Path | None = setting(None, "An AbUptConfig, or a run's config.json.", metavar="FILE.json")
+    conditions: str | None = setting(
+        None, "Names of the numbers of the model's condition, in order, such as speed,yaw.", metavar="NAME,…"
+    )
     layout: str | None = setting(None, "1.x, 2026.4 or tutorial; default: recognised by the names.", metavar="NAME")
 
 

@@ -96,7 +96,7 @@ def describe(name: str, scale: Scale) -> str:
 
 
 def condition_channels(scales: Scales, values: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Returns the channels that a model takes, in the order of the names of the conditions.
+    """Returns the channels that a model takes, in the order of the scales; the order of the values does not matter.
 
     Args:
         scales: The scales.
@@ -110,8 +110,8 @@ def condition_channels(scales: Scales, values: Mapping[str, Any]) -> NDArray[np.
     """
     check_names(scales, values)
     channels: list[Any] = []
-    for name in sorted(scales):
-        scale, value = scales[name], _checked(name, scales[name], values[name])
+    for name, scale in scales.items():
+        value = _checked(name, scale, values[name])
         if wraps(scale):
             angle = value * (2 * math.pi / turn(scale))
             channels += [np.sin(angle), np.cos(angle)]
@@ -124,8 +124,8 @@ def condition_channels(scales: Scales, values: Mapping[str, Any]) -> NDArray[np.
 def condition_slopes(scales: Scales, values: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """Returns the derivative [condition_dim] of the channels by each condition, per unit of it."""
     slopes, start = {}, 0
-    for name in sorted(scales):
-        scale, value = scales[name], float(_checked(name, scales[name], values[name]))
+    for name, scale in scales.items():
+        value = float(_checked(name, scale, values[name]))
         slope = np.zeros(condition_dim(scales) or 0)
         if wraps(scale):
             rate = 2 * math.pi / turn(scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from emmi_jax.config import AbUptConfig
+from emmi_jax.config.checks import check_name
 from emmi_jax.config.jobs import ConvertJob
 from emmi_jax.convert import PRESETS, ab_upt_from_torch, load_torch_file
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.files.atomic import read_json_object
 from emmi_jax.jobs.progress import say
@@ -28,8 +31,27 @@ def run_job(job: ConvertJob) -> None:
     if (job.preset is None) == (job.config is None):
         raise ValueError("expected exactly one of --preset and --config")
     config = preset_config(job.preset) if job.preset is not None else read_config(job.config or Path())
+    if job.conditions is not None:
+        config = _with_conditions(config, tuple(name.strip() for name in job.conditions.split(",")))
     num_params = convert(job.file, job.out, config, layout=job.layout)
     say(Console(), f"{job.out}: {num_params:,} parameters")
+
+
+def _with_conditions(config: RunConfig, names: tuple[str, ...]) -> RunConfig:
+    """Returns a configuration whose condition consists of numbers with these names, which the model takes as they are.
+
+    Raises:
+        ValueError: The model takes as many numbers of other names, or other numbers, or a name comes twice.
+    """
+    model = config.model
+    if model.conditioning_dims is not None:
+        raise ValueError(f"the model has the named conditions {sorted(model.named_conditions)}: leave out --conditions")
+    if len(names) != (model.condition_dim or 0) or len(set(names)) < len(names):
+        raise ValueError(f"--conditions must name {model.condition_dim or 0} different numbers, got {', '.join(names)}")
+    for name in names:
+        check_name("a condition's name", name, "/,=")
+    scales = {name: ConditionScale() for name in names}
+    return replace(config, normalizer=replace(config.normalizer, conditions=scales))
 
 
 def preset_config(name: str) -> RunConfig:

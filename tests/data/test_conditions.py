@@ -27,10 +27,11 @@ def test_channels_are_scaled_and_an_angle_that_wraps_is_its_sine_and_cosine():
 
 
 def test_the_order_of_names_changes_nothing():
-    turned = dict(reversed(SCALES.items()))
     expected = condition_channels(SCALES, VALUES)
-    np.testing.assert_array_equal(condition_channels(turned, VALUES), expected)
     np.testing.assert_array_equal(condition_channels(SCALES, dict(reversed(VALUES.items()))), expected)
+    cases = {f"run_{i}": {"yaw": CaseCondition(1.0 * i), "speed": CaseCondition(2.0 * i)} for i in range(3)}
+    turned = {case: dict(reversed(conditions.items())) for case, conditions in cases.items()}
+    assert list(measure_conditions(cases).items()) == list(measure_conditions(turned).items())
 
 
 def test_an_angle_is_the_same_after_a_turn():

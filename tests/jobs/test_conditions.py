@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ import emmi_jax
 from emmi_jax import deploy
 from emmi_jax.cli import main
 from emmi_jax.data.potential_flow import random_ellipsoids
+from emmi_jax.data.samples import Context
+from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.runs.directory import RunDirectory
+from tests.convert.cases import golden_ab_upt_config
+from tests.golden_files import load_golden
 from tests.jobs.tiny_runs import run, tiny_settings
+from tests.tolerances import TOLERANCES, assert_close
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +112,26 @@ def test_a_run_is_resumed_under_its_own_conditions_alone(trained):
     settings = tiny_settings(None, stream_angle=15.0, steps=4, learning_rate=0.05)
     with pytest.raises(ValueError, match=r"started with settings\.stream_angle = 15\.0, now it is 10\.0"):
         run(settings.updated({"stream_angle": 10.0}), trained, resume=True)
+
+
+def test_a_converted_checkpoint_predicts_the_recorded_fields_under_a_condition_with_names(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    golden, config = load_golden("ab_upt_2026_1"), golden_ab_upt_config("ab_upt_2026_1")
+    safetensors.save_file(golden.params, tmp_path / "weights.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    names = [f"c{number}" for number in range(config.condition_dim)]
+    path, options = tmp_path / "run", ["--config", str(tmp_path / "config.json"), "--conditions"]
+    convert = ["convert", str(tmp_path / "weights.safetensors"), "--out", str(path), *options]
+    assert main([*convert, ",".join(names[:-1])]) == 2
+    assert main([*convert, ",".join(names)]) == 0
+    inputs = golden.inputs
+    geometry, idx = inputs["geometry_position"], inputs["geometry_supernode_idx"].astype(np.int32)
+    anchors = {branch: inputs[f"anchor/{branch}"][0] for branch in config.branches}
+    RunDirectory.open(path).write_context(Context(anchors, Geometry(geometry[0], idx[0])))
+    queries = {branch: inputs[f"query/{branch}"][0] for branch in config.branches if f"query/{branch}" in inputs}
+    np.savez(tmp_path / "points.npz", **queries)
+    text = ",".join(f"{name}={value}" for name, value in zip(names, inputs["condition"][0].tolist(), strict=True))
+    found = predict(path, tmp_path / "points.npz", tmp_path / "fields.npz", "--condition", text)
+    assert len(found) == sum(len(config.fields[branch]) for branch in queries)
+    for name, values in found.items():
+        assert_close(values, golden.outputs[f"query_{name}"][0], TOLERANCES["float32"].forward)
