@@ -208,8 +208,19 @@ class ConditionOptions(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions(ConditionOptions):
+    """The condition of a case, and a range of one of them."""
+
+    condition_sweep: str | None = setting(
+        None,
+        "Coefficients of the surface at 21 values, as a table and a picture in OUT.",
+        metavar="NAME=-10:10:21",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictionJob(
-    ConditionOptions,
+    SweepOptions,
     CheckpointOptions,
     ChunkOptions,
     ReferenceOptions,

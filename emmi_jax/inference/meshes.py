@@ -164,6 +164,7 @@ def predict_on_meshes(
     surrogate: Surrogate,
     meshes: Mapping[str, BranchMesh],
     *,
+    only: Collection[str] | None = None,
     geometry: Array | None = None,
     certainty: Certainty = SINGLE,
     watch: Watch = watch_nothing,
@@ -175,6 +176,7 @@ def predict_on_meshes(
     Args:
         surrogate: The surrogate; anchors that its context lacks are drawn from the meshes.
         meshes: Meshes by branch.
+        only: Branches to predict; by default all that have a mesh.
         geometry: Points [P, 3] of the geometry; by default those of the context, or of the surface mesh.
         certainty: Draws to average over, and intervals.
         watch: Called with the fields of each draw, chunk by chunk.
@@ -191,9 +193,9 @@ def predict_on_meshes(
         for branch, mesh in meshes.items()
     }
     encoded = surrogate.encode_draws(certainty.repeats, intervals=certainty.intervals, points=points, geometry=geometry)
-    queries = {branch: mesh.position for branch, mesh in meshes.items()}
+    queries = {branch: mesh.position for branch, mesh in meshes.items() if only is None or branch in only}
     fields = encoded.predict(queries, chunk_size=chunk_size, advance=advance, watch=watch)
-    return {branch: {name: fields[f"{branch}_{name}"] for name in encoded.fields[branch]} for branch in meshes}
+    return {branch: {name: fields[f"{branch}_{name}"] for name in encoded.fields[branch]} for branch in queries}
 
 
 def mesh_metrics(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh]) -> dict[str, Metrics]:

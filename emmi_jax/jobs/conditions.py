@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -34,6 +35,24 @@ def under_condition(surrogate: Surrogate, text: str | None, console: Console) ->
     check_names(scales, values)
     print_warnings(outside_range(scales, values), console)
     return replace(surrogate, condition=values or None)
+
+
+def under_values(
+    surrogate: Surrogate, text: str | None, name: str, values: Sequence[float], console: Console
+) -> list[Surrogate]:
+    """Returns a surrogate for each value of a condition beside others, after warnings of those outside their ranges.
+
+    Raises:
+        ValueError: A condition is missing or unknown, or is given twice.
+    """
+    others, scales = {} if text is None else parse_condition(text), surrogate.normalizer.conditions
+    if name in others:
+        raise ValueError(f"the condition {name!r} has a range and a value, got {text!r}")
+    under = [{**others, name: value} for value in values]
+    for condition in under[:1]:
+        check_names(scales, condition)
+    print_warnings(dict.fromkeys(line for at in (under[0], under[-1]) for line in outside_range(scales, at)), console)
+    return [replace(surrogate, condition=condition) for condition in under]
 
 
 def parse_condition(text: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from emmi_jax.jobs.conditions import under_condition
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.jobs.predict_points import PointJob, predict_points
+from emmi_jax.jobs.predict_sweep import parse_sweep, predict_sweep
 from emmi_jax.meshes.reference_area import read_reference_area
 from emmi_jax.runs.calibration import read_calibration
 from emmi_jax.runs.directory import RunDirectory
@@ -39,13 +40,19 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     sources = (*meshes.values(), job.geometry, job.write_openfoam)
     if (job.surface_patches or job.time) and not any(path is not None and path.is_dir() for path in sources):
         raise ValueError("--surface-patches and --time are for OpenFOAM cases, and no folder is given")
+    sweep = None if job.condition_sweep is None else parse_sweep(job.condition_sweep)
+    if sweep is not None and (forces is None or "surface" not in meshes or job.compare or job.figures):
+        raise ValueError(
+            "--condition-sweep gives coefficients: it needs --surface, --speed and an area, and no figures"
+        )
     target = job.out if job.write_openfoam is None else job.write_openfoam
     if target is None:
         raise ValueError("expected --out, or --write-openfoam")
     surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
     if job.points is None:
         config.model.refuse_features("a prediction on meshes")
-    surrogate = under_condition(surrogate, job.condition, console)
+    if sweep is None:
+        surrogate = under_condition(surrogate, job.condition, console)
     certainty = _certainty(job, surrogate)
     foam = config.foam(job.surface_patches, job.time)
     chunk_size: ChunkSize = job.chunk_size or "auto"
@@ -75,7 +82,10 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
             figures=job.figures,
             certainty=certainty,
         )
-        predict_meshes(on_meshes, surrogate, config.field_sources(), console=console)
+        if sweep is not None and forces is not None:
+            predict_sweep(on_meshes, forces, surrogate, sweep, job.condition, console=console)
+        else:
+            predict_meshes(on_meshes, surrogate, config.field_sources(), console=console)
 
 
 def _certainty(job: PredictionJob, surrogate: Surrogate) -> Certainty:

@@ -106,9 +106,9 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         UnwritableFileError: The disk is full, or too small for the output.
     """
     fields = surrogate.model.config.fields
-    _check(job, surrogate)
-    meshes = _read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
-    shown = _geometry(job, surrogate)
+    check_mesh_job(job, surrogate)
+    meshes = read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
+    shown = shown_geometry(job, surrogate)
     geometry = None if shown is None else geometry_points(shown)
     for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
         say(console, describe_foam(path, job.foam))
@@ -192,7 +192,7 @@ def _drawn(mesh: Mesh) -> Any:
     return surface_dataset(mesh) if is_surface(mesh) else mesh.dataset
 
 
-def _check(job: MeshJob, surrogate: Surrogate) -> None:
+def check_mesh_job(job: MeshJob, surrogate: Surrogate) -> None:
     """Refuses what cannot work while there is nothing to clean up."""
     config = surrogate.model.config
     unknown = [branch for branch in job.meshes if branch not in config.fields]
@@ -227,7 +227,7 @@ def check_figures(kind: str | None) -> None:
         raise ImportError("--figures html needs a package: pip install plotly")
 
 
-def _geometry(job: MeshJob, surrogate: Surrogate) -> Mesh | None:
+def shown_geometry(job: MeshJob, surrogate: Surrogate) -> Mesh | None:
     """Returns the geometry, the patches of a case as in training; None for the points that the model finds."""
     path, surface = job.geometry, job.meshes.get(GEOMETRY_BRANCH)
     if path is None and surrogate.context is None and surrogate.model.config.has_geometry:
@@ -249,7 +249,8 @@ def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ())
     check_output(folder, paths, names)
 
 
-def _read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
+def read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
+    """Returns the meshes of a job by branch, with the arrays to compare with if it asks for that."""
     if not job.compare:
         for_forces = None if job.forces is None else GEOMETRY_BRANCH
         return {

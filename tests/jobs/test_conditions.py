@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from emmi_jax import deploy
 from emmi_jax.cli import main
 from emmi_jax.data.potential_flow import random_ellipsoids
 from emmi_jax.data.samples import Context
+from emmi_jax.inference.streaming import _query
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.runs.directory import RunDirectory
 from tests.convert.cases import golden_ab_upt_config
+from tests.data.case_folders import write_case_folder
 from tests.golden_files import load_golden
 from tests.jobs.tiny_runs import run, tiny_settings
 from tests.tolerances import TOLERANCES, assert_close
@@ -135,3 +138,45 @@ def test_a_converted_checkpoint_predicts_the_recorded_fields_under_a_condition_w
     assert len(found) == sum(len(config.fields[branch]) for branch in queries)
     for name, values in found.items():
         assert_close(values, golden.outputs[f"query_{name}"][0], TOLERANCES["float32"].forward)
+
+
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = write_case_folder(tmp_path_factory.mktemp("meshes") / "case")
+    return ["--surface", str(folder / "boundary_1.vtp"), "--volume", str(folder / "volume_1.vtu")]
+
+
+FORCES = ["--speed", "1", "--area", "2"]
+
+
+def test_a_sweep_gives_the_coefficients_of_single_predictions_and_compiles_once(trained, meshes, tmp_path, capsys):
+    options = [*meshes, *FORCES, "--out", str(tmp_path / "sweep"), "--condition", "pitch=2"]
+    before = _query._cache_size()
+    assert main(["predict", str(trained), *options, "--condition-sweep", "yaw=-16:8:4"]) == 0
+    assert _query._cache_size() == before + 1
+    printed = capsys.readouterr().out
+    assert printed.count("warning: the condition yaw is -16 deg, outside the trained range -15 … 15 by 1 deg") == 1
+    with open(tmp_path / "sweep" / "sweep.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["yaw [deg]"]) for row in rows] == [-16, -8, 0, 8]
+    assert (tmp_path / "sweep" / "sweep.png").is_file()
+    single = [*meshes, *FORCES, "--out", str(tmp_path / "single"), "--condition", "yaw=8,pitch=2"]
+    assert main(["predict", str(trained), *single]) == 0
+    known = json.loads((tmp_path / "single" / "forces.json").read_text())["predicted"]
+    np.testing.assert_allclose([float(rows[-1]["cd"]), float(rows[-1]["cl"])], [known["cd"], known["cl"]], rtol=1e-5)
+    assert len({row["cd"] for row in rows}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--condition-sweep", "yaw=1:2"], "a sweep has the form yaw=-10:10:21, got 'yaw=1:2'"),
+        (["--condition-sweep", "yaw=1:2:3"], "needs a value of the condition pitch [deg]"),
+        (["--condition-sweep", "yaw=1:2:3", "--condition", "yaw=1,pitch=2"], "'yaw' has a range and a value"),
+        (["--condition-sweep", "mach=1:2:3", "--condition", "yaw=1,pitch=2"], "pitch, yaw, got a value of 'mach'"),
+    ],
+)
+def test_a_wrong_sweep_costs_one_line(trained, meshes, tmp_path, capsys, options, message):
+    assert main(["predict", str(trained), *meshes, *FORCES, "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
