@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from emmi_jax.config.base import Config
-from emmi_jax.config.jobs import CheckpointOptions, ChunkOptions, ReferenceOptions, RunOptions, Vector
+from emmi_jax.config.jobs import CheckpointOptions, ChunkOptions, ConditionOptions, ReferenceOptions, RunOptions, Vector
 from emmi_jax.config.setting import setting
 
 
@@ -48,7 +48,7 @@ class DesignJob(ChunkOptions, CaseOptions, MomentOptions, ReferenceOptions, Surf
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityJob(CheckpointOptions, DesignJob):
+class SensitivityJob(ConditionOptions, CheckpointOptions, DesignJob):
     """What to differentiate."""
 
     figures: str = setting("png", "Show where to push: a .png picture, or an .html page to turn.", metavar="[png|html]")
@@ -64,5 +64,10 @@ class OptimizationJob(DesignJob):
     steps: int = setting(50, "Number of steps.", low=1)
     keep: tuple[str, ...] = setting(
         (), "What stays: volume, or clearance of the ground; may be repeated.", metavar="NAME"
+    )
+    condition: tuple[str, ...] = setting(
+        (),
+        "Condition of the case, such as speed=40,yaw=5; repeated, the mean over them, with weights such as 0.3*yaw=5.",
+        metavar="NAME=VALUE,…",
     )
     symmetry: str | None = setting(None, "Axis to stay symmetric along; y for a car.", metavar="AXIS")

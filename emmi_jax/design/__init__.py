@@ -24,6 +24,7 @@ if _TYPE_CHECKING:
     from emmi_jax.design.morphed import MorphedCase as MorphedCase
     from emmi_jax.design.morphs import Lattice as Lattice
     from emmi_jax.design.morphs import RadialBasis as RadialBasis
+    from emmi_jax.design.multi_point import MultiPointCase as MultiPointCase
     from emmi_jax.design.optimization import Optimization as Optimization
     from emmi_jax.design.optimization import optimize as optimize
     from emmi_jax.design.penalties import keep_box_free as keep_box_free

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.deploy.conditions import condition_slopes
 from emmi_jax.design.adjoint import Streams
 from emmi_jax.design.chunks import Chunks, point_chunks, scaled, surface_chunks
 from emmi_jax.design.draws import Draws, draw_case
@@ -34,7 +35,8 @@ class Sensitivity:
         value: The functional.
         vertices: Gradient [V, 3] with respect to the vertices of the surface, per unit of length.
         geometry: The same for the mesh that shows the geometry, if that is another one.
-        condition: Gradient [condition_dim], if the model has a condition; or a gradient for each of named ones.
+        condition: Derivative by each condition of the run, per unit of it. Where the condition is an array in model
+            units, the gradient [condition_dim], or a gradient for each of the model's named conditions.
         anchors: Gradient [T, 3] with respect to the anchors of the other branches, which do not move with the surface.
         draws: The points that the model saw; pass them on to compare with another shape.
     """
@@ -42,7 +44,7 @@ class Sensitivity:
     value: float
     vertices: Vertices
     geometry: Vertices | None
-    condition: NDArray[np.float64] | Mapping[str, NDArray[np.float64]] | None
+    condition: NDArray[np.float64] | Mapping[str, Any] | None
     anchors: dict[str, NDArray[np.float64]]
     draws: Draws
 
@@ -57,7 +59,7 @@ class CaseInputs:
         points: Points [N, 3] of the other branches: anchors are drawn from them, and functionals sum over them. As a
             `PointSet` with cell sizes they can be integrated over.
         anchors: Anchors [T, 3] of the other branches; by default those of the run's context, or drawn.
-        condition: Array [condition_dim], if the model has one; or an array for each of its named conditions.
+        condition: What `Surrogate.encode` takes; by default that of the surrogate.
         draws: Anchors and geometry points to use again; by default they are drawn as `Surrogate.encode` draws them.
         seed: Seed of the draws.
         chunk_size: Points per call of the model; by default as many as the memory of the devices allows.
@@ -133,8 +135,12 @@ class Problem:
         check_inputs(self.case.surrogate.model.config, tokens, geometry, inputs["condition"], {})
         return inputs
 
+    @property
+    def _given_condition(self) -> ConditionLike | None:
+        return self.case.surrogate.condition if self.case.condition is None else self.case.condition
+
     def _condition(self) -> Any:
-        condition: Any = self.case.condition
+        condition: Any = self.case.surrogate.in_model_units(self.case.condition)
         condition_input(condition)  # refuses what is not finite
         if isinstance(condition, Mapping):
             return {name: np.asarray(values, self.dtype)[None] for name, values in condition.items()}
@@ -178,6 +184,10 @@ class Problem:
             self.draws.geometry.add_gradient(in_physical_units(gradient["geometry"]), out)
         condition = gradient["condition"]
         condition = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), condition)
+        given, scales = self._given_condition, self.case.surrogate.normalizer.conditions
+        if scales and isinstance(given, Mapping):
+            slopes = condition_slopes(scales, given)
+            condition = {name: float(slope @ condition) for name, slope in slopes.items()}
         return Sensitivity(value, vertices, geometry, condition, anchors, self.draws)
 
     def directions(

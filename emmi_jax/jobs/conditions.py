@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from rich.console import Console
 
 from emmi_jax.deploy.conditions import check_names, outside_range
+from emmi_jax.inference.inputs import ConditionLike
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import print_warnings
+
+Weighted: TypeAlias = tuple[tuple[float, ConditionLike], ...]
+"""Weights and conditions."""
 
 
 def under_condition(surrogate: Surrogate, text: str | None, console: Console) -> Surrogate:
@@ -35,6 +40,25 @@ def under_condition(surrogate: Surrogate, text: str | None, console: Console) ->
     check_names(scales, values)
     print_warnings(outside_range(scales, values), console)
     return replace(surrogate, condition=values or None)
+
+
+def weighted_conditions(surrogate: Surrogate, texts: Sequence[str], console: Console) -> Weighted:
+    """Returns the weights and conditions of texts such as "0.3*yaw=5", after warnings; by default the weight is 1.
+
+    Raises:
+        ValueError: A weight is no positive number, or a condition is missing, unknown or no number.
+    """
+    found = []
+    for text in texts:
+        weight, is_weighted, condition = text.rpartition("*")
+        try:
+            number = float(weight) if is_weighted else 1.0
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            raise ValueError(f"a weighted condition has the form 0.3*speed=40,yaw=5, got {text!r}")
+        found.append((number, under_condition(surrogate, condition, console).condition or {}))
+    return tuple(found)
 
 
 def under_values(

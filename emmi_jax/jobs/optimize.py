@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from emmi_jax.config.design import OptimizationJob
 from emmi_jax.design.draws import draw_case
 from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Lattice
+from emmi_jax.design.multi_point import MultiPointCase
 from emmi_jax.design.normal_part import vertex_normals
 from emmi_jax.design.optimization import Optimization, Step, optimize
 from emmi_jax.design.penalties import Penalty, keep_clearance, keep_volume
@@ -21,6 +23,7 @@ from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import atomic_path, check_space, make_folder, write_atomically, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.conditions import Weighted, under_condition, weighted_conditions
 from emmi_jax.jobs.design import (
     DesignMeshes,
     check_design,
@@ -43,15 +46,24 @@ _PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blu
 def run_job(job: OptimizationJob, *, console: Console) -> None:
     """Runs `emmi-jax optimize`; see `optimize_surface`."""
     design_reference(job)  # what is missing there costs no time to load a run
-    optimize_surface(job, load_run(job.run), console=console)
+    surrogate = load_run(job.run)
+    if len(job.condition) > 1:
+        conditions = weighted_conditions(surrogate, job.condition, console)
+        optimize_surface(job, surrogate, conditions, console=console)
+    else:
+        under = under_condition(surrogate, job.condition[0] if job.condition else None, console)
+        optimize_surface(job, under, console=console)
 
 
-def optimize_surface(job: OptimizationJob, surrogate: Surrogate, *, console: Console) -> None:
+def optimize_surface(
+    job: OptimizationJob, surrogate: Surrogate, conditions: Weighted = (), *, console: Console
+) -> None:
     """Moves a surface until a coefficient is lower, and writes the new shape and how it got there to a folder.
 
     Args:
         job: What to lower.
         surrogate: What predicts.
+        conditions: Weights and conditions, of which the mean is lowered; none for that of the surrogate.
         console: Where progress, warnings and results are printed.
 
     Raises:
@@ -68,7 +80,8 @@ def optimize_surface(job: OptimizationJob, surrogate: Surrogate, *, console: Con
     check_space(job.out, 2 * sum(largest_output(mesh, channels) for mesh in (surface, geometry) if mesh is not None))
     lattice = Lattice.around(surface if geometry is None else _joined(surface, geometry), job.lattice)
     options = {"points": points, "seed": job.seed, "chunk_size": job.chunk_size or "auto"}
-    case = MorphedCase(surrogate, surface, coefficient(job, job.functional), lattice, geometry, options)
+    arguments = surrogate, surface, coefficient(job, job.functional), lattice, geometry, options
+    case = MultiPointCase(*arguments, conditions=conditions) if conditions else MorphedCase(*arguments)
     with ProgressBar(console, job.steps, unit="steps") as progress:
 
         def advance(step: Step) -> None:
@@ -123,9 +136,7 @@ def _coefficients(
     for name in known_coefficients(job):
         if name == job.functional:
             continue
-        other = MorphedCase(
-            surrogate, case.surface, coefficient(job, name), case.morph, case.geometry, case.options, unseen
-        )
+        other = replace(case, functional=coefficient(job, name), draws=unseen)
         start = np.zeros_like(found.parameters)
         table[name] = {"before": other.value(start), "after": other.value(found.parameters)}
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import check_space, make_folder, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.conditions import under_condition
 from emmi_jax.jobs.design import check_design, coefficient, design_reference, largest_output, read_design
 from emmi_jax.jobs.predict_meshes import check_figures
 from emmi_jax.jobs.progress import ProgressBar, print_paths, say
@@ -32,7 +34,8 @@ _PICTURE_LABEL = "change of {name} per length and area\nred: push in, blue: pull
 def run_job(job: SensitivityJob, *, console: Console) -> None:
     """Runs `emmi-jax sensitivity`; see `differentiate_surface`."""
     design_reference(job)  # what is missing there costs no time to load a run
-    differentiate_surface(job, load_run(job.run, job.checkpoint), console=console)
+    surrogate = under_condition(load_run(job.run, job.checkpoint), job.condition, console)
+    differentiate_surface(job, surrogate, console=console)
 
 
 def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console: Console) -> None:
@@ -69,6 +72,9 @@ def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console:
     length = _smoothing_length(job, surface)
     paths = _write(job, result, surface, geometry, length)
     say(console, f"{job.functional}: {result.value:z.5f}")
+    units = {name: scale.unit or "unit" for name, scale in surrogate.normalizer.conditions.items()}
+    for name, derivative in _by_condition(result).items():
+        say(console, f"d {job.functional} / d {name}: {derivative:z.5g} per {units[name]}")
     print_paths(paths, console)
 
 
@@ -107,8 +113,17 @@ def _write(
         "smoothing_length": length,
         "seed": job.seed,
     }
+    if by_condition := _by_condition(result):
+        summary[f"d_{job.functional}"] = by_condition
     write_json(job.out / "sensitivity.json", summary)
     return [*paths, job.out / "sensitivity.json"]
+
+
+def _by_condition(result: Sensitivity) -> dict[str, float]:
+    """Returns the derivatives by the conditions of the run, per unit of each."""
+    if not isinstance(result.condition, Mapping):
+        return {}
+    return {name: value for name, value in result.condition.items() if isinstance(value, float)}
 
 
 def _arrays(name: str, gradient: Any, part: NormalPart) -> dict[str, Any]:
