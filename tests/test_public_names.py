@@ -60,6 +60,7 @@ PUBLIC = {
         "Functional",
         "Lattice",
         "MorphedCase",
+        "MultiPointCase",
         "Optimization",
         "RadialBasis",
         "Sensitivity",
