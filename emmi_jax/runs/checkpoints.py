@@ -265,15 +265,17 @@ def _quiet() -> Iterator[None]:
             report(unraisable)
 
     def is_of_others(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        return not any(name in record.pathname for name in ("orbax", "asyncio"))
 
-    report, absl = sys.unraisablehook, logging.getLogger("absl")
+    report, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
     sys.unraisablehook = report_others
-    absl.addFilter(is_of_others)
+    for logger in loggers:
+        logger.addFilter(is_of_others)
     try:
         yield
     finally:
-        absl.removeFilter(is_of_others)
+        for logger in loggers:
+            logger.removeFilter(is_of_others)
         sys.unraisablehook = report
 
 
