@@ -48,6 +48,28 @@ def field_metrics(predicted: Array, reference: Array) -> Metrics:
     }
 
 
+def weighted_relative_l2(predicted: Array, reference: Array, weights: Array) -> float:
+    """Returns the relative L2 error with the squares of each point weighted, such as by the size [N] of its cell."""
+    squares, reference_squares = 0.0, 0.0
+    for part, known, weight in zip(*map(row_chunks, (predicted, reference, weights)), strict=True):
+        exact = np.asarray(known, dtype=np.float64)
+        squares += float((np.square(part - exact).sum(axis=1) * weight).sum())
+        reference_squares += float((np.square(exact).sum(axis=1) * weight).sum())
+    return float(np.sqrt(squares / (reference_squares or 1.0)))
+
+
+def mean_interval(values: Sequence[float], level: float) -> dict[str, float | None]:
+    """Returns the mean of values, one per case, and its confidence interval by Student's t; None for a single case."""
+    from scipy.stats import t
+
+    array, num = np.asarray(values, np.float64), len(values)
+    mean = float(array.mean())
+    if num < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(t.ppf((1 + level) / 2, num - 1) * array.std(ddof=1) / np.sqrt(num))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
 def coefficient_metrics(predicted: Array, reference: Array) -> dict[str, float | None]:
     """Compares a number per case, such as the drag coefficient, with its reference.
 

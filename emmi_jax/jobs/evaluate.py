@@ -29,6 +29,7 @@ from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.files.atomic import write_atomically, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.evaluation_details import CaseDetails
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
 from emmi_jax.jobs.progress import (
@@ -93,7 +94,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     chosen = chosen_cases(job, config, surrogate)
     forces = ForceEvaluation(job.forces, chosen.known_forces, surrogate.model.config.fields)
     by_case: dict[str, dict[str, Metrics]] = {}
-    parity = ParityPoints(len(chosen.read))
+    parity, details = ParityPoints(len(chosen.read)), CaseDetails(config.normalizer.conditions)
     left_out, warnings, sides = {"": chosen.left_out}, dict[str, list[str]](), dict[str, str]()
     with ProgressBar(console, len(chosen.read) * job.repeats, unit="predictions") as progress:
         for name, read in chosen.read.items():
@@ -106,6 +107,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
             for seed in range(job.repeats):
                 predicted = _predict(surrogate, case, seed=seed)
                 repeats.append(_case_metrics(predicted, case))
+                details.add(name, predicted, case)
                 forces.add(name, predicted)
                 if not seed:
                     parity.add(predicted, case)
@@ -117,11 +119,14 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     mean, found = mean_metrics(list(by_case.values())), forces.metrics()
     stem = "evaluation" if chosen.split is None else f"evaluation_{chosen.split}"
     content = {"data": chosen.data, "split": chosen.split, "repeats": job.repeats, "mean": mean, "cases": by_case}
+    more = details.to_dict(by_case)
     cases = "1 case" if len(by_case) == 1 else f"{len(by_case)} cases"
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{stem}.json", content | ({} if found is None else {"forces": found.to_dict()}))
+    write_json(out / f"{stem}.json", content | more | ({} if found is None else {"forces": found.to_dict()}))
     write_atomically(out / f"{stem}.csv", _csv(_metric_rows(by_case)))
     console.print(metrics_table(f"Mean over {cases}", mean))
+    for table in details.tables(more):
+        console.print(table)
     paths = [out / f"{stem}.json", out / f"{stem}.csv", *parity.draw(out / stem, cases)]
     if found is not None:
         write_atomically(out / f"{stem}_forces.csv", _csv(found.rows()))
@@ -144,7 +149,7 @@ def chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) ->
     check_selection(data, FoamSelection(job.surface_patches or (), job.time))
     foam, scales, source = config.foam(job.surface_patches, job.time), config.normalizer.conditions, BESIDE_CASES
     source = (source if config.settings is None else config.settings.conditions).with_names(tuple(scales))
-    options = ReadOptions(with_cell_sizes=is_weighted, with_area_vectors=True, sources=sources)
+    options = ReadOptions(with_cell_sizes=is_weighted or None, with_area_vectors=True, sources=sources)
     if (opened := open_cases(data, options, foam)) is None:
         if not Path(data).is_dir():
             raise FileNotFoundError(f"{data} is no folder of cases")

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from emmi_jax import points
-from emmi_jax.data.metrics import coefficient_metrics, field_metrics, mean_metrics
+from emmi_jax.data.metrics import (
+    coefficient_metrics,
+    field_metrics,
+    mean_interval,
+    mean_metrics,
+    weighted_relative_l2,
+)
 
 
 def test_metrics_by_hand():
@@ -46,3 +52,17 @@ def test_small_integers_do_not_overflow():
     predicted, reference = np.array([100, -100], np.int8), np.array([-100, 100], np.int8)
     assert coefficient_metrics(predicted, reference)["mae"] == 200
     assert field_metrics(predicted[:, None], reference[:, None])["max"] == 200
+
+
+def test_weights_count_points_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    predicted, known, counts = rng.normal(size=(5, 2)), rng.normal(size=(5, 2)), np.array([1, 3, 2, 1, 4])
+    repeated = [np.repeat(values, counts, axis=0) for values in (predicted, known)]
+    assert weighted_relative_l2(predicted, known, counts) == pytest.approx(field_metrics(*repeated)["relative_l2"])
+    assert weighted_relative_l2(predicted, known, np.ones(5)) == pytest.approx(
+        field_metrics(predicted, known)["relative_l2"]
+    )
+
+
+def test_the_interval_of_a_single_case_is_unknown():
+    assert mean_interval([0.5], 0.95) == {"mean": 0.5, "low": None, "high": None}

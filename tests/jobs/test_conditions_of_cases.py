@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emmi_jax.cli import main
@@ -103,3 +104,19 @@ def test_an_evaluation_refuses_a_condition_in_another_unit(trained, cases, tmp_p
     (other / "run_3" / "conditions.json").write_text('{"speed": {"value": 90.0, "unit": "km/h"}}')
     assert main(["evaluate", str(trained), "--data", str(other), "--out", str(tmp_path / "out")]) == 2
     assert "run_3: the condition 'speed' is in km/h, the run takes it in m/s" in capsys.readouterr().err
+
+
+def test_an_evaluation_tells_errors_by_bins_of_a_condition_weights_components_and_intervals(trained, tmp_path, capsys):
+    assert main(["evaluate", str(trained), "--split", "all", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "evaluation_all.json").read_text())
+    bins = found["conditions"]["speed"]
+    assert [(b["low"], b["high"], b["cases"]) for b in bins] == [(20, 25, 1), (25, 30, 1), (30, 35, 1), (35, 40, 1)]
+    errors = {name: metrics["volume/velocity"]["relative_l2"] for name, metrics in found["cases"].items()}
+    assert bins[1]["relative_l2"]["volume/velocity"] == pytest.approx(errors["run_3"])
+    interval = found["intervals"]["volume/velocity"]
+    half = 3.182446 * np.std(list(errors.values()), ddof=1) / 2  # Student's t of three degrees of freedom
+    assert interval["mean"] == pytest.approx(np.mean(list(errors.values())))
+    assert interval["high"] - interval["mean"] == pytest.approx(half, rel=1e-5)
+    assert set(found["weighted"]["mean"]) == set(found["mean"])
+    assert set(found["components"]) == {f"volume/velocity {axis}" for axis in "xyz"}
+    assert "speed [m/s]" in capsys.readouterr().out
