@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import typer.main
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.cli import app
 from emmi_jax.config import Sampling
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.init import init_params
@@ -75,6 +77,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(0, {"params": init_params(AnchoredBranchedUPT(model), seed=0)})
     (folder / "runs" / "first").symlink_to(folder / "runs" / "car")
+    scales = {name: ConditionScale(unit="deg", kind="angle", low=-15, high=15, std=8.7) for name in ("pitch", "yaw")}
+    conditioned = replace(
+        config, model=replace(model, condition_dim=2), normalizer=replace(config.normalizer, conditions=scales)
+    )
+    run = RunDirectory.create(folder / "runs" / "stream", conditioned)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(0, {"params": init_params(AnchoredBranchedUPT(conditioned.model), seed=0)})
     np.save(folder / "positions.npy", _points("positions"))
     body = import_pyvista().Sphere(radius=0.3, center=(0.5, 0.5, 0.5), theta_resolution=8, phi_resolution=8)
     body.save(folder / "car.vtp")
