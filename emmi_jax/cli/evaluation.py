@@ -27,7 +27,7 @@ def evaluate(job: EvaluationJob) -> None:
 
 
 def calibrate(job: CalibrationJob) -> None:
-    """Calibrate the intervals of a run on cases that it has not seen.
+    """Calibrate the intervals of a run on unseen cases.
 
     Compares the run with each case, and keeps the scores in the run, so that
     predict --interval 0.9 knows how wide an interval must be. Of n cases the

@@ -44,7 +44,7 @@ def train(job: TrainJob) -> int:
 
 
 def ensemble(job: EnsembleJob) -> None:
-    """Join runs in one, which predicts their mean and how far they differ.
+    """Join runs into one that predicts mean and deviation.
 
     The runs have the same model, scales and sampling, and other weights: those
     of different seeds, for instance.
