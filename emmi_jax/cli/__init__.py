@@ -96,14 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_interrupted = is_process and process.ignore_interrupts()
         if is_interrupted or isinstance(error, KeyboardInterrupt):
             print(f"{where}: interrupted", file=sys.stderr)
-            if is_process:
-                process.leave()
-            return process.INTERRUPTED
-        if hasattr(error, "exit_code") and not hasattr(error, "format_message"):  # after --help
+            status = process.INTERRUPTED
+        elif hasattr(error, "exit_code") and not hasattr(error, "format_message"):  # after --help
             return int(error.exit_code)
-        if (message := _expected(error)) is None:
+        elif (message := _expected(error)) is None:
             raise
-        return _fail(where, message)
+        else:
+            status = _fail(where, message)
+        if is_process:
+            process.leave(status)
+        return status
     finally:
         if is_process:
             process.ignore_interrupts()

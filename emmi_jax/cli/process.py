@@ -61,10 +61,10 @@ def flush() -> OSError | None:
     return raw.error if isinstance(raw, _Lasting) else None
 
 
-def leave() -> NoReturn:
-    """Ends the process after an interrupt; threads of native code would abort on the usual way out."""
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: some threads would wait for minutes after a failure, or abort after an interrupt."""
     flush()
-    os._exit(INTERRUPTED)
+    os._exit(status)
 
 
 def ignore_interrupts() -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emmi_jax.deploy.parsing import check_depth, finite_number, parse_json
+from emmi_jax.files.flock import acquire
 
 JsonDict = dict[str, Any]
 
@@ -27,21 +28,27 @@ class UnwritableFileError(OSError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which becomes `path` at the end; an exception leaves no partial file.
 
-    Folders that are missing are made.
+    Folders that are missing are made. Of two processes that write one file, the second gets an error.
 
     Raises:
-        UnwritableFileError: Writing failed.
+        UnwritableFileError: Writing failed, or another process writes this file.
     """
     # The extension stays last, because some writers go by it.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        with naming_the_file(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_the_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = acquire(partial)
+        except BlockingIOError:
+            raise UnwritableFileError(f"{path} cannot be written: another process writes it") from None
+        try:
             yield partial
             os.replace(partial, path)
-    finally:
-        if partial.is_file():
-            partial.unlink()
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(held.descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:

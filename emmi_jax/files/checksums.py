@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -28,10 +29,18 @@ def checksums(tree: Any, *, on_host: bool = False) -> dict[str, int]:
         tree: Arrays of JAX.
         on_host: Whether to compute on the host, which compiles nothing; for arrays on one device.
     """
+    return begin_checksums(tree, on_host=on_host)()
+
+
+def begin_checksums(tree: Any, *, on_host: bool = False) -> Callable[[], dict[str, int]]:
+    """Begins to compute `checksums`; the arrays may be donated meanwhile.
+
+    Returns:
+        A function that waits for them and returns them, in any thread.
+    """
     compute = _host_sum if on_host else _device_sum
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([compute(array) for _, array in leaves])
-    return {jax.tree_util.keystr(path): int(total) for (path, _), total in zip(leaves, sums, strict=True)}
+    sums = {jax.tree_util.keystr(path): compute(array) for path, array in jax.tree_util.tree_leaves_with_path(tree)}
+    return lambda: {path: int(total) for path, total in jax.device_get(sums).items()}
 
 
 def _device_sum(array: jax.Array) -> jax.Array:

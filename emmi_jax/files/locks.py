@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -14,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emmi_jax.files.atomic import naming_the_file
+from emmi_jax.files.flock import acquire
 
 LOCK_FILE = ".lock"
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _log = logging.getLogger(__name__)
 
 
@@ -56,34 +54,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _acquire(folder: Path) -> int:
     path = folder / LOCK_FILE
-    while True:
-        with naming_the_file(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with naming_the_file(path):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor, problem = acquire(path)
         except BlockingIOError:
-            owner = _described(os.pread(descriptor, 1000, 0))
-            os.close(descriptor)
-            raise FolderInUseError(f"{folder} is in use by {owner}: wait until it ends, or stop it") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
-                raise
-            _log.warning("%s: this file system has no locks (%s): let no other process write there", folder, error)
-            return descriptor
-        try:
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
+            raise FolderInUseError(f"{folder} is in use by {_owner(path)}: wait until it ends, or stop it") from None
         except FileNotFoundError:
-            pass
-        os.close(descriptor)  # the file is another one by now
-        if not folder.is_dir():
-            raise FolderInUseError(f"{folder} was in use until now, and is gone")
+            if folder.is_dir():
+                raise
+            raise FolderInUseError(f"{folder} was in use until now, and is gone") from None
+    if problem is not None:
+        _log.warning("%s: this file system has no locks (%s): let no other process write there", folder, problem)
+    return descriptor
 
 
-def _described(owner: bytes) -> str:
+def _owner(path: Path) -> str:
     try:
-        values = json.loads(owner)
+        values = json.loads(path.read_bytes())
         return f"process {values['pid']} on {values['host']} since {values['since']}"
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "another process"

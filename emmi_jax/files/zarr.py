@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import tensorstore as ts
 from numpy.typing import DTypeLike, NDArray
 
 from emmi_jax.deploy.parsing import parse_json
+from emmi_jax.files.locks import LOCK_FILE
 
 CHUNK_ROWS = 16_384
 """Rows that are read at once."""
@@ -26,6 +28,16 @@ Shape: TypeAlias = tuple[int, ...]
 Read: TypeAlias = Callable[[], NDArray[Any]]
 
 _CACHE_BYTES = 64 << 20
+_PARTIAL = ".__lock"
+"""How the names of the files end that TensorStore writes to before it renames them."""
+
+_RETRIES = {"max_retries": 4, "initial_delay": "1s", "max_delay": "8s"}
+_OF_URLS = ("http_request_retries", "gcs_request_retries", "s3_request_retries")
+_SILENT_SECONDS = 15
+# By default TensorStore waits for minutes for a server that is not there, and forever for one that says nothing.
+os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(_SILENT_SECONDS))
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SILENT_SECONDS))
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 _CHECKSUM_BYTES, _INDEX_BYTES = 4, 16
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_LITTLE_ENDIAN, {"name": "crc32c"}]
@@ -48,8 +60,15 @@ class ArrayFolder:
         spec: Any = f"{location.rstrip('/')}/"
         if self.path is not None:
             spec = {"driver": "file", "path": f"{self.path}/"}
-        context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}, **dict.fromkeys(_OF_URLS, _RETRIES)})
         self._context, self._root = context, ts.KvStore.open(spec, context=context).result()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder is absent or holds no more than a killed writer leaves; of a URL this is not known."""
+        if self.path is None or not self.path.is_dir():
+            return True
+        return all(path.name == LOCK_FILE or path.name.endswith(_PARTIAL) for path in self.path.iterdir())
 
     def read_json(self, key: str) -> Any:
         """Reads JSON; None if there is none.
@@ -57,7 +76,10 @@ class ArrayFolder:
         Raises:
             ValueError: It is not JSON, or cannot be read.
         """
-        found = self._root.read(key).result()
+        try:
+            found = self._root.read(key).result()
+        except ValueError as error:
+            raise ValueError(f"{self.location}/{key}: cannot be read: {error}") from None
         if found.state != "value":
             return None
         try:

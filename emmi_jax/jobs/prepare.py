@@ -30,7 +30,7 @@ from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_store_index
 from emmi_jax.files.atomic import JsonDict, make_folder
-from emmi_jax.files.locks import LOCK_FILE, locked
+from emmi_jax.files.locks import locked
 from emmi_jax.files.processes import run_in_processes
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_sides, print_unusable, print_warnings, say
@@ -163,7 +163,7 @@ def _missing(folder: ArrayFolder, head: JsonDict, prints: Mapping[str, str]) -> 
     """
     where = folder.location
     if folder.read_json(STORE_FILE) is None:
-        if folder.path is not None and folder.path.is_dir() and {p.name for p in folder.path.iterdir()} - {LOCK_FILE}:
+        if not folder.is_empty:
             raise ValueError(f"{where}: the folder is neither empty nor a store")
         return list(prints)
     stored = read_store_index(folder)

@@ -10,8 +10,9 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import CoroutineType, TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,14 +20,15 @@ from typing import Any, NamedTuple, Self
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
 from emmi_jax.files.atomic import JsonDict, UnwritableFileError, read_json_object
-from emmi_jax.files.checksums import checksums
+from emmi_jax.files.checksums import begin_checksums, checksums
 
 LATEST, BEST = "latest", "best"
 _KEPT = 2
 _SCORE = "mean"
-_RECORD = "record"
+_RECORD, _RECORD_FILE = "record", "metadata"
 """Item of a checkpoint: the checksums of its arrays, and the metrics of its validation."""
 
 _log = logging.getLogger(__name__)
@@ -45,6 +47,23 @@ class Restored(NamedTuple):
 
     step: int
     items: dict[str, Any]
+
+
+class _RecordHandler(ocp.JsonCheckpointHandler):  # type: ignore[misc]
+    """Writes the record in the background, where it waits for the checksums while arrays are written."""
+
+    async def async_save(self, directory: Any, item: Any = None, args: Any = None) -> list[Any]:
+        async def write() -> None:
+            if jax.process_index() == 0:
+                (directory / _RECORD_FILE).write_text(json.dumps(args.record()))
+
+        return [CommitFutureAwaitingContractedSignals(write(), name=_RECORD)]
+
+
+@ocp.args.register_with_handler(_RecordHandler, for_save=True, for_restore=True)
+@dataclass
+class _SaveRecord(ocp.args.CheckpointArgs):  # type: ignore[misc]
+    record: Callable[[], JsonDict]
 
 
 class Checkpoints:
@@ -118,14 +137,20 @@ class Checkpoints:
         if self._manager is None or step == self._manager.latest_step():
             return
         finite = {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()}
-        record = {
-            "checksums": {name: checksums(tree) for name, tree in items.items()},
-            "shapes": {name: _shapes(tree) for name, tree in items.items()},
-            "metrics": finite,
-        }
+        pending = {name: begin_checksums(tree) for name, tree in items.items()}
+        shapes = {name: _shapes(tree) for name, tree in items.items()}
+
+        def record() -> JsonDict:
+            values = {
+                "checksums": {name: wait() for name, wait in pending.items()},
+                "shapes": shapes,
+                "metrics": finite,
+            }
+            return values | {"checksum": _checksum(values)}
+
         self._scores[step] = _score(finite)
         saved: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        saved[_RECORD] = ocp.args.JsonSave(record | {"checksum": _checksum(record)})
+        saved[_RECORD] = _SaveRecord(record)
         with _naming_the_folder(self._directory):
             self._manager.save(step, args=ocp.args.Composite(**saved))
 
@@ -226,7 +251,7 @@ class Checkpoints:
         folder = self._directory / str(step) / _RECORD
         if not folder.is_dir():
             return None
-        record = read_json_object(folder / "metadata")
+        record = read_json_object(folder / _RECORD_FILE)
         if record.pop("checksum", None) != _checksum(record):
             raise ValueError(f"wrong checksum of {_RECORD}")
         return record
@@ -261,12 +286,13 @@ def _quiet() -> Iterator[None]:
     """Leaves out what orbax logs, once per thread, and prints of failed reads and writes: all of it is raised too."""
 
     def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.object, CoroutineType):
+        if not isinstance(unraisable.object, CoroutineType):
             report(unraisable)
 
     def is_of_others(record: logging.LogRecord) -> bool:
         return not any(name in record.pathname for name in ("orbax", "asyncio"))
 
+    _ignore_late_reads()
     report, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
     sys.unraisablehook = report_others
     for logger in loggers:
@@ -277,6 +303,18 @@ def _quiet() -> Iterator[None]:
         for logger in loggers:
             logger.removeFilter(is_of_others)
         sys.unraisablehook = report
+
+
+def _ignore_late_reads() -> None:
+    """Leaves out, from now on, what TensorStore prints of reads that end after orbax has given up."""
+    report = sys.unraisablehook
+
+    def ignore_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    if getattr(report, "__name__", "") != ignore_late_reads.__name__:
+        sys.unraisablehook = ignore_late_reads
 
 
 def _first_line(error: Exception) -> str:

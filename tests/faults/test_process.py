@@ -16,6 +16,7 @@ from emmi_jax.cli import main
 from emmi_jax.files.processes import run_in_processes
 
 MAIN = "import sys; from emmi_jax.cli import main; sys.exit(main())"
+ENDLESS = "import threading; threading.Thread(target=threading.Event().wait).start(); "
 NO_PASSWD = "import os; os.environ.pop('HOME', None); os.getuid = lambda: 54321; " + MAIN
 
 
@@ -64,6 +65,12 @@ def test_a_platform_that_is_not_here_is_named_in_one_line() -> None:
     assert process.returncode == 2
     assert "emmi-jax train: error: JAX_PLATFORMS names 'nosuch'" in error
     assert error.count("\n") == 1
+
+
+def test_a_command_that_fails_ends_although_its_threads_go_on() -> None:
+    process = start("stats", "nosuch.npz", code=ENDLESS + MAIN)
+    assert process.communicate(timeout=300)[1] == "emmi-jax stats: error: nosuch.npz: no such file\n"
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])

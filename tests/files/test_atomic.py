@@ -34,6 +34,26 @@ def test_an_exception_leaves_the_older_file_and_no_other(error, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_of_two_that_write_one_file_the_second_is_refused_and_the_first_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic_path(path) as partial:
+        partial.write_text("first")
+        with pytest.raises(UnwritableFileError, match=r"a\.txt cannot be written: another process"), atomic_path(path):
+            pass
+        assert partial.read_text() == "first"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_has_left_is_replaced(tmp_path):
+    path = tmp_path / "a.txt"
+    path.with_name(".a.partial.txt").write_text("much that was left")
+    with atomic_path(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_failed_write_names_its_own_file_and_only_once(tmp_path):
     with (
         pytest.raises(UnwritableFileError, match=r"^/proc/b\.txt cannot be written: No such file or directory$"),

@@ -1,3 +1,7 @@
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +92,41 @@ def test_unknown_urls_and_other_content_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json: not JSON"):
         ArrayFolder(str(tmp_path)).read_json("x.json")
+
+
+ASK = """
+import sys
+from emmi_jax.files import zarr
+zarr._RETRIES = {"max_retries": 0}
+try:
+    zarr.ArrayFolder(sys.argv[1]).read_json("store.json")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("is_there", "reason"), [(False, "Could not connect"), (True, "Operation too slow")])
+def test_a_server_that_does_not_answer_ends_with_a_line(is_there, reason):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if is_there:
+            server.listen()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/store"
+        environment = os.environ | {
+            "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1", "PYTHONPATH": os.pathsep.join(sys.path)
+        }  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-c", ASK, url], env=environment, capture_output=True, text=True, check=True, timeout=300
+        )
+    assert ended.stdout.startswith(f"{url}/store.json: cannot be read: ")
+    assert reason in ended.stdout
+    assert ended.stdout.count("\n") == 1
+
+
+def test_what_a_killed_writer_leaves_is_no_content(tmp_path):
+    assert ArrayFolder(str(tmp_path / "new")).is_empty
+    for name in (".lock", "store.json.__lock"):
+        (tmp_path / name).touch()
+    assert ArrayFolder(str(tmp_path)).is_empty
+    (tmp_path / "notes.txt").touch()
+    assert not ArrayFolder(str(tmp_path)).is_empty
