@@ -291,7 +291,9 @@ def surface_forces(predicted: Mapping[str, Array], surface: BranchMesh, referenc
     found = {"predicted": {name: float(spread.mean) for name, spread in spreads.items()}}
     if set(force_fields(predicted)) <= set(surface.reference):
         found["reference"] = coefficients(surface.reference)
-    notes = pressure_notes(elements.normal, elements.area, {"drag": DRAG_DIRECTION, "lift": LIFT_DIRECTION})
+    pressure = predicted[force_fields(predicted)[0]].reshape(-1, len(elements.area)).mean(axis=0)
+    directions = {"drag": DRAG_DIRECTION, "lift": LIFT_DIRECTION}
+    notes = pressure_notes(elements.normal, elements.area, pressure, directions)
     return Forces(found, elements.side, spreads, len(force_fields(predicted)) > 1, notes)
 
 

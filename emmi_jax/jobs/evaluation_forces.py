@@ -12,6 +12,7 @@ from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.metrics import coefficient_metrics
+from emmi_jax.data.notes import gathered
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.inference.meshes import ForceReference, coefficient_spreads, force_fields, surface_force
 from emmi_jax.inference.spread import Spread
@@ -90,7 +91,7 @@ class CaseForces:
             ratio = 1.0 if known.area is None else known.area / reference.area
             self.known["solver"] = {"cd": ratio * known.cd, "cl": ratio * known.cl}
         directions = {"drag": options.drag_direction, "lift": options.lift_direction}
-        self.notes = pressure_notes(self._normal, self._area, directions)
+        self.notes = pressure_notes(self._normal, self._area, exact[names[0]], directions)
         self.predicted: list[dict[str, float]] = []
 
     def add(self, predicted: Mapping[str, Array]) -> None:
@@ -177,7 +178,7 @@ class ForceMetrics:
 
     def __init__(self, cases: Mapping[str, CaseForces], options: ForceOptions) -> None:
         self._only = " (pressure only)" if any(len(case.names) == 1 for case in cases.values()) else ""
-        self.notes = list(dict.fromkeys(note for case in cases.values() for note in case.notes))
+        self.notes = gathered({name: case.notes for name, case in cases.items()})
         self._options, self._references = options, {name: case.reference for name, case in cases.items()}
         is_over_area = any(case.reference.area != 1 for case in cases.values())
         self.labels = dict(zip(NAMES, ("Cd", "Cl") if is_over_area else ("CdA, m²", "ClA, m²"), strict=True))

@@ -17,6 +17,8 @@ from emmi_jax.points import float_arrays
 DRAG_DIRECTION, LIFT_DIRECTION = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 _FACING = 1e-6
 """Share of the area from which on a surface faces a direction."""
+_ABSOLUTE, _OPEN = 10.0, 1e-3
+"""A mean pressure of so many deviations is absolute; an open surface faces one way by this share more."""
 
 
 def integrate_forces(
@@ -111,20 +113,34 @@ def force_coefficients(
     return found if is_jax else {name: float(value) for name, value in found.items()}
 
 
-def pressure_notes(normal: ArrayLike, area: ArrayLike, directions: Mapping[str, ArrayLike]) -> list[str]:
-    """Returns a line for each direction that no cell of a surface faces, so that pressure gives no force along it.
+def pressure_notes(
+    normal: ArrayLike, area: ArrayLike, pressure: ArrayLike, directions: Mapping[str, ArrayLike]
+) -> list[str]:
+    """Returns what to know of the part of a force that is from pressure, a line each.
+
+    That is a direction that no cell of the surface faces, and one along which the mean pressure makes most of the
+    force, because the surface is open and the pressure absolute.
 
     Args:
         normal: Unit normals [N, 3].
         area: Areas [N].
+        pressure: Pressure, or pressure coefficient, [N] or [N, 1].
         directions: The directions [3] by what they are of, such as `lift`.
     """
-    n, a, lines = np.asarray(normal, np.float64), np.asarray(area, np.float64), []
+    n, a, p = (np.asarray(array, np.float64) for array in (normal, area, pressure))
+    p, whole, lines = p.reshape(-1), max(a.sum(), 1e-300), []
+    mean = (a * p).sum() / whole
+    is_absolute = abs(mean) > _ABSOLUTE * np.sqrt((a * (p - mean) ** 2).sum() / whole)
     for name, direction in directions.items():
-        facing = np.abs(n @ check_direction(f"{name}_direction", direction)) * a
-        if facing.sum() <= _FACING * a.sum():
-            along = ", ".join(f"{x:g}" for x in np.asarray(direction, np.float64))
-            lines.append(f"{name} along ({along}) has no part from pressure: no cell of the surface faces that way")
+        facing = n @ check_direction(f"{name}_direction", direction) * a
+        along = f"{name} along ({', '.join(f'{x:g}' for x in np.asarray(direction, np.float64))})"
+        if np.abs(facing).sum() <= _FACING * whole:
+            lines.append(f"{along} has no part from pressure: no cell of the surface faces that way")
+        elif is_absolute and abs(facing.sum()) > _OPEN * np.abs(facing).sum():
+            lines.append(
+                f"{along} is mostly that of the mean pressure, {mean:.4g}: the surface is open, so subtract the "
+                "pressure of the stream first"
+            )
     return lines
 
 

@@ -181,5 +181,16 @@ def test_a_direction_that_no_cell_faces_has_no_part_from_pressure(plane, directi
     angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     around = {"xy": (np.cos(angle), np.sin(angle), 0 * angle), "xz": (np.cos(angle), 0 * angle, np.sin(angle))}[plane]
     normal = np.stack(around, axis=1)
-    notes = pressure_notes(normal, np.full(12, 0.3), directions)
+    notes = pressure_notes(normal, np.full(12, 0.3), np.arange(12.0), directions)
     assert notes == [f"{name} has no part from pressure: no cell of the surface faces that way" for name in named]
+
+
+@pytest.mark.parametrize(("is_open", "level", "is_noted"), [(True, 1e5, True), (True, 0.0, False), (False, 1e5, False)])
+def test_an_absolute_pressure_on_an_open_surface_is_noted(is_open, level, is_noted):
+    """Without its floor, a box of 1 by 2 by 3 is pushed down by the mean pressure on its lid."""
+    normal = np.repeat(np.eye(3), 2, axis=0) * np.tile([1.0, -1.0], 3)[:, None]
+    area, pressure = np.array([6.0, 6, 3, 3, 2, 2]), np.array([1.0, -1, 2, 0, 0, -2]) + level
+    rows = slice(0, 5) if is_open else slice(None)
+    notes = pressure_notes(normal[rows], area[rows], pressure[rows, None], {"drag": (1, 0, 0), "lift": (0, 0, 1)})
+    assert [note.split(",")[0][:4] for note in notes] == ["lift"] * is_noted
+    assert not is_noted or "mostly that of the mean pressure, 1e+05: the surface is open" in notes[0]

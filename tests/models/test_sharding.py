@@ -71,6 +71,7 @@ one, flops = on_one(params, inputs), on_one.cost_analysis()["flops"]
 found = {}
 KINDS = {
     "explicit": AxisType.Explicit, "automatic": AxisType.Auto, "shard_map": AxisType.Explicit, "tokens": AxisType.Auto,
+    "explicit tokens": AxisType.Explicit,
 }
 for name, kind in KINDS.items():
     if name == "shard_map" and sys.argv[1] == "curls" and jax.__version_info__ >= (0, 12):
@@ -84,6 +85,11 @@ for name, kind in KINDS.items():
         run = call
         if name == "shard_map":
             run = jax.shard_map(call, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P("data"))
+        if name == "explicit tokens":
+            specs = jax.tree.map(lambda _: jax.P(None, "data"), inputs)
+            specs |= {"condition": jax.tree.map(lambda _: jax.P(), inputs["condition"])} if is_main else {}
+            shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
+            args = args[0], jax.device_put(inputs, shardings)
         if name == "tokens":
             by_tokens = AnchoredBranchedUPT(dataclasses.replace(config, token_axis="data"))
             specs = jax.tree.map(lambda _: jax.P(None, "data"), inputs)
@@ -128,6 +134,11 @@ def test_eight_devices_do_an_eighth_of_the_work_each_without_collectives(impleme
     assert found["error"] <= TOLERANCES["float32"].forward
     assert 0.5 <= found["share"] <= 1.25
     assert found["collectives"] == []
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "curls", "main"])
+def test_tokens_may_be_sharded_on_explicit_axes(implementation: str) -> None:
+    assert results(implementation)["explicit tokens"]["error"] <= TOLERANCES["float32"].forward
 
 
 @pytest.mark.parametrize("implementation", ["blockwise", "curls", "main"])
