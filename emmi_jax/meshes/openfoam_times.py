@@ -14,7 +14,7 @@ from emmi_jax.meshes.foam_to_vtk import is_time, vtk_times
 from emmi_jax.meshes.openfoam_files import open_foam
 from emmi_jax.meshes.openfoam_mesh import has_mesh, read_neighbours
 
-_VOLUME_FIELD = re.compile(rb"\bclass\s+vol(?:Scalar|Vector|SymmTensor|Tensor)Field\s*;")
+_VOLUME_FIELD = re.compile(rb"\bclass\s+vol(?:Scalar|Vector|SymmTensor|SphericalTensor|Tensor)Field\s*;")
 _HEAD_BYTES, _TAIL_BYTES = 1 << 12, 1 << 12
 _COMMENTS = re.compile(rb"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _ENDS = (b"}", b";", b'"')
@@ -79,6 +79,11 @@ def roots_at(path: Path, selection: FoamSelection) -> list[Path]:
 def field_files(root: Path, time: str | None) -> list[Path]:
     """Returns the files of a time that hold fields of cells, by their headers."""
     return sorted(p for p in _listed(root, time).values() if _VOLUME_FIELD.search(_head(p)))
+
+
+def other_files(root: Path, time: str | None) -> list[str]:
+    """Returns the names of the files of a time that hold anything else, such as fluxes through faces."""
+    return [name for name, file in _listed(root, time).items() if not _is_volume_field(file)]
 
 
 def _roots_of(path: Path, roots: list[Path], time: str | None) -> list[Path]:
@@ -151,7 +156,9 @@ def _listed(root: Path, time: str | None) -> dict[str, Path]:
     folder = None if time is None else root / time
     if folder is None or not folder.is_dir():
         return {}
-    return {p.name.removesuffix(".gz"): p for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "."}
+    # As the solver does it, a compressed file counts where there is no other.
+    found = sorted(folder.iterdir(), key=lambda p: (p.suffix != ".gz", p.name))
+    return {p.name.removesuffix(".gz"): p for p in found if p.is_file() and p.name[0] != "."}
 
 
 def _common(path: Path, time: str) -> set[str]:

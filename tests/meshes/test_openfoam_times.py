@@ -78,6 +78,22 @@ def test_compressed_fields_are_read_to_their_end(tmp_path):
     assert foam_time(case) == "100"
 
 
+def test_a_compressed_field_beside_another_one_is_not_read(tmp_path):
+    case = write_foam_case(tmp_path / "case", times=("100",))
+    stale = gzip.compress((case / "100/p").read_bytes().replace(b"internalField nonuniform", b"internalField broken"))
+    (case / "100/p.gz").write_bytes(stale)
+    pressure = read_foam(case, ["volume"], arrays={"volume": ["p"]})["volume"].dataset.cell_data["p"]
+    np.testing.assert_allclose(pressure, 1.1 * FIELDS["p"](cell_centres()), rtol=1e-12)
+
+
+def test_files_of_a_time_that_hold_no_fields_of_cells_are_named(tmp_path):
+    case = write_foam_case(tmp_path / "case", times=("100",))
+    for name, kind in {"phi": "surfaceScalarField", "V": "volScalarField::Internal"}.items():
+        (case / "100" / name).write_text(f"FoamFile {{ class {kind}; }} internalField uniform 1;")
+    folder = CaseFolder.open(case)
+    assert "time 100: V, phi, no fields of cells" in folder.left_out(folder.sources())
+
+
 def test_the_start_is_never_read_in_place_of_results(tmp_path):
     case = write_foam_case(tmp_path / "case")
     (case / "0/nuTilda").write_bytes((case / "0/p").read_bytes())  # a model that the run does not use

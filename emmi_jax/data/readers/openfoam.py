@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +15,7 @@ from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foam_patches, is_foam, read_foam
-from emmi_jax.meshes.openfoam_times import foam_time, passed_over
+from emmi_jax.meshes.openfoam_times import foam_time, other_files, passed_over, roots_at
 from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
 
 KNOWN_ARRAYS: Mapping[str, Mapping[str, str]] = {
@@ -93,6 +92,10 @@ class OpenFoamReader(Reader):
     def left_out(self, path: Path, sources: Sources, *, with_arrays: bool = True) -> list[str]:
         """Returns other files and times, and arrays that are no fields."""
         lines = [*super().left_out(path, sources), *passed_over(path, self.selection)]
+        if (roots := roots_at(path, self.selection)) and (
+            others := other_files(roots[0], time := foam_time(path, self.selection))
+        ):
+            lines.append(f"time {time}: {', '.join(others)}, no fields of cells")
         if with_arrays:
             arrays = foam_arrays(path, self.selection)
             lines += unused_arrays({branch: (f"the {branch}", names) for branch, names in arrays.items()}, sources)
@@ -123,9 +126,7 @@ class OpenFoamReader(Reader):
 
     def read_meshes(self, path: Path) -> dict[str, Mesh]:
         """Reads the meshes of a case with all arrays."""
-        meshes = read_foam(path, self.branches(path), self.selection)
-        passed = passed_over(path, self.selection)
-        return {branch: replace(mesh, left_out=(*passed, *mesh.left_out)) for branch, mesh in meshes.items()}
+        return read_foam(path, self.branches(path), self.selection)
 
     def describe(self, path: Path) -> list[str]:
         """Says which time and patches are read."""
