@@ -84,10 +84,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunDirectory.create(folder / "runs" / "stream", conditioned)
     with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(0, {"params": init_params(AnchoredBranchedUPT(conditioned.model), seed=0)})
+    _write_run_with_features(folder / "runs" / "parts", config)
     np.save(folder / "positions.npy", _points("positions"))
     body = import_pyvista().Sphere(radius=0.3, center=(0.5, 0.5, 0.5), theta_resolution=8, phi_resolution=8)
     body.save(folder / "car.vtp")
     return folder
+
+
+def _write_run_with_features(path: Path, config: RunConfig) -> None:
+    fields = {"volume": config.model.fields["volume"]}
+    model = replace(config.model, fields=fields, physics_blocks=("self",), feature_dims={"volume": 1})
+    features = {"volume": {"distance": FieldScale(mean=(0.0,), std=(1.0,))}}
+    normalizer = replace(config.normalizer.for_fields(fields), features=features)
+    run = RunDirectory.create(path, replace(config, model=model, normalizer=normalizer))
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(0, {"params": init_params(AnchoredBranchedUPT(model), seed=0)})
 
 
 def _points(name: str) -> np.ndarray:

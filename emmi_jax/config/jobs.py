@@ -73,6 +73,13 @@ class CaseSource(Config):
 class PrepareJob(FoamOptions, CaseSource):
     """A store to make."""
 
+    feature: tuple[str, ...] = setting(
+        (),
+        "Array to keep beside the fields, as an input of models; surface/normal and volume/distance are computed where "
+        "meshes have none; repeatable.",
+        metavar="BRANCH/NAME",
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForceOptions(Config):

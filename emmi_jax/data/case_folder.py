@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.cases import Case
+from emmi_jax.data.features import NO_INPUTS, Names
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers import reader_of
 from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, Reader, ReadOptions
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.meshes.cells import POSITIONS
+from emmi_jax.meshes.mesh import FieldSource
 
 
 class CaseFolder(NamedTuple):
@@ -21,11 +23,12 @@ class CaseFolder(NamedTuple):
 
     path: Path
     reader: Reader
+    inputs: Names = NO_INPUTS
 
     @classmethod
-    def open(cls, path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> CaseFolder:
-        """Looks at a folder; `foam` is the part of an OpenFOAM case to read."""
-        return cls(path, reader_of(path, foam))
+    def open(cls, path: Path, foam: FoamSelection = DEFAULT_SELECTION, inputs: Names = NO_INPUTS) -> CaseFolder:
+        """Looks at a folder; `foam` is the part of an OpenFOAM case to read, for inputs see `ReadOptions`."""
+        return cls(path, reader_of(path, foam), inputs)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -48,15 +51,20 @@ class CaseFolder(NamedTuple):
 
     def fingerprint(self, root: Path, *, with_times: bool = False) -> str:
         """Returns the fingerprint of the files, of what is read of them, and of how cells are measured."""
-        return fingerprint(self.files, root, with_times=with_times, selected=POSITIONS + self.reader.selected)
+        files = [*self.files, *self.reader.input_files(self.path, self.inputs)]
+        selected = POSITIONS + self.reader.selected + (repr(sorted(self.inputs.items())) if self.inputs else "")
+        return fingerprint(files, root, with_times=with_times, selected=selected)
 
     def read(self, options: ReadOptions = DEFAULT_OPTIONS) -> Case:
         """Reads the case; raises as `Reader.read`."""
-        return self.reader.read(self.path, options)
+        return self.reader.read(self.path, options._replace(inputs=self.inputs))
 
     def left_out(self, sources: Sources, *, with_arrays: bool = True) -> list[str]:
         """Returns what `read` leaves out, one line each."""
-        return self.reader.left_out(self.path, sources, with_arrays=with_arrays) if self.path.is_dir() else []
+        if not self.path.is_dir():
+            return []
+        taken = {b: {**{n: FieldSource(n) for n in self.inputs.get(b, ())}, **of} for b, of in sources.items()}
+        return self.reader.left_out(self.path, taken, with_arrays=with_arrays)
 
     def problem(self, branches: Collection[str], sources: Sources | None = None) -> str | None:
         """Says why it cannot be read, as far as names, sizes and headers of its files tell; None if nothing is wrong.

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
+from emmi_jax.config import FrozenMapping
 from emmi_jax.data.cases import Case
 from emmi_jax.deploy.draws import GEOMETRY_BRANCH
 from emmi_jax.deploy.features import GEOMETRY, join_features
+from emmi_jax.meshes.mesh import Location, Mesh
+from emmi_jax.meshes.point_inputs import COMPUTED, DISTANCE, NORMAL, surface_distance, surface_normals
 from emmi_jax.points import Array, PointSet
 
 Channels = dict[str, dict[str, int]]
 """Numbers of channels by branch, and field or feature."""
+Names: TypeAlias = Mapping[str, Sequence[str]]
+"""Names of arrays by branch."""
+NO_INPUTS: Names = FrozenMapping({})
 
 
-def split_channels(
-    arrays: Mapping[str, Mapping[str, int]], names: Mapping[str, Sequence[str]]
-) -> tuple[Channels, Channels]:
+def split_channels(arrays: Mapping[str, Mapping[str, int]], names: Names) -> tuple[Channels, Channels]:
     """Splits the arrays of data into fields to predict, and features that a model takes.
 
     Args:
@@ -34,9 +39,8 @@ def split_channels(
         if branch not in arrays:
             raise ValueError(f"features name {part!r}, but the data have the branches {list(arrays)!r}")
         if missing := [name for name in of_part if name not in arrays[branch]]:
-            raise ValueError(
-                f"features of {part!r}: the data have no array {missing[0]!r}, only {list(arrays[branch])!r}"
-            )
+            what = f"features of {part!r}: the data have no array {missing[0]!r}, only {list(arrays[branch])!r}"
+            raise ValueError(what + "; it is computed of meshes alone" * (missing[0] in COMPUTED))
         features[part] = {name: arrays[branch][name] for name in of_part}
     inputs = {part: set(of_part) for part, of_part in features.items()}
     # What the geometry takes is no field, either.
@@ -80,6 +84,23 @@ def with_features(name: str, case: Case, features: Mapping[str, Mapping[str, int
         geometry=surface.position,
         geometry_features=_joined(f"{name}: {GEOMETRY}", surface, of_geometry),
     )
+
+
+def with_normals(points: PointSet, mesh: Mesh, location: Location, inputs: Sequence[str]) -> PointSet:
+    """Adds the outward normals of a surface to its fields, if they are wanted and it has none."""
+    if NORMAL not in inputs or NORMAL in points.fields:
+        return points
+    return points._replace(fields={**points.fields, NORMAL: surface_normals(mesh, location)})
+
+
+def with_distances(points: Mapping[str, PointSet], triangles: Array, inputs: Names) -> dict[str, PointSet]:
+    """Adds the distance to triangles [F, 3, 3] to the fields of branches that want it and have none."""
+    found = dict(points)
+    for branch, part in points.items():
+        if DISTANCE in inputs.get(branch, ()) and DISTANCE not in part.fields:
+            distance = surface_distance(part.position, triangles)
+            found[branch] = part._replace(fields={**part.fields, DISTANCE: distance})
+    return found
 
 
 def _joined(what: str, part: PointSet, names: Mapping[str, int]) -> Array:

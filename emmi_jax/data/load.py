@@ -21,6 +21,7 @@ from emmi_jax.data.samples import Dataset
 from emmi_jax.data.stored_case import is_store
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.files.npz import read_case
+from emmi_jax.meshes.point_inputs import input_names
 
 
 def load_dataset(settings: TrainSettings) -> Dataset:
@@ -40,7 +41,8 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             raise ValueError(f"features need data of your own, got {dict(settings.features)!r} without --data")
         return EllipsoidDataset(sampling, stream_angle=settings.stream_angle)
     path = Path(settings.data)
-    opened = open_cases(settings.data, ReadOptions(with_cell_sizes=is_weighted), settings.foam)
+    options = ReadOptions(with_cell_sizes=is_weighted, inputs=input_names(settings.features))
+    opened = open_cases(settings.data, options, settings.foam)
     if opened is not None and not opened.is_single:
         split = opened.split(settings.split, skip_unusable=settings.skip_unusable)
         conditions = opened.conditions(settings.conditions)
@@ -62,8 +64,8 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     if opened is None and not path.is_dir():
         case, mark = Case({"volume": read_case(path)}, None), fingerprint([path], path)
     else:
-        folder = CaseFolder.open(path, settings.foam)
-        case, mark = folder.read(ReadOptions(with_cell_sizes=is_weighted)), folder.fingerprint(path)
+        folder = CaseFolder.open(path, settings.foam, options.inputs)
+        case, mark = folder.read(options), folder.fingerprint(path)
     single = PointCloudDataset(
         case.points,
         sampling,

@@ -38,11 +38,13 @@ class OpenFolders(OpenCases):
     cases: FolderCases
 
     def __init__(self, path: Path, options: ReadOptions, foam: FoamSelection) -> None:
-        case = CaseFolder.open(path, foam)
+        case = CaseFolder.open(path, foam, options.inputs)
         self.foam = foam
         self.root, self.is_single = path, case.reader.owns(path) and _is_case(case)
         self.names = [path.name] if self.is_single else case_names(path, foam)
-        folders = {name: case if self.is_single else CaseFolder.open(path / name, foam) for name in self.names}
+        folders = {
+            name: case if self.is_single else CaseFolder.open(path / name, foam, options.inputs) for name in self.names
+        }
         if self.names:
             self.sources = folders[self.names[0]].sources(options.sources)
             if isinstance(folders[self.names[0]].reader, OpenFoamReader):  # the first case says which fields there are

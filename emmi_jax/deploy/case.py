@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, Sampling, as_points, draw_anchors, draw_geometry
+from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, Sampling, as_points, draw_anchors, draw_geometry, rows_of
 from .features import GEOMETRY, FeatureNames, chosen_features, join_features
+from .manifest import Manifest
 
 
 class Case(NamedTuple):
@@ -116,6 +117,46 @@ def check_not_empty(
     for name, number in counts.items():
         if not number:
             raise ValueError(f"the geometry has no {name}: expected at least one")
+
+
+def padded_geometry(manifest: Manifest, geometry: Geometry) -> tuple[Array, ...]:
+    """Returns points, supernodes, which of these are real, and features, of the sizes that the program takes."""
+    if getattr(geometry, "neighbors", None) is not None:
+        raise ValueError("geometry.neighbors are given, but an exported model searches for them itself: leave them out")
+    position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry.supernode_idx)
+    mask = np.ones(idx.shape, bool) if geometry.mask is None else np.asarray(geometry.mask)
+    largest = manifest.geometry_sizes or (0, 0)
+    if idx.ndim != 1 or idx.dtype.kind not in "iu" or len(position) > largest[0] or len(idx) > largest[1]:
+        raise ValueError(
+            f"the geometry must have at most {largest[0]} points and {largest[1]} supernodes [M], "
+            f"got {len(position)} and {idx.dtype} of shape {list(idx.shape)}"
+        )
+    if mask.dtype != bool or mask.shape != idx.shape:
+        raise ValueError(f"geometry.mask must be bool of shape {list(idx.shape)}, got {mask.dtype} {list(mask.shape)}")
+    if not (idx[mask].min() >= 0 and idx[mask].max() < len(position)):
+        raise ValueError(f"supernodes must lie in [0, {len(position)}), got {idx[mask].min()} … {idx[mask].max()}")
+    # The model knows a point that is NaN as an absent one.
+    points = np.full((1, largest[0], position.shape[1]), np.nan, np.float32)
+    points[0, : len(position)] = position
+    supernodes, is_real = np.zeros((1, largest[1]), np.int32), np.zeros((1, largest[1]), bool)
+    supernodes[0, : len(idx)], is_real[0, : len(idx)] = np.where(mask, idx, 0), mask
+    if getattr(geometry, "features", None) is None:
+        return points, supernodes, is_real
+    features = manifest.scale_features(GEOMETRY, geometry.features)
+    padded = np.pad(features, ((0, largest[0] - len(position)), (0, 0)))
+    return points, supernodes, is_real, padded[None]
+
+
+def chunk_features(
+    manifest: Manifest, branch: str, given: Mapping[str, Any], start: int, num_points: int, size: int
+) -> list[Array]:
+    """Returns the features [size, C] of a chunk in model units, zeros after the last query; nothing without any."""
+    if branch not in manifest.features:
+        return []
+    rows = rows_of(given[branch], slice(start, start + num_points))
+    what = f"the query {branch}" + (f" from {start} on" if start else "")
+    joined = join_features(what, rows, manifest.feature_channels[branch], num_points)
+    return [np.pad(manifest.scale_features(branch, joined), ((0, size - num_points), (0, 0)))]
 
 
 def _mask(mask: Any, size: int = 1) -> Any:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .archive import Program
-from .case import Case, check_not_empty, choose_case
+from .case import Case, check_not_empty, choose_case, chunk_features, padded_geometry
 from .conditions import Condition, Scales, condition_channels
-from .draws import Array, Geometry, Points, rows_of
-from .features import GEOMETRY, FeaturesLike, check_taken, join_features
+from .draws import Array, Geometry, Points
+from .features import FeaturesLike, check_taken
 from .manifest import Manifest
 
 CHUNK_SIZE = 4096
@@ -133,7 +133,7 @@ class ExportedSurrogate:
         sizes = {b: len(position) for b, position in model_units.items()}
         inputs = (
             tuple(position[None] for position in model_units.values()),
-            () if case.geometry is None else _padded(manifest, case.geometry),
+            () if case.geometry is None else padded_geometry(manifest, case.geometry),
             condition_input(_in_model_units(manifest.conditions, condition), manifest.condition_dim),
         )
         features = tuple(manifest.scale_features(b, case.features[b]) for b in sizes if b in case.features)
@@ -215,7 +215,7 @@ class Encoded:
             for start, num_points, position in _cut(branch, source, size, manifest):
                 at = number % len(devices)
                 number += 1
-                rows = [position, *_features(manifest, branch, query_features or {}, start, num_points, size)]
+                rows = [position, *chunk_features(manifest, branch, query_features or {}, start, num_points, size)]
                 fields = run(surrogate._parameters[at], *self.constants[at], *jax.device_put(rows, devices[at]))
                 for values in fields:
                     values.copy_to_host_async()
@@ -304,46 +304,6 @@ def condition_input(condition: ConditionLike | None, condition_dim: int | Mappin
     if not np.isfinite(values).all():
         raise ValueError(f"condition must hold finite numbers, got {values.tolist()}")
     return (values.astype(np.float32)[None],)
-
-
-def _features(
-    manifest: Manifest, branch: str, given: Mapping[str, Any], start: int, num_points: int, size: int
-) -> list[Array]:
-    """Returns the features [size, C] of a chunk in model units, zeros after the last query; nothing without any."""
-    if branch not in manifest.features:
-        return []
-    rows = rows_of(given[branch], slice(start, start + num_points))
-    what = f"the query {branch}" + (f" from {start} on" if start else "")
-    joined = join_features(what, rows, manifest.feature_channels[branch], num_points)
-    return [np.pad(manifest.scale_features(branch, joined), ((0, size - num_points), (0, 0)))]
-
-
-def _padded(manifest: Manifest, geometry: Geometry) -> tuple[Array, ...]:
-    """Returns points, supernodes, which of these are real, and features, of the sizes that the program takes."""
-    if getattr(geometry, "neighbors", None) is not None:
-        raise ValueError("geometry.neighbors are given, but an exported model searches for them itself: leave them out")
-    position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry.supernode_idx)
-    mask = np.ones(idx.shape, bool) if geometry.mask is None else np.asarray(geometry.mask)
-    largest = manifest.geometry_sizes or (0, 0)
-    if idx.ndim != 1 or idx.dtype.kind not in "iu" or len(position) > largest[0] or len(idx) > largest[1]:
-        raise ValueError(
-            f"the geometry must have at most {largest[0]} points and {largest[1]} supernodes [M], "
-            f"got {len(position)} and {idx.dtype} of shape {list(idx.shape)}"
-        )
-    if mask.dtype != bool or mask.shape != idx.shape:
-        raise ValueError(f"geometry.mask must be bool of shape {list(idx.shape)}, got {mask.dtype} {list(mask.shape)}")
-    if not (idx[mask].min() >= 0 and idx[mask].max() < len(position)):
-        raise ValueError(f"supernodes must lie in [0, {len(position)}), got {idx[mask].min()} … {idx[mask].max()}")
-    # The model knows a point that is NaN as an absent one.
-    points = np.full((1, largest[0], position.shape[1]), np.nan, np.float32)
-    points[0, : len(position)] = position
-    supernodes, is_real = np.zeros((1, largest[1]), np.int32), np.zeros((1, largest[1]), bool)
-    supernodes[0, : len(idx)], is_real[0, : len(idx)] = np.where(mask, idx, 0), mask
-    if getattr(geometry, "features", None) is None:
-        return points, supernodes, is_real
-    features = manifest.scale_features(GEOMETRY, geometry.features)
-    padded = np.pad(features, ((0, largest[0] - len(position)), (0, 0)))
-    return points, supernodes, is_real, padded[None]
 
 
 def _cut(

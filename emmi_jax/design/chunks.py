@@ -27,6 +27,7 @@ class Chunk(NamedTuple):
         size: Areas or volumes [C] of the cells of fixed points; None where they are unknown or follow from the corners.
         offset: Corners [C, K, 3] of cells, relative to `place`; None for fixed points.
         num_corners: Corners [C] of each cell; the rest repeat the last one.
+        features: Features [C, F] in model units, if the branch has some.
     """
 
     position: Any
@@ -35,6 +36,7 @@ class Chunk(NamedTuple):
     size: Any = None
     offset: Any = None
     num_corners: Any = None
+    features: Any = None
 
 
 class Elements(NamedTuple):
@@ -62,8 +64,10 @@ def localized(chunk: Chunk, normalizer: Normalizer) -> Chunk:
     return chunk._replace(place=(chunk.place - np.asarray(normalizer.position_low)).astype(chunk.position.dtype))
 
 
-def surface_chunks(surface: Surface, normalizer: Normalizer, dtype: DTypeLike) -> Chunks:
-    """Returns the cells of a surface in chunks."""
+def surface_chunks(
+    surface: Surface, normalizer: Normalizer, dtype: DTypeLike, features: NDArray[Any] | None = None
+) -> Chunks:
+    """Returns the cells of a surface in chunks; their features are in model units."""
 
     def chunks(num_rows: int) -> Iterator[Chunk]:
         for rows, is_real in _rows(surface.num_cells, num_rows):
@@ -76,19 +80,23 @@ def surface_chunks(surface: Surface, normalizer: Normalizer, dtype: DTypeLike) -
                 is_real,
                 offset=offset.astype(dtype),
                 num_corners=surface.num_corners[rows].astype(np.int32),
+                features=None if features is None else features[rows],
             )
 
     return chunks
 
 
-def point_chunks(points: PointSet, normalizer: Normalizer, dtype: DTypeLike) -> Chunks:
-    """Returns points with fixed places in chunks."""
+def point_chunks(
+    points: PointSet, normalizer: Normalizer, dtype: DTypeLike, features: NDArray[Any] | None = None
+) -> Chunks:
+    """Returns points with fixed places in chunks; their features are in model units."""
 
     def chunks(num_rows: int) -> Iterator[Chunk]:
         for rows, is_real in _rows(len(points.position), num_rows):
             place = np.asarray(points.position[rows], np.float64)
             size = None if points.cell_size is None else np.asarray(points.cell_size[rows]).astype(dtype)
-            yield Chunk(scaled(normalizer, place, dtype), place, is_real, size)
+            of_points = None if features is None else features[rows]
+            yield Chunk(scaled(normalizer, place, dtype), place, is_real, size, features=of_points)
 
     return chunks
 

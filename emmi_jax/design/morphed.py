@@ -47,7 +47,7 @@ class MorphedCase:
         functional: What to compute.
         morph: The morph.
         geometry: The surface that shows the geometry to the model, if it is another mesh.
-        options: Other arguments of `CaseInputs`: points, anchors, condition, seed, chunk_size, devices.
+        options: Other arguments of `CaseInputs`: points, anchors, condition, features, seed, chunk_size, devices.
 
     Example:
         >>> lattice = Lattice.around(surface, (6, 4, 4))  # doctest: +SKIP
@@ -65,7 +65,9 @@ class MorphedCase:
 
     def __post_init__(self) -> None:
         if self.draws is None:
-            chosen = {name: self.options[name] for name in ("points", "anchors", "seed") if name in self.options}
+            chosen = {
+                name: self.options[name] for name in ("points", "anchors", "features", "seed") if name in self.options
+            }
             drawn = draw_case(self.surrogate, self.surface, geometry=self.geometry, **chosen)
             object.__setattr__(self, "draws", drawn)
 
@@ -88,7 +90,10 @@ class MorphedCase:
         inputs = options["draws"].positions(surface, options["geometry"])
         encoded = self.surrogate.encode(**inputs, condition=case.condition)
         predicted = encoded.predict(
-            {GEOMETRY_BRANCH: surface.centers()}, chunk_size=case.chunk_size, devices=case.devices
+            {GEOMETRY_BRANCH: surface.centers()},
+            query_features={b: given for b, given in case.features.items() if b == GEOMETRY_BRANCH},
+            chunk_size=case.chunk_size,
+            devices=case.devices,
         )
         prefix = f"{GEOMETRY_BRANCH}_"
         return {name.removeprefix(prefix): predicted[name] for name in field_columns(predicted)}

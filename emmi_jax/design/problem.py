@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.deploy.conditions import condition_slopes
+from emmi_jax.deploy.features import GEOMETRY, FeaturesLike, chosen_features
 from emmi_jax.design.adjoint import Streams
 from emmi_jax.design.chunks import Chunks, point_chunks, scaled, surface_chunks
 from emmi_jax.design.draws import Draws, draw_case
+from emmi_jax.design.features import cell_features, scaled_features
 from emmi_jax.design.functionals import Functional
 from emmi_jax.design.program import ChunkProgram
 from emmi_jax.design.surface import Surface, Vertices
@@ -57,9 +59,11 @@ class CaseInputs:
         surrogate: The surrogate; its positions and fields are in physical units.
         geometry: The surface that shows the geometry to the model, if it is another mesh.
         points: Points [N, 3] of the other branches: anchors are drawn from them, and functionals sum over them. As a
-            `PointSet` with cell sizes they can be integrated over.
+            `PointSet` with cell sizes they can be integrated over; they bring the features that the model takes.
         anchors: Anchors [T, 3] of the other branches; by default those of the run's context, or drawn.
         condition: What `Surrogate.encode` takes; by default that of the surrogate.
+        features: Features of the cells of the surface that stay with them, for ``surface``, and for ``geometry`` where
+            the model takes some: an array [N, C], or an array for each name.
         draws: Anchors and geometry points to use again; by default they are drawn as `Surrogate.encode` draws them.
         seed: Seed of the draws.
         chunk_size: Points per call of the model; by default as many as the memory of the devices allows.
@@ -72,6 +76,7 @@ class CaseInputs:
     points: Mapping[str, PointSet | Array] | None = None
     anchors: Mapping[str, Array] | None = None
     condition: ConditionLike | None = None
+    features: Mapping[str, FeaturesLike] = field(default_factory=dict)
     draws: Draws | None = None
     seed: int = 0
     chunk_size: ChunkSize = "auto"
@@ -89,7 +94,13 @@ class Problem:
         functional.check(config)
         self.case, self.surface = case, surface
         self.draws = case.draws or draw_case(
-            surrogate, surface, geometry=case.geometry, points=case.points, anchors=case.anchors, seed=case.seed
+            surrogate,
+            surface,
+            geometry=case.geometry,
+            points=case.points,
+            anchors=case.anchors,
+            features=case.features,
+            seed=case.seed,
         )
         is_double = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(surrogate.params))
         self.dtype = np.dtype(np.float64 if is_double else np.float32)
@@ -121,17 +132,27 @@ class Problem:
                 raise ValueError("a position is not finite, or too large for float32")
             return values
 
+        def features_of(part: str, features: Array | None) -> NDArray[Any] | None:
+            return None if features is None else scaled_features(normalizer, part, features, self.dtype)
+
         anchors = {**draws.anchors, GEOMETRY_BRANCH: draws.surface_anchors.position(self.surface.vertices)}
         geometry = None
         if draws.geometry is not None:
-            geometry = draws.model_geometry(in_model_units(draws.geometry.position(self._shape.vertices)))
+            geometry = draws.model_geometry(
+                in_model_units(draws.geometry.position(self._shape.vertices)),
+                features_of(GEOMETRY, draws.geometry_features),
+            )
         inputs: dict[str, Any] = {
             "anchors": {branch: in_model_units(position)[None] for branch, position in anchors.items()},
             "geometry": geometry,
             "condition": self._condition(),
             "anchor_masks": {},
+            "anchor_features": {
+                branch: scaled_features(normalizer, branch, features, self.dtype)[None]
+                for branch, features in draws.anchor_features.items()
+            },
         }
-        tokens = Tokens(inputs["anchors"], {}, {}, {})
+        tokens = Tokens(inputs["anchors"], {}, inputs["anchor_features"], {})
         check_inputs(self.case.surrogate.model.config, tokens, geometry, inputs["condition"], {})
         return inputs
 
@@ -157,13 +178,19 @@ class Problem:
         return min(size, -(-most // len(devices)) * len(devices))
 
     def _chunks(self, branch: str) -> Chunks:
-        normalizer = self.case.surrogate.normalizer
+        normalizer, taken = self.case.surrogate.normalizer, self.case.surrogate.features
         if branch == GEOMETRY_BRANCH:
-            return surface_chunks(self.surface, normalizer, self.dtype)
+            has_own = self.case.geometry is not None
+            of_cells = cell_features(taken, self.surface, self.case.features, has_own_geometry=has_own).get(branch)
+            own = None if of_cells is None else scaled_features(normalizer, branch, of_cells, self.dtype)
+            return surface_chunks(self.surface, normalizer, self.dtype, own)
         points = self._points.get(branch)
         if points is None or not len(points.position):
             raise ValueError(f"the functional reads the branch {branch!r}: give its points")
-        return point_chunks(points, normalizer, self.dtype)
+        given = {} if points.features is None else {branch: points.features}
+        joined = chosen_features(taken, given, {branch: len(points.position)}, "query")
+        of_points = scaled_features(normalizer, branch, joined[branch], self.dtype) if branch in joined else None
+        return point_chunks(points, normalizer, self.dtype, of_points)
 
     def _position(self, branch: str) -> NDArray[Any]:
         """Returns the places of the points that a functional reads, [N, 3]."""

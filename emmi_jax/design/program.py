@@ -56,7 +56,7 @@ class ChunkProgram:
         """Returns the sums of a chunk; None for those of other branches."""
         elements = chunk_elements(chunk, self.normalizer.position_scale)
         variables = {**variables, "cache": cache}
-        scaled = query_fields(self.model, branch, variables, condition, elements.model_position)
+        scaled = query_fields(self.model, branch, variables, condition, elements.model_position, chunk.features)
         fields = {name: self.normalizer.denormalize_field(branch, name, values) for name, values in scaled.items()}
 
         def relative_to(point: Any) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,12 +46,16 @@ _WRITABLE = (".vtp", ".vtu", ".vtk")
 
 
 class BranchMesh(NamedTuple):
-    """A mesh to predict on: the positions of its queries [N, 3], and the values to compare with, [N, F] by field."""
+    """A mesh to predict on: the positions of its queries [N, 3], and the values to compare with, [N, F] by field.
+
+    Features [N, C] are what the model takes beside the positions; see `with_features`.
+    """
 
     mesh: Mesh
     location: Location
     position: Array
     reference: dict[str, Array]
+    features: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +95,32 @@ class Forces(NamedTuple):
 
 
 def query_mesh(
-    path: Path, branch: str = GEOMETRY_BRANCH, foam: FoamSelection = DEFAULT_SELECTION, *, in_cells: bool = False
+    path: Path,
+    branch: str = GEOMETRY_BRANCH,
+    foam: FoamSelection = DEFAULT_SELECTION,
+    *,
+    in_cells: bool = False,
+    inputs: Mapping[str, FieldSource] = MappingProxyType({}),
 ) -> BranchMesh:
     """Reads a mesh to predict on: in its cells, unless it has none or only its points carry fields.
 
     Args:
-        path: A mesh file, or the folder of an OpenFOAM case, of which no array is read.
+        path: A mesh file, or the folder of an OpenFOAM case, of which no other array than the inputs is read.
         branch: The branch of the case.
         foam: The patches and the time of the case.
         in_cells: Whether to predict in the cells wherever the fields are, as forces need it.
+        inputs: The arrays that hold features, where the mesh has them; they say where to predict.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable.
     """
-    mesh = read_branch(path, branch, foam, () if path.is_dir() else None)
+    mesh = read_branch(path, branch, foam, _foam_arrays(path, branch, foam, inputs))
     only_on_points = field_names(mesh.dataset, "points") and not field_names(mesh.dataset, "cells")
     location: Location = "points" if (only_on_points and not in_cells) or not mesh.dataset.n_cells else "cells"
+    present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
+    if given := [source.array for source in inputs.values() if found_arrays(source.array, present)]:
+        location = mesh.location_of(given)
     return BranchMesh(mesh, location, mesh.position(location), {})
 
 
@@ -116,6 +130,8 @@ def reference_mesh(
     sources: Mapping[str, FieldSource],
     branch: str = GEOMETRY_BRANCH,
     foam: FoamSelection = DEFAULT_SELECTION,
+    *,
+    inputs: Mapping[str, FieldSource] = MappingProxyType({}),
 ) -> BranchMesh:
     """Reads a mesh to predict on where its reference arrays are, to compare with them.
 
@@ -125,17 +141,14 @@ def reference_mesh(
         sources: The arrays that hold the fields; a field without one is sought under its own name.
         branch: The branch of the case.
         foam: The patches and the time of the case.
+        inputs: The arrays that hold features, where the mesh has them.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable, or has nothing to compare with.
     """
     sought = {name: sources.get(name, FieldSource(name)) for name in fields}
-    arrays = None
-    if path.is_dir():
-        there = foam_arrays(path, foam).get(branch, set())
-        arrays = {name for source in sought.values() for name in found_arrays(source.array, there) or ()}
-    mesh = read_branch(path, branch, foam, arrays)
+    mesh = read_branch(path, branch, foam, _foam_arrays(path, branch, foam, {**inputs, **sought}))
     present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
     found = {name: source for name, source in sought.items() if found_arrays(source.array, present)}
     if not found:
@@ -148,6 +161,14 @@ def reference_mesh(
         if values.shape[1] != fields[name]:
             raise ValueError(f"{path}: array of {name!r} has {values.shape[1]} channels, the model {fields[name]}")
     return BranchMesh(mesh, mesh.location_of(s.array for s in found.values()), points.position, points.fields)
+
+
+def _foam_arrays(path: Path, branch: str, foam: FoamSelection, sources: Mapping[str, FieldSource]) -> set[str] | None:
+    """Returns which of these arrays an OpenFOAM case has; None for files, of which all arrays are read."""
+    if not path.is_dir():
+        return None
+    there = foam_arrays(path, foam).get(branch, set()) if sources else set()
+    return {name for source in sources.values() for name in found_arrays(source.array, there) or ()}
 
 
 def geometry_mesh(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> Mesh:
@@ -165,7 +186,7 @@ def predict_on_meshes(
     meshes: Mapping[str, BranchMesh],
     *,
     only: Collection[str] | None = None,
-    geometry: Array | None = None,
+    geometry: PointSet | Array | None = None,
     certainty: Certainty = SINGLE,
     watch: Watch = watch_nothing,
     chunk_size: ChunkSize = "auto",
@@ -189,12 +210,19 @@ def predict_on_meshes(
     """
     is_weighted = surrogate.sampling.method == "weighted"
     points = {
-        branch: PointSet(mesh.position, {}, mesh.mesh.cell_sizes(mesh.location) if is_weighted else None)
+        branch: PointSet(
+            mesh.position,
+            {},
+            mesh.mesh.cell_sizes(mesh.location) if is_weighted else None,
+            features=mesh.features,
+        )
         for branch, mesh in meshes.items()
     }
+    features = {branch: mesh.features for branch, mesh in meshes.items() if mesh.features is not None}
     encoded = surrogate.encode_draws(certainty.repeats, intervals=certainty.intervals, points=points, geometry=geometry)
     queries = {branch: mesh.position for branch, mesh in meshes.items() if only is None or branch in only}
-    fields = encoded.predict(queries, chunk_size=chunk_size, advance=advance, watch=watch)
+    features = {branch: features[branch] for branch in queries if branch in features}
+    fields = encoded.predict(queries, query_features=features, chunk_size=chunk_size, advance=advance, watch=watch)
     return {branch: {name: fields[f"{branch}_{name}"] for name in encoded.fields[branch]} for branch in queries}
 
 

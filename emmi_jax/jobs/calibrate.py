@@ -13,6 +13,7 @@ from emmi_jax.data.cases import Case
 from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.open import open_cases
+from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.inference.encoded_set import collect
 from emmi_jax.inference.intervals import field_scores, number_score
 from emmi_jax.inference.spread import Spread
@@ -20,6 +21,7 @@ from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.evaluate import ChosenCases, case_arguments, checked_case, chosen_cases, query_features
 from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces, ForceEvaluation
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, print_unusable, say
+from emmi_jax.meshes.point_inputs import input_names
 from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
@@ -139,6 +141,11 @@ def _force_options(job: CalibrationJob, chosen: ChosenCases) -> ForceOptions:
     return ForceOptions(speed=job.speed, density=job.density, area=1.0 if has_speed else None)
 
 
+def _options(config: RunConfig) -> ReadOptions:
+    """What is computed of cases is a part of their fingerprints."""
+    return ReadOptions(inputs=input_names(config.normalizer.features))
+
+
 def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: RunConfig) -> None:
     """Refuses cases that the run was trained on, also where they are copies of such."""
     if chosen.split is None:
@@ -150,7 +157,7 @@ def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: Run
     found: Sequence[str] = []
     if Path(chosen.data).resolve() == Path(trained_on).resolve():
         found = [name for name in chosen.read if name in train]
-    elif (own := open_cases(trained_on)) is not None:
+    elif (own := open_cases(trained_on, _options(config))) is not None:
         prints = {own.cases.fingerprint(name) for name in train if name in own.names}
         found = [name for name in chosen.read if chosen.opened.cases.fingerprint(name) in prints]
     if found:

@@ -10,16 +10,20 @@ from rich.console import Console
 
 from emmi_jax.config.design import DesignJob
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.deploy.features import GEOMETRY
 from emmi_jax.design.coefficients import drag, lift, moment, side_force
+from emmi_jax.design.features import refuse_moving_features
 from emmi_jax.design.functionals import Functional
 from emmi_jax.design.surface import Surface, read_surface
 from emmi_jax.files.outputs import check_output
-from emmi_jax.inference.meshes import PRESSURES, ForceReference, query_mesh
+from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
+from emmi_jax.inference.meshes import PRESSURES, BranchMesh, ForceReference, query_mesh
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict import force_reference
 from emmi_jax.jobs.predict_meshes import check_outputs
 from emmi_jax.jobs.progress import print_left_out, print_sides, warn_few_anchors, warn_outside
-from emmi_jax.points import PointSet
+from emmi_jax.points import Array, PointSet
 
 FUNCTIONALS: dict[str, Callable[..., Functional]] = {
     "drag": drag,
@@ -60,6 +64,7 @@ class DesignMeshes(NamedTuple):
     surface: Surface
     geometry: Surface | None
     points: dict[str, PointSet]
+    features: dict[str, Array]
 
 
 def check_design(job: DesignJob, surrogate: Surrogate) -> None:
@@ -89,14 +94,15 @@ def check_design(job: DesignJob, surrogate: Surrogate) -> None:
             raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
     if job.volume is not None and "volume" not in config.branches:
         raise ValueError(f"{job.volume}: the model has no branch 'volume'")
+    refuse_moving_features(surrogate.features)
     importlib.import_module("matplotlib")
     check_outputs(job.out, [job.surface, *filter(None, (job.geometry,))])
     written = [f"{path.stem}.stl" for path in (job.surface, job.geometry) if path is not None]
     check_output(job.out, [job.surface, job.geometry, job.volume], written)
 
 
-def read_design(job: DesignJob, surrogate: Surrogate, console: Console) -> DesignMeshes:
-    """Reads the meshes of a job, and warns of what makes its results doubtful.
+def read_design(job: DesignJob, surrogate: Surrogate, sources: Sources, console: Console) -> DesignMeshes:
+    """Reads the meshes of a job with their features, and warns of what makes its results doubtful.
 
     Raises:
         FileNotFoundError: A file does not exist.
@@ -104,19 +110,26 @@ def read_design(job: DesignJob, surrogate: Surrogate, console: Console) -> Desig
     """
     surface = read_surface(job.surface, require_closed=not job.allow_open)
     geometry = None if job.geometry is None else read_surface(job.geometry, require_closed=False)
-    points = {}
+    taken, points, features = surrogate.features, {}, {}
     if job.volume is not None:
-        mesh = query_mesh(job.volume)
+        read = query_mesh(job.volume, inputs=feature_sources("volume", taken, sources))
+        mesh = with_features({"volume": read}, taken, sources, None)["volume"]
         is_weighted = surrogate.sampling.method == "weighted"
         sizes = mesh.mesh.cell_sizes(mesh.location) if is_weighted else None
-        points["volume"] = PointSet(mesh.position, {}, sizes)
+        points["volume"] = PointSet(mesh.position, {}, sizes, features=mesh.features)
+    if surface.mesh is not None:
+        cells = {GEOMETRY_BRANCH: BranchMesh(surface.mesh, "cells", surface.centers(), {})}
+        own = with_features(cells, taken, sources, None)[GEOMETRY_BRANCH].features
+        features = {} if own is None else {GEOMETRY_BRANCH: own}
+        shown = geometry_with_features(cells, taken, sources, None, has_context=False)
+        features |= {} if shown is None or shown.features is None else {GEOMETRY: shown.features}
     for found in (surface, geometry):
         if found is not None and found.mesh is not None:
             print_left_out(found.mesh.left_out, console, found.mesh.path)
     print_sides({str(job.surface): surface.side}, console)
     warn_outside(surrogate.normalizer, job.surface, surface.vertices, console)
     warn_few_anchors(surrogate.sampling, {GEOMETRY_BRANCH: surface.corners}, console)
-    return DesignMeshes(surface, geometry, points)
+    return DesignMeshes(surface, geometry, points, features)
 
 
 def largest_output(surface: Surface, num_channels: int) -> int:

@@ -42,6 +42,7 @@ from emmi_jax.jobs.progress import (
     print_warnings,
     say,
 )
+from emmi_jax.meshes.point_inputs import input_names
 from emmi_jax.points import Fields, PointSet
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
@@ -149,7 +150,12 @@ def chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) ->
     check_selection(data, FoamSelection(job.surface_patches or (), job.time))
     foam, scales, source = config.foam(job.surface_patches, job.time), config.normalizer.conditions, BESIDE_CASES
     source = (source if config.settings is None else config.settings.conditions).with_names(tuple(scales))
-    options = ReadOptions(with_cell_sizes=is_weighted or None, with_area_vectors=True, sources=sources)
+    options = ReadOptions(
+        with_cell_sizes=is_weighted or None,
+        with_area_vectors=True,
+        sources=sources,
+        inputs=input_names(surrogate.features),
+    )
     if (opened := open_cases(data, options, foam)) is None:
         if not Path(data).is_dir():
             raise FileNotFoundError(f"{data} is no folder of cases")

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from emmi_jax.config.design import OptimizationJob
+from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.design.draws import draw_case
 from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Lattice
@@ -35,6 +36,7 @@ from emmi_jax.jobs.design import (
 )
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, warn
 from emmi_jax.meshes.mesh import Mesh, write_mesh
+from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 
 PENALTIES = {"volume": keep_volume, "clearance": keep_clearance}
@@ -46,17 +48,22 @@ _PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blu
 def run_job(job: OptimizationJob, *, console: Console) -> None:
     """Runs `emmi-jax optimize`; see `optimize_surface`."""
     design_reference(job)  # what is missing there costs no time to load a run
-    surrogate = load_run(job.run)
+    surrogate, sources = load_run(job.run), RunDirectory.open(job.run).read_config().field_sources()
     if len(job.condition) > 1:
         conditions = weighted_conditions(surrogate, job.condition, console)
-        optimize_surface(job, surrogate, conditions, console=console)
+        optimize_surface(job, surrogate, conditions, sources, console=console)
     else:
         under = under_condition(surrogate, job.condition[0] if job.condition else None, console)
-        optimize_surface(job, under, console=console)
+        optimize_surface(job, under, sources=sources, console=console)
 
 
 def optimize_surface(
-    job: OptimizationJob, surrogate: Surrogate, conditions: Weighted = (), *, console: Console
+    job: OptimizationJob,
+    surrogate: Surrogate,
+    conditions: Weighted = (),
+    sources: Sources | None = None,
+    *,
+    console: Console,
 ) -> None:
     """Moves a surface until a coefficient is lower, and writes the new shape and how it got there to a folder.
 
@@ -64,6 +71,7 @@ def optimize_surface(
         job: What to lower.
         surrogate: What predicts.
         conditions: Weights and conditions, of which the mean is lowered; none for that of the surrogate.
+        sources: The arrays that the run was trained on, by branch and name.
         console: Where progress, warnings and results are printed.
 
     Raises:
@@ -74,12 +82,12 @@ def optimize_surface(
     """
     check_design(job, surrogate)
     penalties = _penalties(job)
-    meshes = read_design(job, surrogate, console)
-    surface, geometry, points = meshes
+    meshes = read_design(job, surrogate, sources or {}, console)
+    surface, geometry, points, features = meshes
     channels = 6 + 2 * sum(surrogate.model.config.fields["surface"].values())
     check_space(job.out, 2 * sum(largest_output(mesh, channels) for mesh in (surface, geometry) if mesh is not None))
     lattice = Lattice.around(surface if geometry is None else _joined(surface, geometry), job.lattice)
-    options = {"points": points, "seed": job.seed, "chunk_size": job.chunk_size or "auto"}
+    options = {"points": points, "features": features, "seed": job.seed, "chunk_size": job.chunk_size or "auto"}
     arguments = surrogate, surface, coefficient(job, job.functional), lattice, geometry, options
     case = MultiPointCase(*arguments, conditions=conditions) if conditions else MorphedCase(*arguments)
     with ProgressBar(console, job.steps, unit="steps") as progress:
@@ -131,7 +139,8 @@ def _coefficients(
     `optimize` counts its draws upwards from the seed of the job.
     """
     seed = job.seed + job.steps + 1
-    unseen = draw_case(surrogate, meshes.surface, geometry=meshes.geometry, points=meshes.points, seed=seed)
+    surface, geometry, points, features = meshes
+    unseen = draw_case(surrogate, surface, geometry=geometry, points=points, features=features, seed=seed)
     table = {job.functional: {"before": float(found.before.mean()), "after": float(found.after.mean())}}
     for name in known_coefficients(job):
         if name == job.functional:

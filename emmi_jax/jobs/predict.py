@@ -49,8 +49,8 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     if target is None:
         raise ValueError("expected --out, or --write-openfoam")
     surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
-    if job.points is None:
-        config.model.refuse_features("a prediction on meshes")
+    if job.write_openfoam is not None:
+        config.model.refuse_features("a start for a solver")
     if sweep is None:
         surrogate = under_condition(surrogate, job.condition, console)
     certainty = _certainty(job, surrogate)
@@ -83,7 +83,7 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
             certainty=certainty,
         )
         if sweep is not None and forces is not None:
-            predict_sweep(on_meshes, forces, surrogate, sweep, job.condition, console=console)
+            predict_sweep(on_meshes, forces, surrogate, config.field_sources(), sweep, job.condition, console=console)
         else:
             predict_meshes(on_meshes, surrogate, config.field_sources(), console=console)
 

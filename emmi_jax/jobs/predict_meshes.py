@@ -23,6 +23,7 @@ from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.encoded_set import Watch, collect, field_columns, watch_nothing
 from emmi_jax.inference.intervals import SINGLE, Certainty
+from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
 from emmi_jax.inference.meshes import (
     BranchMesh,
     FieldArrays,
@@ -107,9 +108,12 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     """
     fields = surrogate.model.config.fields
     check_mesh_job(job, surrogate)
-    meshes = read_meshes(job, fields, sources if job.fields is None else read_sources(job.fields))
+    sources = sources if job.fields is None else read_sources(job.fields)
     shown = shown_geometry(job, surrogate)
+    meshes = read_meshes(job, surrogate, sources, shown)
     geometry = None if shown is None else geometry_points(shown)
+    has_context = surrogate.context is not None
+    with_inputs = geometry_with_features(meshes, surrogate.features, sources, shown, has_context)
     for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
         say(console, describe_foam(path, job.foam))
     for mesh in filter(None, (*(mesh.mesh for mesh in meshes.values()), shown)):
@@ -129,7 +133,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         predicted = predict_on_meshes(
             surrogate,
             meshes,
-            geometry=geometry,
+            geometry=geometry if with_inputs is None else with_inputs,
             certainty=job.certainty,
             watch=watch,
             chunk_size=job.chunk_size,
@@ -161,7 +165,7 @@ def draw_figures(
     if GEOMETRY_BRANCH in meshes:
         geometry = meshes[GEOMETRY_BRANCH].position
     paths = []
-    for branch, (mesh, location, position, reference) in meshes.items():
+    for branch, (mesh, location, position, reference, _) in meshes.items():
         fields = MeshFields(branch, _drawn(mesh), location, position, predicted[branch], reference)
         paths += draw_mesh_fields(fields, folder, geometry=geometry)
     return paths
@@ -249,18 +253,24 @@ def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ())
     check_output(folder, paths, names)
 
 
-def read_meshes(job: MeshJob, fields: Mapping[str, Mapping[str, int]], sources: Sources) -> dict[str, BranchMesh]:
-    """Returns the meshes of a job by branch, with the arrays to compare with if it asks for that."""
+def read_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, shown: Mesh | None) -> dict[str, BranchMesh]:
+    """Returns the meshes of a job by branch, with features, and with the arrays to compare with if it asks for that."""
+    fields = surrogate.model.config.fields
+    inputs = {branch: feature_sources(branch, surrogate.features, sources) for branch in job.meshes}
     if not job.compare:
         for_forces = None if job.forces is None else GEOMETRY_BRANCH
-        return {
-            branch: query_mesh(path, branch, job.foam, in_cells=branch == for_forces)
+        meshes = {
+            branch: query_mesh(path, branch, job.foam, in_cells=branch == for_forces, inputs=inputs[branch])
             for branch, path in job.meshes.items()
         }
-    return {
-        branch: reference_mesh(path, fields[branch], sources.get(branch, {}), branch, job.foam)
-        for branch, path in job.meshes.items()
-    }
+    else:
+        meshes = {
+            branch: reference_mesh(
+                path, fields[branch], sources.get(branch, {}), branch, job.foam, inputs=inputs[branch]
+            )
+            for branch, path in job.meshes.items()
+        }
+    return with_features(meshes, surrogate.features, sources, shown)
 
 
 def _warn(

@@ -11,8 +11,10 @@ import numpy as np
 from rich.console import Console
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.files.atomic import make_folder, write_atomically
 from emmi_jax.inference.encoded_set import collect
+from emmi_jax.inference.mesh_features import geometry_with_features
 from emmi_jax.inference.meshes import (
     ForceReference,
     check_forces,
@@ -54,7 +56,14 @@ def parse_sweep(text: str) -> Sweep:
 
 
 def predict_sweep(
-    job: MeshJob, forces: ForceReference, surrogate: Surrogate, sweep: Sweep, text: str | None, *, console: Console
+    job: MeshJob,
+    forces: ForceReference,
+    surrogate: Surrogate,
+    sources: Sources,
+    sweep: Sweep,
+    text: str | None,
+    *,
+    console: Console,
 ) -> None:
     """Predicts the forces on a surface under each value of a condition; writes a table and a picture to a folder.
 
@@ -64,6 +73,7 @@ def predict_sweep(
         job: The meshes.
         forces: What forces are divided by.
         surrogate: What predicts.
+        sources: The arrays that the run was trained on, by branch and name.
         sweep: The values.
         text: The other conditions, such as "speed=40".
         console: Where progress, warnings and the table are printed.
@@ -74,9 +84,10 @@ def predict_sweep(
     """
     under = under_values(surrogate, text, sweep.name, sweep.values, console)
     check_mesh_job(job, surrogate)
-    meshes = read_meshes(job, surrogate.model.config.fields, {})
     shown = shown_geometry(job, surrogate)
-    geometry = None if shown is None else geometry_points(shown)
+    meshes, has_context = read_meshes(job, surrogate, sources, shown), surrogate.context is not None
+    with_inputs = geometry_with_features(meshes, surrogate.features, sources, shown, has_context)
+    geometry = geometry_points(shown) if with_inputs is None and shown is not None else with_inputs
     names, surface = surrogate.model.config.fields[GEOMETRY_BRANCH], meshes[GEOMETRY_BRANCH]
     check_forces(surface, names)
     rows = []

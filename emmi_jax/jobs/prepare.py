@@ -66,7 +66,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, got {job.dtype!r}")
     if "://" not in job.out and Path(job.out).resolve() in job.data.resolve().parents:
         raise ValueError(f"{job.data} lies inside the store {job.out}: choose another store")
-    opened = OpenFolders(job.data, ReadOptions(), job.foam)
+    opened = OpenFolders(job.data, ReadOptions(inputs=_inputs(job)), job.foam)
     if opened.is_single or not opened.names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
     check_selection(job.data, job.foam)
@@ -93,6 +93,21 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         if unusable:
             _write_head(folder, head | {"cases": [name for name in names if name not in unusable]}, split)
             print_unusable(unusable, console)
+
+
+def _inputs(job: PrepareJob) -> dict[str, tuple[str, ...]]:
+    """Returns the further arrays to read by branch.
+
+    Raises:
+        ValueError: One is not BRANCH/NAME.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in job.feature:
+        branch, _, name = text.partition("/")
+        if not branch or not name:
+            raise ValueError(f"--feature takes BRANCH/NAME, such as surface/normal, got {text!r}")
+        found[branch] = (*found.get(branch, ()), name)
+    return found
 
 
 def _digest(conditions: Conditions) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from emmi_jax.config.design import SensitivityJob
+from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.design.derivatives import sensitivity
 from emmi_jax.design.normal_part import NormalPart, normal_part
 from emmi_jax.design.problem import Sensitivity
@@ -23,6 +24,7 @@ from emmi_jax.jobs.design import check_design, coefficient, design_reference, la
 from emmi_jax.jobs.predict_meshes import check_figures
 from emmi_jax.jobs.progress import ProgressBar, print_paths, say
 from emmi_jax.meshes.mesh import write_mesh
+from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 
 DEFAULT_SMOOTHING = 0.02
@@ -35,15 +37,19 @@ def run_job(job: SensitivityJob, *, console: Console) -> None:
     """Runs `emmi-jax sensitivity`; see `differentiate_surface`."""
     design_reference(job)  # what is missing there costs no time to load a run
     surrogate = under_condition(load_run(job.run, job.checkpoint), job.condition, console)
-    differentiate_surface(job, surrogate, console=console)
+    sources = RunDirectory.open(job.run).read_config().field_sources()
+    differentiate_surface(job, surrogate, sources, console=console)
 
 
-def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console: Console) -> None:
+def differentiate_surface(
+    job: SensitivityJob, surrogate: Surrogate, sources: Sources | None = None, *, console: Console
+) -> None:
     """Computes where to push a surface and writes everything to a folder.
 
     Args:
         job: What to differentiate.
         surrogate: What predicts.
+        sources: The arrays that the run was trained on, by branch and name.
         console: Where progress, warnings and results are printed.
 
     Raises:
@@ -55,7 +61,7 @@ def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console:
         raise ValueError(f"smoothing must be 0 or a positive length, got {job.smoothing}")
     check_figures(job.figures)
     check_design(job, surrogate)
-    surface, geometry, points = read_design(job, surrogate, console)
+    surface, geometry, points, features = read_design(job, surrogate, sources or {}, console)
     check_space(job.out, sum(largest_output(mesh, 5) for mesh in (surface, geometry) if mesh is not None))
     # Forward and back again.
     with ProgressBar(console, 2 * surface.num_cells) as progress:
@@ -65,6 +71,7 @@ def differentiate_surface(job: SensitivityJob, surrogate: Surrogate, *, console:
             coefficient(job, job.functional),
             geometry=geometry,
             points=points,
+            features=features,
             seed=job.seed,
             chunk_size=job.chunk_size or "auto",
             advance=progress.advance,

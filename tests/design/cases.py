@@ -67,7 +67,11 @@ def build(
         branch: {name: FieldScale(mean=(0.5,) * c, std=(2.0,) * c) for name, c in names.items()}
         for branch, names in fields.items()
     }
-    normalizer = Normalizer(position_low=(-2.0,) * 3, position_scale=10.0, fields=scales)
+    features = {
+        part: {"part": FieldScale(mean=(0.2,) * channels, std=(0.7,) * channels)}
+        for part, channels in config.input_features.items()
+    }
+    normalizer = Normalizer(position_low=(-2.0,) * 3, position_scale=10.0, fields=scales, features=features)
     model = AnchoredBranchedUPT(config)
     rng = np.random.default_rng(3)
     shapes = jax.eval_shape(lambda: init_params(model, seed=0))  # compiles nothing

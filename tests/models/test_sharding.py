@@ -46,6 +46,8 @@ if is_main:
     config = dataclasses.replace(
         config, norm="rms", qk_norm=True, bias=False, readout_norm=True, conditioning_dims={"inflow": 1, "design": 2},
         geometry_conditioning_dims={"design": 2}, feature_dims={"volume": 2}, physics_blocks=("perceiver", "cross"),
+        supernode_pooling=SupernodePoolingConfig(radius=None, k=4, input_features_dim=2), eps=1e-4, layer_scale=0.5,
+        mlp_hidden_dim=10,
     )
 model = AnchoredBranchedUPT(config)
 params = init_params(model)
@@ -65,6 +67,7 @@ if is_main:
     values = lambda *shape: rng.uniform(-1, 1, (8, *shape)).astype(np.float32)
     inputs["condition"] = {"inflow": values(1), "design": values(2)}
     inputs |= {"anchor_features": {"volume": values(16, 2)}, "query_features": {"volume": values(8, 2)}}
+    inputs["geometry"] = inputs["geometry"]._replace(features=values(16, 2))
 call = lambda params, inputs: model.apply({"params": params}, **inputs)
 on_one = jax.jit(call).lower(params, inputs).compile()
 one, flops = on_one(params, inputs), on_one.cost_analysis()["flops"]
@@ -93,7 +96,8 @@ for name, kind in KINDS.items():
         if name == "tokens":
             by_tokens = AnchoredBranchedUPT(dataclasses.replace(config, token_axis="data"))
             specs = jax.tree.map(lambda _: jax.P(None, "data"), inputs)
-            specs["geometry"] = specs["geometry"]._replace(position=jax.P())
+            features = jax.P() if is_main else None
+            specs["geometry"] = specs["geometry"]._replace(position=jax.P(), features=features)
             specs |= {"condition": jax.tree.map(lambda _: jax.P(), inputs["condition"])} if is_main else {}
             place = lambda array, spec: jax.device_put(array, jax.NamedSharding(mesh, spec))
             args = (args[0], jax.tree.map(place, inputs, specs))

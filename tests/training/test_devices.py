@@ -35,7 +35,13 @@ norms = {"norm": "rms", "qk_norm": True, "readout_norm": True}
 settings = tiny_settings(None, batch_size=8, loss="rmse", **sizes, **norms)
 dataset = load_dataset(settings)
 normalizer = dataset.measure().normalizer(position_range=100.0)
-config = model_config(settings, dataset.fields)
+config = model_config(settings, dataset.fields, features={"volume": {"x": 3}, "geometry": {"x": 3}})
+
+def with_features(batch):
+    add = lambda points: points._replace(features=points.position / 100)
+    parts = ({**part, "volume": add(part["volume"])} for part in (batch.anchors, batch.queries))
+    return batch._replace(**dict(zip(("anchors", "queries"), parts)), geometry=add(batch.geometry))
+
 params = init_params(AnchoredBranchedUPT(config))
 found = {}
 for text in sys.argv[1:]:
@@ -44,11 +50,11 @@ for text in sys.argv[1:]:
     devices = Devices.make(own, Layout.parse(mesh, fsdp=option == "fsdp"))
     trainer = TrainSetup.make(own, dataset, devices, config, normalizer)
     state, losses = trainer.init_state(params), []
-    compiled = trainer.train_step.lower(state, trainer.put(trainer.draw(0))).compile()
+    compiled = trainer.train_step.lower(state, trainer.put(with_features(trainer.draw(0)))).compile()
     size = lambda tree: sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))
     bytes_of_state = size(state)
     for step in range(4):
-        state, metrics = trainer.train_step(state, trainer.put(trainer.draw(step)))
+        state, metrics = trainer.train_step(state, trainer.put(with_features(trainer.draw(step))))
         losses.append(float(metrics["loss"]))
     found[text] = {
         "losses": losses,

@@ -5,6 +5,7 @@ Names and arrays are those of a `dataset.toml` or a `fields.json` beside them, o
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from emmi_jax.config.mesh_dataset import GEOMETRY_FILES
 from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.features import Names, with_distances, with_normals
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.mesh_dataset import (
     DRIVAERML,
@@ -27,10 +29,11 @@ from emmi_jax.data.mesh_dataset import (
 )
 from emmi_jax.data.readers.reader import Reader, ReadOptions, describing_files, is_data_name, read_geometry
 from emmi_jax.files.atomic import check_space
-from emmi_jax.meshes.components import all_found, found_arrays, quoted
+from emmi_jax.meshes.components import found_arrays, quoted
 from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
-from emmi_jax.meshes.surfaces import area_vectors, is_surface
+from emmi_jax.meshes.point_inputs import DISTANCE
+from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
 from emmi_jax.meshes.vtk import GHOSTS, array_names
 from emmi_jax.points import PointSet
 
@@ -109,6 +112,7 @@ class MeshReader(Reader):
             left_out += [f"{files[0].name}: {line}" for line in lines]
         if not points:
             raise ValueError(_nothing_to_read(path))
+        points = _with_distances(path, points, options.inputs)
         if (geometry := geometry_mesh_file(path)) is None:
             return Case(points, None, tuple(left_out), side)
         drawn, of_geometry = read_geometry(geometry)
@@ -194,7 +198,8 @@ def unused_arrays(arrays: Mapping[str, tuple[str, Collection[str]]], sources: So
     """Returns a line for each branch whose mesh, of this name and with these arrays, has some that are no fields."""
     lines = []
     for branch, (what, names) in arrays.items():
-        used = all_found((source.array for source in sources.get(branch, {}).values()), names) or set()
+        known = (found_arrays(source.array, names) or () for source in sources.get(branch, {}).values())
+        used = {name for found in known for name in found}
         if unused := sorted({*names} - used - {GHOSTS}):
             lines.append(f"{what}: the arrays {', '.join(unused)}")
     return lines
@@ -215,6 +220,8 @@ def _meshes(path: Path, pattern: str) -> list[Path]:
 def _read_points(
     file: Path, branch: str, sources: Mapping[str, FieldSource], options: ReadOptions
 ) -> tuple[PointSet, tuple[str, ...], str]:
+    there = _all_arrays(file) if (names := options.inputs.get(branch, ())) else set()
+    sources = {**{name: FieldSource(name) for name in names if name in there}, **sources}
     side, arrays = "", {source.array for source in sources.values()}
     mesh = read_mesh(file, arrays)
     points = mesh.points(sources, with_cell_sizes=options.with_cell_sizes or False)
@@ -224,7 +231,19 @@ def _read_points(
     if options.with_area_vectors and branch == GEOMETRY_BRANCH and is_in_cells and is_surface(mesh):
         vectors, side = area_vectors(mesh)
         points = points._replace(area_vector=vectors)
-    return points, mesh.left_out, side
+    location = mesh.location_of(arrays)
+    return with_normals(points, mesh, location, names), mesh.left_out, side
+
+
+def _with_distances(path: Path, points: dict[str, PointSet], inputs: Names) -> dict[str, PointSet]:
+    """Adds distances to the surface of the geometry, or else to that of the branch, where they are wanted."""
+    if not any(DISTANCE in names and b in points and DISTANCE not in points[b].fields for b, names in inputs.items()):
+        return points
+    geometry, files = geometry_mesh_file(path), mesh_files(path).get(GEOMETRY_BRANCH, [])
+    if geometry is None and not files:
+        raise ValueError(f"{path}: the distance to the surface needs a surface mesh, or a file of the geometry")
+    with contextlib.nullcontext(geometry) if geometry is not None else _joined(path, files) as file:
+        return with_distances(points, surface_triangles(read_mesh(file, ())), inputs)
 
 
 def _nothing_to_read(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.cases import Case
+from emmi_jax.data.features import with_distances, with_normals
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.meshes import check_named_branches, unused_arrays
 from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS, Reader, ReadOptions, describing_files
@@ -107,8 +108,11 @@ class OpenFoamReader(Reader):
         branches = self.branches(path)
         if problem := self._problem_of_arrays(path, sources):
             raise ValueError(f"{path}: {problem}")
+        there = foam_arrays(path, selection)
+        further = {b: [name for name in options.inputs.get(b, ()) if name in names] for b, names in there.items()}
+        sources = {b: {**{n: FieldSource(n) for n in further.get(b, ())}, **of} for b, of in sources.items()}
         wanted = {branch: [source.array for source in sources[branch].values()] for branch in branches}
-        arrays = {b: all_found(wanted[b], names) or () for b, names in foam_arrays(path, selection).items()}
+        arrays = {b: all_found(wanted[b], names) or () for b, names in there.items()}
         meshes = read_foam(path, branches, selection, arrays)
         with_sizes = options.with_cell_sizes is not False
         points = {
@@ -120,7 +124,11 @@ class OpenFoamReader(Reader):
             if options.with_area_vectors:
                 vectors, side = area_vectors(meshes["surface"])
                 points["surface"] = points["surface"]._replace(area_vector=vectors)
-            geometry = sample_triangles(0, surface_triangles(meshes["surface"]), NUM_GEOMETRY_POINTS)
+            names = options.inputs.get("surface", ())
+            points["surface"] = with_normals(points["surface"], meshes["surface"], "cells", names)
+            triangles = surface_triangles(meshes["surface"])
+            points = with_distances(points, triangles, options.inputs)
+            geometry = sample_triangles(0, triangles, NUM_GEOMETRY_POINTS)
         left_out = {f"{branch}: {line}": None for branch, mesh in meshes.items() for line in mesh.left_out}
         return Case(points, geometry, tuple(left_out), side)
 

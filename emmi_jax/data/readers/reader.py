@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,11 +30,14 @@ class ReadOptions(NamedTuple):
         with_area_vectors: Whether to measure the area vectors of a surface mesh of polygons with fields in its cells.
         sources: The arrays that hold the fields, unless a file beside the data names them; None for those of a
             published data set, or of OpenFOAM.
+        inputs: Further arrays to read by branch, under their own names; of meshes, `normal` and `distance` are computed
+            where there are none of this name.
     """
 
     with_cell_sizes: bool | None = False
     with_area_vectors: bool = False
     sources: Sources | None = None
+    inputs: Mapping[str, Sequence[str]] = {}
 
 
 DEFAULT_OPTIONS = ReadOptions()
@@ -59,6 +62,10 @@ class Reader(ABC):
     @abstractmethod
     def files(self, path: Path) -> list[Path]:
         """Returns the files that `read` reads, sorted."""
+
+    def input_files(self, path: Path, inputs: Mapping[str, Sequence[str]]) -> list[Path]:
+        """Returns the files of further arrays that are not among `files`."""
+        return []
 
     @abstractmethod
     def read(self, path: Path, options: ReadOptions) -> Case:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +71,11 @@ class TensorReader(Reader):
         found = [*(file for file in named if file.is_file()), _geometry_tensor(path), geometry_mesh_file(path)]
         return sorted(file for file in found if file is not None)
 
+    def input_files(self, path: Path, inputs: Mapping[str, Sequence[str]]) -> list[Path]:
+        """Returns the tensors of further arrays."""
+        found = (_input_files(path, files, inputs.get(branch, ())) for branch, files in _files_of(path).items())
+        return sorted(path / name for files in found for name in files.values())
+
     def problem(self, path: Path, sources: Sources | None) -> str | None:
         """Says what is wrong with the shapes of the tensors."""
         for files in _files_of(path).values():
@@ -86,7 +91,8 @@ class TensorReader(Reader):
         points = {}
         for branch, files in _files_of(path).items():
             position = read_positions(path / files.position)
-            fields = {name: read_rows(path / file, len(position)) for name, file in files.fields.items()}
+            named = {**files.fields, **_input_files(path, files, options.inputs.get(branch, ()))}
+            fields = {name: read_rows(path / file, len(position)) for name, file in named.items()}
             points[branch] = PointSet(position, fields)
         if (mesh := geometry_mesh_file(path)) is not None:
             geometry, left_out = read_geometry(mesh)
@@ -101,6 +107,13 @@ def _files_of(path: Path) -> dict[str, TensorFiles]:
     for layout in LAYOUTS:
         found = found or {branch: files for branch, files in layout.items() if (path / files.position).is_file()}
     return found
+
+
+def _input_files(path: Path, files: TensorFiles, names: Sequence[str]) -> dict[str, str]:
+    """Returns the files of further arrays, which are named as those of the fields are: `surface_normal.pt`."""
+    field, file = next(iter(files.fields.items()))
+    found = {name: file.replace(f"{field}.pt", f"{name}.pt") for name in names if name not in files.fields}
+    return {name: named for name, named in found.items() if (path / named).is_file()}
 
 
 def _geometry_tensor(path: Path) -> Path | None:
