@@ -18,6 +18,7 @@ from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics, force
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import FIELDS, write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
+from tests.meshes.foam_cases import write_foam_case
 
 SPLIT = {"train": ["run_0"], "test": ["run_1", "run_2", "run_3"]}
 SURFACE = {"pressure": 1, "wallshearstress": 3}
@@ -89,6 +90,22 @@ def test_reference_coefficients_are_the_exact_integrals_over_each_surface(cases)
         assert case["cl"]["reference"] == pytest.approx(lift / scale, rel=1e-5)
     perfect = {"mae": 0, "mae_percent": 0, "r2": 1, "spearman": pytest.approx(1)}
     assert found["metrics"]["cd"] == {"predicted_against_reference": perfect}
+
+
+@pytest.mark.parametrize("processors", [0, 2])
+def test_forces_of_a_case_whose_ground_is_a_wall_are_the_exact_integrals(processors, tmp_path):
+    """With p = x - 2 z and wallShearStress = (x, y, 0) - 1, times 1.1, on a body of 0.5 by 0.4 by 0.3 and the ground.
+
+    The body: -grad(p) times its volume of 0.06, and minus the shear over its area of 0.94 around (0.75, 0.6, 0.45). The
+    ground of 2 by 1.2: the mean pressure of 1 pushes it down, and the shear of -1 along z drags it up.
+    """
+    write_foam_case(tmp_path / "cars/run_1", processors=processors)
+    body, ground = [-0.06 + 0.25 * 0.94, 0.12 + 0.94], [0.0, -2.4 + 2.4]
+    found = forces_of(tmp_path / "cars", ForceOptions(speed=2.0, area=0.5), {"run_1": None})
+    drag, lift = 1.1 * (np.array(body) + ground)
+    assert found.to_dict()["cases"]["run_1"]["cd"]["reference"] == pytest.approx(drag, rel=1e-6)
+    assert found.to_dict()["cases"]["run_1"]["cl"]["reference"] == pytest.approx(lift, rel=1e-6)
+    assert found.notes == []
 
 
 def test_metrics_of_forces_are_means_over_the_draws(cases):

@@ -225,6 +225,22 @@ def test_shear_drags_with_the_sign_of_its_convention(name, sign, tmp_path):
     assert forces.coefficients["predicted"]["cd"] == pytest.approx(sign * 0.5 * mesh.mesh.dataset.area / 0.5, rel=1e-5)
 
 
+def test_shear_in_three_arrays_drags_by_its_area(tmp_path):
+    dataset = surface_dataset()
+    dataset.cell_data["p"] = np.zeros(dataset.n_cells)
+    for axis, value in zip("xyz", (0.5, 0.0, 0.25), strict=True):
+        dataset.cell_data[f"{axis}-wall-shear"] = np.full(dataset.n_cells, value)
+    dataset.save(tmp_path / "boundary.vtp")
+    shear = tuple(f"{axis}-wall-shear" for axis in "xyz")
+    sources = {"pressure": FieldSource("p"), "wall_shear_stress": FieldSource(shear)}
+    mesh = reference_mesh(tmp_path / "boundary.vtp", {"pressure": 1, "wall_shear_stress": 3}, sources)
+    fields = {name: values.astype(np.float32) for name, values in mesh.reference.items()}
+    forces = surface_forces(fields, mesh, ForceReference(area=1.0, speed=1.0))
+    exact = {"cd": 0.5 * dataset.area / 0.5, "cl": 0.25 * dataset.area / 0.5}
+    assert forces.coefficients["reference"] == pytest.approx(exact, rel=1e-5)
+    assert forces.has_shear
+
+
 def test_a_pressure_coefficient_needs_no_density(tmp_path):
     mesh = surface_mesh(tmp_path, surface_dataset())
     fields = {"pressure_coefficient": -mesh.position[:, :1].astype(np.float32)}

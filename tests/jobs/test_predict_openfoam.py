@@ -210,6 +210,28 @@ def test_a_case_is_predicted_on_as_it_lies_on_disk(surrogate, tmp_path):
     np.testing.assert_allclose(cells["error_velocity"], cells["predicted_velocity"] - cells["U"], atol=1e-5)
 
 
+INITIAL = {
+    "variable": '#include "initial"\ninternalField uniform $start;\n'
+    'boundaryField { ".*" { type fixedValue; value $here; } }',
+    "constraints": 'internalField uniform 1;\nboundaryField { #includeEtc "caseDicts/setConstraintTypes" }',
+    "computed": 'internalField #calc "1 + $x";\nboundaryField { ".*" { type calculated; value $internalField; } }',
+    "group": "internalField uniform 1;\nboundaryField { wall { type fixedValue; value uniform $:absent; } }",
+}
+
+
+@pytest.mark.parametrize("kind", INITIAL)
+def test_a_case_is_predicted_on_before_it_is_solved_whatever_its_fields_say(kind, surrogate, tmp_path):
+    case = write_foam_case(tmp_path / "case", times=("0",))
+    for name, field in {"p": "volScalarField", "U": "volVectorField"}.items():
+        write_head(case / "0" / name, field, INITIAL[kind], False)
+    job = MeshJob(meshes={"surface": case, "volume": case}, out=tmp_path / "out", foam=BODY)
+    predict_meshes(job, surrogate, {}, console=Console(file=io.StringIO()))
+    cells = read_mesh(tmp_path / "out/case_volume.vtu").dataset.cell_data
+    np.testing.assert_allclose(
+        cells["predicted_velocity"], expected(surrogate, case)["volume_velocity"], rtol=1e-4, atol=1e-5
+    )
+
+
 BASHRC = Path("/usr/share/openfoam/etc/bashrc")
 SOLVER = """application potentialFoam; startFrom startTime; startTime 0; stopAt endTime; endTime 1; deltaT 1;
 writeControl timeStep; writeInterval 1; writeFormat ascii;
