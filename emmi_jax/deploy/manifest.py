@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .conditions import Condition, condition_dim, parse_conditions
-from .draws import Sampling, check_unmasked
+from .draws import Sampling
 from .features import GEOMETRY
 from .parsing import finite_numbers
+from .streaming import model_positions
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -101,28 +102,14 @@ class Manifest(NamedTuple):
             start += len(scale.mean)
         return np.concatenate(parts, axis=1).astype(np.float32)
 
-    def to_model_units(self, what: str, position: Any, start: int = 0) -> NDArray[np.float32]:
+    def scale_position(self, position: NDArray[Any]) -> NDArray[np.float32]:
+        """Converts positions [N, n] to model units."""
+        values = (position.astype(np.float64) - np.array(self.position_low)) * self.position_scale
+        return values.astype(np.float32)
+
+    def to_model_units(self, what: str, position: Any) -> NDArray[np.float32]:
         """Returns checked positions [N, n] as the model takes them."""
-        num_axes = len(self.position_low)
-        array = position if hasattr(position, "dtype") else np.asarray(position)
-        # Half precision would move the points, by 10 % of the output and more.
-        is_numpy = isinstance(array.dtype, np.dtype)
-        is_exact = is_numpy and (array.dtype.kind in "iu" or (array.dtype.kind == "f" and array.dtype.itemsize >= 4))
-        if len(array.shape) != 2 or array.shape[1] != num_axes or not is_exact:
-            raise ValueError(
-                f"{what} positions{f' from point {start}' if start else ''} must be float32, float64 or integer "
-                f"arrays of shape [points, {num_axes}], got {array.dtype} of shape {list(array.shape)}"
-            )
-        check_unmasked(f"{what} positions", array)
-        array = np.asarray(array)
-        with np.errstate(over="ignore"):
-            values = (array.astype(np.float64) - np.array(self.position_low)) * self.position_scale
-            values = values.astype(np.float32)
-        is_finite = np.isfinite(values).all(axis=1)
-        if not is_finite.all():
-            first = int(np.argmin(is_finite))
-            raise ValueError(f"{what} position {start + first} is not finite: {array[first].tolist()}")
-        return values
+        return model_positions(what, position, len(self.position_low), self.scale_position)
 
 
 def parse_manifest(values: dict[str, Any]) -> Manifest:

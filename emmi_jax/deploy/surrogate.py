@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .archive import Program
 from .case import Case, check_not_empty, choose_case, chunk_features, padded_geometry
@@ -17,25 +18,13 @@ from .conditions import Condition, Scales, condition_channels
 from .draws import Array, Geometry, Points
 from .features import FeaturesLike, check_taken
 from .manifest import Manifest
+from .streaming import Chunk, StreamedChunk, cut_queries, fill, pipelined
 
 CHUNK_SIZE = 4096
 """Queries per call where the file has a program for no number of its own."""
 
 ConditionLike: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
 """A condition, or one by name each."""
-
-
-class StreamedChunk(NamedTuple):
-    """Fields at queries `start`, `start` + 1, … of a branch: arrays [num_points, F] float32 by field."""
-
-    branch: str
-    start: int
-    fields: dict[str, NDArray[np.float32]]
-
-    @property
-    def num_points(self) -> int:
-        """Number of queries in the chunk."""
-        return len(next(iter(self.fields.values())))
 
 
 class ExportedSurrogate:
@@ -208,22 +197,18 @@ class Encoded:
             raise ValueError(f"queries name the unknown branches {unknown!r}; the branches are {branches!r}")
         check_taken(surrogate.features, query_features or {}, queries)
         size = self._chunk_size(chunk_size)
-        pending: collections.deque[tuple[str, int, int, Any]] = collections.deque()
-        number = 0
-        for branch, source in queries.items():
-            run = surrogate._program(f"query/{branch}", self.num_anchors, size).run
-            for start, num_points, position in _cut(branch, source, size, manifest):
-                at = number % len(devices)
-                number += 1
-                rows = [position, *chunk_features(manifest, branch, query_features or {}, start, num_points, size)]
-                fields = run(surrogate._parameters[at], *self.constants[at], *jax.device_put(rows, devices[at]))
-                for values in fields:
-                    values.copy_to_host_async()
-                pending.append((branch, start, num_points, fields))
-                if len(pending) == 2 * len(devices):
-                    yield _finish(manifest, *pending.popleft())
-        while pending:
-            yield _finish(manifest, *pending.popleft())
+        runs = {branch: surrogate._program(f"query/{branch}", self.num_anchors, size).run for branch in queries}
+        turns = itertools.cycle(range(len(devices)))
+
+        def start(chunk: Chunk) -> Sequence[jax.Array]:
+            at, branch = next(turns), chunk.branch
+            features = chunk_features(manifest, branch, query_features or {}, chunk.start, chunk.num_points, size)
+            rows = jax.device_put([chunk.position, *features], devices[at])
+            fields: Sequence[jax.Array] = runs[branch](surrogate._parameters[at], *self.constants[at], *rows)
+            return fields
+
+        chunks = cut_queries(queries, size, len(manifest.position_low), manifest.scale_position)
+        yield from pipelined(chunks, start, partial(_finish, manifest), in_flight=2 * len(devices))
 
     def predict(
         self,
@@ -245,29 +230,8 @@ class Encoded:
         Raises:
             ValueError: See `stream`; or `out` does not fit.
         """
-        fields = self.surrogate.fields
-        wanted = {f"{b}_{name}": (b, channels) for b in queries for name, channels in fields.get(b, {}).items()}
-        if out is None:
-            if unknown := sorted({b for b, _ in wanted.values() if not hasattr(queries[b], "shape")}):
-                raise ValueError(f"the number of queries of {unknown!r} is unknown: pass out, or stream the chunks")
-            out = {name: np.empty((queries[b].shape[0], size), np.float32) for name, (b, size) in wanted.items()}
-        if set(out) != set(wanted):
-            raise ValueError(f"out must hold the arrays {sorted(wanted)!r}, got {sorted(out)!r}")
-        done = dict.fromkeys(wanted, 0)
-        for chunk in self.stream(queries, query_features=query_features, chunk_size=chunk_size):
-            for field, values in chunk.fields.items():
-                name = f"{chunk.branch}_{field}"
-                done[name] = chunk.start + len(values)
-                if out[name].shape[1:] != values.shape[1:] or done[name] > len(out[name]):
-                    raise ValueError(
-                        f"out[{name!r}] has shape {list(out[name].shape)}, but there are at least {done[name]} queries "
-                        f"of {values.shape[1]} channels"
-                    )
-                out[name][chunk.start : done[name]] = values
-        for name, num_points in done.items():
-            if len(out[name]) != num_points:
-                raise ValueError(f"out[{name!r}] has {len(out[name])} rows, but there were {num_points} queries")
-        return dict(out)
+        chunks = self.stream(queries, query_features=query_features, chunk_size=chunk_size)
+        return fill(chunks, queries, out, self.surrogate.fields)
 
     def _chunk_size(self, chunk_size: int | str) -> int:
         if chunk_size == "auto":
@@ -306,38 +270,11 @@ def condition_input(condition: ConditionLike | None, condition_dim: int | Mappin
     return (values.astype(np.float32)[None],)
 
 
-def _cut(
-    branch: str, source: Any, chunk_size: int, manifest: Manifest
-) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Yields start, number of points and positions [chunk_size, n] in model units, zeros after the last query."""
-    if not hasattr(source, "shape") and (not isinstance(source, Iterable) or isinstance(source, str | Mapping)):
-        raise ValueError(f"the queries of {branch!r} must be an array or an iterable of arrays, got {source!r:.80}")
-    start, num_points, read = 0, 0, 0
-    position = np.zeros((chunk_size, len(manifest.position_low)), np.float32)
-    for array in [source] if hasattr(source, "shape") else source:
-        if isinstance(array, jax.Array):  # JAX would compile one slice per chunk
-            array = np.asarray(array)
-        for low in range(0, len(array), chunk_size):
-            rows = manifest.to_model_units(f"the query {branch}", array[low : low + chunk_size], read)
-            read += len(rows)
-            while len(rows):
-                taken = rows[: chunk_size - num_points]
-                position[num_points : num_points + len(taken)] = taken
-                num_points, rows = num_points + len(taken), rows[len(taken) :]
-                if num_points == chunk_size:
-                    yield start, num_points, position
-                    # A device on the host may compute on the old array itself, so it is not written again.
-                    position = np.zeros_like(position)
-                    start, num_points = start + chunk_size, 0
-    if num_points:
-        yield start, num_points, position
-
-
-def _finish(manifest: Manifest, branch: str, start: int, num_points: int, fields: Sequence[jax.Array]) -> StreamedChunk:
+def _finish(manifest: Manifest, chunk: Chunk, fields: Sequence[jax.Array]) -> StreamedChunk:
     """Waits for the fields of a chunk."""
-    scales = manifest.scales[branch]
+    scales = manifest.scales[chunk.branch]
     host = {
-        name: scale.denormalize(np.asarray(values)[:num_points].astype(np.float32))
+        name: scale.denormalize(np.asarray(values)[: chunk.num_points].astype(np.float32))
         for (name, scale), values in zip(scales.items(), fields, strict=True)
     }
-    return StreamedChunk(branch, start, host)
+    return StreamedChunk(chunk.branch, chunk.start, host)

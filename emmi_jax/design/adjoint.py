@@ -7,7 +7,6 @@ functional is linear in the sums, as forces are, every chunk goes forward and ba
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from emmi_jax.deploy.streaming import pipelined
 from emmi_jax.design.chunks import Chunk, Chunks, localized
 from emmi_jax.design.encoding import Tree, floats, hvp_encoding, jvp_encoding, vjp_encoding, zeros_like
 from emmi_jax.design.program import ChunkProgram, chunk_sums, hvp_chunk, jvp_chunk, vjp_chunk
@@ -27,8 +27,6 @@ from emmi_jax.ops.attention import forward_mode
 Pair: TypeAlias = tuple[Any, Any]
 """Something and its derivative along a direction."""
 _Result = TypeVar("_Result")
-
-_CHUNKS_ON_DEVICE = 2
 
 
 @dataclass(frozen=True)
@@ -244,18 +242,14 @@ def _pipelined(
     program: ChunkProgram, chunks: Iterator[Chunk], start: Callable[[int, Chunk], _Result]
 ) -> Iterator[tuple[Chunk, _Result]]:
     """Starts the next chunk before the result of the last one is read."""
-    pending: collections.deque[tuple[Chunk, _Result]] = collections.deque()
-    for number, chunk in enumerate(chunks):
-        on_devices = jax.device_put(localized(chunk, program.normalizer), NamedSharding(program.mesh, P(QUERY_AXIS)))
+
+    def begin(numbered: tuple[int, Chunk]) -> _Result:
+        chunk = localized(numbered[1], program.normalizer)
+        on_devices = jax.device_put(chunk, NamedSharding(program.mesh, P(QUERY_AXIS)))
         with jax.set_mesh(program.mesh):
-            result = start(number, on_devices)
-        for leaf in jax.tree.leaves(result):
-            leaf.copy_to_host_async()
-        pending.append((chunk, result))
-        if len(pending) == _CHUNKS_ON_DEVICE:
-            yield pending.popleft()
-    while pending:
-        yield pending.popleft()
+            return start(numbered[0], on_devices)
+
+    return pipelined(enumerate(chunks), begin, lambda numbered, result: (numbered[1], result))
 
 
 def _on_first(program: ChunkProgram, tree: Tree) -> Tree:

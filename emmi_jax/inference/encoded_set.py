@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.inference.chunks import Queries
+from emmi_jax.deploy.streaming import Queries, StreamedChunk, fill
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.spread import Spread
-from emmi_jax.inference.streaming import StreamedChunk, fill
 
 MEMBERS, DRAWS = "_deviation_members", "_deviation_draws"
 """Added to the name of a field for its deviation between members, and between draws."""

@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +23,9 @@ from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.deploy.draws import rows_of
 from emmi_jax.deploy.features import FeaturesLike, join_features
+from emmi_jax.deploy.streaming import Chunk, Queries, StreamedChunk, cut_queries, fill, pipelined
 from emmi_jax.inference.cache import AnchorCache, check_cache, fingerprint
-from emmi_jax.inference.chunks import (
-    Chunk,
-    ChunkSize,
-    Queries,
-    cut_queries,
-    output_arrays,
-    resolve_chunk_size,
-)
+from emmi_jax.inference.chunks import ChunkSize, position_scale, resolve_chunk_size
 from emmi_jax.inference.inputs import ConditionLike, case_inputs, condition_input, features_input
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
@@ -41,21 +34,6 @@ Variables: TypeAlias = Mapping[str, Any]
 
 QUERY_AXIS = "queries"
 """Axis of the mesh of devices that share a chunk."""
-
-_CHUNKS_ON_DEVICE = 2
-
-
-class StreamedChunk(NamedTuple):
-    """Fields at queries `start`, `start` + 1, … of a branch: arrays [num_points, F] float32 by field."""
-
-    branch: str
-    start: int
-    fields: dict[str, NDArray[np.float32]]
-
-    @property
-    def num_points(self) -> int:
-        """Number of queries in the chunk."""
-        return len(next(iter(self.fields.values())))
 
 
 def encode(
@@ -150,16 +128,15 @@ def stream(
         check_cache(cache, config, variables, batched_condition)
     size = resolve_chunk_size(chunk_size, config, cache.entries, devices)
     constants = jax.device_put(({**variables, "cache": cache.entries}, batched_condition), NamedSharding(mesh, P()))
-    pending: collections.deque[tuple[Chunk, dict[str, jax.Array]]] = collections.deque()
-    for chunk in cut_queries(queries, size, config, normalizer):
+
+    def start(chunk: Chunk) -> dict[str, jax.Array]:
         features = None
         if chunk.branch in (query_features or {}):
             features = _features(config, chunk, (query_features or {})[chunk.branch], normalizer)
-        pending.append((chunk, _start(model, mesh, chunk, constants, features)))
-        if len(pending) == _CHUNKS_ON_DEVICE:
-            yield _finish(*pending.popleft(), normalizer)
-    while pending:
-        yield _finish(*pending.popleft(), normalizer)
+        return _start(model, mesh, chunk, constants, features)
+
+    chunks = cut_queries(queries, size, config.num_position_axes, position_scale(normalizer))
+    yield from pipelined(chunks, start, lambda chunk, fields: _finish(chunk, fields, normalizer))
 
 
 def predict(
@@ -192,39 +169,6 @@ def predict(
     """
     chunks = stream(model, variables, cache, queries, **options)
     return fill(chunks, queries, out, model.config.fields, advance)
-
-
-def fill(
-    chunks: Iterable[StreamedChunk],
-    queries: Mapping[str, Queries],
-    out: Mapping[str, Any] | None,
-    channels: Mapping[str, Mapping[str, int]],
-    advance: Callable[[int], object],
-) -> dict[str, Any]:
-    """Fills arrays with the fields of chunks as they come; see `predict`.
-
-    Args:
-        chunks: The chunks of all queries.
-        queries: Positions by branch.
-        out: See `predict`.
-        channels: Number of channels by branch and field.
-        advance: See `predict`.
-    """
-    fields = output_arrays(queries, out, channels)
-    done = dict.fromkeys(fields, 0)
-    for chunk in chunks:
-        for field, values in chunk.fields.items():
-            name = f"{chunk.branch}_{field}"
-            done[name] = chunk.start + len(values)
-            if done[name] > len(fields[name]):
-                more = f"there are at least {done[name]} queries"
-                raise ValueError(f"out[{name!r}] has {len(fields[name])} rows, but {more}")
-            fields[name][chunk.start : done[name]] = values
-        advance(chunk.num_points)
-    for name, num_points in done.items():
-        if len(fields[name]) != num_points:
-            raise ValueError(f"out[{name!r}] has {len(fields[name])} rows, but there were {num_points} queries")
-    return fields
 
 
 def device_mesh(devices: Sequence[jax.Device]) -> Mesh:
@@ -294,14 +238,11 @@ def _features(config: AbUptConfig, chunk: Chunk, features: Any, normalizer: Norm
 def _start(
     model: AnchoredBranchedUPT, mesh: Mesh, chunk: Chunk, constants: Any, features: NDArray[np.float32] | None
 ) -> dict[str, jax.Array]:
-    """Starts copying a chunk to the devices, computing on it and copying the fields back; waits for nothing."""
+    """Starts copying a chunk to the devices and computing on it; waits for nothing."""
     position, features_there = jax.device_put((chunk.position, features), NamedSharding(mesh, P(QUERY_AXIS)))
     # A mesh that the caller has set would not fit these devices.
     with jax.set_mesh(mesh):
-        fields = _query(model, chunk.branch, mesh, *constants, position, features_there)
-    for values in fields.values():
-        values.copy_to_host_async()
-    return fields
+        return _query(model, chunk.branch, mesh, *constants, position, features_there)
 
 
 def _finish(chunk: Chunk, fields: dict[str, jax.Array], normalizer: Normalizer | None) -> StreamedChunk:

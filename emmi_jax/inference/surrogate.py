@@ -15,13 +15,13 @@ from emmi_jax.deploy.case import Case, choose_case
 from emmi_jax.deploy.conditions import condition_channels
 from emmi_jax.deploy.draws import Sampling as DeploySampling
 from emmi_jax.deploy.features import FeaturesLike, check_taken
+from emmi_jax.deploy.streaming import Queries, StreamedChunk
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
-from emmi_jax.inference.chunks import ChunkSize, Queries
+from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.inputs import ConditionLike
 from emmi_jax.inference.intervals import Intervals
-from emmi_jax.inference.streaming import StreamedChunk
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
