@@ -182,7 +182,7 @@ def test_a_run_goes_on_when_its_data_have_moved_and_its_context_is_lost(case, fi
 
 def test_a_run_that_lost_the_weights_it_started_from_is_not_trained_from_others(case, finished, tmp_path):
     path = tmp_path / "run"
-    train(tiny_settings(case, steps=2), path, TrainJob(init_from=finished))
+    train(tiny_settings(case, steps=2), path, TrainJob(init_from=finished), console=Console(quiet=True))
     shutil.rmtree(path / "checkpoints")
     with pytest.raises(ValueError, match="no checkpoint to start from"):
         run(tiny_settings(case, steps=2), path, resume=True)
