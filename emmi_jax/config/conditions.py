@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, replace
 
 from emmi_jax.config.base import Config, as_mapping
 from emmi_jax.config.checks import check_choice, check_name
@@ -11,6 +11,27 @@ from emmi_jax.config.setting import setting
 
 KINDS = ("plain", "logarithmic", "angle")
 """What conditions are, as `emmi_jax.deploy.conditions` knows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingLaw(Config):
+    """Which conditions fields are relative to."""
+
+    speed: str = setting(MISSING, "Condition with the speed U: velocities are learned as u/U.")
+    density: str | None = setting(
+        None, "Condition with the density ρ, 1 by default: pressures and shear stresses are learned over ρU²/2."
+    )
+
+    def check(self, conditions: Collection[str]) -> None:
+        """Refuses conditions that a run has not.
+
+        Raises:
+            ValueError: One is missing; the message names it.
+        """
+        for name in filter(None, (self.speed, self.density)):
+            if name not in conditions:
+                known = ", ".join(conditions) or "none"
+                raise ValueError(f"nondimensionalize names the condition {name!r}, the conditions are {known}")
 
 
 @dataclass(frozen=True, kw_only=True)

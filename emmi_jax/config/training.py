@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from emmi_jax.config.base import Config, as_mapping
-from emmi_jax.config.conditions import ConditionSource
+from emmi_jax.config.conditions import ConditionSource, ScalingLaw
 from emmi_jax.config.data import DataSettings, FieldSettings, FoamOptions, Sampling
 from emmi_jax.config.model import ModelOptions
 from emmi_jax.config.setting import setting
@@ -138,6 +138,9 @@ class TrainSettings(StepSettings, FieldSettings, FoamOptions, DataSettings):
     """
 
     conditions: ConditionSource = setting(ConditionSource, "Conditions of the cases that the model depends on.")
+    nondimensionalize: ScalingLaw | None = setting(
+        None, "Conditions that fields are divided by powers of, so that data of different speeds mix."
+    )
     sampling: Sampling = setting(
         lambda: Sampling(num_anchors=96, num_queries=32, num_test_anchors=512),
         "How many points of a case the model sees, and how they are drawn.",

@@ -26,6 +26,7 @@ def baselines(dataset: Dataset, normalizer: Normalizer, number: int, sample: Sam
         Values [T, F] at the queries of the sample by baseline, branch and field: `mean_predictor` for all data,
         `nearest_neighbors` within a single case, `nearest_case` for ellipsoids.
     """
+    normalizer = normalizer.under(sample.condition)
     return {"mean_predictor": mean_predictor(normalizer.means, sample.queries), **dataset.baselines(number, sample)}
 
 

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from emmi_jax.config import Sampling
+from emmi_jax.config.conditions import ScalingLaw
 from emmi_jax.data.case_split import CaseSplit
 from emmi_jax.data.cases import BranchShape, Case, Cases
 from emmi_jax.data.conditions import Conditions, condition_values, measure_conditions
@@ -24,6 +25,7 @@ from emmi_jax.data.sampling import RandomStream
 from emmi_jax.data.statistics import DataMoments, merge
 from emmi_jax.deploy.conditions import describe
 from emmi_jax.deploy.features import GEOMETRY
+from emmi_jax.deploy.scaling_laws import field_factor
 from emmi_jax.points import PointSet, take_points
 
 NUM_TEST_QUERIES = 4096
@@ -40,6 +42,7 @@ class CaseCollection(Dataset):
         name: What to call the data.
         features: Arrays that the model takes instead of predicting them, by branch, or `geometry`.
         conditions: The conditions of the cases, the same for all.
+        law: Which conditions the statistics of fields are relative to.
 
     Raises:
         ValueError: A condition is the same in all training cases. Or a case has too few points or other fields; raised
@@ -55,9 +58,12 @@ class CaseCollection(Dataset):
         name: str = "cases",
         features: Mapping[str, Sequence[str]] = MappingProxyType({}),
         conditions: Mapping[str, Conditions] = MappingProxyType({}),
+        law: ScalingLaw | None = None,
     ) -> None:
-        self.conditions_of = dict(conditions)
+        self.law, self.conditions_of = law, dict(conditions)
         self.conditions = measure_conditions({case: conditions.get(case, {}) for case in split.train})
+        if law is not None:
+            law.check(self.conditions)
         self.split, self.cases, self.sampling, self.name = split, cases, sampling, name
         self._arrays = {branch: dict(shape.fields) for branch, shape in cases.shapes(split.train[0]).items()}
         self.fields, self.features = split_channels(self._arrays, features)
@@ -90,7 +96,21 @@ class CaseCollection(Dataset):
         Cases to validate and to test on are measured as well, so that one that is unusable is found before training.
         """
         found = self._measure([*self.split.train, *self._held_out], report)
-        return merge(found[name] for name in self.split.train)
+        return merge(self._nondimensional(name, found[name]) for name in self.split.train)
+
+    def _nondimensional(self, name: str, moments: DataMoments) -> DataMoments:
+        """Returns the statistics of a case as its fields are learned: relative to its conditions."""
+        if self.law is None:
+            return moments
+        law, condition = self.law.to_dict(), self.condition(name)
+        fields = {
+            branch: {
+                field: (plain.divided(field_factor(field, law, condition)), compressed)
+                for field, (plain, compressed) in of_branch.items()
+            }
+            for branch, of_branch in moments.fields.items()
+        }
+        return moments._replace(fields=fields)
 
     def check_held_out(self, report: Report = SILENT) -> None:
         """Reads the cases to validate and to test on, except those that were measured before and have not changed."""

@@ -51,7 +51,13 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         else:
             opened.check(list(split.split_of), conditions.problems)
         dataset = CaseCollection(
-            split, opened.cases, sampling, name=path.name, features=settings.features, conditions=conditions.by_case
+            split,
+            opened.cases,
+            sampling,
+            name=path.name,
+            features=settings.features,
+            conditions=conditions.by_case,
+            law=settings.nondimensionalize,
         )
         case = dataset.first_case()
         geometry_points(case.points, case.geometry, sampling, name=split.train[0])  # refused before measuring
@@ -95,11 +101,11 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, report: Report = 
     if source is not None:
         known = read_statistics(source).for_fields(dataset.fields, divergence_free=free)
         known.check_features({part: sum(names.values()) for part, names in dataset.features.items()})
-        return replace(known, conditions=dataset.conditions)
+        return replace(known, conditions=dataset.conditions, nondimensionalize=settings.nondimensionalize)
     measured = dataset.measure(report).normalizer(
         position_range=settings.position_range, divergence_free=free, features=dataset.features
     )
-    return replace(measured, conditions=dataset.conditions)
+    return replace(measured, conditions=dataset.conditions, nondimensionalize=settings.nondimensionalize)
 
 
 def branches_of(data: str, foam: FoamSelection = DEFAULT_SELECTION) -> dict[str, int | None]:

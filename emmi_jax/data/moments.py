@@ -87,6 +87,11 @@ class Moments:
             squares=self.squares + other.squares + np.square(difference) * (self.count * other.count / count),
         )
 
+    def divided(self, factor: float) -> Moments:
+        """Returns the statistics of the values over a positive factor."""
+        parts = {name: getattr(self, name) / factor for name in ("minimum", "maximum", "mean")}
+        return replace(self, **parts, squares=self.squares / factor**2)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the values as JSON has them."""
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}

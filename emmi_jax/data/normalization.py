@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import Config, FrozenMapping
+from emmi_jax.config.conditions import ScalingLaw
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.moments import Moments
 from emmi_jax.deploy.parsing import finite_numbers
+from emmi_jax.deploy.scaling_laws import field_factor
 from emmi_jax.points import float_arrays
 
 LOG_SCALED_FIELDS = frozenset({"vorticity", "omega", "epsilon"})
@@ -85,6 +87,15 @@ class FieldScale(Config):
             limit=None if compressed is None else tuple(np.maximum(-moments.minimum, moments.maximum)),
         )
 
+    def times(self, factor: float) -> FieldScale:
+        """Returns the scale of values that are larger by a factor."""
+        if factor == 1:
+            return self
+        if self.log_scale:
+            raise ValueError(f"values on a logarithmic scale cannot be divided by {factor:g}")
+        mean, std = (tuple(factor * value for value in values) for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
+
     def normalize(self, values: ArrayLike) -> Any:
         """Maps values [..., F] to mean 0 and deviation 1."""
         self._check(values)
@@ -121,6 +132,7 @@ class Normalizer(Config):
         fields: `FieldScale` by branch and field.
         position_high: The highest corner of the box; None if it is unknown.
         conditions: `ConditionScale` by name, if a case has conditions.
+        nondimensionalize: Which of them fields are relative to: their scales are those of coefficients; see `under`.
         features: `FieldScale` by branch, or ``geometry``, and name of what the model takes beside positions, in order.
 
     Raises:
@@ -132,6 +144,7 @@ class Normalizer(Config):
     fields: Mapping[str, Mapping[str, FieldScale]]
     position_high: tuple[float, ...] | None = None
     conditions: Mapping[str, ConditionScale] = field(default_factory=dict)
+    nondimensionalize: ScalingLaw | None = None
     features: Mapping[str, Mapping[str, FieldScale]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,6 +156,8 @@ class Normalizer(Config):
             conditions=FrozenMapping(_condition_scales(self.conditions)),
             features=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.features.items()}),
         )
+        if self.nondimensionalize is not None:
+            self.nondimensionalize.check(self.conditions)
         if self.position_high is not None:
             self._set(position_high=finite_numbers("position_high", self.position_high))
             if len(self.position_high) != len(self.position_low):
@@ -234,6 +249,21 @@ class Normalizer(Config):
         found = {branch: sum(names.values()) for branch, names in self.feature_channels.items()}
         if found != dict(channels):
             raise ValueError(f"the model takes features of {dict(channels)} channels, the statistics have {found}")
+
+    def under(self, condition: Mapping[str, Any] | None) -> Normalizer:
+        """Returns the scales of fields in physical units under a condition, given by names.
+
+        Raises:
+            ValueError: Fields are relative to a condition that is missing or not positive.
+        """
+        if self.nondimensionalize is None:
+            return self
+        law = self.nondimensionalize.to_dict()
+        fields = {
+            branch: {name: scale.times(field_factor(name, law, condition)) for name, scale in scales.items()}
+            for branch, scales in self.fields.items()
+        }
+        return replace(self, fields=fields, nondimensionalize=None)
 
     def num_outside(self, position: ArrayLike) -> int:
         """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is unknown."""

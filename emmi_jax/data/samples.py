@@ -200,6 +200,7 @@ def case_of_sample(seed: int, number: int, num_cases: int) -> int:
 
 def normalize_sample(normalizer: Normalizer, sample: Sample) -> Sample:
     """Converts positions, fields and condition of a case or a batch from physical to model units, in float32."""
+    normalizer = normalizer.under(sample.condition)
 
     def normalize(parts: dict[str, PointSet]) -> dict[str, PointSet]:
         return {

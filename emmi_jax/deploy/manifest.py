@@ -14,6 +14,7 @@ from .conditions import Condition, condition_dim, parse_conditions
 from .draws import Sampling
 from .features import GEOMETRY
 from .parsing import finite_numbers
+from .scaling_laws import field_factor
 from .streaming import model_positions
 
 FORMAT_VERSION = 1
@@ -38,6 +39,11 @@ class Scale(NamedTuple):
             x = sign * np.log1p(sign * x)
         scaled: NDArray[np.float64] = (x - np.array(self.mean)) / np.array(self.std)
         return scaled
+
+    def times(self, factor: float) -> Scale:
+        """Returns the scale of values that are larger by a factor."""
+        mean, std = (tuple(factor * value for value in values) for values in (self.mean, self.std))
+        return self if factor == 1 else self._replace(mean=mean, std=std)
 
     def denormalize(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Converts values [N, F] to physical units."""
@@ -65,8 +71,9 @@ class Manifest(NamedTuple):
 
     `scales` are those of fields, and `features` those of what the model takes beside positions.
     `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named
-    ones; `conditions` are the scales of its named numbers. `arrays` are dtypes and shapes by name. `geometry_sizes` are
-    the numbers of points and supernodes that programs take; None without a geometry branch.
+    ones; `conditions` are the scales of its named numbers; `nondimensionalize` names those that fields are relative to.
+    `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that programs
+    take; None without a geometry branch.
     """
 
     jax_version: str
@@ -76,6 +83,7 @@ class Manifest(NamedTuple):
     position_scale: float
     condition_dim: int | dict[str, int] | None
     conditions: dict[str, Condition]
+    nondimensionalize: dict[str, str | None] | None
     geometry_sizes: tuple[int, int] | None
     sampling: Sampling
     units: dict[str, str]
@@ -101,6 +109,16 @@ class Manifest(NamedTuple):
             parts.append(scale.normalize(values[:, start : start + len(scale.mean)]))
             start += len(scale.mean)
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def scales_under(self, condition: Any) -> dict[str, dict[str, Scale]]:
+        """Returns the scales of fields in physical units under a condition."""
+        law = self.nondimensionalize
+        if law is None:
+            return self.scales
+        return {
+            branch: {name: scale.times(field_factor(name, law, condition)) for name, scale in scales.items()}
+            for branch, scales in self.scales.items()
+        }
 
     def scale_position(self, position: NDArray[Any]) -> NDArray[np.float32]:
         """Converts positions [N, n] to model units."""
@@ -142,6 +160,7 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
         position_scale=position_scale,
         condition_dim=_condition_dim(values["condition_dim"]),
         conditions=conditions,
+        nondimensionalize=_law(values.get("nondimensionalize"), conditions),
         geometry_sizes=None if values["geometry"] is None else _geometry_sizes(**values["geometry"]),
         sampling=_sampling(**values["sampling"]),
         units={str(name): str(unit) for name, unit in values["units"].items()},
@@ -169,6 +188,15 @@ def _scale(field: str, values: dict[str, Any], channels: int) -> Scale:
     if not (std and min(std) > 0 and min(limit or (0.0,)) >= 0):
         raise ValueError(f"{field} needs positive deviations and limits >= 0, got {std} and {limit}")
     return Scale(mean, std, bool(values["log_scale"]), limit)
+
+
+def _law(values: Any, conditions: Any) -> dict[str, str | None] | None:
+    if values is None:
+        return None
+    law = {"speed": values["speed"], "density": values["density"]}
+    if any(name is not None and name not in conditions for name in law.values()):
+        raise ValueError("its fields are relative to no condition of its own")
+    return law
 
 
 def _version(text: str) -> str:

@@ -17,7 +17,7 @@ from .case import Case, check_not_empty, choose_case, chunk_features, padded_geo
 from .conditions import Condition, Scales, condition_channels
 from .draws import Array, Geometry, Points
 from .features import FeaturesLike, check_taken
-from .manifest import Manifest
+from .manifest import Manifest, Scale
 from .streaming import Chunk, StreamedChunk, cut_queries, fill, pipelined
 
 CHUNK_SIZE = 4096
@@ -129,7 +129,8 @@ class ExportedSurrogate:
         encode = self._program("encode", sizes)
         more = (tuple(array[None] for array in features),) if features else ()
         entries = encode.run(self._parameters[0], *jax.device_put((*inputs, *more), self._devices[0]))
-        return Encoded(self, sizes, [jax.device_put((entries, inputs[2]), device) for device in self._devices])
+        constants = [jax.device_put((entries, inputs[2]), device) for device in self._devices]
+        return Encoded(self, sizes, constants, manifest.scales_under(condition))
 
     def _program(self, function: str, sizes: Mapping[str, int], num_queries: int | None = None) -> Program:
         """Returns the first program for these sizes: one with the run's own kernel, or else the one for any sizes."""
@@ -164,11 +165,13 @@ class Encoded:
         surrogate: What encoded it.
         num_anchors: Numbers of anchors by branch.
         constants: Keys and values of anchors and geometry, and the condition, on each device.
+        scales: The scales of its fields by branch and name.
     """
 
     surrogate: ExportedSurrogate
     num_anchors: Mapping[str, int]
     constants: Sequence[Any]
+    scales: Mapping[str, Mapping[str, Scale]]
 
     def stream(
         self,
@@ -208,7 +211,7 @@ class Encoded:
             return fields
 
         chunks = cut_queries(queries, size, len(manifest.position_low), manifest.scale_position)
-        yield from pipelined(chunks, start, partial(_finish, manifest), in_flight=2 * len(devices))
+        yield from pipelined(chunks, start, partial(_finish, self.scales), in_flight=2 * len(devices))
 
     def predict(
         self,
@@ -270,9 +273,11 @@ def condition_input(condition: ConditionLike | None, condition_dim: int | Mappin
     return (values.astype(np.float32)[None],)
 
 
-def _finish(manifest: Manifest, chunk: Chunk, fields: Sequence[jax.Array]) -> StreamedChunk:
+def _finish(
+    scales_of: Mapping[str, Mapping[str, Scale]], chunk: Chunk, fields: Sequence[jax.Array]
+) -> StreamedChunk:
     """Waits for the fields of a chunk."""
-    scales = manifest.scales[chunk.branch]
+    scales = scales_of[chunk.branch]
     host = {
         name: scale.denormalize(np.asarray(values)[: chunk.num_points].astype(np.float32))
         for (name, scale), values in zip(scales.items(), fields, strict=True)

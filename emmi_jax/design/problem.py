@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -37,8 +37,9 @@ class Sensitivity:
         value: The functional.
         vertices: Gradient [V, 3] with respect to the vertices of the surface, per unit of length.
         geometry: The same for the mesh that shows the geometry, if that is another one.
-        condition: Derivative by each condition of the run, per unit of it. Where the condition is an array in model
-            units, the gradient [condition_dim], or a gradient for each of the model's named conditions.
+        condition: Derivative by each condition of the run, per unit of it, but those that its fields are relative to.
+            Where the condition is an array in model units, the gradient [condition_dim], or a gradient for each of the
+            model's named conditions.
         anchors: Gradient [T, 3] with respect to the anchors of the other branches, which do not move with the surface.
         draws: The points that the model saw; pass them on to compare with another shape.
     """
@@ -88,6 +89,8 @@ class Problem:
     """A case with its points drawn, as the streams take it."""
 
     def __init__(self, case: CaseInputs, surface: Surface, functional: Functional) -> None:
+        self.law = case.surrogate.normalizer.nondimensionalize
+        case = replace(case, surrogate=case.surrogate.under(case.condition))
         surrogate = case.surrogate
         surrogate.refuse_ensemble("this derivative")
         config = surrogate.model.config
@@ -214,7 +217,9 @@ class Problem:
         given, scales = self._given_condition, self.case.surrogate.normalizer.conditions
         if scales and isinstance(given, Mapping):
             slopes = condition_slopes(scales, given)
-            condition = {name: float(slope @ condition) for name, slope in slopes.items()}
+            # Those that fields are relative to change their scales, too.
+            reference = () if self.law is None else (self.law.speed, self.law.density)
+            condition = {name: float(slope @ condition) for name, slope in slopes.items() if name not in reference}
         return Sensitivity(value, vertices, geometry, condition, anchors, self.draws)
 
     def directions(

@@ -270,6 +270,7 @@ def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Pr
         "position": {"low": list(normalizer.position_low), "scale": normalizer.position_scale},
         "units": units,
         "condition_dim": config.condition_dim if config.conditioning_dims is None else config.named_conditions,
+        "nondimensionalize": None if normalizer.nondimensionalize is None else normalizer.nondimensionalize.to_dict(),
         "conditions": {name: scale.to_dict() for name, scale in normalizer.conditions.items()},
         "geometry": {"num_points": num_points, "num_supernodes": num_supernodes} if config.has_geometry else None,
         "sampling": {

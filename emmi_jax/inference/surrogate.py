@@ -138,7 +138,7 @@ class Surrogate:
             seed=seed,
             channels=self.features,
         )
-        condition = self.in_model_units(condition)
+        under, condition = self.under(condition), self.in_model_units(condition)
         cache = streaming.encode(
             self.model,
             self._variables,
@@ -148,7 +148,7 @@ class Surrogate:
             anchor_features=case.features,
             normalizer=self.normalizer,
         )
-        return Encoded(self, cache, condition)
+        return Encoded(under, cache, condition)
 
     def encode_draws(
         self, repeats: int, *, seed: int = 0, intervals: Intervals | None = None, **case: Any
@@ -185,6 +185,17 @@ class Surrogate:
         if self.others:
             number = 1 + len(self.others)
             raise ValueError(f"{what} takes one model, got an ensemble of {number}: `ensemble --member` takes one out")
+
+    def under(self, condition: ConditionLike | None) -> Surrogate:
+        """Returns the surrogate with the scales that its fields have under a condition; by default its own.
+
+        Raises:
+            ValueError: Fields are relative to a condition that is missing or not positive.
+        """
+        if self.normalizer.nondimensionalize is None:
+            return self
+        given = self.condition if condition is None else condition
+        return replace(self, normalizer=self.normalizer.under(given if isinstance(given, Mapping) else None))
 
     def in_model_units(self, condition: ConditionLike | None) -> ConditionLike | None:
         """Returns a condition as the model takes it; that of the surrogate for None.
