@@ -273,9 +273,7 @@ def condition_input(condition: ConditionLike | None, condition_dim: int | Mappin
     return (values.astype(np.float32)[None],)
 
 
-def _finish(
-    scales_of: Mapping[str, Mapping[str, Scale]], chunk: Chunk, fields: Sequence[jax.Array]
-) -> StreamedChunk:
+def _finish(scales_of: Mapping[str, Mapping[str, Scale]], chunk: Chunk, fields: Sequence[jax.Array]) -> StreamedChunk:
     """Waits for the fields of a chunk."""
     scales = scales_of[chunk.branch]
     host = {
