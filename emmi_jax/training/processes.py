@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -55,13 +56,20 @@ def connected(
         raise ValueError(f"several processes need coordinator, num_processes and process_id, got no {missing[0]}")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise ValueError(f"process_id must lie in [0, {num_processes}), got {process_id}")
+    if coordinator is not None:
+        _check_address(coordinator, is_own=process_id == 0)
     # Later, JAX itself would end the process, with a stack of C++.
     seconds = _MEETING_SECONDS if coordinator is not None else _CLUSTER_MEETING_SECONDS
     late = threading.Timer(seconds, _end, [f"not all processes have come within {seconds} s: did one of them fail?"])
     late.daemon = True
     late.start()
-    jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=2 * seconds)
-    late.cancel()
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=2 * seconds)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the processes cannot meet: {reason}") from None
+    finally:
+        late.cancel()
     is_over = threading.Event()
     watch = threading.Thread(target=_watch, args=(is_over,), name="watch", daemon=True)
     watch.start()
@@ -79,6 +87,20 @@ def connected(
     is_over.set()
     watch.join()
     jax.distributed.shutdown()
+
+
+def _check_address(coordinator: str, *, is_own: bool) -> None:
+    """Refuses an address that is none, or where another program listens although this process is to; JAX prints C++."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"coordinator must be host:port, such as 10.0.0.1:1234, got {coordinator!r}")
+    if is_own:
+        with socket.socket() as own:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                own.bind(("", int(port)))
+            except OSError as error:
+                raise ValueError(f"coordinator {coordinator}: the port cannot be used: {error.strerror}") from None
 
 
 def _watch(is_over: threading.Event) -> None:

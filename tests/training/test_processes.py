@@ -41,11 +41,24 @@ def test_a_process_of_several_is_known_by_its_environment(environment, expected,
         (("localhost:1", None, None), "got no num_processes"),
         ((None, 2, 0), "got no coordinator"),
         (("localhost:1", 2, 2), r"process_id must lie in \[0, 2\), got 2"),
+        (("localhost", 2, 1), "coordinator must be host:port, such as 10.0.0.1:1234, got 'localhost'"),
+        (("localhost:x", 2, 1), "got 'localhost:x'"),
+        (("localhost:65536", 2, 1), "got 'localhost:65536'"),
+        ((":1234", 2, 1), "got ':1234'"),
     ],
 )
 def test_incomplete_or_impossible_addresses_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message), connected(*arguments):
         pass
+
+
+def test_a_port_that_is_taken_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"coordinator {address}: the port cannot be used: "):
+            connected(address, 2, 0).__enter__()
 
 
 @pytest.mark.parametrize("ask", [True, False])
