@@ -16,7 +16,14 @@ from emmi_jax.config.setting import Setting, declared, kind_of
 from emmi_jax.files.outputs import check_output
 
 _INPUTS = ["run", "file", "config", "data", "split", "points", "surface", "volume", "geometry", "fields", "reference"]
-_OUTPUTS = ("comparison.json", "forces.json", "sensitivity.json", "optimization.json", "history.csv")
+_OUTPUTS = (
+    "familiarity.json",
+    "comparison.json",
+    "forces.json",
+    "sensitivity.json",
+    "optimization.json",
+    "history.csv",
+)
 """Files of fixed names in output folders."""
 
 

@@ -63,7 +63,9 @@ class OptimizationJob(DesignJob):
     max_displacement: float = setting(MISSING, "How far a point may move, in the unit of the mesh.")
     steps: int = setting(50, "Number of steps.", low=1)
     keep: tuple[str, ...] = setting(
-        (), "What stays: volume, or clearance of the ground; may be repeated.", metavar="NAME"
+        (),
+        "What stays: volume, clearance of the ground, or familiar, near the training cases; may be repeated.",
+        metavar="NAME",
     )
     condition: tuple[str, ...] = setting(
         (),

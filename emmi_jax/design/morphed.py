@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from emmi_jax.design.morphs import (
 )
 from emmi_jax.design.problem import CaseInputs, Sensitivity
 from emmi_jax.design.surface import Surface, Vertices
-from emmi_jax.inference.encoded_set import field_columns
+from emmi_jax.inference.encoded_set import EncodedSet, field_columns
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Array
 
@@ -85,18 +85,22 @@ class MorphedCase:
 
     def fields(self, parameters: Parameters) -> dict[str, NDArray[np.float32]]:
         """Returns the predicted fields [N, F] in the cells of the surface at these parameters."""
-        surface, options = self.moved(parameters), self._at(parameters)
-        case = CaseInputs(surrogate=self.surrogate, **options)
-        inputs = options["draws"].positions(surface, options["geometry"])
-        encoded = self.surrogate.encode(**inputs, condition=case.condition)
-        predicted = encoded.predict(
-            {GEOMETRY_BRANCH: surface.centers()},
+        case = CaseInputs(surrogate=self.surrogate, **self._at(parameters))
+        predicted = self.encoded(parameters).predict(
+            {GEOMETRY_BRANCH: self.moved(parameters).centers()},
             query_features={b: given for b, given in case.features.items() if b == GEOMETRY_BRANCH},
             chunk_size=case.chunk_size,
             devices=case.devices,
         )
         prefix = f"{GEOMETRY_BRANCH}_"
         return {name.removeprefix(prefix): predicted[name] for name in field_columns(predicted)}
+
+    def encoded(self, parameters: Parameters) -> EncodedSet:
+        """Returns the case at these parameters as the model encodes it, under its only or first condition."""
+        case = self.under_one_condition()
+        options = case._at(parameters)
+        shown = options["draws"].positions(case.moved(parameters), options["geometry"])
+        return self.surrogate.encode_draws(1, **shown, condition=options.get("condition"))
 
     def gradient(self, parameters: Parameters) -> tuple[float, Parameters]:
         """Returns the functional and its gradient with respect to the parameters, a tree like these."""
@@ -105,7 +109,15 @@ class MorphedCase:
 
     def sensitivity(self, parameters: Parameters) -> Sensitivity:
         """Returns the functional at these parameters and its gradient with respect to the moved vertices."""
-        return sensitivity(self.surrogate, self.moved(parameters), self.functional, **self._at(parameters))
+        return self.apply(sensitivity, parameters)
+
+    def under_one_condition(self) -> MorphedCase:
+        """Returns the case under its only or first condition."""
+        return self
+
+    def apply(self, function: Callable[..., Sensitivity], parameters: Parameters, *arguments: Any) -> Sensitivity:
+        """Returns what a function of surrogate, surface, functional and more arguments gives at these parameters."""
+        return function(self.surrogate, self.moved(parameters), self.functional, *arguments, **self._at(parameters))
 
     def pull_back(self, parameters: Parameters, result: Sensitivity) -> Parameters:
         """Takes a sensitivity at these parameters back to them."""

@@ -72,7 +72,7 @@ class MultiPointCase(MorphedCase):
 
     def fields(self, parameters: Parameters) -> dict[str, NDArray[np.float32]]:
         """Returns the predicted fields [N, F] under the first condition."""
-        return self._under_first().fields(parameters)
+        return self.under_one_condition().fields(parameters)
 
     def derivative(self, parameters: Parameters, direction: Parameters) -> tuple[float, float]:
         """Refuses: only `gradient` averages over conditions."""
@@ -82,7 +82,8 @@ class MultiPointCase(MorphedCase):
         """Refuses: only `gradient` averages over conditions."""
         raise ValueError("several conditions have no product with a Hessian: use differences of `gradient`")
 
-    def _under_first(self) -> MorphedCase:
+    def under_one_condition(self) -> MorphedCase:
+        """Returns the case under its first condition."""
         options = {**self.options, "condition": self.conditions[0][1]}
         return MorphedCase(
             self.surrogate, self.surface, self.functional, self.morph, self.geometry, options, self.draws

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.design.familiar import CasePenalty
 from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Lattice, Parameters, parameter_gradient
 from emmi_jax.design.penalties import Penalty
@@ -59,6 +60,7 @@ def optimize(
     max_displacement: float,
     steps: int = 50,
     penalties: Sequence[Penalty] = (),
+    case_penalties: Sequence[CasePenalty] = (),
     symmetry: str | None = None,
     transformation: Any = None,
     redraw: bool = True,
@@ -76,6 +78,7 @@ def optimize(
         max_displacement: How far a vertex may move from the surface of the case, in the unit of the mesh.
         steps: Number of steps.
         penalties: What the shape must not do, such as `keep_volume()`.
+        case_penalties: The same for what depends on the model, such as `keep_familiar(familiarity)`.
         symmetry: Axis ``x``, ``y`` or ``z``: a `Lattice` then moves symmetrically about its middle plane across it.
         transformation: An `optax.GradientTransformation`; by default Adam, with steps that shrink and together go about
             twice as far as the bound. For L-BFGS, chain `optax.scale_by_lbfgs()` with a step size, and do not redraw.
@@ -106,7 +109,7 @@ def optimize(
     stopped = ""
     for number in range(steps):
         drawn = _redrawn(case, number) if redraw else case
-        value, penalty, gradient = _objective(drawn, current, penalties)
+        value, penalty, gradient = _objective(drawn, current, penalties, case_penalties)
         with jax.numpy_dtype_promotion("standard"):
             updates, state = transformation.update(_as_jax(gradient), state, _as_jax(current))
         proposed = project(jax.tree.map(lambda leaf, update: leaf + np.asarray(update, np.float64), current, updates))
@@ -124,7 +127,10 @@ def optimize(
 
 
 def _objective(
-    case: MorphedCase, parameters: Parameters, penalties: Sequence[Penalty]
+    case: MorphedCase,
+    parameters: Parameters,
+    penalties: Sequence[Penalty],
+    case_penalties: Sequence[CasePenalty],
 ) -> tuple[float, float, Parameters]:
     """Returns the functional, the penalties, and the gradient of their sum."""
     result = case.sensitivity(parameters)
@@ -135,7 +141,11 @@ def _objective(
         value, of_vertices = penalty(surface, case.surface)
         total, by_vertex = total + value, by_vertex + of_vertices
     pulled = parameter_gradient(case.morph, parameters, case.surface.vertices, by_vertex)
-    return result.value, total, jax.tree.map(np.add, gradient, pulled)
+    gradient = jax.tree.map(np.add, gradient, pulled)
+    for of_case in case_penalties:
+        value, slope = of_case(case, parameters)
+        total, gradient = total + value, jax.tree.map(np.add, gradient, slope)
+    return result.value, total, gradient
 
 
 def _redrawn(case: MorphedCase, number: int) -> MorphedCase:

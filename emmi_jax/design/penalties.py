@@ -32,7 +32,7 @@ def keep_volume(weight: float = 100.0) -> Penalty:
     Raises:
         ValueError: The weight is not positive.
     """
-    _check_weight(weight)
+    check_weight(weight)
 
     def penalty(surface: Surface, start: Surface) -> tuple[float, Vertices]:
         initial, _ = enclosed_volume(start)
@@ -53,7 +53,7 @@ def keep_clearance(weight: float = 1000.0, *, axis: str = "z") -> Penalty:
     Raises:
         ValueError: The weight is not positive, or there is no such axis.
     """
-    _check_weight(weight)
+    check_weight(weight)
     if axis not in ("x", "y", "z"):
         raise ValueError(f"axis must be x, y or z, got {axis!r}")
     up = "xyz".index(axis)
@@ -81,7 +81,7 @@ def keep_box_free(low: ArrayLike, high: ArrayLike, *, weight: float = 100.0) -> 
     Raises:
         ValueError: The box is empty, or the weight is not positive.
     """
-    _check_weight(weight)
+    check_weight(weight)
     first, last = vector("low", low), vector("high", high)
     if not (first < last).all():
         raise ValueError(f"the box must have three positive sides, got {first.tolist()} … {last.tolist()}")
@@ -100,6 +100,7 @@ def keep_box_free(low: ArrayLike, high: ArrayLike, *, weight: float = 100.0) -> 
     return penalty
 
 
-def _check_weight(weight: float) -> None:
+def check_weight(weight: float) -> None:
+    """Refuses a weight that is not positive."""
     if not 0 < weight < np.inf:
         raise ValueError(f"weight must be positive, got {weight}")

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.inference.surrogate import Encoded
+from emmi_jax.inference.encoded_set import EncodedSet
 
 _GEOMETRY = "kv"
 """The module of a perceiver that keeps keys and values of the geometry."""
 
 
-def case_encoding(encoded: Encoded) -> NDArray[np.float64]:
-    """Returns the encoding [D] of a case by its only or first member and draw."""
-    return np.asarray(pooled(encoded.cache.entries, _flat(encoded.condition)), np.float64)
+def case_encoding(encoded: EncodedSet) -> NDArray[np.float64]:
+    """Returns the encoding [D] of a case by its first member and draw."""
+    first = encoded.variants[0][0]
+    return np.asarray(pooled(first.cache.entries, flat_condition(first.condition)), np.float64)
 
 
 @jax.jit
@@ -37,8 +38,8 @@ def pooled(entries: Any, condition: jax.Array) -> jax.Array:
     parts = []
     for entry in of_geometry or [entry for _, entry in groups]:
         value = entry["value"][0].reshape(entry["value"].shape[1], -1).astype(jnp.float32)
-        weight = entry["mask"][0] if "mask" in entry else jnp.ones(len(value), bool)
-        share = weight[:, None] / weight.sum()
+        is_real = entry["mask"][0] if "mask" in entry else jnp.ones(len(value), bool)
+        share = is_real[:, None].astype(value.dtype) / is_real.sum(dtype=value.dtype)
         mean = (share * value).sum(axis=0)
         variance = (share * (value - mean) ** 2).sum(axis=0)
         parts += [mean, jnp.sqrt(variance + 1e-6)]
@@ -53,6 +54,7 @@ def _groups(entries: Any, name: str = "") -> Any:
             yield from _groups(entries[key], key)
 
 
-def _flat(condition: Any) -> NDArray[np.float32]:
+def flat_condition(condition: Any) -> NDArray[np.float32]:
+    """Returns a condition in model units, an array or one by name each, as one vector; an empty one for none."""
     leaves = [np.ravel(np.asarray(leaf, np.float32)) for leaf in jax.tree.leaves(condition)]
     return np.concatenate(leaves) if leaves else np.zeros(0, np.float32)

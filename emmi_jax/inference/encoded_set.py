@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.deploy.streaming import Queries, StreamedChunk, fill
+from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.spread import Spread
 
@@ -46,6 +47,14 @@ class EncodedCase(Protocol):
     @property
     def normalizer(self) -> Normalizer:
         """How positions and fields are scaled."""
+
+    @property
+    def cache(self) -> AnchorCache:
+        """Keys and values of its anchors and geometry."""
+
+    @property
+    def condition(self) -> Any:
+        """The condition that it was encoded with, in model units."""
 
     @property
     def stream(self) -> Callable[..., Iterator[StreamedChunk]]:

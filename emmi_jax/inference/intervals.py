@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.data.conformal import half_width, normalized_scores
+from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.spread import Spread
 from emmi_jax.points import Array
@@ -55,10 +56,12 @@ class Certainty:
     Args:
         repeats: Draws of points to average over.
         intervals: Intervals to add; None for none.
+        familiarity: What cases are usual; None for nothing about it.
     """
 
     repeats: int = 1
     intervals: Intervals | None = None
+    familiarity: Familiarity | None = None
 
 
 SINGLE = Certainty()

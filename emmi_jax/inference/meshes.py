@@ -18,7 +18,7 @@ from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.encoded_set import Watch, field_columns, watch_nothing
+from emmi_jax.inference.encoded_set import EncodedSet, Watch, field_columns, watch_nothing
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
@@ -189,6 +189,7 @@ def predict_on_meshes(
     geometry: PointSet | Array | None = None,
     certainty: Certainty = SINGLE,
     watch: Watch = watch_nothing,
+    on_encoded: Callable[[EncodedSet], object] = lambda encoded: None,
     chunk_size: ChunkSize = "auto",
     advance: Callable[[int], object] = lambda num_points: None,
 ) -> dict[str, FieldArrays]:
@@ -201,6 +202,7 @@ def predict_on_meshes(
         geometry: Points [P, 3] of the geometry; by default those of the context, or of the surface mesh.
         certainty: Draws to average over, and intervals.
         watch: Called with the fields of each draw, chunk by chunk.
+        on_encoded: Called with the case before it is predicted.
         chunk_size: Queries per call of the model.
         advance: Called with the number of points of each chunk that is done.
 
@@ -220,6 +222,7 @@ def predict_on_meshes(
     }
     features = {branch: mesh.features for branch, mesh in meshes.items() if mesh.features is not None}
     encoded = surrogate.encode_draws(certainty.repeats, intervals=certainty.intervals, points=points, geometry=geometry)
+    on_encoded(encoded)
     queries = {branch: mesh.position for branch, mesh in meshes.items() if only is None or branch in only}
     features = {branch: features[branch] for branch in queries if branch in features}
     fields = encoded.predict(queries, query_features=features, chunk_size=chunk_size, advance=advance, watch=watch)

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from emmi_jax.config.jobs import CalibrationJob, EvaluationJob, ForceOptions
 from emmi_jax.data.cases import Case
 from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.data.familiarity import MIN_CASES, Familiarity, fit_familiarity
 from emmi_jax.data.open import open_cases
 from emmi_jax.data.readers.reader import ReadOptions
-from emmi_jax.inference.encoded_set import collect
+from emmi_jax.inference.case_encoding import case_encoding, flat_condition
+from emmi_jax.inference.encoded_set import EncodedSet, collect
 from emmi_jax.inference.intervals import field_scores, number_score
 from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
@@ -22,7 +26,7 @@ from emmi_jax.jobs.evaluate import ChosenCases, case_arguments, checked_case, ch
 from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces, ForceEvaluation
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, print_unusable, say
 from emmi_jax.meshes.point_inputs import input_names
-from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration
+from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration, write_familiarity
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
 
@@ -55,7 +59,8 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
     chosen = chosen_cases(asked, config, surrogate)
     _refuse_training_cases(job, chosen, config)
     forces = ForceEvaluation(_force_options(job, chosen), chosen.known_forces, surrogate.model.config.fields)
-    scores, known = _scores(job, chosen, surrogate, forces, console)
+    scores, known, encodings = _scores(job, chosen, surrogate, forces, console)
+    familiarity = _familiarity(asked, config, surrogate, encodings, console)
     calibration = Calibration(
         parameters=parameters_of(surrogate),
         data=chosen.data,
@@ -64,6 +69,7 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
         repeats=job.repeats,
         share=job.share,
         known_forces=known,
+        familiarity=None if familiarity is None else write_familiarity(job.run, familiarity),
         scores={name: tuple(values) for name, values in scores.items()},
     )
     path = write_calibration(job.run, calibration)
@@ -75,20 +81,19 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
 
 
 def case_scores(
-    surrogate: Surrogate, case: Case, forces: CaseForces | None, *, repeats: int, share: float
+    encoded: EncodedSet, surrogate: Surrogate, case: Case, forces: CaseForces | None, *, share: float
 ) -> tuple[dict[str, float], dict[str, Spread]]:
     """Returns the scores of a case by field, and its predicted coefficients.
 
     Args:
+        encoded: The case as it was encoded.
         surrogate: What predicts.
         case: The case, with known fields.
         forces: What integrates forces; None for no coefficients.
-        repeats: Draws of points.
         share: The share of the points that a score covers.
     """
     fields = surrogate.model.config.fields
     points = {branch: case.points[branch] for branch in fields}
-    encoded = surrogate.encode_draws(repeats, **case_arguments(surrogate, case))
     features = query_features(surrogate, case)
     scores, spreads = {}, {}
     for branch, names in fields.items():
@@ -108,8 +113,9 @@ def case_scores(
 
 def _scores(
     job: CalibrationJob, chosen: ChosenCases, surrogate: Surrogate, forces: ForceEvaluation, console: Console
-) -> tuple[dict[str, list[float]], str | None]:
-    """Returns the scores of the cases, and what coefficients were compared with."""
+) -> tuple[dict[str, list[float]], str | None, list[NDArray[np.float64]]]:
+    """Returns the scores of the cases, what coefficients were compared with, and the encodings of the cases."""
+    encodings: list[NDArray[np.float64]] = []
     scores: dict[str, list[float]] = {}
     predicted: dict[str, dict[str, Spread]] = {}
     with ProgressBar(console, len(chosen.read), unit="cases") as progress:
@@ -117,12 +123,14 @@ def _scores(
             case = checked_case(name, read(), surrogate)
             forces.begin(name, case)
             of_case = forces.cases.get(name)
-            found, predicted[name] = case_scores(surrogate, case, of_case, repeats=job.repeats, share=job.share)
+            encoded = surrogate.encode_draws(job.repeats, **case_arguments(surrogate, case))
+            encodings.append(case_encoding(encoded))
+            found, predicted[name] = case_scores(encoded, surrogate, case, of_case, share=job.share)
             for quantity, score in found.items():
                 scores.setdefault(quantity, []).append(score)
             progress.advance(1, name)
     if not forces.cases:
-        return scores, None
+        return scores, None, encodings
     has_area = [known is not None and known.area is not None for known in chosen.known_forces.values()]
     known = "solver" if all(has_area) else "reference"
     for coefficient in NAMES:
@@ -130,7 +138,32 @@ def _scores(
             number_score(predicted[name][coefficient], of_case.known[known][coefficient])
             for name, of_case in forces.cases.items()
         ]
-    return scores, known
+    return scores, known, encodings
+
+
+def _familiarity(
+    asked: EvaluationJob,
+    config: RunConfig,
+    surrogate: Surrogate,
+    encodings: Sequence[NDArray[np.float64]],
+    console: Console,
+) -> Familiarity | None:
+    """Encodes the training cases, and returns what is usual; None, and a line, if they are gone or too few."""
+    try:
+        train = chosen_cases(replace(asked, data=None, split="train"), config, surrogate)
+        if len(train.read) < MIN_CASES:
+            raise ValueError(f"it takes {MIN_CASES} training cases, there are {len(train.read)}")
+        known, num_conditions = [], 0
+        with ProgressBar(console, len(train.read), unit="training cases") as progress:
+            for name, read in train.read.items():
+                encoded = surrogate.encode_draws(1, **case_arguments(surrogate, checked_case(name, read(), surrogate)))
+                known.append(case_encoding(encoded))
+                num_conditions = len(flat_condition(encoded.variants[0][0].condition))
+                progress.advance(1, name)
+        return fit_familiarity(known, encodings, num_conditions=num_conditions)
+    except (OSError, ValueError) as error:
+        say(console, f"no distances from the training cases: {str(error).splitlines()[0]}")
+        return None
 
 
 def _force_options(job: CalibrationJob, chosen: ChosenCases) -> ForceOptions:

@@ -12,8 +12,10 @@ import numpy as np
 from rich.console import Console
 
 from emmi_jax.config.design import OptimizationJob
+from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.design.draws import draw_case
+from emmi_jax.design.familiar import keep_familiar
 from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Lattice
 from emmi_jax.design.multi_point import MultiPointCase
@@ -21,7 +23,7 @@ from emmi_jax.design.normal_part import vertex_normals
 from emmi_jax.design.optimization import Optimization, Step, optimize
 from emmi_jax.design.penalties import Penalty, keep_clearance, keep_volume
 from emmi_jax.design.surface import Surface
-from emmi_jax.files.atomic import atomic_path, check_space, make_folder, write_atomically, write_json
+from emmi_jax.files.atomic import JsonDict, atomic_path, check_space, make_folder, write_atomically, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import Weighted, under_condition, weighted_conditions
@@ -34,13 +36,17 @@ from emmi_jax.jobs.design import (
     largest_output,
     read_design,
 )
+from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, warn
 from emmi_jax.meshes.mesh import Mesh, write_mesh
+from emmi_jax.runs.calibration import read_familiarity
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 
 PENALTIES = {"volume": keep_volume, "clearance": keep_clearance}
-"""What `--keep` keeps."""
+"""What `--keep` keeps, whatever the model."""
+FAMILIAR = "familiar"
+"""What it keeps near the training cases."""
 
 _PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blue: pulled out"
 
@@ -49,12 +55,15 @@ def run_job(job: OptimizationJob, *, console: Console) -> None:
     """Runs `emmi-jax optimize`; see `optimize_surface`."""
     design_reference(job)  # what is missing there costs no time to load a run
     surrogate, sources = load_run(job.run), RunDirectory.open(job.run).read_config().field_sources()
+    familiarity = read_familiarity(job.run, surrogate)
+    if familiarity is None and FAMILIAR in job.keep:
+        raise ValueError(f"--keep familiar needs a run that knows its training cases: emmi-jax calibrate {job.run}")
     if len(job.condition) > 1:
         conditions = weighted_conditions(surrogate, job.condition, console)
-        optimize_surface(job, surrogate, conditions, sources, console=console)
+        optimize_surface(job, surrogate, conditions, sources, familiarity=familiarity, console=console)
     else:
         under = under_condition(surrogate, job.condition[0] if job.condition else None, console)
-        optimize_surface(job, under, sources=sources, console=console)
+        optimize_surface(job, under, sources=sources, familiarity=familiarity, console=console)
 
 
 def optimize_surface(
@@ -63,6 +72,7 @@ def optimize_surface(
     conditions: Weighted = (),
     sources: Sources | None = None,
     *,
+    familiarity: Familiarity | None = None,
     console: Console,
 ) -> None:
     """Moves a surface until a coefficient is lower, and writes the new shape and how it got there to a folder.
@@ -72,6 +82,7 @@ def optimize_surface(
         surrogate: What predicts.
         conditions: Weights and conditions, of which the mean is lowered; none for that of the surrogate.
         sources: The arrays that the run was trained on, by branch and name.
+        familiarity: What cases are usual; None for nothing about it.
         console: Where progress, warnings and results are printed.
 
     Raises:
@@ -101,13 +112,15 @@ def optimize_surface(
             max_displacement=job.max_displacement,
             steps=job.steps,
             penalties=penalties,
+            case_penalties=[keep_familiar(familiarity)] if familiarity is not None and FAMILIAR in job.keep else [],
             symmetry=job.symmetry,
             advance=advance,
         )
     if found.stopped:
         warn(f"{found.stopped}: stopped", console)
     coefficients = _coefficients(job, surrogate, meshes, case, found)
-    paths = _write(job, case, lattice, found, coefficients, console)
+    usual = {} if familiarity is None else _familiarity(familiarity, case, found, console)
+    paths = _write(job, case, lattice, found, {"coefficients": coefficients, **usual}, console)
     rows = [[name, *(f"{value:z.5f}" for value in values.values())] for name, values in coefficients.items()]
     console.print(new_table("Predicted coefficients", ["coefficient", "before", "after"], rows))
     print_paths(paths, console)
@@ -115,15 +128,15 @@ def optimize_surface(
 
 def _penalties(job: OptimizationJob) -> list[Penalty]:
     """Checks the options that the library would refuse only after reading the meshes."""
-    if unknown := [name for name in job.keep if name not in PENALTIES]:
-        raise ValueError(f"keep must be among {', '.join(PENALTIES)}, got {unknown[0]!r}")
+    if unknown := [name for name in job.keep if name not in (*PENALTIES, FAMILIAR)]:
+        raise ValueError(f"keep must be among {', '.join((*PENALTIES, FAMILIAR))}, got {unknown[0]!r}")
     if len(job.lattice) != 3 or min(job.lattice) < 2:
         raise ValueError(f"lattice must be three numbers of control points, each at least 2, got {job.lattice}")
     if not 0 < job.max_displacement < np.inf:
         raise ValueError(f"max_displacement must be positive, got {job.max_displacement}")
     if job.symmetry not in (None, "x", "y", "z"):
         raise ValueError(f"symmetry must be x, y or z, got {job.symmetry!r}")
-    return [PENALTIES[name]() for name in job.keep]
+    return [PENALTIES[name]() for name in job.keep if name != FAMILIAR]
 
 
 def _joined(surface: Surface, geometry: Surface) -> Surface:
@@ -151,12 +164,23 @@ def _coefficients(
     return table
 
 
+def _familiarity(familiarity: Familiarity, case: MorphedCase, found: Optimization, console: Console) -> JsonDict:
+    """Says how far the first and the last shape are from the training cases."""
+    start = np.zeros_like(found.parameters)
+    return {
+        "familiarity": {
+            when: report_familiarity(familiarity, case.encoded(parameters), console, what=when)
+            for when, parameters in (("before", start), ("after", found.parameters))
+        }
+    }
+
+
 def _write(
     job: OptimizationJob,
     case: MorphedCase,
     lattice: Lattice,
     found: Optimization,
-    coefficients: dict[str, dict[str, float]],
+    summary: JsonDict,
     console: Console,
 ) -> list[Path]:
     from emmi_jax.plots.meshes import draw_surface_push
@@ -182,12 +206,11 @@ def _write(
     if moved is not None and job.geometry is not None:
         paths.append(_write_stl(job.out / f"{job.geometry.stem}.stl", moved))
     along = np.einsum("vn,vn->v", displacement, vertex_normals(case.surface))
-    before, after = coefficients[job.functional].values()
+    before, after = summary["coefficients"][job.functional].values()
     title = f"How the surface moved: {job.functional.replace('_', ' ')} {before:z.4f} → {after:z.4f}"
     paths.append(draw_surface_push(job.out / "displacement.png", title, dataset, -along, _PICTURE_LABEL))
     write_atomically(job.out / "history.csv", _history(found))
-    summary = {
-        "coefficients": coefficients,
+    summary |= {
         "before": found.before.tolist(),
         "after": found.after.tolist(),
         "stopped": found.stopped,

@@ -15,7 +15,7 @@ from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.jobs.predict_points import PointJob, predict_points
 from emmi_jax.jobs.predict_sweep import parse_sweep, predict_sweep
 from emmi_jax.meshes.reference_area import read_reference_area
-from emmi_jax.runs.calibration import read_calibration
+from emmi_jax.runs.calibration import read_calibration, read_familiarity
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 
@@ -45,6 +45,8 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
         raise ValueError(
             "--condition-sweep gives coefficients: it needs --surface, --speed and an area, and no figures"
         )
+    if sweep is not None and (job.repeats is not None or job.interval is not None):
+        raise ValueError("--condition-sweep gives coefficients alone, without --repeats and --interval")
     target = job.out if job.write_openfoam is None else job.write_openfoam
     if target is None:
         raise ValueError("expected --out, or --write-openfoam")
@@ -94,12 +96,13 @@ def _certainty(job: PredictionJob, surrogate: Surrogate) -> Certainty:
     Raises:
         ValueError: The run is not calibrated, or otherwise than asked for, or the level needs more cases.
     """
+    familiarity = read_familiarity(job.run, surrogate)
     if job.interval is None:
-        return Certainty(job.repeats or 1)
+        return Certainty(job.repeats or 1, familiarity=familiarity)
     calibration = read_calibration(job.run, surrogate)
     if job.repeats not in (None, calibration.repeats):
         raise ValueError(f"the run was calibrated with --repeats {calibration.repeats}, got {job.repeats}")
-    return Certainty(calibration.repeats, calibration.intervals(job.interval, surrogate))
+    return Certainty(calibration.repeats, calibration.intervals(job.interval, surrogate), familiarity)
 
 
 def force_reference(options: ReferenceOptions, speed: float | None) -> ForceReference | None:

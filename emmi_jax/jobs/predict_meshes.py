@@ -18,10 +18,10 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources, read_sources
 from emmi_jax.data.notes import Box, box_warnings
 from emmi_jax.data.readers.openfoam import describe_foam
-from emmi_jax.files.atomic import check_space, write_json
+from emmi_jax.files.atomic import JsonDict, check_space, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.encoded_set import Watch, collect, field_columns, watch_nothing
+from emmi_jax.inference.encoded_set import EncodedSet, Watch, collect, field_columns, watch_nothing
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
 from emmi_jax.inference.meshes import (
@@ -42,6 +42,7 @@ from emmi_jax.inference.meshes import (
     write_predictions,
 )
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.force_report import report_forces
 from emmi_jax.jobs.progress import (
     ProgressBar,
@@ -121,7 +122,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
-    num_columns = 1 + (job.certainty.repeats > 1) + 2 * (job.certainty.intervals is not None)
+    num_columns = 1 + bool(surrogate.others) + (job.certainty.repeats > 1) + 2 * (job.certainty.intervals is not None)
     check_space(job.out, largest_output(meshes, fields, num_columns=num_columns))
     each: dict[str, NDArray[np.float32]] = {}
     watch: Watch = watch_nothing
@@ -129,6 +130,12 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         each, watch = collect(
             GEOMETRY_BRANCH, len(meshes[GEOMETRY_BRANCH].position), force_fields(fields[GEOMETRY_BRANCH])
         )
+    familiarity: JsonDict = {}
+
+    def report(encoded: EncodedSet) -> None:
+        if job.certainty.familiarity is not None:
+            familiarity.update(report_familiarity(job.certainty.familiarity, encoded, console))
+
     with ProgressBar(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
         predicted = predict_on_meshes(
             surrogate,
@@ -136,10 +143,13 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
             geometry=geometry if with_inputs is None else with_inputs,
             certainty=job.certainty,
             watch=watch,
+            on_encoded=report,
             chunk_size=job.chunk_size,
             advance=progress.advance,
         )
     print_paths(write_predictions(job.out, predicted, meshes), console)
+    if familiarity:
+        write_json(job.out / "familiarity.json", familiarity)
     if job.compare:
         metrics = mesh_metrics(predicted, meshes)
         write_json(job.out / "comparison.json", dict(metrics))

@@ -19,6 +19,7 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.progress import ProgressBar, say, warn_few_anchors, warn_outside
 from emmi_jax.points import PointSet, check_range
 
@@ -92,6 +93,8 @@ def predict_points(job: PointJob, surrogate: Surrogate, *, console: Console) -> 
         geometry=arrays.geometry,
         points=arrays.queries,
     )
+    if job.certainty.familiarity is not None:
+        report_familiarity(job.certainty.familiarity, encoded, console)
     shapes = {
         f"{branch}_{field}": (len(position), channels)
         for branch, position in queries.items()

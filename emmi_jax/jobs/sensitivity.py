@@ -11,19 +11,22 @@ import numpy as np
 from rich.console import Console
 
 from emmi_jax.config.design import SensitivityJob
+from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.design.derivatives import sensitivity
 from emmi_jax.design.normal_part import NormalPart, normal_part
 from emmi_jax.design.problem import Sensitivity
 from emmi_jax.design.surface import Surface
-from emmi_jax.files.atomic import check_space, make_folder, write_json
+from emmi_jax.files.atomic import JsonDict, check_space, make_folder, write_json
 from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import under_condition
 from emmi_jax.jobs.design import check_design, coefficient, design_reference, largest_output, read_design
+from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.predict_meshes import check_figures
 from emmi_jax.jobs.progress import ProgressBar, print_paths, say
 from emmi_jax.meshes.mesh import write_mesh
+from emmi_jax.runs.calibration import read_familiarity
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 
@@ -38,11 +41,17 @@ def run_job(job: SensitivityJob, *, console: Console) -> None:
     design_reference(job)  # what is missing there costs no time to load a run
     surrogate = under_condition(load_run(job.run, job.checkpoint), job.condition, console)
     sources = RunDirectory.open(job.run).read_config().field_sources()
-    differentiate_surface(job, surrogate, sources, console=console)
+    familiarity = read_familiarity(job.run, surrogate)
+    differentiate_surface(job, surrogate, sources, familiarity=familiarity, console=console)
 
 
 def differentiate_surface(
-    job: SensitivityJob, surrogate: Surrogate, sources: Sources | None = None, *, console: Console
+    job: SensitivityJob,
+    surrogate: Surrogate,
+    sources: Sources | None = None,
+    *,
+    familiarity: Familiarity | None = None,
+    console: Console,
 ) -> None:
     """Computes where to push a surface and writes everything to a folder.
 
@@ -50,6 +59,7 @@ def differentiate_surface(
         job: What to differentiate.
         surrogate: What predicts.
         sources: The arrays that the run was trained on, by branch and name.
+        familiarity: What cases are usual; None for nothing about it.
         console: Where progress, warnings and results are printed.
 
     Raises:
@@ -77,7 +87,11 @@ def differentiate_surface(
             advance=progress.advance,
         )
     length = _smoothing_length(job, surface)
-    paths = _write(job, result, surface, geometry, length)
+    usual: JsonDict | None = None
+    if familiarity is not None:
+        shown = result.draws.positions(surface, geometry)
+        usual = report_familiarity(familiarity, surrogate.encode_draws(1, **shown), console)
+    paths = _write(job, result, surface, geometry, length, usual)
     say(console, f"{job.functional}: {result.value:z.5f}")
     units = {name: scale.unit or "unit" for name, scale in surrogate.normalizer.conditions.items()}
     for name, derivative in _by_condition(result).items():
@@ -92,7 +106,12 @@ def _smoothing_length(job: SensitivityJob, surface: Surface) -> float:
 
 
 def _write(
-    job: SensitivityJob, result: Sensitivity, surface: Surface, geometry: Surface | None, length: float
+    job: SensitivityJob,
+    result: Sensitivity,
+    surface: Surface,
+    geometry: Surface | None,
+    length: float,
+    familiarity: JsonDict | None,
 ) -> list[Path]:
     from emmi_jax.plots.meshes import draw_surface_push
 
@@ -114,7 +133,7 @@ def _write(
         paths.append(write_push_page(job.out / f"{name}.html", title, dataset, values))
     else:
         paths.append(draw_surface_push(job.out / f"{name}.png", title, dataset, part.smoothed, label))
-    summary = {
+    summary: JsonDict = {
         job.functional: result.value,
         **dataclasses.asdict(design_reference(job)),
         "smoothing_length": length,
@@ -122,6 +141,8 @@ def _write(
     }
     if by_condition := _by_condition(result):
         summary[f"d_{job.functional}"] = by_condition
+    if familiarity is not None:
+        summary["familiarity"] = familiarity
     write_json(job.out / "sensitivity.json", summary)
     return [*paths, job.out / "sensitivity.json"]
 

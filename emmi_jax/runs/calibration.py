@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from emmi_jax.data.conformal import conformal_quantile, quantile_rank
+from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
+from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.inference.cache import fingerprint
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.surrogate import Surrogate
 
-FILE = "calibration.json"
+FILE, ENCODINGS = "calibration.json", "familiarity.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Calibration:
         share: The share of the points of a case that the score of a field covers.
         known_forces: What the coefficients were compared with: `solver`, or `reference` for the sums over known fields;
             None without coefficients.
+        familiarity: Checksum of the file that says which encodings are usual; None without.
         scores: Scores of the cases, in their order, by ``<branch>/<field>``; and by `cd` and `cl`, times the reference
             area where there is no deviation.
     """
@@ -43,6 +46,7 @@ class Calibration:
     repeats: int
     share: float
     known_forces: str | None
+    familiarity: int | None
     scores: Mapping[str, tuple[float, ...]]
 
     def intervals(self, level: float, surrogate: Surrogate) -> Intervals:
@@ -86,16 +90,49 @@ def read_calibration(run: Path, surrogate: Surrogate) -> Calibration:
     path = run / FILE
     if not path.is_file():
         raise ValueError(f"{run} is not calibrated: emmi-jax calibrate {run}")
+    calibration = _read(path)
+    if calibration.parameters != parameters_of(surrogate):
+        raise ValueError(f"{path}: of another checkpoint, or the run was trained on since: calibrate it again")
+    return calibration
+
+
+def _read(path: Path) -> Calibration:
     values: dict[str, Any] = read_json_object(path)
     if values.pop("checksum", None) != _checksum(values):
         raise ValueError(f"{path}: damaged: calibrate the run again")
     scores = {
         name: tuple(math.inf if score is None else score for score in found) for name, found in values["scores"].items()
     }
-    calibration = Calibration(**values | {"cases": tuple(values["cases"]), "scores": scores})
-    if calibration.parameters != parameters_of(surrogate):
-        raise ValueError(f"{path}: of another checkpoint, or the run was trained on since: calibrate it again")
-    return calibration
+    return Calibration(**values | {"cases": tuple(values["cases"]), "scores": scores})
+
+
+def write_familiarity(run: Path, familiarity: Familiarity) -> int:
+    """Writes which encodings are usual; returns the checksum of the file."""
+    write_arrays(run / ENCODINGS, familiarity.to_arrays())
+    return zlib.crc32((run / ENCODINGS).read_bytes())
+
+
+def read_familiarity(run: Path, surrogate: Surrogate) -> Familiarity | None:
+    """Reads which encodings are usual for a run.
+
+    Args:
+        run: The run's folder.
+        surrogate: What it was loaded as.
+
+    Returns:
+        None if the run is not calibrated, at another checkpoint, or without its training cases.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+    if not (run / FILE).is_file() or _read(run / FILE).parameters != parameters_of(surrogate):
+        return None
+    path, checksum = run / ENCODINGS, _read(run / FILE).familiarity
+    if checksum is None:
+        return None
+    if not path.is_file() or zlib.crc32(path.read_bytes()) != checksum:
+        raise ValueError(f"{path}: damaged: calibrate the run again")
+    return Familiarity.from_arrays(read_arrays(path))
 
 
 def _checksum(values: JsonDict) -> int:
