@@ -84,7 +84,7 @@ def test_far_from_the_origin_it_says_that_stl_loses_digits(surrogate, body, tmp_
 def test_what_cannot_work_is_refused_before_anything_is_written(surrogate, body, tmp_path):
     before = sorted(tmp_path.iterdir())
     for changes, message in (
-        ({"keep": ("shape",)}, "keep must be among volume, clearance, got 'shape'"),
+        ({"keep": ("shape",)}, "keep must be among volume, clearance, familiar, got 'shape'"),
         ({"lattice": (1, 2, 2)}, r"each at least 2, got \(1, 2, 2\)"),
         ({"max_displacement": 0.0}, r"max_displacement must be positive, got 0\.0"),
         ({"symmetry": "w"}, "symmetry must be x, y or z, got 'w'"),

@@ -1,0 +1,191 @@
+"""Coverage of conformal intervals on the built-in ellipsoids: ``python -m benchmarks.uncertainty RUN``.
+
+Cases are unlimited there. The run, of one model or of several members, was trained on the 400 built-in ellipsoids. Sets
+of other ellipsoids calibrate it, one after another, and each calibration is tested on the same unseen ones: how many
+are covered, beside the bounds that the guarantee gives for that number; how many are called unfamiliar; and how many
+with axes outside the range of the training cases are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, spearmanr
+
+from benchmarks import measure
+from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
+from emmi_jax.data.ellipsoids import EllipsoidDataset
+from emmi_jax.data.familiarity import fit_familiarity
+from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, Ellipsoid, random_ellipsoids
+from emmi_jax.data.samples import Sample, normalize_sample, stack_samples
+from emmi_jax.inference.case_encoding import pooled
+from emmi_jax.inference.intervals import field_scores, number_score
+from emmi_jax.inference.spread import Spread
+from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.runs.load import load_run
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+NUMBER = "mean surface pressure"
+CERTAIN = 1e-4
+"""Probability that a count lies outside its bounds although the guarantee holds."""
+ALARM = 0.05
+NO_CONDITION = np.zeros(0, np.float32)
+_BATCH = 20
+
+
+class Found(NamedTuple):
+    """Scores [cases] by quantity, errors and deviations of the number [2, cases], and encodings [cases, D]."""
+
+    scores: dict[str, NDArray[np.float64]]
+    numbers: NDArray[np.float64]
+    encodings: NDArray[np.float64]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a run on the built-in data")
+    parser.add_argument("--sets", type=int, default=20, help="calibration sets (%(default)s)")
+    parser.add_argument("--cases", type=int, default=40, help="cases of each (%(default)s)")
+    parser.add_argument("--unseen", type=int, default=1000, help="cases to test on (%(default)s)")
+    parser.add_argument("--shifted", type=int, default=200, help="cases outside the range (%(default)s)")
+    parser.add_argument("--share", type=float, default=0.9, help="share of the points to cover (%(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/uncertainty.json"), help="(%(default)s)")
+    options = parser.parse_args()
+    surrogate = load_run(options.run)
+    dataset = EllipsoidDataset(surrogate.sampling)
+    bodies = {
+        "train": dataset.train_bodies,
+        "calibration": random_ellipsoids(options.sets * options.cases, seed=101),
+        "unseen": random_ellipsoids(options.unseen, seed=102),
+        "larger": outside(options.shifted, (0, 1, 2)),
+        "one longer axis": outside(options.shifted, (0,)),
+    }
+    found = {name: evaluate(surrogate, dataset, chosen, options.share) for name, chosen in bodies.items()}
+    sets = np.arange(options.sets * options.cases).reshape(options.sets, options.cases)
+    rows = [row for quantity in found["unseen"].scores for row in coverage(found, sets, quantity)]
+    measure.report("coverage on unseen ellipsoids", rows, options.json)
+    alarms = familiarity(found, sets)
+    measure.report("called unfamiliar at 5 %", alarms, options.json.with_stem(f"{options.json.stem}_familiarity"))
+    if len(surrogate.members) > 1:
+        errors, deviations = found["unseen"].numbers
+        plain = [
+            {"level": level, "covered_%": 100 * np.mean(errors <= norm.ppf((1 + level) / 2) * deviations)}
+            for level in LEVELS
+        ]
+        print(f"rank correlation of deviation and error: {spearmanr(errors, deviations).statistic:.2f}")
+        name = options.json.with_stem(f"{options.json.stem}_uncalibrated")
+        measure.report(f"{NUMBER}, mean and normal quantiles of the members", plain, name)
+
+
+def outside(number: int, axes: Sequence[int]) -> list[Ellipsoid]:
+    """Returns ellipsoids with some semi-axes beyond the range of the training cases by 10 to 50 %."""
+    rng, bodies = np.random.default_rng(103), []
+    for body in random_ellipsoids(number, seed=104):
+        semi_axes = np.array(body.semi_axes)
+        semi_axes[list(axes)] = SEMI_AXIS_RANGE[1] * rng.uniform(1.1, 1.5, len(axes))
+        bodies.append(replace(body, semi_axes=semi_axes))
+    return bodies
+
+
+def evaluate(surrogate: Surrogate, dataset: EllipsoidDataset, bodies: Sequence[Ellipsoid], share: float) -> Found:
+    """Returns scores and encodings of bodies, one draw of points each."""
+    scores: dict[str, list[float]] = {}
+    numbers, encodings = [], []
+    for sample, each, encoding in predictions(surrogate, dataset, bodies):
+        for branch, points in sample.queries.items():
+            for name, known in points.fields.items():
+                spread = Spread.of(each[branch, name])
+                pointwise = field_scores(surrogate.normalizer, branch, name, spread, known)
+                scores.setdefault(f"{branch}/{name}", []).append(covering_score(pointwise, share))
+        key = "surface", "pressure_coefficient"
+        spread, known = Spread.of(each[key].mean(axis=(2, 3))), float(sample.queries[key[0]].fields[key[1]].mean())
+        scores.setdefault(NUMBER, []).append(number_score(spread, known))
+        numbers.append((abs(spread.mean - known), 1.0 if spread.deviation is None else spread.deviation))
+        encodings.append(encoding)
+    return Found({name: np.array(found) for name, found in scores.items()}, np.array(numbers).T, np.array(encodings))
+
+
+def predictions(
+    surrogate: Surrogate, dataset: EllipsoidDataset, bodies: Sequence[Ellipsoid]
+) -> Iterator[tuple[Sample, dict[tuple[str, str], NDArray[Any]], NDArray[Any]]]:
+    """Yields samples, their fields [members, 1, n, F] at the queries, and their encodings, computed in batches."""
+    model, normalizer, sampling = surrogate.model, surrogate.normalizer, surrogate.sampling
+
+    @jax.jit
+    def apply(params: Any, batch: Sample) -> Any:
+        predicted, updated = model.apply({"params": params}, **batch.model_inputs(), mutable=["cache"])
+        with_axis = jax.tree.map(lambda leaf: leaf[:, None], updated["cache"])
+        return predicted, jax.vmap(lambda entries: pooled(entries, NO_CONDITION))(with_axis)
+
+    rng = np.random.default_rng([105, len(bodies)])
+    for start in range(0, len(bodies), _BATCH):
+        samples = [
+            dataset._draw(rng, body, sampling.num_test_anchors, 256, sampling.num_test_supernodes)
+            for body in bodies[start : start + _BATCH]
+        ]
+        batch = stack_samples([normalize_sample(normalizer, sample) for sample in samples])
+        found = [jax.device_get(apply(member.params, batch)) for member in surrogate.members]
+        for row, sample in enumerate(samples):
+            each = {
+                (branch, name): np.stack(
+                    [
+                        normalizer.denormalize_field(branch, name, predicted[f"query_{branch}_{name}"][row])
+                        for predicted, _ in found
+                    ]
+                )[:, None]
+                for branch, points in sample.queries.items()
+                for name in points.fields
+            }
+            yield sample, each, np.asarray(found[0][1][row], np.float64)
+
+
+def coverage(found: dict[str, Found], sets: NDArray[np.int64], quantity: str) -> Iterator[dict[str, Any]]:
+    """Yields the coverage of a quantity at each level over all calibration sets."""
+    known, new = found["calibration"].scores[quantity], found["unseen"].scores[quantity]
+    for level in LEVELS:
+        covered = np.array([np.count_nonzero(new <= conformal_quantile(known[chosen], level)) for chosen in sets])
+        law = coverage_law(sets.shape[1], level)
+        low, high = law.counts(len(new), 1 - CERTAIN)
+        yield {
+            "quantity": quantity,
+            "level_%": 100 * level,
+            "expected_%": 100 * law.mean,
+            "mean_%": 100 * covered.mean() / len(new),
+            "least_%": 100 * covered.min() / len(new),
+            "most_%": 100 * covered.max() / len(new),
+            "bounds_%": f"{100 * low / len(new):.1f} … {100 * high / len(new):.1f}",
+            "sets_outside": int(np.count_nonzero((covered < low) | (covered > high))),
+        }
+
+
+def familiarity(found: dict[str, Found], sets: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Returns how many cases of each kind are called unfamiliar, over all calibration sets."""
+    usual = fit_familiarity(found["train"].encodings, found["calibration"].encodings)
+    rows = []
+    for name in ("unseen", "larger", "one longer axis"):
+        distances = [float(usual.distance(encoding)) for encoding in found[name].encodings]
+        shares = [
+            np.mean([replace(usual, known=usual.known[chosen]).p_value(distance) <= ALARM for distance in distances])
+            for chosen in sets
+        ]
+        rows.append(
+            {
+                "cases": name,
+                "number": len(distances),
+                "mean_%": 100 * np.mean(shares),
+                "least_%": 100 * min(shares),
+                "most_%": 100 * max(shares),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
