@@ -19,7 +19,10 @@ Tokens: TypeAlias = list[Any]
 CHANNELS = {"scalar": 1, "vector": 3, "symmTensor": 6, "tensor": 9, "sphericalTensor": 1, "label": 1}
 
 _BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
-_WORD = re.compile(rb'[^\s{}()\[\];"]+')
+_PLAIN = rb'[^\s{}()\[\];"]'
+_WORD = re.compile(rb"[A-Za-z_]" + _PLAIN + rb"*(?:\(" + _PLAIN + rb"*\)" + _PLAIN + rb"*)+|" + _PLAIN + rb"+")
+"""Words may have brackets, as `total(p)_coeff`; behind a number they open a list."""
+
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _CODE = re.compile(rb"#\{.*?#\}", re.DOTALL)
 _SPACES = bytes.maketrans(b"()", b"  ")

@@ -77,6 +77,20 @@ def test_boundary_may_have_dictionaries_comments_macros_and_kinds_of_walls(tmp_p
     }
 
 
+def test_names_of_patches_and_fields_may_have_brackets(tmp_path):
+    case = write_foam_case(tmp_path / "case", times=("100",))
+    boundary = case / "constant/polyMesh/boundary"
+    boundary.write_text(boundary.read_text().replace("body\n{", "body(1)\n{ inGroups 1(car);"))
+    for file in (case / "100").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"body {", b"body(1) {"))
+    (case / "100/p").rename(case / "100/total(p)_coeff")
+    selection = FoamSelection((r"body\(1\)",))
+    assert [name for name, patch in foam_patches(case, selection).items() if patch.is_chosen] == ["body(1)"]
+    found = read_foam(case, ["surface"], selection, {"surface": ["total(p)_coeff"]})["surface"]
+    expected = 1.1 * FIELDS["p"](found.position("cells"))
+    np.testing.assert_allclose(found.dataset.cell_data["total(p)_coeff"], expected, rtol=1e-12)
+
+
 def rewritten(case: Path, name: str, internal: str, conditions: str, extra: str = "") -> None:
     kind = "volVectorField" if name == "U" else "volScalarField"
     body = f"dimensions [0 1 -1 0 0 0 0];\n{extra}\ninternalField {internal};\nboundaryField\n{{\n{conditions}\n}}\n"
