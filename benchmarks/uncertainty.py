@@ -29,6 +29,7 @@ from emmi_jax.inference.case_encoding import pooled
 from emmi_jax.inference.intervals import field_scores, number_score
 from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.plots.uncertainty import draw_coverage, draw_errors_over_deviations
 from emmi_jax.runs.load import load_run
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -55,10 +56,14 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=40, help="cases of each (%(default)s)")
     parser.add_argument("--unseen", type=int, default=1000, help="cases to test on (%(default)s)")
     parser.add_argument("--shifted", type=int, default=200, help="cases outside the range (%(default)s)")
+    parser.add_argument("--points", type=int, help="anchors, queries and supernodes of a case; default: the run's")
     parser.add_argument("--share", type=float, default=0.9, help="share of the points to cover (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/uncertainty.json"), help="(%(default)s)")
     options = parser.parse_args()
     surrogate = load_run(options.run)
+    if options.points is not None:
+        fewer = {"num_test_anchors": options.points, "num_test_supernodes": options.points}
+        surrogate = replace(surrogate, sampling=replace(surrogate.sampling, **fewer))
     dataset = EllipsoidDataset(surrogate.sampling)
     bodies = {
         "train": dataset.train_bodies,
@@ -71,6 +76,10 @@ def main() -> None:
     sets = np.arange(options.sets * options.cases).reshape(options.sets, options.cases)
     rows = [row for quantity in found["unseen"].scores for row in coverage(found, sets, quantity)]
     measure.report("coverage on unseen ellipsoids", rows, options.json)
+    covered = {quantity: shares(found, sets, quantity) for quantity in found["unseen"].scores}
+    laws = [coverage_law(options.cases, level).counts(options.unseen, 0.9) for level in LEVELS]
+    bounds = [(low / options.unseen, high / options.unseen) for low, high in laws]
+    draw_coverage(options.json.with_suffix(".png"), LEVELS, covered, bounds)
     alarms = familiarity(found, sets)
     measure.report("called unfamiliar at 5 %", alarms, options.json.with_stem(f"{options.json.stem}_familiarity"))
     if len(surrogate.members) > 1:
@@ -81,6 +90,7 @@ def main() -> None:
         ]
         print(f"rank correlation of deviation and error: {spearmanr(errors, deviations).statistic:.2f}")
         name = options.json.with_stem(f"{options.json.stem}_uncalibrated")
+        draw_errors_over_deviations(name.with_suffix(".png"), NUMBER, errors, deviations)
         measure.report(f"{NUMBER}, mean and normal quantiles of the members", plain, name)
 
 
@@ -125,9 +135,10 @@ def predictions(
         return predicted, jax.vmap(lambda entries: pooled(entries, NO_CONDITION))(with_axis)
 
     rng = np.random.default_rng([105, len(bodies)])
+    num_points = sampling.num_test_anchors
     for start in range(0, len(bodies), _BATCH):
         samples = [
-            dataset._draw(rng, body, sampling.num_test_anchors, 256, sampling.num_test_supernodes)
+            dataset._draw(rng, body, num_points, num_points, sampling.num_test_supernodes)
             for body in bodies[start : start + _BATCH]
         ]
         batch = stack_samples([normalize_sample(normalizer, sample) for sample in samples])
@@ -146,21 +157,26 @@ def predictions(
             yield sample, each, np.asarray(found[0][1][row], np.float64)
 
 
+def shares(found: dict[str, Found], sets: NDArray[np.int64], quantity: str) -> NDArray[np.float64]:
+    """Returns the share of the unseen cases [sets, levels] that the intervals of a quantity cover."""
+    known, new = found["calibration"].scores[quantity], found["unseen"].scores[quantity]
+    return np.array([[np.mean(new <= conformal_quantile(known[of], level)) for level in LEVELS] for of in sets])
+
+
 def coverage(found: dict[str, Found], sets: NDArray[np.int64], quantity: str) -> Iterator[dict[str, Any]]:
     """Yields the coverage of a quantity at each level over all calibration sets."""
-    known, new = found["calibration"].scores[quantity], found["unseen"].scores[quantity]
-    for level in LEVELS:
-        covered = np.array([np.count_nonzero(new <= conformal_quantile(known[chosen], level)) for chosen in sets])
+    num_new = len(found["unseen"].scores[quantity])
+    for level, covered in zip(LEVELS, np.rint(num_new * shares(found, sets, quantity)).T, strict=True):
         law = coverage_law(sets.shape[1], level)
-        low, high = law.counts(len(new), 1 - CERTAIN)
+        low, high = law.counts(num_new, 1 - CERTAIN)
         yield {
             "quantity": quantity,
             "level_%": 100 * level,
             "expected_%": 100 * law.mean,
-            "mean_%": 100 * covered.mean() / len(new),
-            "least_%": 100 * covered.min() / len(new),
-            "most_%": 100 * covered.max() / len(new),
-            "bounds_%": f"{100 * low / len(new):.1f} … {100 * high / len(new):.1f}",
+            "mean_%": 100 * covered.mean() / num_new,
+            "least_%": 100 * covered.min() / num_new,
+            "most_%": 100 * covered.max() / num_new,
+            "bounds_%": f"{100 * low / num_new:.1f} … {100 * high / num_new:.1f}",
             "sets_outside": int(np.count_nonzero((covered < low) | (covered > high))),
         }
 
