@@ -187,10 +187,7 @@ def write_case(
         ValueError: A field does not fit into the type.
     """
     moments = measure(point_chunks(case.points))
-    for branch, of_branch in moments.fields.items():
-        for field, (plain, _) in of_branch.items():
-            if (largest := float(max(-plain.minimum.min(), plain.maximum.max()))) > float(np.finfo(dtype).max):
-                raise ValueError(f"{name}: {branch}/{field} reaches {largest:g}, which is too large for {dtype}")
+    _check_range(name, moments, dtype)
     stored = StoredCase(
         shapes=branch_shapes(case.points),
         with_cell_sizes=[branch for branch, part in case.points.items() if part.cell_size is not None],
@@ -225,3 +222,10 @@ def write_case(
         folder.delete(name)
         raise
     return moments
+
+
+def _check_range(name: str, moments: DataMoments, dtype: str) -> None:
+    for branch, of_branch in moments.fields.items():
+        for field, (plain, _) in of_branch.items():
+            if (largest := float(max(-plain.minimum.min(), plain.maximum.max()))) > float(np.finfo(dtype).max):
+                raise ValueError(f"{name}: {branch}/{field} reaches {largest:g}, which is too large for {dtype}")

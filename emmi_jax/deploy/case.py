@@ -72,14 +72,7 @@ def choose_case(
             raise ValueError("a geometry is given, but the model has no geometry branch")
         return Case(chosen, None, features)
     if geometry is None:
-        geometry = stored.geometry
-    if geometry is None and GEOMETRY_BRANCH in available:
-        # What a model takes of the geometry need not be what it takes of its surface's anchors.
-        geometry = available[GEOMETRY_BRANCH]._replace(features=None)
-    if geometry is None and GEOMETRY_BRANCH in chosen:
-        geometry = Points(chosen[GEOMETRY_BRANCH])
-    if geometry is None:
-        raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
+        geometry = _known_geometry(stored, available, chosen)
     if not hasattr(geometry, "supernode_idx"):
         geometry = draw_geometry(rng, as_points("geometry", geometry), sampling)
     if GEOMETRY in channels:
@@ -89,6 +82,18 @@ def choose_case(
     elif getattr(geometry, "features", None) is not None:
         raise ValueError("geometry.features are given, but the model takes none: leave them out")
     return Case(chosen, geometry, features)
+
+
+def _known_geometry(stored: Case, available: Mapping[str, Points], chosen: Mapping[str, Array]) -> Any:
+    """Returns the stored geometry, or else the points of the surface, or else its anchors."""
+    if stored.geometry is not None:
+        return stored.geometry
+    if GEOMETRY_BRANCH in available:
+        # What a model takes of the geometry need not be what it takes of its surface's anchors.
+        return available[GEOMETRY_BRANCH]._replace(features=None)
+    if GEOMETRY_BRANCH in chosen:
+        return Points(chosen[GEOMETRY_BRANCH])
+    raise ValueError(f"no geometry: give its points, or points of the branch {GEOMETRY_BRANCH!r}")
 
 
 def check_not_empty(

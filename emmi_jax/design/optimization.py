@@ -90,23 +90,15 @@ def optimize(
         ValueError: An argument is out of range, the morph has no symmetry, or the functional is not finite.
         ImportError: optax is not installed.
     """
-    import optax
-
-    if not 0 < max_displacement < np.inf:
-        raise ValueError(f"max_displacement must be positive, got {max_displacement}")
-    if steps < 1 or checks < 1:
-        raise ValueError(f"steps and checks must be at least 1, got {steps} and {checks}")
+    _check_sizes(max_displacement, steps, checks)
     project = _projection(case, parameters, max_displacement, symmetry)
-    if transformation is None:
-        size = max_displacement * min(4 / steps, 1 / 4)
-        transformation = optax.adam(optax.cosine_decay_schedule(size, steps, alpha=0.1))
+    transformation = _adam(max_displacement, steps) if transformation is None else transformation
     first = current = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
         state = transformation.init(_as_jax(current))
-    normalizer = case.surrogate.normalizer
-    allowed = normalizer.num_outside(case.surface.vertices)
-    history: list[Step] = []
-    stopped = ""
+    num_outside_of = case.surrogate.normalizer.num_outside
+    allowed = num_outside_of(case.surface.vertices)
+    history, stopped = list[Step](), ""
     for number in range(steps):
         drawn = _redrawn(case, number) if redraw else case
         value, penalty, gradient = _objective(drawn, current, penalties, case_penalties)
@@ -114,16 +106,36 @@ def optimize(
             updates, state = transformation.update(_as_jax(gradient), state, _as_jax(current))
         proposed = project(jax.tree.map(lambda leaf, update: leaf + np.asarray(update, np.float64), current, updates))
         moved = case.moved(proposed).vertices
-        num_outside = normalizer.num_outside(moved)
+        num_outside = num_outside_of(moved)
         history.append(Step(value, penalty, _largest(moved - case.surface.vertices), num_outside))
         advance(history[-1])
         if num_outside > allowed:
             stopped = f"step {number + 1} moves {num_outside} vertices out of the box of the training data"
             break
         current = proposed
-    unseen = [_redrawn(case, steps + i) for i in range(checks)]
-    before, after = (np.array([drawn.value(at) for drawn in unseen]) for at in (first, current))
+    before, after = _compared(case, range(steps, steps + checks), first, current)
     return Optimization(current, case.moved(current), history, before, after, stopped)
+
+
+def _check_sizes(max_displacement: float, steps: int, checks: int) -> None:
+    if not 0 < max_displacement < np.inf:
+        raise ValueError(f"max_displacement must be positive, got {max_displacement}")
+    if steps < 1 or checks < 1:
+        raise ValueError(f"steps and checks must be at least 1, got {steps} and {checks}")
+
+
+def _adam(max_displacement: float, steps: int) -> Any:
+    """Returns Adam with steps that shrink and together go about twice as far as the bound."""
+    import optax
+
+    size = max_displacement * min(4 / steps, 1 / 4)
+    return optax.adam(optax.cosine_decay_schedule(size, steps, alpha=0.1))
+
+
+def _compared(case: MorphedCase, numbers: range, *shapes: Parameters) -> list[NDArray[np.float64]]:
+    """Returns the values of shapes on the same further draws."""
+    unseen = [_redrawn(case, number) for number in numbers]
+    return [np.array([drawn.value(at) for drawn in unseen]) for at in shapes]
 
 
 def _objective(

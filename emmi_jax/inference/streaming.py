@@ -99,8 +99,7 @@ def stream(
         cache: The result of `encode` for the same variables and condition.
         queries: Positions [N, n] of any of the branches: arrays, memory-maps, or iterables of arrays of any length, of
             which at most one chunk is held.
-        chunk_size: Queries per call, rounded up to a multiple of the number of devices; "auto" goes by the memory of
-            the devices (see `resolve_chunk_size`).
+        chunk_size: Queries per call, see `resolve_chunk_size`; "auto" goes by the memory of the devices.
         normalizer: Set if positions, fields and features are in physical units; None if they are in model units.
         condition: Array [condition_dim], if the model has one; or an array for each; the same as for `encode`.
         query_features: Features [N, channels] of the queries of any branch that takes them, as arrays.

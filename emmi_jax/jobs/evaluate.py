@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,11 @@ from emmi_jax.data.notes import box_warnings, case_boxes, gathered
 from emmi_jax.data.open import check_selection, open_cases
 from emmi_jax.data.open_cases import OpenCases
 from emmi_jax.data.readers.reader import ReadOptions
-from emmi_jax.files.atomic import write_atomically, write_json
+from emmi_jax.files.atomic import JsonDict, write_atomically, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.evaluation_details import CaseDetails
-from emmi_jax.jobs.evaluation_forces import ForceEvaluation
+from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
 from emmi_jax.jobs.progress import (
     ProgressBar,
@@ -114,30 +114,50 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
                     parity.add(predicted, case)
                 progress.advance(1, name)
             by_case[name] = mean_metrics(repeats)
-    print_unusable(chosen.unusable, console)
-    print_left_out(gathered(left_out), console)
-    print_warnings(gathered(warnings), console)
+    _print_notes(chosen.unusable, left_out, warnings, console)
     mean, found = mean_metrics(list(by_case.values())), forces.metrics()
     stem = "evaluation" if chosen.split is None else f"evaluation_{chosen.split}"
     content = {"data": chosen.data, "split": chosen.split, "repeats": job.repeats, "mean": mean, "cases": by_case}
     more = details.to_dict(by_case)
     cases = "1 case" if len(by_case) == 1 else f"{len(by_case)} cases"
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{stem}.json", content | more | ({} if found is None else {"forces": found.to_dict()}))
-    write_atomically(out / f"{stem}.csv", _csv(_metric_rows(by_case)))
+    content |= more | ({} if found is None else {"forces": found.to_dict()})
+    paths = [*_write_metrics(out, stem, content, by_case), *parity.draw(out / stem, cases)]
     console.print(metrics_table(f"Mean over {cases}", mean))
     for table in details.tables(more):
         console.print(table)
-    paths = [out / f"{stem}.json", out / f"{stem}.csv", *parity.draw(out / stem, cases)]
     if found is not None:
-        write_atomically(out / f"{stem}_forces.csv", _csv(found.rows()))
-        print_sides(sides, console)
-        print_warnings(found.notes, console)
-        console.print(found.table())
-        paths += [out / f"{stem}_forces.csv", draw_forces(out / f"{stem}_forces.png", found)]
+        paths += _report_forces(found, out / f"{stem}_forces", sides, console)
     elif forces.problem is not None:
         say(console, f"no forces: {forces.problem}")
     print_paths(paths, console)
+
+
+def _write_metrics(out: Path, stem: str, content: JsonDict, by_case: Mapping[str, dict[str, Metrics]]) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{stem}.json", content)
+    write_atomically(out / f"{stem}.csv", _csv(_metric_rows(by_case)))
+    return [out / f"{stem}.json", out / f"{stem}.csv"]
+
+
+def _print_notes(
+    unusable: Mapping[str, str],
+    left_out: Mapping[str, Sequence[str]],
+    warnings: Mapping[str, Sequence[str]],
+    console: Console,
+) -> None:
+    print_unusable(unusable, console)
+    print_left_out(gathered(left_out), console)
+    print_warnings(gathered(warnings), console)
+
+
+def _report_forces(found: ForceMetrics, stem: Path, sides: Mapping[str, str], console: Console) -> list[Path]:
+    """Writes and prints coefficients; returns the files."""
+    table = stem.with_name(f"{stem.name}.csv")
+    write_atomically(table, _csv(found.rows()))
+    print_sides(sides, console)
+    print_warnings(found.notes, console)
+    console.print(found.table())
+    return [table, draw_forces(stem.with_name(f"{stem.name}.png"), found)]
 
 
 def chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) -> ChosenCases:

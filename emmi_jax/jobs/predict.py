@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from rich.console import Console
 
 from emmi_jax.config.jobs import PredictionJob, ReferenceOptions
@@ -29,17 +32,7 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     """
     meshes = {name: path for name, path in (("surface", job.surface), ("volume", job.volume)) if path is not None}
     forces = force_reference(job, job.speed)
-    for_meshes = bool(meshes or job.geometry or job.compare or job.fields or job.figures or forces)
-    if job.write_openfoam is not None:
-        if job.points or meshes or job.out or job.compare or job.fields or job.figures or forces:
-            raise ValueError("--write-openfoam takes no other input or output than --geometry and --surface-patches")
-        if job.repeats is not None or job.interval is not None:
-            raise ValueError("--write-openfoam writes fields alone, without --repeats and --interval")
-    elif (job.points is None) == (not meshes) or (job.points is not None and for_meshes):
-        raise ValueError("expected either --points, or --surface and --volume with their options")
-    sources = (*meshes.values(), job.geometry, job.write_openfoam)
-    if (job.surface_patches or job.time) and not any(path is not None and path.is_dir() for path in sources):
-        raise ValueError("--surface-patches and --time are for OpenFOAM cases, and no folder is given")
+    _check_options(job, meshes, has_forces=forces is not None)
     sweep = None if job.condition_sweep is None else parse_sweep(job.condition_sweep)
     if sweep is not None and (forces is None or "surface" not in meshes or job.compare or job.figures):
         raise ValueError(
@@ -88,6 +81,21 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
             predict_sweep(on_meshes, forces, surrogate, config.field_sources(), sweep, job.condition, console=console)
         else:
             predict_meshes(on_meshes, surrogate, config.field_sources(), console=console)
+
+
+def _check_options(job: PredictionJob, meshes: Mapping[str, Path], *, has_forces: bool) -> None:
+    """Refuses inputs that contradict one another."""
+    for_meshes = bool(meshes or job.geometry or job.compare or job.fields or job.figures or has_forces)
+    if job.write_openfoam is not None:
+        if job.points or meshes or job.out or job.compare or job.fields or job.figures or has_forces:
+            raise ValueError("--write-openfoam takes no other input or output than --geometry and --surface-patches")
+        if job.repeats is not None or job.interval is not None:
+            raise ValueError("--write-openfoam writes fields alone, without --repeats and --interval")
+    elif (job.points is None) == (not meshes) or (job.points is not None and for_meshes):
+        raise ValueError("expected either --points, or --surface and --volume with their options")
+    sources = (*meshes.values(), job.geometry, job.write_openfoam)
+    if (job.surface_patches or job.time) and not any(path is not None and path.is_dir() for path in sources):
+        raise ValueError("--surface-patches and --time are for OpenFOAM cases, and no folder is given")
 
 
 def _certainty(job: PredictionJob, surrogate: Surrogate) -> Certainty:

@@ -115,10 +115,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     geometry = None if shown is None else geometry_points(shown)
     has_context = surrogate.context is not None
     with_inputs = geometry_with_features(meshes, surrogate.features, sources, shown, has_context)
-    for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
-        say(console, describe_foam(path, job.foam))
-    for mesh in filter(None, (*(mesh.mesh for mesh in meshes.values()), shown)):
-        print_left_out(mesh.left_out, console, mesh.path)
+    _print_read(job, meshes, shown, console)
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
@@ -164,6 +161,14 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
     elif job.figures == "html":
         print_paths(write_pages(job.out, predicted, meshes, geometry), console)
+
+
+def _print_read(job: MeshJob, meshes: Mapping[str, BranchMesh], shown: Mesh | None, console: Console) -> None:
+    """Prints what is read of OpenFOAM cases, and what is not read."""
+    for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
+        say(console, describe_foam(path, job.foam))
+    for mesh in filter(None, (*(mesh.mesh for mesh in meshes.values()), shown)):
+        print_left_out(mesh.left_out, console, mesh.path)
 
 
 def draw_figures(

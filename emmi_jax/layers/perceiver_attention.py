@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,20 +82,7 @@ class PerceiverAttention(nn.Module):
             key_mask = keys.mask[:, None, None, :]
             mask = key_mask if mask is None else mask & key_mask
         rate = config.dropout
-
-        def attend(key: jax.Array | None) -> jax.Array:
-            return dot_product_attention(
-                queries,
-                keys.key,
-                keys.value,
-                mask=mask,
-                dropout_rate=0.0 if key is None else rate,
-                dropout_rng=key,
-                implementation=config.implementation,
-                precision=config.precision,
-            )
-
-        y = with_dropout(self, rate, deterministic, attend)
+        y = with_dropout(self, rate, deterministic, partial(_attend, config, queries, keys, mask))
         y = output_projection(config, "proj")(y.reshape(*y.shape[:2], config.dim))
         return with_dropout(self, rate, deterministic, lambda key: drop(y, rate, key))
 
@@ -130,3 +119,18 @@ class PerceiverAttention(nn.Module):
         if not self.has_variable("cache", "kv"):
             raise ValueError("kv is None but the cache has no entry 'kv'")
         return KeyValues.from_entry("kv", self.get_variable("cache", "kv"), queries)
+
+
+def _attend(
+    config: AttentionConfig, queries: jax.Array, keys: KeyValues, mask: jax.Array | None, key: jax.Array | None
+) -> jax.Array:
+    return dot_product_attention(
+        queries,
+        keys.key,
+        keys.value,
+        mask=mask,
+        dropout_rate=0.0 if key is None else config.dropout,
+        dropout_rng=key,
+        implementation=config.implementation,
+        precision=config.precision,
+    )

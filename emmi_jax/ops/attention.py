@@ -105,10 +105,7 @@ def dot_product_attention(
     Source: Vaswani et al. 2017, "Attention is all you need", equation 1.
     """
     _check_arrays(q, k, v, mask)
-    if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate}")
-    if dropout_rate and dropout_rng is None:
-        raise ValueError(f"dropout_rate={dropout_rate} needs a dropout_rng")
+    _check_dropout(dropout_rate, dropout_rng)
     if 0 in q.shape or 0 in k.shape:
         return jnp.zeros_like(q)
     name = resolve_implementation(implementation, q, k, mask, dropout_rate, rectangles=rectangles)
@@ -194,6 +191,13 @@ def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | No
         chex.assert_trees_all_equal_dtypes(q, k, v)
     if mask is not None:
         check_mask(mask, q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+
+
+def _check_dropout(rate: float, rng: jax.Array | None) -> None:
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout_rate must lie in [0, 1), got {rate}")
+    if rate and rng is None:
+        raise ValueError(f"dropout_rate={rate} needs a dropout_rng")
 
 
 def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, **options: Any) -> jax.Array:

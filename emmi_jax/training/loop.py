@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -140,14 +141,7 @@ def fit(
         ValueError: The loss or the gradient is not finite; the message has the step, the names of its cases and the
             last checkpoint, which precedes it.
     """
-
-    def origin(step: int) -> str:
-        names = list(dict.fromkeys(cases(step - 1)))
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        last = "none" if checkpoints.step() is None else checkpoints.step()
-        return f"cases {', '.join(names[:_MOST_NAMES])}{more}, last checkpoint {last}; try a smaller --learning-rate"
-
-    logs = _Logs(run, learning_rates, schedule.start, show, trackers, origin)
+    logs = _Logs(run, learning_rates, schedule.start, show, trackers, partial(_origin, checkpoints, cases))
     step, stopped, ballot = schedule.start, False, vote(False)
     pending: tuple[int, Metrics] | None = None
     with stop_on_signal() as stop:
@@ -169,6 +163,14 @@ def fit(
                 break
         signal_number = stop.signal_number or signal.SIGTERM
         return LoopEnd(state, step, logs.seconds(), signal_number if stopped and step < schedule.steps else None)
+
+
+def _origin(checkpoints: Checkpoints, cases: Callable[[int], Sequence[str]], step: int) -> str:
+    """Returns the cases of a step and the last checkpoint, in words."""
+    names = list(dict.fromkeys(cases(step - 1)))
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    last = "none" if checkpoints.step() is None else checkpoints.step()
+    return f"cases {', '.join(names[:_MOST_NAMES])}{more}, last checkpoint {last}; try a smaller --learning-rate"
 
 
 @contextlib.contextmanager

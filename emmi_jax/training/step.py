@@ -108,23 +108,7 @@ def make_train_step(
     ema_decay, num_micro = settings.optimizer.ema_decay, settings.optimizer.accumulation
     model = AnchoredBranchedUPT(dataclasses.replace(model.config, token_axis=devices.token_axis))
 
-    def errors_by_device(params: Params, batch: Sample, key: jax.Array) -> Metrics:
-        own = jax.random.fold_in(key, jax.lax.axis_index(DATA)) if model.config.drop_path_rate else None
-        return {name: errors[:, None] for name, errors in field_errors(model, params, batch, own).items()}
-
-    def loss(params: Params, batch: Sample, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        # Each device computes its share as if it were alone; where parameters enter, gradients are summed. Pallas
-        # kernels do not say how their outputs vary over the devices, so that is not checked.
-        specs = (P(), devices.batch_specs(batch), P())
-        by_device = jax.shard_map(
-            errors_by_device, mesh=devices.mesh, in_specs=specs, out_specs=P(DATA, TOKENS), check_vma=False
-        )
-        by_case = {name: errors.mean(axis=1) for name, errors in by_device(params, batch, key).items()}
-        if settings.loss == "rmse":
-            by_case = {name: jnp.sqrt(errors + _SMALLEST_ERROR) for name, errors in by_case.items()}
-        losses = {name: errors.mean() for name, errors in by_case.items()}
-        weights = jnp.array([settings.loss_weights.get(name, 1.0) for name in losses], jnp.float32)
-        return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
+    loss = _make_loss(model, settings, devices)
 
     def gradient(params: Params, batch: Sample, key: jax.Array) -> tuple[tuple[jax.Array, Metrics], Params]:
         of_batch = jax.value_and_grad(loss, has_aux=True)
@@ -151,20 +135,44 @@ def make_train_step(
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), updated, state.params)
         if ema_decay is not None:
             ema = optax.incremental_update(updated, ema, _share_of_newest(ema_decay, opt_state))
-        metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
-        new = TrainState(params, opt_state, ema)
-        return jax.lax.with_sharding_constraint((new, metrics), (devices.member_shardings(new), devices.whole))
+        new = TrainState(params, opt_state, ema), {"loss": total, **losses, "gradient_norm": optax.tree.norm(grads)}
+        return jax.lax.with_sharding_constraint(new, (devices.member_shardings(new[0]), devices.whole))
 
     def of_all(state: TrainState, batch: Sample) -> tuple[TrainState, Metrics]:
         if len(settings.seeds) == 1:
             return step(state, batch, settings.seed)
         # On the mesh, the members' axis of every array is that of the devices.
-        together = jax.vmap(step, spmd_axis_name=MEMBER)
-        new, metrics = together(state, batch, np.array(settings.seeds))
+        new, metrics = jax.vmap(step, spmd_axis_name=MEMBER)(state, batch, np.array(settings.seeds))
         means = {name: values.mean() for name, values in metrics.items()}
         return jax.lax.with_sharding_constraint((new, means), (devices.state_shardings(new), devices.whole))
 
     return jax.jit(of_all, donate_argnums=0)
+
+
+def _make_loss(
+    model: AnchoredBranchedUPT, settings: TrainSettings, devices: Devices
+) -> Callable[[Params, Sample, jax.Array], tuple[jax.Array, Metrics]]:
+    """Returns the loss of a batch, and that of each field."""
+
+    def errors_by_device(params: Params, batch: Sample, key: jax.Array) -> Metrics:
+        own = jax.random.fold_in(key, jax.lax.axis_index(DATA)) if model.config.drop_path_rate else None
+        return {name: errors[:, None] for name, errors in field_errors(model, params, batch, own).items()}
+
+    def loss(params: Params, batch: Sample, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        # Each device computes its share as if it were alone; where parameters enter, gradients are summed. Pallas
+        # kernels do not say how their outputs vary over the devices, so that is not checked.
+        specs = (P(), devices.batch_specs(batch), P())
+        by_device = jax.shard_map(
+            errors_by_device, mesh=devices.mesh, in_specs=specs, out_specs=P(DATA, TOKENS), check_vma=False
+        )
+        by_case = {name: errors.mean(axis=1) for name, errors in by_device(params, batch, key).items()}
+        if settings.loss == "rmse":
+            by_case = {name: jnp.sqrt(errors + _SMALLEST_ERROR) for name, errors in by_case.items()}
+        losses = {name: errors.mean() for name, errors in by_case.items()}
+        weights = jnp.array([settings.loss_weights.get(name, 1.0) for name in losses], jnp.float32)
+        return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
+
+    return loss
 
 
 def _wide(params: Params) -> Params:

@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from emmi_jax.cli import main
 from emmi_jax.data.load import branches_of, load_dataset, make_normalizer
@@ -65,10 +64,9 @@ def test_a_store_has_the_cases_their_split_and_their_field_mapping(data, prepare
 
 
 def test_statistics_are_exactly_those_of_the_raw_cases_and_never_measured_again(data, prepared, monkeypatch, capsys):
-    console = Console(quiet=True)
-    raw = make_normalizer(tiny_settings(data), load_dataset(tiny_settings(data)), console=console)
+    raw = make_normalizer(tiny_settings(data), load_dataset(tiny_settings(data)))
     monkeypatch.delattr("emmi_jax.data.store.measure")
-    assert make_normalizer(tiny_settings(prepared), load_dataset(tiny_settings(prepared)), console=console) == raw
+    assert make_normalizer(tiny_settings(prepared), load_dataset(tiny_settings(prepared))) == raw
     assert main(["stats", str(prepared)]) == 0
     store = Store(str(prepared))
     count = merge(map(store.measure, store.names)).fields["volume"]["velocity"][0].count
