@@ -57,7 +57,7 @@ class Option(NamedTuple):
 
     @property
     def separator(self) -> str | None:
-        """What stands between the numbers of a vector."""
+        """Separator of the numbers of a vector."""
         return None if self.is_list or get_origin(self.kind) is not tuple else (self.spec.metavar or "X,Y")[1]
 
     def parsed(self, given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which data are read, and how points are drawn from them."""
+"""Data and draws of points from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOSSES = ("mse", "rmse")
 
 
 class FoamSelection(NamedTuple):
-    """Which part of a case to read.
+    """Part of a case to read.
 
     Args:
         patches: Regular expressions; the surface consists of the patches whose whole name matches one of them. None at
@@ -33,7 +33,7 @@ DEFAULT_SELECTION = FoamSelection()
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Config):
-    """Which data to train on."""
+    """Data to train on."""
 
     data: str | None = setting(
         None,
@@ -81,7 +81,7 @@ class DataSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class FoamOptions(Config):
-    """Which part of OpenFOAM cases to read."""
+    """Part of OpenFOAM cases to read."""
 
     surface_patches: tuple[str, ...] = setting(
         (),
@@ -103,7 +103,7 @@ class FoamOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSettings(Config):
-    """How positions and fields are scaled, and what counts as an error."""
+    """Scaling of positions and fields, and the loss."""
 
     position_range: float = setting(
         100.0, "Longest side of the data's box in model units, unless statistics are given.", positive=True
@@ -139,7 +139,7 @@ class FieldSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Config):
-    """How many points of a case the model sees, and how they are drawn.
+    """Numbers of points of a case that the model sees, and their draws.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.

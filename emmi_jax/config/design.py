@@ -1,4 +1,4 @@
-"""What the commands that change shapes are asked to do."""
+"""Jobs of the commands that change shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SurfaceOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MomentOptions(Config):
-    """What a moment is divided by and turns about."""
+    """Length and axis of a moment."""
 
     length: float | None = setting(None, "Reference length in m, for the moment about y.")
     about: Vector = setting((0.0, 0.0, 0.0), "A point on the axis of the moment, in m.", metavar="X,Y,Z")
@@ -30,7 +30,7 @@ class MomentOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class CaseOptions(Config):
-    """What shows the case to the model."""
+    """Inputs that show the case to the model."""
 
     geometry: Path | None = setting(None, "Surface that the model sees; default: --surface.", metavar="MESH")
     volume: Path | None = setting(None, "Mesh to draw volume anchors from; default: the run's.", metavar="MESH")
@@ -49,7 +49,7 @@ class DesignJob(ChunkOptions, CaseOptions, MomentOptions, ReferenceOptions, Surf
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityJob(ConditionOptions, CheckpointOptions, DesignJob):
-    """What to differentiate."""
+    """Functional to differentiate."""
 
     figures: str = setting("png", "Show where to push: a .png picture, or an .html page to turn.", metavar="[png|html]")
     smoothing: float | None = setting(None, "Length to smooth over; default: 2% of the longest side.")
@@ -57,7 +57,7 @@ class SensitivityJob(ConditionOptions, CheckpointOptions, DesignJob):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationJob(DesignJob):
-    """What to lower, and how."""
+    """Functional to lower, and bounds."""
 
     lattice: tuple[int, int, int] = setting(MISSING, "Control points along x, y and z.", metavar="NxNxN")
     max_displacement: float = setting(MISSING, "How far a point may move, in the unit of the mesh.")

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 
 class Implementation(NamedTuple):
-    """How a layer lays its attention patterns out, and the kernel that runs each call.
+    """Layout of the attention patterns of a layer, and the kernel that runs each call.
 
     ``whole`` is one call for all patterns, with a rectangle of the logits for each pair of groups. ``by_pattern`` is
     one call for all patterns of equal shape.
@@ -31,7 +31,7 @@ IMPLEMENTATIONS = {
     "flash": Implementation("by_pattern", "flash"),
     "splash": Implementation("whole", "splash", mark=b"tpu_custom_call"),
 }
-"""What `implementation` may say, beside ``auto``:
+"""Values of `implementation` beside ``auto``:
 
 - ``masked``: one dense call for all patterns. It serves every call and holds all logits.
 - ``xla``: a dense call by pattern. It serves every call and holds all logits.

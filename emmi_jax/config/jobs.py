@@ -1,4 +1,4 @@
-"""What the commands that read and write runs and data are asked to do."""
+"""Jobs of the commands that read and write runs and data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions(Config):
-    """Which checkpoint of a run to read."""
+    """Checkpoint of a run to read."""
 
     checkpoint: str = setting(
         "latest", "latest, or best: that with the lowest error on the validation cases.", metavar="NAME"
@@ -30,7 +30,7 @@ class CheckpointOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFoamOptions(Config):
-    """Which part of OpenFOAM cases to read, if not that of the run."""
+    """Part of OpenFOAM cases to read, if not that of the run."""
 
     surface_patches: tuple[str, ...] | None = setting(
         None, "Patches of OpenFOAM cases; may be repeated; default: the run's.", metavar="REGEX"
@@ -40,7 +40,7 @@ class RunFoamOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions(Config):
-    """What forces are divided by, beside the speed."""
+    """Divisors of forces beside the speed."""
 
     area: float | None = setting(None, "Reference area in m2.")
     reference: Path | None = setting(None, "Read the area from the column aRef of this table.", metavar="FILE.csv")
@@ -49,7 +49,7 @@ class ReferenceOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkOptions(Config):
-    """How many points the model predicts at once."""
+    """Points that the model predicts at once."""
 
     chunk_size: int | None = setting(None, "Points per call of the model; default: by the memory of the device.", low=1)
 
@@ -83,7 +83,7 @@ class PrepareJob(FoamOptions, CaseSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ForceOptions(Config):
-    """What forces are divided by, and the directions that drag and lift point in."""
+    """Divisors of forces, and the directions of drag and lift."""
 
     speed: float | None = setting(
         None, "Free-stream speed in m/s, for forces; default: that of forces.json.", positive=True
@@ -162,7 +162,7 @@ class EnsembleJob(CheckpointOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SpreadOptions(Config):
-    """How sure a prediction is."""
+    """Uncertainty of a prediction."""
 
     repeats: int | None = setting(
         None, "Draws of anchors to average over, with their deviation; default: 1, or those of the calibration.", low=1
@@ -237,7 +237,7 @@ class PredictionJob(
     MeshOptions,
     PointOptions,
 ):
-    """What to predict, at points, on meshes or in the cells of a case."""
+    """Prediction at points, on meshes or in the cells of a case."""
 
     speed: float | None = setting(None, "Free-stream speed in m/s; with an area, prints Cd (along x) and Cl (along z).")
 

@@ -53,7 +53,7 @@ def _precision(value: Any) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class NumericsConfig(Config):
-    """How the layers of a module start and compute.
+    """Initial weights and arithmetic of the layers of a module.
 
     Args:
         bias: Whether the attention projections have biases, and in a block its norms and MLP as well.

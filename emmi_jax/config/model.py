@@ -35,7 +35,7 @@ def _check_qk_norm(name: str, value: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig(NumericsConfig):
-    """Which blocks a model has, and how wide they are."""
+    """Blocks of a model and their widths."""
 
     dim: int = setting(dataclasses.MISSING, "Channels C of the model.", low=1, option="--dim")
     num_heads: int = setting(dataclasses.MISSING, "Number of heads N; must divide `dim`.", low=1)
@@ -53,7 +53,7 @@ class LayoutConfig(NumericsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig(LayoutConfig):
-    """What blocks are made of, and which parts of a model that reaches."""
+    """Contents of blocks, and the parts of a model that they reach."""
 
     mlp_hidden_dim: int | None = setting(
         None, "Hidden channels of the MLPs in all blocks but perceivers, instead of `mlp_ratio`.", low=1
@@ -93,7 +93,7 @@ class BlockConfig(LayoutConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(BlockConfig):
-    """What people choose of a model; the rest follows from the data."""
+    """Choices of people about a model; the rest follows from the data."""
 
     mlp_ratio: int | None = setting(
         4,
@@ -115,7 +115,7 @@ class ModelOptions(BlockConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig(Config):
-    """What comes with positions."""
+    """Inputs beside positions."""
 
     condition_dim: int | None = setting(
         None,
@@ -140,7 +140,7 @@ class InputConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(InputConfig):
-    """What follows from the data."""
+    """Options that follow from the data."""
 
     fields: Mapping[str, Mapping[str, int]] = setting(
         lambda: {"surface": {"pressure": 1, "friction": 3}, "volume": {"velocity": 3, "pressure": 1}},

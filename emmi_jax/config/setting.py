@@ -15,7 +15,7 @@ _KEY = "setting"
 
 
 class Setting(NamedTuple):
-    """What is declared beside name, type and default.
+    """Declarations beside name, type and default.
 
     Args:
         help: What it means, in one sentence.

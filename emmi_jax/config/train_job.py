@@ -1,4 +1,4 @@
-"""What `emmi-jax train` is asked to do."""
+"""The job of `emmi-jax train`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DeviceOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingOptions(Config):
-    """What a run writes if asked."""
+    """Optional output of a run."""
 
     profile: bool = setting(False, "Write a trace of the steps 11 to 15 into the run's profile/.")
     wandb: str | None = setting(None, "Log to this project of Weights & Biases too.", metavar="PROJECT")
@@ -46,7 +46,7 @@ class LoggingOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SettingSources(Config):
-    """Where the settings of a run come from, later ones over earlier ones."""
+    """Sources of the settings of a run, later ones over earlier ones."""
 
     settings: Mapping[str, Any] = setting(dict, "Single settings by name.", of=TrainSettings)
     no_geometry: bool = setting(False, "Leave out the geometry branch.")
@@ -64,7 +64,7 @@ class SettingSources(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(SettingSources):
-    """What to train, from where, and where to."""
+    """Training of a run: its settings, start and folder."""
 
     out: Path = setting(Path("runs"), "Folder of all runs.", metavar="FOLDER")
     name: str | None = setting(None, "Folder of the run in --out; default: the next free number.")

@@ -39,7 +39,7 @@ _MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RuleSettings(Config):
-    """What turns gradients into updates."""
+    """From gradients to updates."""
 
     name: str = setting(
         "adamw",
@@ -70,7 +70,7 @@ class RateSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class MuonSettings(Config):
-    """How Muon moves matrices, and what moves the rest."""
+    """Muon for matrices, and a companion for the rest."""
 
     companion: str = setting(
         "adamw", "Muon's optimiser of biases and other parameters of one axis: adamw or lion.", choices=COMPANIONS
@@ -89,7 +89,7 @@ class MuonSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(MuonSettings, RateSettings, RuleSettings):
-    """How the parameters move.
+    """Updates of the parameters.
 
     Raises:
         ValueError: A value is out of range; the message quotes it.
@@ -108,7 +108,7 @@ class OptimizerSettings(MuonSettings, RateSettings, RuleSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings(Config):
-    """How many steps of what size, and what happens between them."""
+    """Number and size of steps, and work between them."""
 
     seed: int = setting(0, "Seed of weights and batches.", low=0, high=_MOST, option="--seed")
     steps: int = setting(4500, "Optimiser steps.", low=1, high=_MOST, option="--steps")

@@ -23,7 +23,7 @@ _SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "
 
 
 class TorchFile(NamedTuple):
-    """What a file of weights holds.
+    """Content of a file of weights.
 
     Args:
         state_dict: Numpy arrays by name.

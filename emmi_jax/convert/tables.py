@@ -37,7 +37,7 @@ Shape = tuple[Dim, ...]
 
 
 class Target(NamedTuple):
-    """Where a parameter of the Flax tree lies in a state dict.
+    """Place of a parameter of the Flax tree in a state dict.
 
     Args:
         names: The entries that hold it, output channels one after the other.

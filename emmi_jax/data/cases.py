@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 class BranchShape(NamedTuple):
-    """How many points a branch of a case has, and the number of channels of each field."""
+    """Number of points of a branch of a case, and of channels of each field."""
 
     num_points: int
     fields: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""Which arrays of a case a model takes as inputs instead of predicting them."""
+"""Arrays of a case that a model takes as inputs instead of predicting them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far predicted fields are from known ones."""
+"""Errors of predicted fields."""
 
 from __future__ import annotations
 

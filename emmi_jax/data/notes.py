@@ -1,4 +1,4 @@
-"""What a user should know about cases before training on them: boxes that do not fit, and what was left out."""
+"""Notes on cases before training on them: boxes that do not fit, and what was left out."""
 
 from __future__ import annotations
 

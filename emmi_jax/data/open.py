@@ -1,4 +1,4 @@
-"""What a path or URL names, resolved once: one case, several in folders, or a store."""
+"""A path or URL, resolved once: one case, several in folders, or a store."""
 
 from __future__ import annotations
 

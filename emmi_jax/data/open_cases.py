@@ -1,4 +1,4 @@
-"""What cases that were opened answer, whatever they lie in."""
+"""Cases that were opened, whatever they lie in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What long work says meanwhile; commands print it."""
+"""Progress and warnings of long work; commands print them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set hands out: samples of points with fields, in physical units."""
+"""Data sets and their samples of points with fields, in physical units."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def is_store(location: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCase:
-    """What a case in a store consists of; the content of its `case.json`.
+    """Description of a case in a store; the content of its `case.json`.
 
     Args:
         shapes: Points and fields by branch.

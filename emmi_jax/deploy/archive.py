@@ -18,7 +18,7 @@ from .parsing import Archive, Header, read_header, refusing_damage
 
 _NOT_A_MODEL = "not an exported model, or a damaged one"
 _BITS = {"bfloat16": np.dtype("<u2")}
-"""How dtypes that `.npy` does not know are stored."""
+"""Storage of dtypes that `.npy` does not know."""
 
 
 class Program(NamedTuple):

@@ -1,4 +1,4 @@
-"""What `encode` takes, of a live surrogate and of an exported one, and what stands in for what is not given."""
+"""Inputs of `encode`, of a live surrogate and of an exported one, and what stands in for missing ones."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _RADIANS = ("rad", "radian", "radians")
 
 
 class Scale(Protocol):
-    """How a condition reaches a model: its unit, kind, trained range, and the statistics of what is scaled."""
+    """Scaling of a condition: its unit, kind, trained range, and the statistics of what is scaled."""
 
     @property
     def unit(self) -> str | None: ...  # noqa: D102

@@ -38,7 +38,7 @@ class Geometry(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How many points of a case the model sees, and how they are drawn."""
+    """Numbers of points of a case that the model sees, and their draws."""
 
     num_anchors: int
     num_geometry_points: int

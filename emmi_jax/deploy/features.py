@@ -16,7 +16,7 @@ FeatureNames: TypeAlias = Mapping[str, Mapping[str, int]]
 """Numbers of channels by branch, or ``geometry``, and name."""
 
 GEOMETRY = "geometry"
-"""What stands for the branch in features of geometry points."""
+"""Name of the branch in features of geometry points."""
 
 
 def join_features(what: str, given: Any, channels: Mapping[str, int], num_points: int) -> NDArray[np.float32]:

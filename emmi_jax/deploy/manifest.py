@@ -1,4 +1,4 @@
-"""What an exported file says about itself."""
+"""The description of an exported file in itself."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Scale(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What the manifest says about a program; `anchors` and `num_queries` are None where any number will do."""
+    """Description of a program; `anchors` and `num_queries` are None where any number will do."""
 
     function: str
     platforms: tuple[str, ...]

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple, Self
 import numpy as np
 
 MAX_DEPTH = 100
-"""How deep values may be nested."""
+"""Deepest nesting of values."""
 
 _MAX_NPY_HEADER = 4096
 _LARGEST = 1e38
@@ -29,7 +29,7 @@ _DAMAGE = (
 
 
 class Header(NamedTuple):
-    """What the header of an `.npy` file says."""
+    """Content of the header of an `.npy` file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

@@ -55,7 +55,7 @@ class ExportedSurrogate:
 
     @property
     def features(self) -> dict[str, dict[str, int]]:
-        """What the model takes beside positions: numbers of channels by branch, or `geometry`, and name, in order."""
+        """Inputs of the model beside positions: numbers of channels by branch, or `geometry`, and name, in order."""
         return self._manifest.feature_channels
 
     @property

@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Streams:
-    """Where the numbers come from.
+    """Sources of the numbers.
 
     Args:
         variables: ``{"params": ...}``.

@@ -40,7 +40,7 @@ class Chunk(NamedTuple):
 
 
 class Elements(NamedTuple):
-    """What a functional reads beside the fields: positions [C, 3], normals [C, 3] or None, and sizes [C] or None.
+    """Inputs of a functional beside the fields: positions [C, 3], normals [C, 3] or None, and sizes [C] or None.
 
     `model_position` holds the positions in model units; `position` is relative to the corner of the box.
     """

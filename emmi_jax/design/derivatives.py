@@ -1,4 +1,4 @@
-"""Where to push a surface: values and exact derivatives of functionals of a surrogate's fields."""
+"""Values and exact derivatives of functionals of a surrogate's fields."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from emmi_jax.points import Array, PointSet, as_points
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Which points of a case the model sees; reused, they make two shapes comparable.
+    """Points of a case that the model sees; reused, they make two shapes comparable.
 
     Args:
         surface_anchors: Anchors of the branch ``surface``.

@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Optimization:
-    """What `optimize` found.
+    """Result of `optimize`.
 
     Args:
         parameters: The parameters of the last shape.

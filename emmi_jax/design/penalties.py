@@ -1,4 +1,4 @@
-"""What an optimised shape must not do, as penalties on the vertices of its surface."""
+"""Constraints on an optimised shape, as penalties on the vertices of its surface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed for each chunk: the sums of a functional and their derivatives, shared by devices."""
+"""Computation of a chunk: the sums of a functional and their derivatives, shared by devices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHARED, _SHARE = P(), P(QUERY_AXIS)
 
 @dataclass(frozen=True)
 class ChunkProgram:
-    """What is computed, static under `jit`.
+    """Everything that is computed, static under `jit`.
 
     Args:
         model: The model.

@@ -29,7 +29,7 @@ Read: TypeAlias = Callable[[], NDArray[Any]]
 
 _CACHE_BYTES = 64 << 20
 _PARTIAL = ".__lock"
-"""How the names of the files end that TensorStore writes to before it renames them."""
+"""Ends of the names of files that TensorStore writes to before it renames them."""
 
 _RETRIES = {"max_retries": 4, "initial_delay": "1s", "max_delay": "8s"}
 _OF_URLS = ("http_request_retries", "gcs_request_retries", "s3_request_retries")

@@ -16,7 +16,7 @@ from emmi_jax.deploy.streaming import ToModelUnits, model_positions
 ChunkSize: TypeAlias = int | Literal["auto"]
 
 CPU_CHUNK_SIZE = 4096
-"""What "auto" means on a device that does not report its memory."""
+"""Meaning of "auto" on a device that does not report its memory."""
 
 LARGEST_CHUNK_SIZE = 2**17
 """The most queries that "auto" gives one device; more would not keep it busier."""

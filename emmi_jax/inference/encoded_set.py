@@ -38,7 +38,7 @@ def watch_nothing(chunk: VariantChunk) -> None:
 
 
 class EncodedCase(Protocol):
-    """What `Surrogate.encode` returns of a single model and draw."""
+    """Result of `Surrogate.encode` of a single model and draw."""
 
     @property
     def fields(self) -> Mapping[str, Mapping[str, int]]:
@@ -46,7 +46,7 @@ class EncodedCase(Protocol):
 
     @property
     def normalizer(self) -> Normalizer:
-        """How positions and fields are scaled."""
+        """Scales of positions and fields."""
 
     @property
     def cache(self) -> AnchorCache:
@@ -83,7 +83,7 @@ class EncodedSet:
 
     @property
     def normalizer(self) -> Normalizer:
-        """How positions and fields are scaled."""
+        """Scales of positions and fields."""
         return self.variants[0][0].normalizer
 
     @property

@@ -1,4 +1,4 @@
-"""What a model takes beside the positions of a mesh: its arrays, or what is computed of the surface."""
+"""Inputs of a model beside the positions of a mesh: its arrays, or what is computed of the surface."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class BranchMesh(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ForceReference:
-    """What forces are divided by: reference area in m², speed in m/s and density in kg/m³ of the stream."""
+    """Divisors of forces: reference area in m², speed in m/s and density in kg/m³ of the stream."""
 
     area: float
     speed: float

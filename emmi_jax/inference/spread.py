@@ -1,4 +1,4 @@
-"""How far predictions of several members and draws are from one another."""
+"""Spread of the predictions of several members and draws."""
 
 from __future__ import annotations
 

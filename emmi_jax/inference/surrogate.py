@@ -64,7 +64,7 @@ class Surrogate:
 
     @property
     def features(self) -> dict[str, dict[str, int]]:
-        """What the model takes beside positions: numbers of channels by branch, or ``geometry``, and name, in order."""
+        """Inputs of the model beside positions: numbers of channels by branch, or ``geometry``, and name, in order."""
         return self.normalizer.feature_channels
 
     def encode(
@@ -237,7 +237,7 @@ class Encoded:
 
     @property
     def normalizer(self) -> Normalizer:
-        """How positions and fields are scaled."""
+        """Scales of positions and fields."""
         return self.surrogate.normalizer
 
     def stream(

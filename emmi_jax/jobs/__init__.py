@@ -1,1 +1,1 @@
-"""What each command does from start to end, console included: one file per command."""
+"""The commands from start to end, console included: one file per command."""

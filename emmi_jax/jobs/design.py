@@ -1,4 +1,4 @@
-"""What `emmi-jax sensitivity` and `emmi-jax optimize` share: a surface, a functional of forces, and checks of both."""
+"""Shared by `emmi-jax sensitivity` and `emmi-jax optimize`: a surface, a functional of forces, and checks of both."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def known_coefficients(job: DesignJob) -> list[str]:
 
 
 class DesignMeshes(NamedTuple):
-    """What a job reads: the surface, the mesh of the geometry if it is another one, and points by branch."""
+    """Input of a job: the surface, the mesh of the geometry if it is another one, and points by branch."""
 
     surface: Surface
     geometry: Surface | None

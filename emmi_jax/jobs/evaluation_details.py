@@ -1,4 +1,4 @@
-"""What an evaluation tells beside means over points and cases: weighted errors, components, intervals, conditions."""
+"""Details of an evaluation beside means over points and cases: weighted errors, components, intervals, conditions."""
 
 from __future__ import annotations
 

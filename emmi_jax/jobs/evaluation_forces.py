@@ -166,7 +166,7 @@ class ForceEvaluation:
 
 
 class ForceMetrics:
-    """How far the coefficients of several cases are from the known ones.
+    """Errors of the coefficients of several cases.
 
     Args:
         cases: The coefficients by case, each for the same number of draws.

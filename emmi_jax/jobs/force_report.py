@@ -1,4 +1,4 @@
-"""What `emmi-jax predict` says of forces, and how sure they are."""
+"""Forces in the output of `emmi-jax predict`, with their uncertainty."""
 
 from __future__ import annotations
 

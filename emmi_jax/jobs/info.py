@@ -1,4 +1,4 @@
-"""What `emmi-jax info` prints: blocks, shapes and numbers of parameters."""
+"""Output of `emmi-jax info`: blocks, shapes and numbers of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands say of the data: which arrays are fields, what is not read, and what does not fit together."""
+"""Notes on the data: the arrays that are fields, what is not read, and what does not fit together."""
 
 from __future__ import annotations
 

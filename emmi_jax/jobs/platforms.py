@@ -1,4 +1,4 @@
-"""What JAX computes on, and where it keeps compiled programs."""
+"""The platform of JAX, and the folder of its compiled programs."""
 
 from __future__ import annotations
 

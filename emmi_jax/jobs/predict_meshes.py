@@ -65,7 +65,7 @@ FIGURES = ("png", "html")
 
 @dataclass(frozen=True, kw_only=True)
 class MeshJob:
-    """What to predict on.
+    """Options of a prediction on meshes.
 
     Args:
         meshes: Mesh files, or folders of OpenFOAM cases, by branch.

@@ -45,7 +45,7 @@ _SMALLEST = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class FoamJob:
-    """What to write.
+    """Options of writing fields into a case.
 
     Args:
         case: Folder of the case, decomposed or not.

@@ -28,7 +28,7 @@ _ANCHORS = "_anchors"
 
 @dataclass(frozen=True, kw_only=True)
 class PointJob:
-    """What to predict on.
+    """Options of a prediction at points.
 
     Args:
         points: An `.npz` file with positions; or a folder of `.npy` files, or one of them, which are mapped. Arrays are

@@ -38,7 +38,7 @@ from emmi_jax.meshes.cells import POSITIONS
 
 
 class _Prepared(NamedTuple):
-    """What is to be said of a case, the box of its points, and how its outward side was found."""
+    """Notes on a case, the box of its points, and how its outward side was found."""
 
     left_out: list[str]
     warnings: list[str]

@@ -1,4 +1,4 @@
-"""What the commands print: progress, tables and warnings."""
+"""Output of the commands: progress, tables and warnings."""
 
 from __future__ import annotations
 

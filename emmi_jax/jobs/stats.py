@@ -37,7 +37,7 @@ NamedChunks = Iterator[tuple[str, Iterator[NDArray[Any]]]]
 
 
 class Notes:
-    """What is to be said of meshes beside their statistics.
+    """Notes on meshes beside their statistics.
 
     Attributes:
         sides: How the outward side of each surface is found, by path.

@@ -47,7 +47,7 @@ from emmi_jax.training.trainer import TrainSetup
 
 
 class Outcome(NamedTuple):
-    """How a run ended: its folder, and the signal that stopped it early, or None if it is complete."""
+    """End of a run: its folder, and the signal that stopped it early, or None if it is complete."""
 
     path: Path
     signal_number: int | None
@@ -133,7 +133,7 @@ def _train(trainer: TrainSetup, run: RunDirectory, logging: LoggingOptions, cons
 
 
 class _Start(NamedTuple):
-    """What a run starts with; `params` are those of the run that it starts from."""
+    """Start of a run; `params` are those of the run that it starts from."""
 
     trainer: TrainSetup
     config: RunConfig

@@ -13,7 +13,7 @@ from emmi_jax.meshes.polyhedra import Floats, Ints, cell_geometry, face_geometry
 from emmi_jax.meshes.vtk import import_pyvista
 
 POSITIONS = "faces and pyramids"
-"""How centroids are computed; a store that says otherwise has other positions."""
+"""Name of the way that centroids are computed; a store that says otherwise has other positions."""
 
 TRIANGLE, POLYGON, PIXEL, QUAD = 5, 7, 8, 9
 _FLAT = (TRIANGLE, POLYGON, PIXEL, QUAD)

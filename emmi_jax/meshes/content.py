@@ -1,4 +1,4 @@
-"""What a mesh file holds beside the mesh and its fields: what is left out of it is named, and chooses nothing."""
+"""Contents of a mesh file beside the mesh and its fields: what is left out is named, and chooses nothing."""
 
 from __future__ import annotations
 

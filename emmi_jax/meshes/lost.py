@@ -1,4 +1,4 @@
-"""What VTK's readers of surfaces drop from a file without a word."""
+"""Contents that VTK's readers of surfaces drop from a file without a word."""
 
 from __future__ import annotations
 

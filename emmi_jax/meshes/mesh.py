@@ -20,12 +20,12 @@ from emmi_jax.meshes.vtk import read_dataset, write_dataset
 from emmi_jax.points import Array, PointSet, check_range
 
 Location: TypeAlias = Literal["points", "cells"]
-"""Where an array belongs: one row per point of the mesh, or one per cell."""
+"""Place of an array: one row per point of the mesh, or one per cell."""
 
 
 @dataclass(frozen=True)
 class FieldSource:
-    """Where a field comes from.
+    """Source of a field.
 
     Args:
         array: Name of the array in the file, or the names of those of its components.

@@ -1,4 +1,4 @@
-"""Which side of a surface is outside: decided for each connected part."""
+"""The outside of a surface: decided for each connected part."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROBES = 3
 
 
 class Orientation(NamedTuple):
-    """Which polygons to turn so that all normals point out of the body.
+    """Polygons to turn so that all normals point out of the body.
 
     Args:
         is_turned: The polygons [N] to turn.

@@ -1,4 +1,4 @@
-"""What points know of a surface beside their position: its outward normal, and the distance to it."""
+"""Features of points near a surface: its outward normal, and the distance to it."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class AnchoredBranchedUPT(nn.Module):
 
 
 class _GeometryTokens(NamedTuple):
-    """What a perceiver attends to; all None where it is cached.
+    """Keys of a perceiver; all None where it is cached.
 
     Attributes:
         tokens: Array [B, M, C].

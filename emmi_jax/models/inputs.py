@@ -1,4 +1,4 @@
-"""What goes into the model: checks of the arguments, and the layout of their tokens."""
+"""Inputs of the model: checks of the arguments, and the layout of their tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Condition: TypeAlias = jax.Array | Arrays
 
 
 class Tokens(NamedTuple):
-    """What tokens are made of, each by branch; a pytree.
+    """Inputs of tokens, each by branch; a pytree.
 
     Attributes:
         anchors: Positions [B, T, n] of the anchors; None where they are cached.

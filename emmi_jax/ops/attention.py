@@ -41,7 +41,7 @@ forward_mode = jax.make_user_context(False)
 
 
 class Call(NamedTuple):
-    """What decides whether a kernel serves a call: arguments of `dot_product_attention`."""
+    """Everything that decides whether a kernel serves a call: arguments of `dot_product_attention`."""
 
     q: jax.Array
     k: jax.Array

@@ -33,7 +33,7 @@ State = tuple[Array, ...]
 
 
 class Inputs(NamedTuple):
-    """What attention is computed from: queries [B, T, N, H], keys and values [B, S, N, H], masks, key of the dropout.
+    """Inputs of attention: queries [B, T, N, H], keys and values [B, S, N, H], masks, key of the dropout.
 
     Queries and keys fill whole blocks.
     """

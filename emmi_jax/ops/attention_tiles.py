@@ -1,4 +1,4 @@
-"""How attention cuts its logits into tiles, and how it reads and writes them."""
+"""Tiles of the logits: cut, read and written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax import Array, lax
 
 Masks = tuple[Array, ...]
 At = tuple[Array, Array, Array]
-"""Where a block of tokens lies within every share: batch entry, head, block."""
+"""Place of a block of tokens within every share: batch entry, head, block."""
 
 
 class Shares(NamedTuple):
@@ -27,7 +27,7 @@ class Shares(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the tiles of one step lie within their shares: batch entry, head, block of queries, block of keys."""
+    """Places of the tiles of one step within their shares: batch entry, head, block of queries, block of keys."""
 
     b: Array
     n: Array
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How the logits of each head are cut into tiles.
+    """Tiling of the logits of each head.
 
     Arrays [B, T, N, H] are cut into shares [B', B, T', T, N', N, H], where a prime marks the number of shares. Their
     tiles are [B', N', T', block, H], those of logits [B', N', T', block_q, block_k]. An axis of one share is left out,
@@ -109,7 +109,7 @@ class Tiling(NamedTuple):
         return tile
 
     def keep(self, place: Place, rng: Array | None) -> Array | None:
-        """Which weights of a tile dropout keeps, by its place alone, so that none is stored; None without dropout."""
+        """Returns the weights of a tile that dropout keeps, by its place alone; None without dropout."""
         if rng is None:
             return None
         for index in place:

@@ -81,7 +81,7 @@ def _packed(x: Array) -> Array:
 
 
 def _lengths(q: Array, k: Array, num_keys: Array) -> tuple[Array, Array, Array, Array]:
-    """Where each sample begins in packed queries and keys, and how many of each count."""
+    """Starts of the samples in packed queries and keys, and how many of each count."""
     (batch, num_queries), size = q.shape[:2], k.shape[1]
     starts = jnp.arange(batch + 1, dtype=jnp.int32)
     return starts * num_queries, starts * size, jnp.full_like(num_keys, num_queries), num_keys

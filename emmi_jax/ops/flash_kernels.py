@@ -33,7 +33,7 @@ Refs = Mapping[str, Any]
 
 
 class Tiles(NamedTuple):
-    """How a program walks over the tiles of its block.
+    """The walk of a program over the tiles of its block.
 
     Args:
         own: Number of rows that the program owns.

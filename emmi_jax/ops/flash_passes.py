@@ -25,7 +25,7 @@ BLOCK, NUM_WARPS, NUM_STAGES = 64, 4, 3
 
 
 class Residuals(NamedTuple):
-    """What derivatives are computed from.
+    """Residuals that derivatives are computed from.
 
     Args:
         q: Queries [B, T, N, H].

@@ -1,4 +1,4 @@
-"""What loops over tiles need so that several devices share them under any kind of mesh."""
+"""Sharding helpers for tiled loops, under any kind of mesh."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class MeshFields(NamedTuple):
 
 
 class Viewpoint(NamedTuple):
-    """Where a viewer stands: what points right, up and towards the viewer, each as a sign and an axis."""
+    """Position of a viewer: what points right, up and towards the viewer, each as a sign and an axis."""
 
     title: str
     right: tuple[int, int]

@@ -23,7 +23,7 @@ FILE, ENCODINGS = "calibration.json", "familiarity.npz"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How far the predictions of a run are from known cases.
+    """Errors of the predictions of a run on known cases.
 
     Args:
         parameters: Fingerprint of the model and its parameters.

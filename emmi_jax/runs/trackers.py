@@ -1,4 +1,4 @@
-"""Where the metrics of a run go beside its own logs: TensorBoard and Weights & Biases."""
+"""Trackers of metrics beside a run's own logs: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Tree = TypeVar("Tree")
 
 
 class Layout(NamedTuple):
-    """How a run asks for devices.
+    """Request of a run for devices.
 
     Attributes:
         data: Devices that share the cases of a batch; None means as many as there are and divide the batch.

@@ -35,7 +35,7 @@ class Stop:
 
 
 class LoopEnd(NamedTuple):
-    """How the loop ended: the state, the steps done, the seconds of training, and the signal that stopped it early."""
+    """End of the loop: the state, the steps done, the seconds of training, and the signal that stopped it early."""
 
     state: TrainState
     step: int

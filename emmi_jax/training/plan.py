@@ -1,4 +1,4 @@
-"""What a run will be: its settings, from defaults, recipe, file, options or an earlier run, and its model."""
+"""Plan of a run: its settings, from defaults, recipe, file, options or an earlier run, and its model."""
 
 from __future__ import annotations
 

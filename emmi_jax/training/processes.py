@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 _BEAT_SECONDS = 5
 _MEETING_SECONDS, _CLUSTER_MEETING_SECONDS = 60, 300
-"""How long to wait for the other processes at the start; those of a cluster's scheduler may start late."""
+"""Time to wait for the other processes at the start; those of a cluster's scheduler may start late."""
 _DEAD_AFTER_SECONDS = 30
 """A process that is silent for so long counts as dead, and the others end."""
 

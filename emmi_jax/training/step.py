@@ -29,7 +29,7 @@ _SMALLEST_ERROR = 1e-8
 
 
 class TrainState(NamedTuple):
-    """What a step changes; checkpoints are named by the number of steps done.
+    """Everything that a step changes; checkpoints are named by the number of steps done.
 
     Attributes:
         params: Parameters.

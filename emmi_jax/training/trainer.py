@@ -1,4 +1,4 @@
-"""What a run trains, on what, and how: from settings to states, batches and steps."""
+"""Everything fixed for the length of a run: from settings to states, batches and steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from emmi_jax.training.step import TrainState, TrainStep, init_state, make_train
 
 
 class TrainSetup(NamedTuple):
-    """What a run trains, on what, and how.
+    """Everything fixed for the length of a run.
 
     Attributes:
         settings: Settings of the run.

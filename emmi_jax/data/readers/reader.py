@@ -1,4 +1,4 @@
-"""What a layout of case folders answers."""
+"""The reader of a layout of case folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_GEOMETRY_POINTS = 65_536
 
 
 class ReadOptions(NamedTuple):
-    """What of a case to read.
+    """Parts of a case to read.
 
     Args:
         with_cell_sizes: Whether to measure the cells of the meshes; None: those of meshes that have sizes.
@@ -47,9 +47,9 @@ class Reader(ABC):
     """Reads the case folders of one layout; a path is that of a case, unless it is said to be that of a data set."""
 
     selected: str = ""
-    """What of a case is read, where there is a choice; a part of fingerprints."""
+    """The part of a case that is read, where there is a choice; a part of fingerprints."""
     location: ClassVar[Location] = "points"
-    """Where `read_meshes` has positions."""
+    """Place of the positions of `read_meshes`."""
 
     @abstractmethod
     def owns(self, path: Path) -> bool:
