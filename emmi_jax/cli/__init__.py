@@ -27,21 +27,9 @@ from emmi_jax.files.names import printable
 from emmi_jax.jobs.platforms import keep_compiled_programs, missing_platform
 from emmi_jax.training.plan import default_settings
 
-_COMMANDS: dict[str, Callable[..., int | None]] = {
-    "prepare": prepare,
-    "train": train,
-    "ensemble": ensemble,
-    "predict": predict,
-    "evaluate": evaluate,
-    "calibrate": calibrate,
-    "sensitivity": sensitivity,
-    "optimize": optimize,
-    "convert": convert,
-    "info": info,
-    "stats": stats,
-    "export": export,
-    "doctor": doctor,
-}
+_ON_RUNS = (prepare, train, ensemble, predict, evaluate, calibrate, sensitivity, optimize)
+_ON_FILES = (convert, info, stats, export, doctor)
+_COMMANDS: dict[str, Callable[..., int | None]] = {run.__name__: run for run in (*_ON_RUNS, *_ON_FILES)}
 _DEFAULTS = (default_settings(None), default_settings("data"))
 """Settings for the built-in data, and for other data."""
 

@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emmi_jax.files.pt import (
-    EXPECTED_DTYPES,
-    check_archive,
-    check_checksums,
-    import_optional,
-    is_tensor,
-    load_archive,
-    stored_numbers,
-)
+from emmi_jax.files import pt
 
 _SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
@@ -52,9 +44,9 @@ def load_torch_file(path: str | os.PathLike[str]) -> TorchFile:
     path = Path(path)
     match path.suffix.lower():
         case ".th" | ".pt" | ".pth":
-            check_archive(path)
-            check_checksums(path)
-            return _state_dict_of(path, load_archive(path))
+            pt.check_archive(path)
+            pt.check_checksums(path)
+            return _state_dict_of(path, pt.load_archive(path))
         case ".safetensors":
             return _load_safetensors(path)
     raise ValueError(f"{path}: the suffix must be .th, .pt, .pth or .safetensors, got {path.suffix!r}")
@@ -68,15 +60,15 @@ def _state_dict_of(path: Path, content: Any) -> TorchFile:
         extra = {key: value for key, value in content.items() if key != "state_dict"}
     else:
         state_dict, extra = content, {}
-    others = [name for name, value in state_dict.items() if not isinstance(name, str) or not is_tensor(value)]
+    others = [name for name, value in state_dict.items() if not isinstance(name, str) or not pt.is_tensor(value)]
     if others or not state_dict:
         found = f"no tensors are {others!s:.160}" if others else "it has no entries"
         raise ValueError(f"{path} holds no state dict, at the top or under 'state_dict': {found}")
-    return TorchFile({name: stored_numbers(f"{path}: {name!r}", value) for name, value in state_dict.items()}, extra)
+    return TorchFile({name: pt.stored_numbers(f"{path}: {name!r}", value) for name, value in state_dict.items()}, extra)
 
 
 def _load_safetensors(path: Path) -> TorchFile:
-    safetensors: Any = import_optional("safetensors", "a .safetensors file")
+    safetensors: Any = pt.import_optional("safetensors", "a .safetensors file")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
     arrays = {}
@@ -85,7 +77,7 @@ def _load_safetensors(path: Path) -> TorchFile:
             for name in file.keys():  # noqa: SIM118
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in _SAFETENSORS_DTYPES:
-                    raise ValueError(f"{path}: {name!r} is a tensor of {dtype}, expected {EXPECTED_DTYPES}")
+                    raise ValueError(f"{path}: {name!r} is a tensor of {dtype}, expected {pt.EXPECTED_DTYPES}")
                 arrays[name] = file.get_tensor(name)
             return TorchFile(arrays, file.metadata() or {})
     except safetensors.SafetensorError as error:

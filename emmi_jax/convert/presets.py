@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from emmi_jax.config import AbUptConfig, Sampling, SupernodePoolingConfig
+from emmi_jax.data.mesh_dataset import published
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.published import STATISTICS
 
@@ -49,9 +50,6 @@ PRESETS: dict[str, Preset] = {
             num_supernodes=16_384,
             num_test_supernodes=16_384,
         ),
-        {
-            "surface": {"pressure": "pMeanTrim", "wallshearstress": "wallShearStressMeanTrim"},
-            "volume": {"totalpcoeff": "CptMeanTrim", "velocity": "UMeanTrim"},
-        },
+        {branch: dict(of.fields) for branch, of in published("drivaerml").branches.items()},
     ),
 }

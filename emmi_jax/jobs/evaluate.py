@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rich.console import Console
 
@@ -46,6 +46,8 @@ from emmi_jax.meshes.point_inputs import input_names
 from emmi_jax.points import Fields, PointSet
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
+
+_Lines: TypeAlias = Mapping[str, Sequence[str]]
 
 
 class ChosenCases(NamedTuple):
@@ -139,12 +141,7 @@ def _write_metrics(out: Path, stem: str, content: JsonDict, by_case: Mapping[str
     return [out / f"{stem}.json", out / f"{stem}.csv"]
 
 
-def _print_notes(
-    unusable: Mapping[str, str],
-    left_out: Mapping[str, Sequence[str]],
-    warnings: Mapping[str, Sequence[str]],
-    console: Console,
-) -> None:
+def _print_notes(unusable: Mapping[str, str], left_out: _Lines, warnings: _Lines, console: Console) -> None:
     print_unusable(unusable, console)
     print_left_out(gathered(left_out), console)
     print_warnings(gathered(warnings), console)

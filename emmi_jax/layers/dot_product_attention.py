@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,11 @@ import jax.numpy as jnp
 from emmi_jax.config import AttentionConfig
 from emmi_jax.layers.dropout import Flag, drop, with_dropout
 from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
+from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.linear import input_projection, output_projection
 from emmi_jax.layers.norms import head_norm
-from emmi_jax.ops.attention import check_mask, dot_product_attention
+from emmi_jax.layers.patterns import attend_to
+from emmi_jax.ops.attention import check_mask
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 from emmi_jax.ops.sharding import gather_key_mask, gather_shards
 
@@ -64,19 +68,7 @@ class DotProductAttention(nn.Module):
         mask = gather_key_mask(mask, x.shape[1], config.token_axis)
         k, v = gather_shards((k, v), config.token_axis, axis=1)
         rate = config.dropout
-
-        def attend(key: jax.Array | None) -> jax.Array:
-            return dot_product_attention(
-                q,
-                k,
-                v,
-                mask=mask,
-                dropout_rate=0.0 if key is None else rate,
-                dropout_rng=key,
-                implementation=config.implementation,
-                precision=config.precision,
-            )
-
+        attend = partial(attend_to, config, q, KeyValues(k, v, None), mask)
         y = with_dropout(self, rate, deterministic, attend)
         y = output_projection(config, "proj")(y.reshape(*y.shape[:2], config.dim))
         return with_dropout(self, rate, deterministic, lambda key: drop(y, rate, key))

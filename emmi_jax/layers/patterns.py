@@ -39,27 +39,43 @@ def attend_by_patterns(
     """
     if not patterns:
         return {}
-    dropout_rate = 0.0 if dropout_rng is None else config.dropout
     calls = itertools.count()
 
     def attend(q: jax.Array, keys: KeyValues, rectangles: Sequence[Rectangle] | None = None) -> jax.Array:
-        return dot_product_attention(
-            q,
-            keys.key,
-            keys.value,
-            mask=None if keys.mask is None else keys.mask[:, None, None, :],
-            rectangles=rectangles,
-            dropout_rate=dropout_rate,
-            # With one key for several calls, each would drop the same weights.
-            dropout_rng=None if dropout_rng is None else jax.random.fold_in(dropout_rng, next(calls)),
-            implementation=config.implementation,
-            precision=config.precision,
-        )
+        # With one key for several calls, each would drop the same weights.
+        rng = None if dropout_rng is None else jax.random.fold_in(dropout_rng, next(calls))
+        mask = None if keys.mask is None else keys.mask[:, None, None, :]
+        return attend_to(config, q, keys, mask, rng, rectangles=rectangles)
 
     some_queries, some_keys = next(iter(queries.values())), next(iter(groups.values())).key
-    name = resolve_implementation(config.implementation, some_queries, some_keys, dropout_rate=dropout_rate)
+    name = resolve_implementation(
+        config.implementation, some_queries, some_keys, dropout_rate=0.0 if dropout_rng is None else config.dropout
+    )
     strategy = {"whole": _attend_whole, "by_pattern": _attend_by_pattern}[IMPLEMENTATIONS[name].strategy]
     return strategy(attend, queries, groups, patterns)
+
+
+def attend_to(
+    config: AttentionConfig,
+    q: jax.Array,
+    keys: KeyValues,
+    mask: jax.Array | None,
+    dropout_rng: jax.Array | None,
+    *,
+    rectangles: Sequence[Rectangle] | None = None,
+) -> jax.Array:
+    """Attends from q [B, T, N, H] to keys and values under a mask, as the configuration says; no key, no dropout."""
+    return dot_product_attention(
+        q,
+        keys.key,
+        keys.value,
+        mask=mask,
+        rectangles=rectangles,
+        dropout_rate=0.0 if dropout_rng is None else config.dropout,
+        dropout_rng=dropout_rng,
+        implementation=config.implementation,
+        precision=config.precision,
+    )
 
 
 def _attend_whole(

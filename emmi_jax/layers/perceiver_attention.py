@@ -14,7 +14,8 @@ from emmi_jax.layers.inputs import check_rope, check_tokens, silence_padding
 from emmi_jax.layers.key_values import KeyValues
 from emmi_jax.layers.linear import input_projection, output_projection
 from emmi_jax.layers.norms import head_norm
-from emmi_jax.ops.attention import check_mask, dot_product_attention
+from emmi_jax.layers.patterns import attend_to
+from emmi_jax.ops.attention import check_mask
 from emmi_jax.ops.rope import RopeFrequencies, apply_rope
 from emmi_jax.ops.sharding import gather_key_mask, gather_shards
 
@@ -82,7 +83,7 @@ class PerceiverAttention(nn.Module):
             key_mask = keys.mask[:, None, None, :]
             mask = key_mask if mask is None else mask & key_mask
         rate = config.dropout
-        y = with_dropout(self, rate, deterministic, partial(_attend, config, queries, keys, mask))
+        y = with_dropout(self, rate, deterministic, partial(attend_to, config, queries, keys, mask))
         y = output_projection(config, "proj")(y.reshape(*y.shape[:2], config.dim))
         return with_dropout(self, rate, deterministic, lambda key: drop(y, rate, key))
 
@@ -119,18 +120,3 @@ class PerceiverAttention(nn.Module):
         if not self.has_variable("cache", "kv"):
             raise ValueError("kv is None but the cache has no entry 'kv'")
         return KeyValues.from_entry("kv", self.get_variable("cache", "kv"), queries)
-
-
-def _attend(
-    config: AttentionConfig, queries: jax.Array, keys: KeyValues, mask: jax.Array | None, key: jax.Array | None
-) -> jax.Array:
-    return dot_product_attention(
-        queries,
-        keys.key,
-        keys.value,
-        mask=mask,
-        dropout_rate=0.0 if key is None else config.dropout,
-        dropout_rng=key,
-        implementation=config.implementation,
-        precision=config.precision,
-    )

@@ -271,24 +271,25 @@ def _is_inside_oddly(points: Floats, connectivity: Ints, offsets: Ints, part: In
         within = (low > low[outer] + wall).all(axis=1) & (high < high[outer] - wall).all(axis=1)
         if not within.any():
             continue
-        triangles = points[_fans(connectivity, offsets, by_part[bounds[outer] : bounds[outer + 1]])]
+        triangles = points[fans(connectivity, offsets, by_part[bounds[outer] : bounds[outer + 1]])[0]]
         around = triangles[:, :, 1:].min(axis=1), triangles[:, :, 1:].max(axis=1)
         for inner in np.flatnonzero(within):
             cells = by_part[bounds[inner] : bounds[inner + 1]][:_PROBES]
             # Weights without a pattern keep rays off edges.
             probes = np.einsum(
-                "k,nkd->nd", [0.371, 0.417, 0.212], points[_fans(connectivity, offsets, cells)[:_PROBES]]
+                "k,nkd->nd", [0.371, 0.417, 0.212], points[fans(connectivity, offsets, cells)[0][:_PROBES]]
             )
             depth[inner] += 2 * sum(_is_odd(probe, triangles, *around) for probe in probes) > len(probes)
     return depth % 2 == 1
 
 
-def _fans(connectivity: Ints, offsets: Ints, cells: Ints) -> Ints:
-    """Cuts polygons into triangles [T, 3] around their first corners."""
-    number = np.diff(offsets)[cells] - 2
+def fans(connectivity: Ints, offsets: Ints, cells: Ints) -> tuple[Ints, Ints]:
+    """Cuts polygons into triangles [T, 3] around their first corners, and returns which of `cells` each came from."""
+    number = np.maximum(np.diff(offsets)[cells] - 2, 0)
     first = np.repeat(offsets[cells], number)
     step = np.arange(len(first)) - np.repeat(np.cumsum(number) - number, number)
-    return np.stack([connectivity[first], connectivity[first + step + 1], connectivity[first + step + 2]], axis=1)
+    triangles = np.stack([connectivity[first], connectivity[first + step + 1], connectivity[first + step + 2]], axis=1)
+    return triangles, np.repeat(np.arange(len(cells)), number)
 
 
 def _is_odd(probe: Floats, triangles: Floats, low: Floats, high: Floats) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from emmi_jax.meshes.cells import PIXEL, POLYGON, QUAD, TRIANGLE, flat_cells
 from emmi_jax.meshes.content import cell_arrays, polydata
 from emmi_jax.meshes.mesh import Mesh
-from emmi_jax.meshes.orientation import orient
+from emmi_jax.meshes.orientation import fans, orient
 from emmi_jax.meshes.vtk import import_pyvista, vtk_messages
 
 
@@ -134,12 +134,7 @@ def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         Indices of the corners [T, 3] among the points, and of the cells [T].
     """
     connectivity, offsets = cell_arrays(dataset.GetPolys())
-    corners = np.diff(offsets)
-    num_triangles = np.maximum(corners - 2, 0)
-    polygon = np.repeat(np.arange(len(corners)), num_triangles)
-    number = np.arange(len(polygon)) - np.repeat(np.cumsum(num_triangles) - num_triangles, num_triangles)
-    first = offsets[:-1][polygon]
-    triangles = np.stack([connectivity[i] for i in (first, first + number + 1, first + number + 2)], axis=1)
+    triangles, polygon = fans(connectivity, offsets, np.arange(len(offsets) - 1))
     # VTK numbers cells by kind: polygons come after vertices and lines.
     return triangles, polygon + dataset.GetNumberOfVerts() + dataset.GetNumberOfLines()
 

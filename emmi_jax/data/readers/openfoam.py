@@ -9,7 +9,7 @@ from typing import ClassVar
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.cases import Case
 from emmi_jax.data.features import with_distances, with_normals
-from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.mesh_dataset import Sources, published
 from emmi_jax.data.readers.meshes import check_named_branches, unused_arrays
 from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS, Reader, ReadOptions, describing_files
 from emmi_jax.data.sampling import sample_triangles
@@ -19,21 +19,7 @@ from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foa
 from emmi_jax.meshes.openfoam_times import foam_time, other_files, passed_over, roots_at
 from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
 
-KNOWN_ARRAYS: Mapping[str, Mapping[str, str]] = {
-    "surface": {"pressure": "p", "wallshearstress": "wallShearStress"},
-    "volume": {
-        "velocity": "U",
-        "pressure": "p",
-        "totalpcoeff": "total(p)_coeff",
-        "vorticity": "vorticity",
-        "temperature": "T",
-        "nut": "nut",
-        "k": "k",
-        "omega": "omega",
-        "epsilon": "epsilon",
-        "nuTilda": "nuTilda",
-    },
-}
+KNOWN_ARRAYS: Mapping[str, Mapping[str, str]] = {b: of.fields for b, of in published("openfoam").branches.items()}
 """Names of OpenFOAM's arrays by branch and field; where there is a mean in time, such as `UMean`, it is preferred."""
 
 

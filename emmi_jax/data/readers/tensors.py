@@ -28,24 +28,18 @@ class TensorFiles(NamedTuple):
     fields: Mapping[str, str]
 
 
+def _named(position: str, prefix: str, *fields: str) -> TensorFiles:
+    return TensorFiles(f"{position}.pt", {field: f"{prefix}_{field}.pt" for field in fields})
+
+
 LAYOUTS = (
     {
-        "surface": TensorFiles(
-            "surface_position_vtp.pt",
-            {"pressure": "surface_pressure.pt", "wallshearstress": "surface_wallshearstress.pt"},
-        ),
-        "volume": TensorFiles(
-            "volume_cell_position.pt",
-            {
-                "totalpcoeff": "volume_cell_totalpcoeff.pt",
-                "velocity": "volume_cell_velocity.pt",
-                "vorticity": "volume_cell_vorticity.pt",
-            },
-        ),
+        "surface": _named("surface_position_vtp", "surface", "pressure", "wallshearstress"),
+        "volume": _named("volume_cell_position", "volume_cell", "totalpcoeff", "velocity", "vorticity"),
     },
     {
-        "surface": TensorFiles("surface_points.pt", {"pressure": "surface_pressure.pt"}),
-        "volume": TensorFiles("volume_points.pt", {"velocity": "volume_velocity.pt"}),
+        "surface": _named("surface_points", "surface", "pressure"),
+        "volume": _named("volume_points", "volume", "velocity"),
     },
 )
 """Of DrivAerML and AhmedML, and of ShapeNet-Car."""
