@@ -124,7 +124,7 @@ def test_two_meshes_of_a_branch_are_refused(tmp_path):
 def test_two_files_of_the_geometry_are_refused_with_advice(tmp_path):
     path = write_case_folder(tmp_path / "case")
     shutil.copy(path / "body_1.stl", path / "wheels.STL")
-    found = r"found body_1\.stl, wheels\.STL: join them to one, or move the others away"
+    found = r"found body_1\.stl, wheels\.STL: join them to one, name one in dataset\.toml, or move the others away"
     with pytest.raises(ValueError, match=found):
         read_case_folder(path)
     assert "wheels.STL" in (CaseFolder.open(path).problem(["surface"]) or "")
