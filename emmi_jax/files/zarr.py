@@ -50,7 +50,7 @@ class ArrayFolder:
         location: Path of a folder, or a URL that TensorStore opens, such as `gs://bucket/store` or `file:///data/store`.
 
     Raises:
-        ValueError: TensorStore knows no such URL.
+        ValueError: TensorStore knows no such URL or path.
     """
 
     def __init__(self, location: str) -> None:
@@ -59,6 +59,8 @@ class ArrayFolder:
         """The folder; None for a URL."""
         spec: Any = f"{location.rstrip('/')}/"
         if self.path is not None:
+            if "\\" in str(self.path):
+                raise ValueError(f"{location}: TensorStore takes a backslash for a slash: choose another name")
             spec = {"driver": "file", "path": f"{self.path}/"}
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}, **dict.fromkeys(_OF_URLS, _RETRIES)})
         self._context, self._root = context, ts.KvStore.open(spec, context=context).result()

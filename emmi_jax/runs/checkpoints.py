@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
-from emmi_jax.files.atomic import JsonDict, UnwritableFileError, read_json_object
+from emmi_jax.files.atomic import JsonDict, UnwritableFileError, make_folder, read_json_object
 from emmi_jax.files.checksums import begin_checksums, checksums
 
 LATEST, BEST = "latest", "best"
@@ -30,6 +31,9 @@ _KEPT = 2
 _SCORE = "mean"
 _RECORD, _RECORD_FILE = "record", "metadata"
 """Item of a checkpoint: the checksums of its arrays, and the metrics of its validation."""
+
+_SPECIAL = frozenset("[]*?\\")
+"""What orbax takes for a pattern in the name of a folder, or TensorStore for a separator: they get a link."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +86,15 @@ class Checkpoints:
         self._scores: dict[int, float | None] = {}
         self._manager = None
         self._quiet = _quiet()
+        self._place, self._link = directory.resolve(), None
+        if not _SPECIAL.isdisjoint(str(self._place)):
+            self._link = tempfile.TemporaryDirectory(prefix="emmi_jax-")
+            self._place = Path(self._link.name, directory.name)
+            self._place.symlink_to(directory.resolve(), target_is_directory=True)
         if not read_only:
+            make_folder(directory)
             options = ocp.CheckpointManagerOptions(preservation_policy=self, create=True, cleanup_tmp_directories=True)
-            self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(self._place, options=options)
 
     def __enter__(self) -> Self:
         self._quiet.__enter__()
@@ -101,6 +111,8 @@ class Checkpoints:
             if error is None:  # otherwise that says more
                 raise
         finally:
+            if self._link is not None:
+                self._link.cleanup()
             self._quiet.__exit__(None, None, None)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -209,7 +221,7 @@ class Checkpoints:
                 if name in like:
                     _check_shapes(name, shapes, _shapes(like[name]))
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                restored = reader.restore(folder.resolve(), args=ocp.args.Composite(**items))
+                restored = reader.restore(self._place / str(step), args=ocp.args.Composite(**items))
             if record is not None:
                 for name in like:
                     _compare(name, record["checksums"][name], restored[name])

@@ -130,3 +130,8 @@ def test_what_a_killed_writer_leaves_is_no_content(tmp_path):
     assert ArrayFolder(str(tmp_path)).is_empty
     (tmp_path / "notes.txt").touch()
     assert not ArrayFolder(str(tmp_path)).is_empty
+
+
+def test_a_name_that_tensorstore_reads_as_another_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="takes a backslash for a slash"):
+        ArrayFolder(str(tmp_path / "a\\b"))

@@ -159,3 +159,18 @@ def test_a_reader_changes_nothing(noisy):
     with Checkpoints(noisy, read_only=True) as checkpoints:
         assert checkpoints.restore(noise(0)).step == 2
     assert {path: path.stat().st_mtime_ns for path in noisy.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[red]x", "a*b", "a?", "a\\b", "é {x}:$"])
+def test_checkpoints_lie_in_folders_of_any_name(name, tmp_path):
+    folder, items = tmp_path / name / "checkpoints", {"params": {"a": jnp.arange(5.0)}}
+    (tmp_path / "ab").mkdir()
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, items)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        restored = checkpoints.restore(items)
+    assert restored.step == 3
+    np.testing.assert_array_equal(restored.items["params"]["a"], items["params"]["a"])
+    assert {path.name for path in tmp_path.iterdir()} == {name, "ab"}
+    assert {path.name for path in folder.iterdir()} == {"2", "3"}
