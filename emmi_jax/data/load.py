@@ -100,7 +100,7 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, report: Report = 
     free, source = settings.divergence_free, settings.statistics or dataset.statistics
     if source is not None:
         known = read_statistics(source).for_fields(dataset.fields, divergence_free=free)
-        known.check_features({part: sum(names.values()) for part, names in dataset.features.items()})
+        known = known.for_features(dataset.features)
         return replace(known, conditions=dataset.conditions, nondimensionalize=settings.nondimensionalize)
     measured = dataset.measure(report).normalizer(
         position_range=settings.position_range, divergence_free=free, features=dataset.features

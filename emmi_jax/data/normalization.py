@@ -237,6 +237,24 @@ class Normalizer(Config):
             for branch, scales in self.features.items()
         }
 
+    def for_features(self, features: Mapping[str, Mapping[str, int]]) -> Normalizer:
+        """Returns the scales of these features alone, in this order.
+
+        Args:
+            features: Number of channels by branch, or ``geometry``, and name.
+
+        Raises:
+            ValueError: A feature has no scale, or one of another number of channels.
+        """
+        known = self.feature_channels
+        for part, names in features.items():
+            for name, channels in names.items():
+                if (found := known.get(part, {}).get(name)) != channels:
+                    has = "lack" if found is None else f"have {found} channels for"
+                    raise ValueError(f"the statistics {has} the feature {name!r} of {part!r}, the data {channels}")
+        scales = {part: {name: self.features[part][name] for name in names} for part, names in features.items()}
+        return replace(self, features=scales)
+
     def check_features(self, channels: Mapping[str, int]) -> None:
         """Refuses scales of other features than a model takes.
 

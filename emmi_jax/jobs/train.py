@@ -297,7 +297,12 @@ def _model(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None)
     if (known := sorted(weights.normalizer.conditions)) != (found := sorted(dataset.conditions)):
         raise ValueError(f"the run takes the conditions {known}, the data have {found}")
     check_same_config(weights.model.fields, model.fields, path="fields.")
-    check_same_config(weights.normalizer.feature_channels, dataset.features, path="features.")
+    # Weights know features by their places.
+    taken, given = (
+        {part: list(names.items()) for part, names in features.items()}
+        for features in (weights.normalizer.feature_channels, dataset.features)
+    )
+    check_same_config(taken, given, path="features.")
     return weights.model
 
 

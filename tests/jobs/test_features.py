@@ -13,6 +13,7 @@ import pytest
 
 from emmi_jax import deploy
 from emmi_jax.cli import main
+from emmi_jax.data.load import load_dataset, make_normalizer
 from emmi_jax.points import PointSet
 from emmi_jax.runs.load import load_run
 from tests.jobs.tiny_runs import run, tiny_settings
@@ -168,3 +169,30 @@ def test_a_dry_run_and_info_say_what_the_model_takes(
     options += ["--num-anchors", "6", "--num-queries", "4", "--batch-size", "1"]
     assert main(["train", *options, "--dry-run", "--set", "model.num_heads=2", "--out", str(tmp_path)]) == 0
     assert "features   volume: part (2)" in capsys.readouterr().out
+
+
+def test_features_keep_their_places_whatever_the_order_of_statistics_and_settings(
+    trained: Path, case: Path, tmp_path: Path
+) -> None:
+    swapped = tiny_settings(case, features={"volume": ("part", "distance")}, statistics=str(trained / "config.json"))
+    own, known = (make_normalizer(s, load_dataset(s)) for s in (swapped, replace(swapped, statistics=None)))
+    assert list(own.features["volume"]) == ["part", "distance"]
+    np.testing.assert_allclose(own.features["volume"]["part"].std, known.features["volume"]["part"].std)
+    fewer = replace(swapped, features={"volume": ("part",)})
+    assert list(make_normalizer(fewer, load_dataset(fewer)).features["volume"]) == ["part"]
+    command = ["train", "--init-from", str(trained), "--data", str(case), "--out", str(tmp_path), "--steps", "1"]
+    assert main([*command, "--set", "features.volume=['part','distance']"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_statistics_without_a_feature_are_refused(trained: Path, case: Path) -> None:
+    settings = tiny_settings(case, features={"volume": ("pressure",)}, statistics=str(trained / "config.json"))
+    with pytest.raises(ValueError, match="the statistics lack volume/distance"):
+        make_normalizer(settings, load_dataset(settings))
+    known = load_run(trained).normalizer
+    with pytest.raises(ValueError, match="the statistics lack the feature 'normal' of 'volume', the data 3"):
+        known.for_features({"volume": {"normal": 3}})
+    with pytest.raises(
+        ValueError, match="the statistics have 2 channels for the feature 'part'"
+    ):
+        known.for_features({"volume": {"part": 3}})
