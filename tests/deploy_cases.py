@@ -33,6 +33,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "physics_blocks": ("self",),
         "dtype": jnp.bfloat16,
     },
+    "features": {
+        "physics_blocks": ("perceiver",),
+        "feature_dims": {"volume": 3},
+        "supernode_pooling": SupernodePoolingConfig(radius=None, k=3, input_features_dim=2),
+        "features": {"volume": {"distance": 1, "part": 2}, "geometry": {"normal": 2}},
+        "sampling": GEOMETRY,
+    },
     "one branch with a context": {
         "fields": {"volume": {"velocity": 3}},
         "physics_blocks": ("perceiver",),
@@ -45,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def surrogate(kind: str) -> Surrogate:
     """A surrogate with random parameters, whose fields have scales of every form."""
     options = {"fields": FIELDS, "geometry_depth": 0, **KINDS[kind]}
-    sampling, context = options.pop("sampling", {}), None
+    sampling, context, features = options.pop("sampling", {}), None, options.pop("features", {})
     if options.pop("context", False):
         # More points and supernodes than the sampling draws.
         points = np.random.default_rng(1).uniform(-1, 1, (28, 3))
@@ -61,7 +68,12 @@ def surrogate(kind: str) -> Surrogate:
     return Surrogate(
         model,
         jax.tree.unflatten(tree, leaves),
-        Normalizer(position_low=(-1.0, -1.5, -1.0), position_scale=300.0, fields=scales),
+        Normalizer(
+            position_low=(-1.0, -1.5, -1.0),
+            position_scale=300.0,
+            fields=scales,
+            features={part: {name: scale(name, size) for name, size in f.items()} for part, f in features.items()},
+        ),
         Sampling(num_anchors=4, num_queries=4, num_test_anchors=12, **sampling),
         context,
     )

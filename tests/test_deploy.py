@@ -32,6 +32,8 @@ RNG = np.random.default_rng(0)
 POINTS = {branch: RNG.uniform(-1, 1, (30, 3)) for branch in ("surface", "volume")}
 SIZES = {branch: RNG.uniform(0, 1, 30) for branch in POINTS}
 QUERIES = RNG.uniform(-1, 1, (11, 3)).astype(np.float32)
+FEATURES = {"volume": RNG.normal(size=(30, 3)), "geometry": RNG.normal(size=(30, 2))}
+OF_QUERIES = FEATURES["volume"][:11]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +61,20 @@ def exported(file: Path) -> deploy.ExportedSurrogate:
 
 def arguments(kind: str, num_points: int) -> dict[str, Any]:
     run = surrogate(kind)
-    points = {b: PointSet(POINTS[b][:num_points], {}, SIZES[b][:num_points]) for b in run.model.config.branches}
+    points = {
+        b: PointSet(
+            POINTS[b][:num_points],
+            {},
+            SIZES[b][:num_points],
+            features=FEATURES[b][:num_points] if b in run.features else None,
+        )
+        for b in run.model.config.branches
+    }
     condition = None if run.model.config.condition_dim is None else [0.5, -1.0]
     needs_geometry = run.model.config.has_geometry and run.context is None and "surface" not in points
-    geometry = POINTS["surface"] if needs_geometry else None
+    geometry: Any = POINTS["surface"] if needs_geometry else None
+    if "geometry" in run.features:
+        geometry = PointSet(POINTS["surface"], {}, features=FEATURES["geometry"])
     return {"points": points, "geometry": geometry, "condition": condition, "seed": 3}
 
 
@@ -74,8 +86,11 @@ def pair(request: pytest.FixtureRequest, exported_file: Callable[[str], Path]) -
 
 def test_the_sizes_of_the_run_give_its_numbers_bit_for_bit(pair: Any) -> None:
     kind, run, exported = pair
-    expected = run.encode(**arguments(kind, 30)).predict({"volume": QUERIES})
-    found = exported.encode(**arguments(kind, 30)).predict({"volume": QUERIES})
+    features = {"volume": OF_QUERIES} if run.features else {}
+    expected, found = (
+        model.encode(**arguments(kind, 30)).predict({"volume": QUERIES}, query_features=features)
+        for model in (run, exported)
+    )
     assert {name: values.tolist() for name, values in found.items()} == {n: v.tolist() for n, v in expected.items()}
 
 
@@ -83,8 +98,9 @@ def test_any_sizes_give_the_numbers_of_the_run_to_rounding(pair: Any) -> None:
     kind, run, exported = pair
     # Fewer points than the run draws, and other anchors than those of a context.
     few = arguments(kind, 7) | ({"anchors": {"volume": POINTS["volume"][:5]}} if run.context else {})
-    expected = run.encode(**few).predict({"volume": QUERIES})
-    found = exported.encode(**few).predict({"volume": QUERIES}, chunk_size=4)
+    features = {"volume": OF_QUERIES} if run.features else {}
+    expected = run.encode(**few).predict({"volume": QUERIES}, query_features=features)
+    found = exported.encode(**few).predict({"volume": QUERIES}, query_features=features, chunk_size=4)
     tolerance = 2e-2 if "bfloat16" in kind else 1e-5
     for name, values in expected.items():
         assert np.abs(found[name] - values).max() <= tolerance * np.abs(values).max(), name
@@ -125,6 +141,48 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "a condition": ({"condition": [1.0]}, "condition"),
     "features of anchors": ({"anchor_features": {"volume": np.zeros((4, 2), np.float32)}}, "anchor_features"),
 }
+
+
+BY_NAME = {"distance": FEATURES["volume"][:, 0], "part": FEATURES["volume"][:, 1:]}
+WITH_FEATURES = {
+    "points": {**POINTS, "volume": PointSet(POINTS["volume"], {}, features=FEATURES["volume"])},
+    "geometry": PointSet(POINTS["surface"], {}, features=FEATURES["geometry"]),
+    "query_features": {"volume": OF_QUERIES},
+}
+GIVEN = {"anchors": {"volume": POINTS["volume"]}}
+FEATURE_ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "an array": ({}, None),
+    "an array for each name": ({"query_features": {"volume": {name: a[:11] for name, a in BY_NAME.items()}}}, None),
+    "given anchors": ({**GIVEN, "anchor_features": {"volume": BY_NAME}}, None),
+    "a geometry": ({"geometry": Geometry(CLOUD, FEW, features=FEATURES["geometry"][:20])}, None),
+    "a geometry of deploy": ({"geometry": deploy.Geometry(CLOUD, FEW, None, FEATURES["geometry"][:20])}, None),
+    "integers": ({"query_features": {"volume": np.ones((11, 3), np.int8)}}, None),
+    "none of queries": ({"query_features": {}}, r"features of the query volume: distance \(1\), part \(2\), got none"),
+    "none of anchors": (GIVEN, r"features of the anchor volume: distance \(1\), part \(2\), got none"),
+    "none of the geometry": ({"geometry": CLOUD}, r"features of the geometry: normal \(2\), got none"),
+    "a name less": ({"query_features": {"volume": {"part": OF_QUERIES[:, 1:]}}}, "the array 'distance' is missing"),
+    "a name more": ({"query_features": {"volume": {**BY_NAME, "x": OF_QUERIES}}}, "takes .*, got 'x'"),
+    "another shape": ({"query_features": {"volume": OF_QUERIES[:5]}}, r"must be numbers of shape \[11, 3\]"),
+    "NaN": ({"query_features": {"volume": OF_QUERIES * np.nan}}, "must hold finite numbers"),
+    "masked": ({"query_features": {"volume": np.ma.masked_less(OF_QUERIES, 0)}}, "masked"),
+    "another branch": ({"query_features": {"surface": OF_QUERIES}}, r"query_features of \['surface'\] are given"),
+}
+
+
+@pytest.mark.parametrize("name", FEATURE_ARGUMENTS)
+def test_features_mean_the_same_live_and_exported(exported_file: Callable[[str], Path], name: str) -> None:
+    changes, refusal = FEATURE_ARGUMENTS[name]
+    case = {**WITH_FEATURES, **changes}
+    features = case.pop("query_features")
+    found = []
+    for run in (surrogate("features"), deploy.load(exported_file("features"))):
+        if refusal is None:
+            found.append(run.encode(**case).predict({"volume": QUERIES}, query_features=features))
+        else:
+            with pytest.raises(ValueError, match=refusal):
+                run.encode(**case).predict({"volume": QUERIES}, query_features=features)
+    for field, values in found[0].items() if found else ():
+        np.testing.assert_allclose(found[1][field], values, atol=1e-5 * np.abs(values).max())
 
 
 def test_live_and_exported_take_the_same_arguments() -> None:

@@ -105,6 +105,7 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, report: Report = 
     measured = dataset.measure(report).normalizer(
         position_range=settings.position_range, divergence_free=free, features=dataset.features
     )
+    measured = measured.for_fields(dataset.fields)
     return replace(measured, conditions=dataset.conditions, nondimensionalize=settings.nondimensionalize)
 
 

@@ -192,7 +192,5 @@ def test_statistics_without_a_feature_are_refused(trained: Path, case: Path) -> 
     known = load_run(trained).normalizer
     with pytest.raises(ValueError, match="the statistics lack the feature 'normal' of 'volume', the data 3"):
         known.for_features({"volume": {"normal": 3}})
-    with pytest.raises(
-        ValueError, match="the statistics have 2 channels for the feature 'part'"
-    ):
+    with pytest.raises(ValueError, match="the statistics have 2 channels for the feature 'part'"):
         known.for_features({"volume": {"part": 3}})
