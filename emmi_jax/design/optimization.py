@@ -97,7 +97,6 @@ def optimize(
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
         state = transformation.init(_as_jax(current))
     num_outside_of = case.surrogate.normalizer.num_outside
-    allowed = num_outside_of(case.surface.vertices)
     history, stopped = list[Step](), ""
     for number in range(steps):
         drawn = _redrawn(case, number) if redraw else case
@@ -105,11 +104,10 @@ def optimize(
         with jax.numpy_dtype_promotion("standard"):
             updates, state = transformation.update(_as_jax(gradient), state, _as_jax(current))
         proposed = project(jax.tree.map(lambda leaf, update: leaf + np.asarray(update, np.float64), current, updates))
-        moved = case.moved(proposed).vertices
-        num_outside = num_outside_of(moved)
+        num_outside = num_outside_of(moved := case.moved(proposed).vertices)
         history.append(Step(value, penalty, _largest(moved - case.surface.vertices), num_outside))
         advance(history[-1])
-        if num_outside > allowed:
+        if num_outside > num_outside_of(case.surface.vertices):
             stopped = f"step {number + 1} moves {num_outside} vertices out of the box of the training data"
             break
         current = proposed

@@ -113,20 +113,17 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
     shown = shown_geometry(job, surrogate)
     meshes = read_meshes(job, surrogate, sources, shown)
     geometry = None if shown is None else geometry_points(shown)
-    has_context = surrogate.context is not None
-    with_inputs = geometry_with_features(meshes, surrogate.features, sources, shown, has_context)
+    with_inputs = geometry_with_features(meshes, surrogate.features, sources, shown, surrogate.context is not None)
     _print_read(job, meshes, shown, console)
     if job.forces is not None:
         check_forces(meshes[GEOMETRY_BRANCH], fields[GEOMETRY_BRANCH])
     _warn(job, surrogate, meshes, geometry, console)
-    num_columns = 1 + bool(surrogate.others) + (job.certainty.repeats > 1) + 2 * (job.certainty.intervals is not None)
-    check_space(job.out, largest_output(meshes, fields, num_columns=num_columns))
+    check_space(job.out, largest_output(meshes, fields, num_columns=_num_columns(job, surrogate)))
     each: dict[str, NDArray[np.float32]] = {}
     watch: Watch = watch_nothing
     if job.forces is not None:
-        each, watch = collect(
-            GEOMETRY_BRANCH, len(meshes[GEOMETRY_BRANCH].position), force_fields(fields[GEOMETRY_BRANCH])
-        )
+        names = force_fields(fields[GEOMETRY_BRANCH])
+        each, watch = collect(GEOMETRY_BRANCH, len(meshes[GEOMETRY_BRANCH].position), names)
     familiarity: JsonDict = {}
 
     def report(encoded: EncodedSet) -> None:
@@ -152,15 +149,25 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         write_json(job.out / "comparison.json", dict(metrics))
         console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
     if job.forces is not None:
-        forces = surface_forces(each, meshes[GEOMETRY_BRANCH], job.forces)
-        print_sides({str(meshes[GEOMETRY_BRANCH].mesh.path): forces.side}, console)
-        print_warnings(forces.notes, console)
-        report_forces(job.out, forces, job.forces, job.certainty.intervals, console)
-    predicted = {branch: {n: arrays[n] for n in field_columns(arrays)} for branch, arrays in predicted.items()}
-    if job.figures == "png":
-        print_paths(draw_figures(job.out, predicted, meshes, geometry), console)
-    elif job.figures == "html":
-        print_paths(write_pages(job.out, predicted, meshes, geometry), console)
+        _print_forces(job, job.forces, each, meshes[GEOMETRY_BRANCH], console)
+    fields_alone = {branch: {n: arrays[n] for n in field_columns(arrays)} for branch, arrays in predicted.items()}
+    if job.figures is not None:
+        print_paths(_DRAW[job.figures](job.out, fields_alone, meshes, geometry), console)
+
+
+def _num_columns(job: MeshJob, surrogate: Surrogate) -> int:
+    """Returns how many arrays are written per field."""
+    return 1 + bool(surrogate.others) + (job.certainty.repeats > 1) + 2 * (job.certainty.intervals is not None)
+
+
+def _print_forces(
+    job: MeshJob, reference: ForceReference, each: Mapping[str, Any], surface: BranchMesh, console: Console
+) -> None:
+    """Prints the forces on the surface, and what was assumed for them."""
+    forces = surface_forces(each, surface, reference)
+    print_sides({str(surface.mesh.path): forces.side}, console)
+    print_warnings(forces.notes, console)
+    report_forces(job.out, forces, reference, job.certainty.intervals, console)
 
 
 def _print_read(job: MeshJob, meshes: Mapping[str, BranchMesh], shown: Mesh | None, console: Console) -> None:
@@ -299,3 +306,6 @@ def _warn(
         print_warnings(box_warnings({name: Box.of(position) for name, position in boxes.items()}), console)
     if surrogate.context is None:
         warn_few_anchors(surrogate.sampling, {branch: mesh.position for branch, mesh in meshes.items()}, console)
+
+
+_DRAW = {"png": draw_figures, "html": write_pages}
