@@ -17,6 +17,7 @@ import typer.main
 from emmi_jax import AbUptConfig, AnchoredBranchedUPT, SupernodePoolingConfig
 from emmi_jax.cli import app
 from emmi_jax.config import Sampling
+from emmi_jax.config.mesh_dataset import MeshDataset
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.meshes.vtk import import_pyvista
@@ -130,7 +131,8 @@ def test_commands_parse(page: Path) -> None:
 @pytest.mark.parametrize("page", pages_with("(?:toml|json)"))
 def test_settings_and_json_are_valid(page: Path) -> None:
     for _, text in blocks(page, "toml"):
-        assert default_settings(None).updated(tomllib.loads(text))
+        values = tomllib.loads(text)
+        assert MeshDataset.from_dict(values) if "branches" in values else default_settings(None).updated(values)
     for _, text in blocks(page, "json"):
         assert json.loads(text)
 
