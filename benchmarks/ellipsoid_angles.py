@@ -37,11 +37,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     surrogate = load_run(options.run)
-    sphere, rows = _unit_sphere(), []
+    sphere, rows = unit_sphere(), []
     for name, functional in FUNCTIONALS.items():
         angles, ratios = [], []
         for number, body in enumerate(EllipsoidDataset(surrogate.sampling).test_bodies):
-            surface = _stretched(sphere, body)
+            surface = stretched(sphere, body)
             volume = PointSet(body.sample_volume(np.random.default_rng(number), 4096), {})
             found = sensitivity(surrogate, surface, functional, points={"volume": volume})
             # A vertex is rotation @ (unit * semi_axes).
@@ -70,7 +70,7 @@ def main() -> None:
     measure.report(f"gradients with respect to the semi-axes, {measure.DEVICE}", rows, options.json)
 
 
-def _unit_sphere() -> Surface:
+def unit_sphere() -> Surface:
     with TemporaryDirectory() as folder:
         sphere = pyvista.Icosphere(radius=1.0, nsub=3)
         sphere.clear_data()
@@ -79,13 +79,13 @@ def _unit_sphere() -> Surface:
         return read_surface(Path(folder, "sphere.vtp"))
 
 
-def _stretched(sphere: Surface, body: Ellipsoid) -> Surface:
+def stretched(sphere: Surface, body: Ellipsoid) -> Surface:
     return sphere.moved(sphere.vertices * body.semi_axes @ body.rotation.T)
 
 
 def _exact(name: str, sphere: Surface, axes: Vector, rotation: Vector) -> float:
     body = Ellipsoid(semi_axes=axes, rotation=rotation)
-    surface = _stretched(sphere, body)
+    surface = stretched(sphere, body)
     areas, on_sphere = surface.areas(), surface.centers() @ rotation / axes
     on_sphere /= np.linalg.norm(on_sphere, axis=1, keepdims=True)
     values = body.pressure_coefficient(on_sphere * axes @ rotation.T)
