@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection, TrainSettings
+from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.cases import Case
@@ -39,6 +40,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     if settings.data is None:
         if settings.features:
             raise ValueError(f"features need data of your own, got {dict(settings.features)!r} without --data")
+        _refuse_conditions(settings, "the built-in data have those of stream_angle")
         return EllipsoidDataset(sampling, stream_angle=settings.stream_angle)
     path = Path(settings.data)
     options = ReadOptions(with_cell_sizes=is_weighted, inputs=input_names(settings.features))
@@ -67,6 +69,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         raise ValueError(
             f"{settings.split}: a split needs a folder of cases, {path} is none: --set split=none leaves it out"
         )
+    _refuse_conditions(settings, f"{path} is one case, in which they are constant")
     if opened is None and not path.is_dir():
         case, mark = Case({"volume": read_case(path)}, None), fingerprint([path], path)
     else:
@@ -83,6 +86,12 @@ def load_dataset(settings: TrainSettings) -> Dataset:
     )
     single.opened = opened
     return single
+
+
+def _refuse_conditions(settings: TrainSettings, reason: str) -> None:
+    if settings.conditions not in (ConditionSource(), ConditionSource(names=())):
+        given = {name: value for name, value in settings.conditions.to_dict().items() if value}
+        raise ValueError(f"conditions need a folder of cases, got {given!r}: {reason}")
 
 
 def make_normalizer(settings: TrainSettings, dataset: Dataset, report: Report = SILENT) -> Normalizer:

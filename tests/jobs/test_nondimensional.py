@@ -128,3 +128,11 @@ def test_a_law_of_conditions_that_are_not_there_is_refused(cases, law, message):
 def test_a_speed_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="the condition 'U', which must be positive, got 0"):
         field_factor("velocity", {"speed": "U", "density": None}, {"U": 0.0})
+
+
+@pytest.mark.parametrize("is_single", [True, False])
+def test_conditions_of_what_is_no_folder_of_cases_are_refused(is_single: bool, tmp_path: Path) -> None:
+    path = write_case_folder(tmp_path / "case") if is_single else None
+    settings = tiny_settings(path, **NO_GEOMETRY).updated({"conditions": {"inlet": "front"}})
+    with pytest.raises(ValueError, match=r"conditions need a folder of cases, got \{'inlet': 'front'\}"):
+        load_dataset(settings)
