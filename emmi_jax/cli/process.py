@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
 _RETRY_SECONDS = 0.05
+_raised = threading.Event()  # an interrupt has been: a library may raise something else for it
 
 
 class _Lasting(io.FileIO):
@@ -68,10 +69,10 @@ def leave(status: int) -> NoReturn:
 
 
 def ignore_interrupts() -> bool:
-    """Lets an interrupt that comes after the work change nothing; returns whether an earlier one still waits."""
+    """Lets an interrupt that comes after the work change nothing; returns whether there was an earlier one."""
     for number in (signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
-    return signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0
+    return signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0 or _raised.is_set()
 
 
 def end_of_imports() -> None:
@@ -95,6 +96,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
         for child in multiprocessing.active_children():
             child.kill()
+    _raised.set()
     raise KeyboardInterrupt
 
 
