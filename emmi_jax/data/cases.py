@@ -24,6 +24,7 @@ class Case(NamedTuple):
         left_out: What its meshes have that was not read, one line each.
         side: How the outward side of its surface was found, in words, if it has area vectors.
         condition: The values of the conditions that a run takes, by name in the units of the run.
+        patches: The patches of its surface; see `Mesh`.
     """
 
     points: dict[str, PointSet]
@@ -32,6 +33,7 @@ class Case(NamedTuple):
     side: str = ""
     geometry_features: Array | None = None
     condition: Mapping[str, float] | None = None
+    patches: tuple[tuple[str, int], ...] = ()
 
 
 class BranchShape(NamedTuple):

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.design.functionals import Fields, Functional, Sums, Terms, unit, vector
-from emmi_jax.inference.meshes import PRESSURES, SHEAR_SIGNS, ForceReference
+from emmi_jax.meshes.forces import ForceReference, field_forces
 
 
 def drag(*, speed: float, area: float, density: float = 1.0, direction: ArrayLike = (1.0, 0.0, 0.0)) -> Functional:
     """Returns the drag coefficient: the force along `direction` over dynamic pressure and reference area.
 
     It is computed from the pressure, or pressure coefficient, of the branch ``surface``, and its wall shear stress if
-    there is one, with the signs of `emmi_jax.inference.meshes.surface_forces`.
+    there is one, with the signs of `emmi_jax.meshes.forces.integrate_forces`.
 
     Args:
         speed: Speed of the stream, m/s.
@@ -74,7 +73,7 @@ def moment(
     along, origin = unit("axis", axis), vector("about", about)
 
     def terms(position: Any, fields: Fields, normal: Any, area: Any) -> Terms:
-        force = _surface_force(reference, fields, normal, area)
+        force = field_forces(fields, normal, area, dynamic_pressure=reference.dynamic_pressure)
         return {"moment": (jnp.cross(position, force) * jnp.asarray(along, force.dtype)).sum(axis=-1)}
 
     scale = 1 / (reference.dynamic_pressure * reference.area * length)
@@ -84,24 +83,8 @@ def moment(
 
 def _force(direction: Any, reference: ForceReference) -> Functional:
     def terms(position: Any, fields: Fields, normal: Any, area: Any) -> Terms:
-        force = _surface_force(reference, fields, normal, area)
+        force = field_forces(fields, normal, area, dynamic_pressure=reference.dynamic_pressure)
         return {"force": (force * jnp.asarray(direction, force.dtype)).sum(axis=-1)}
 
     scale = 1 / (reference.dynamic_pressure * reference.area)
     return Functional((Sums(GEOMETRY_BRANCH, terms),), lambda totals: totals[0]["force"] * scale)
-
-
-def _surface_force(reference: ForceReference, fields: Fields, normal: jax.Array, area: jax.Array) -> jax.Array:
-    """Returns the force [N, 3] on each cell, as `integrate_forces` adds them up."""
-    name = next((name for name in PRESSURES if name in fields), None)
-    if name is None:
-        raise ValueError(
-            f"forces need a field {' or '.join(PRESSURES)}; the branch {GEOMETRY_BRANCH!r} has {list(fields)}"
-        )
-    scale = reference.dynamic_pressure if name == "pressure_coefficient" else 1.0
-    traction = -scale * fields[name] * normal
-    for shear, sign in SHEAR_SIGNS.items():
-        if shear in fields:
-            traction = traction + sign * fields[shear]
-            break
-    return traction * area[:, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from emmi_jax.deploy.draws import GEOMETRY_BRANCH
 from emmi_jax.deploy.features import GEOMETRY, FeatureNames, join_features
-from emmi_jax.inference.meshes import BranchMesh
+from emmi_jax.meshes.branch_mesh import BranchMesh
 from emmi_jax.meshes.components import found_arrays
 from emmi_jax.meshes.mesh import FieldSource, Mesh
 from emmi_jax.meshes.point_inputs import DISTANCE, NORMAL, surface_distance, surface_normals

@@ -18,11 +18,12 @@ from emmi_jax.design.functionals import Functional
 from emmi_jax.design.surface import Surface, read_surface
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
-from emmi_jax.inference.meshes import PRESSURES, BranchMesh, ForceReference, query_mesh
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.mesh_outputs import check_outputs
 from emmi_jax.jobs.predict import force_reference
-from emmi_jax.jobs.predict_meshes import check_outputs
 from emmi_jax.jobs.progress import print_left_out, print_sides, warn_few_anchors, warn_outside
+from emmi_jax.meshes.branch_mesh import BranchMesh, query_mesh
+from emmi_jax.meshes.forces import ForceReference, force_fields
 from emmi_jax.points import Array, PointSet
 
 FUNCTIONALS: dict[str, Callable[..., Functional]] = {
@@ -82,9 +83,7 @@ def check_design(job: DesignJob, surrogate: Surrogate) -> None:
     coefficient(job, job.functional)
     if GEOMETRY_BRANCH not in config.fields:
         raise ValueError(f"the model has the branches {list(config.branches)}, none of which is {GEOMETRY_BRANCH!r}")
-    names = config.fields[GEOMETRY_BRANCH]
-    if not set(PRESSURES) & set(names):
-        raise ValueError(f"forces need a field {' or '.join(PRESSURES)}; the branch 'surface' has {list(names)}")
+    force_fields(config.fields[GEOMETRY_BRANCH])
     if job.geometry is not None and not config.has_geometry:
         raise ValueError(f"{job.geometry}: the model has no geometry branch to show it to")
     stored = {} if surrogate.context is None else surrogate.context.anchors

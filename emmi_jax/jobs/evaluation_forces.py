@@ -14,10 +14,10 @@ from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.metrics import coefficient_metrics
 from emmi_jax.data.notes import gathered
 from emmi_jax.files.atomic import JsonDict
-from emmi_jax.inference.meshes import ForceReference, coefficient_spreads, force_fields, surface_force
+from emmi_jax.inference.meshes import coefficient_spreads
 from emmi_jax.inference.spread import Spread
 from emmi_jax.jobs.progress import new_table
-from emmi_jax.meshes.forces import check_direction, force_coefficients, pressure_notes
+from emmi_jax.meshes.forces import ForceReference, ForceSurface, check_direction, force_fields
 from emmi_jax.points import Array, Fields
 
 NAMES = ("cd", "cl")
@@ -83,35 +83,43 @@ class CaseForces:
             raise ValueError(
                 "forces need a surface of polygons with fields in its cells, or a store that was prepared from one"
             )
-        self._options, self.reference, exact = options, reference, case.points[GEOMETRY_BRANCH].fields
-        self._area = np.linalg.norm(np.asarray(vector, np.float64), axis=1)
-        self._normal = vector / np.where(self._area > 0, self._area, 1.0)[:, None]
-        self.known = {"reference": self._coefficients({name: exact[name] for name in names})}
+        self.reference, exact = reference, {name: case.points[GEOMETRY_BRANCH].fields[name] for name in names}
+        area = np.linalg.norm(np.asarray(vector, np.float64), axis=1)
+        self._surface = ForceSurface(
+            normal=vector / np.where(area > 0, area, 1.0)[:, None],
+            area=area,
+            reference=reference,
+            drag_direction=options.drag_direction,
+            lift_direction=options.lift_direction,
+            patches=case.patches,
+        )
+        self.known = {"reference": self._surface.coefficients(exact)}
+        self.known_patches = self._surface.by_patch(exact)
         if known is not None:
             ratio = 1.0 if known.area is None else known.area / reference.area
             self.known["solver"] = {"cd": ratio * known.cd, "cl": ratio * known.cl}
-        directions = {"drag": options.drag_direction, "lift": options.lift_direction}
-        self.notes = pressure_notes(self._normal, self._area, exact[names[0]], directions)
+        self.notes = self._surface.notes(exact)
         self.predicted: list[dict[str, float]] = []
+        self.predicted_patches: list[dict[str, dict[str, float]]] = []
 
     def add(self, predicted: Mapping[str, Array]) -> None:
         """Integrates the predicted fields [N, F] of the surface."""
-        self.predicted.append(self._coefficients(predicted))
+        self.predicted.append(self._surface.coefficients(predicted))
+        self.predicted_patches.append(self._surface.by_patch(predicted))
 
     def spreads(self, values: Mapping[str, Array]) -> dict[str, Spread]:
         """Returns the coefficients of fields [members, draws, N, F] of the surface."""
-        return coefficient_spreads(values, self._coefficients)
+        return coefficient_spreads(values, self._surface.coefficients)
 
-    def _coefficients(self, fields: Mapping[str, Array]) -> dict[str, float]:
-        dynamic_pressure = self.reference.dynamic_pressure
-        force = surface_force(fields, self._normal, self._area, dynamic_pressure=dynamic_pressure)
-        return force_coefficients(
-            force,
-            area=self.reference.area,
-            dynamic_pressure=dynamic_pressure,
-            drag_direction=self._options.drag_direction,
-            lift_direction=self._options.lift_direction,
-        )
+    def patches(self) -> JsonDict:
+        """Returns the coefficients by patch and name, predicted ones as means over the draws, and known ones."""
+        return {
+            patch: {
+                name: {"predicted": _mean([draw[patch][name] for draw in self.predicted_patches]), "reference": value}
+                for name, value in of_patch.items()
+            }
+            for patch, of_patch in self.known_patches.items()
+        }
 
 
 class ForceEvaluation:
@@ -180,6 +188,7 @@ class ForceMetrics:
         self._only = " (pressure only)" if any(len(case.names) == 1 for case in cases.values()) else ""
         self.notes = gathered({name: case.notes for name, case in cases.items()})
         self._options, self._references = options, {name: case.reference for name, case in cases.items()}
+        self._patches = {name: case.patches() for name, case in cases.items()}
         is_over_area = any(case.reference.area != 1 for case in cases.values())
         self.labels = dict(zip(NAMES, ("Cd", "Cl") if is_over_area else ("CdA, m²", "ClA, m²"), strict=True))
         self.kinds = [kind for kind in ("reference", "solver") if all(kind in case.known for case in cases.values())]
@@ -208,6 +217,7 @@ class ForceMetrics:
         for row, (name, reference) in enumerate(self._references.items()):
             cases[name] = {"area": reference.area, "speed": reference.speed, "density": reference.density}
             cases[name] |= {coefficient: self._values(coefficient, row) for coefficient in NAMES}
+            cases[name] |= {"patches": self._patches[name]} if self._patches[name] else {}
         directions = {"drag_direction": self._options.drag_direction, "lift_direction": self._options.lift_direction}
         return {"metrics": self.metrics, **directions, "cases": cases}
 

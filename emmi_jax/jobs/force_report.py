@@ -9,8 +9,9 @@ from rich.console import Console
 
 from emmi_jax.files.atomic import JsonDict, write_json
 from emmi_jax.inference.intervals import Intervals
-from emmi_jax.inference.meshes import ForceReference, Forces
+from emmi_jax.inference.meshes import Forces
 from emmi_jax.jobs.progress import say
+from emmi_jax.meshes.forces import ForceReference
 
 _LABELS = {"cd": "Cd", "cl": "Cl"}
 
@@ -45,6 +46,9 @@ def report_forces(
         deviations = {name: getattr(spread, kind) for name, spread in forces.spreads.items()}
         if None not in deviations.values():
             summary[f"deviation_{kind}"] = {name: float(value) for name, value in deviations.items()}
+    for which, patches in forces.patches.items():
+        if patches:
+            summary.setdefault("patches", {})[which] = patches
     only = "" if forces.has_shear else "  (pressure only)"
     for which, values in forces.coefficients.items():
         shown = [
@@ -53,6 +57,8 @@ def report_forces(
         ]
         at = f" at {100 * intervals.level:g} %" if which == "predicted" and bounds and intervals is not None else ""
         say(console, f"{which}: {'  '.join(shown)}{at}{only}")
+        for patch, of_patch in forces.patches[which].items():
+            say(console, f"  {patch}: {'  '.join(f'{_LABELS[name]} {value:z.4f}' for name, value in of_patch.items())}")
     write_json(folder / "forces.json", summary)
 
 

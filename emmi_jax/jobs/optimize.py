@@ -24,7 +24,6 @@ from emmi_jax.design.optimization import Optimization, Step, optimize
 from emmi_jax.design.penalties import Penalty, keep_clearance, keep_volume
 from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import JsonDict, atomic_path, check_space, make_folder, write_atomically, write_json
-from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import Weighted, under_condition, weighted_conditions
 from emmi_jax.jobs.design import (
@@ -38,6 +37,7 @@ from emmi_jax.jobs.design import (
 )
 from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, warn
+from emmi_jax.meshes.branch_mesh import output_name
 from emmi_jax.meshes.mesh import Mesh, write_mesh
 from emmi_jax.runs.calibration import read_familiarity
 from emmi_jax.runs.directory import RunDirectory

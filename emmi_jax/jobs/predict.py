@@ -10,13 +10,13 @@ from rich.console import Console
 from emmi_jax.config.jobs import PredictionJob, ReferenceOptions
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.intervals import Certainty
-from emmi_jax.inference.meshes import ForceReference
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import under_condition
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.jobs.predict_points import PointJob, predict_points
 from emmi_jax.jobs.predict_sweep import parse_sweep, predict_sweep
+from emmi_jax.meshes.forces import ForceReference
 from emmi_jax.meshes.reference_area import read_reference_area
 from emmi_jax.runs.calibration import read_calibration, read_familiarity
 from emmi_jax.runs.directory import RunDirectory

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,31 +17,22 @@ from emmi_jax.data.mesh_dataset import Sources, read_sources
 from emmi_jax.data.notes import Box, box_warnings
 from emmi_jax.data.readers.openfoam import describe_foam
 from emmi_jax.files.atomic import JsonDict, check_space, write_json
-from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.encoded_set import EncodedSet, Watch, collect, field_columns, watch_nothing
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
-from emmi_jax.inference.meshes import (
-    BranchMesh,
-    FieldArrays,
-    ForceReference,
-    check_forces,
-    force_fields,
-    geometry_mesh,
-    geometry_points,
-    largest_output,
-    mesh_metrics,
-    output_name,
-    predict_on_meshes,
-    query_mesh,
-    reference_mesh,
-    surface_forces,
-    write_predictions,
-)
+from emmi_jax.inference.meshes import check_forces, geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.force_report import report_forces
+from emmi_jax.jobs.mesh_outputs import (
+    DRAW,
+    check_figures,
+    check_outputs,
+    largest_output,
+    mesh_metrics,
+    write_predictions,
+)
 from emmi_jax.jobs.progress import (
     ProgressBar,
     metrics_table,
@@ -55,12 +44,11 @@ from emmi_jax.jobs.progress import (
     warn_few_anchors,
     warn_outside,
 )
+from emmi_jax.meshes.branch_mesh import BranchMesh, geometry_mesh, query_mesh, reference_mesh
+from emmi_jax.meshes.forces import ForceReference, force_fields
 from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.openfoam import is_foam
-from emmi_jax.meshes.surfaces import is_surface, surface_dataset
 from emmi_jax.points import Array
-
-FIGURES = ("png", "html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +140,7 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         _print_forces(job, job.forces, each, meshes[GEOMETRY_BRANCH], console)
     fields_alone = {branch: {n: arrays[n] for n in field_columns(arrays)} for branch, arrays in predicted.items()}
     if job.figures is not None:
-        print_paths(_DRAW[job.figures](job.out, fields_alone, meshes, geometry), console)
+        print_paths(DRAW[job.figures](job.out, fields_alone, meshes, geometry), console)
 
 
 def _num_columns(job: MeshJob, surrogate: Surrogate) -> int:
@@ -178,46 +166,6 @@ def _print_read(job: MeshJob, meshes: Mapping[str, BranchMesh], shown: Mesh | No
         print_left_out(mesh.left_out, console, mesh.path)
 
 
-def draw_figures(
-    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], geometry: Array | None
-) -> list[Path]:
-    """Draws every field of every mesh around the surface mesh, or else around the geometry."""
-    from emmi_jax.plots.meshes import MeshFields, draw_mesh_fields
-
-    if GEOMETRY_BRANCH in meshes:
-        geometry = meshes[GEOMETRY_BRANCH].position
-    paths = []
-    for branch, (mesh, location, position, reference, _) in meshes.items():
-        fields = MeshFields(branch, _drawn(mesh), location, position, predicted[branch], reference)
-        paths += draw_mesh_fields(fields, folder, geometry=geometry)
-    return paths
-
-
-def write_pages(
-    folder: Path, predicted: Mapping[str, FieldArrays], meshes: Mapping[str, BranchMesh], geometry: Array | None
-) -> list[Path]:
-    """Writes a page per mesh that shows its fields in 3-D, with planes around the surface mesh or the geometry."""
-    from emmi_jax.plots.mesh_pages import write_mesh_page
-    from emmi_jax.plots.meshes import MeshFields
-
-    surface = _drawn(meshes[GEOMETRY_BRANCH].mesh) if GEOMETRY_BRANCH in meshes else None
-    if GEOMETRY_BRANCH in meshes:
-        geometry = meshes[GEOMETRY_BRANCH].position
-    return [
-        write_mesh_page(
-            MeshFields(branch, _drawn(mesh.mesh), mesh.location, mesh.position, predicted[branch], mesh.reference),
-            folder,
-            geometry=geometry,
-            surface=surface if surface is not None and surface.IsA("vtkPolyData") else None,
-        )
-        for branch, mesh in meshes.items()
-    ]
-
-
-def _drawn(mesh: Mesh) -> Any:
-    return surface_dataset(mesh) if is_surface(mesh) else mesh.dataset
-
-
 def check_mesh_job(job: MeshJob, surrogate: Surrogate) -> None:
     """Refuses what cannot work while there is nothing to clean up."""
     config = surrogate.model.config
@@ -238,41 +186,12 @@ def check_mesh_job(job: MeshJob, surrogate: Surrogate) -> None:
     check_outputs(job.out, list(job.meshes.values()), list(job.meshes))
 
 
-def check_figures(kind: str | None) -> None:
-    """Refuses figures of another kind, or those that lack a package.
-
-    Raises:
-        ValueError: The kind is unknown.
-        ImportError: A package is not installed.
-    """
-    if kind is not None and kind not in FIGURES:
-        raise ValueError(f"--figures must be {' or '.join(FIGURES)}, got {kind!r}")
-    if kind is not None:
-        importlib.import_module("matplotlib")
-    if kind == "html" and importlib.util.find_spec("plotly") is None:
-        raise ImportError("--figures html needs a package: pip install plotly")
-
-
 def shown_geometry(job: MeshJob, surrogate: Surrogate) -> Mesh | None:
     """Returns the geometry, the patches of a case as in training; None for the points that the model finds."""
     path, surface = job.geometry, job.meshes.get(GEOMETRY_BRANCH)
     if path is None and surrogate.context is None and surrogate.model.config.has_geometry:
         path = surface if surface is not None and surface.is_dir() else None
     return None if path is None else geometry_mesh(path, job.foam)
-
-
-def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ()) -> None:
-    """Refuses a folder where meshes with fields would replace one another or what is read.
-
-    Raises:
-        ValueError: They would, or the folder is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder")
-    names = list(map(output_name, paths, branches) if branches else map(output_name, paths))
-    if len(set(names)) < len(names):
-        raise ValueError(f"two meshes would become the same file {folder / names[0]}")
-    check_output(folder, paths, names)
 
 
 def read_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, shown: Mesh | None) -> dict[str, BranchMesh]:
@@ -306,6 +225,3 @@ def _warn(
         print_warnings(box_warnings({name: Box.of(position) for name, position in boxes.items()}), console)
     if surrogate.context is None:
         warn_few_anchors(surrogate.sampling, {branch: mesh.position for branch, mesh in meshes.items()}, console)
-
-
-_DRAW = {"png": draw_figures, "html": write_pages}

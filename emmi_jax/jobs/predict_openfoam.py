@@ -19,9 +19,10 @@ from emmi_jax.data.readers.openfoam import KNOWN_ARRAYS
 from emmi_jax.files.atomic import atomic_path, check_space, naming_the_file
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.encoded_set import EncodedSet
-from emmi_jax.inference.meshes import geometry_mesh, geometry_points
+from emmi_jax.inference.meshes import geometry_points
 from emmi_jax.inference.surrogate import Encoded, Surrogate
 from emmi_jax.jobs.progress import ProgressBar, print_left_out, print_paths, say, warn_few_anchors
+from emmi_jax.meshes.branch_mesh import geometry_mesh
 from emmi_jax.meshes.foam_to_vtk import is_time
 from emmi_jax.meshes.openfoam import read_foam
 from emmi_jax.meshes.openfoam_fields import (

@@ -15,18 +15,12 @@ from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.files.atomic import make_folder, write_atomically
 from emmi_jax.inference.encoded_set import collect
 from emmi_jax.inference.mesh_features import geometry_with_features
-from emmi_jax.inference.meshes import (
-    ForceReference,
-    check_forces,
-    force_fields,
-    geometry_points,
-    predict_on_meshes,
-    surface_forces,
-)
+from emmi_jax.inference.meshes import check_forces, geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import under_values
 from emmi_jax.jobs.predict_meshes import MeshJob, check_mesh_job, read_meshes, shown_geometry
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
+from emmi_jax.meshes.forces import ForceReference, force_fields
 
 CSV, PICTURE = "sweep.csv", "sweep.png"
 

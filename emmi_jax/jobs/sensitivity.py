@@ -18,13 +18,13 @@ from emmi_jax.design.normal_part import NormalPart, normal_part
 from emmi_jax.design.problem import Sensitivity
 from emmi_jax.design.surface import Surface
 from emmi_jax.files.atomic import JsonDict, check_space, make_folder, write_json
-from emmi_jax.inference.meshes import output_name
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import under_condition
 from emmi_jax.jobs.design import check_design, coefficient, design_reference, largest_output, read_design
 from emmi_jax.jobs.familiarity import report_familiarity
-from emmi_jax.jobs.predict_meshes import check_figures
+from emmi_jax.jobs.mesh_outputs import check_figures
 from emmi_jax.jobs.progress import ProgressBar, print_paths, say
+from emmi_jax.meshes.branch_mesh import output_name
 from emmi_jax.meshes.mesh import write_mesh
 from emmi_jax.runs.calibration import read_familiarity
 from emmi_jax.runs.directory import RunDirectory

@@ -1,24 +1,134 @@
-"""Forces on a body from the pressure and the shear stress on its surface, and their coefficients.
+"""Forces on a body from the pressure and the shear stress on its surface: fields, signs, coefficients.
 
 NumPy arrays are summed in float64. JAX arrays and tracers are summed in float32, so derivatives pass through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from emmi_jax.points import float_arrays
+from emmi_jax.deploy.draws import GEOMETRY_BRANCH
+from emmi_jax.points import Array, float_arrays
 
+PRESSURES = ("pressure", "pressure_coefficient")
+SHEAR_SIGNS = {"wallshearstress": -1.0, "wall_shear_stress": 1.0}
+"""Factor from the field to the traction on the body; the first is DrivAerML's, which has OpenFOAM's sign."""
 DRAG_DIRECTION, LIFT_DIRECTION = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 _FACING = 1e-6
 """Share of the area from which on a surface faces a direction."""
 _ABSOLUTE, _OPEN = 10.0, 1e-3
 """A mean pressure of so many deviations is absolute; an open surface faces one way by this share more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceReference:
+    """Divisors of forces: reference area in m², speed in m/s and density in kg/m³ of the stream."""
+
+    area: float
+    speed: float
+    density: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("area", "speed", "density"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def dynamic_pressure(self) -> float:
+        """Density · speed² / 2, in Pa."""
+        return self.density * self.speed**2 / 2
+
+
+def force_fields(fields: Collection[str]) -> list[str]:
+    """Returns the names of the pressure and, if there is one, of the wall shear stress that forces are integrated from.
+
+    Raises:
+        ValueError: There is no pressure.
+    """
+    pressure = [name for name in PRESSURES if name in fields][:1]
+    if not pressure:
+        raise ValueError(
+            f"forces need a field {' or '.join(PRESSURES)}; the branch {GEOMETRY_BRANCH!r} has {list(fields)}"
+        )
+    return pressure + [name for name in SHEAR_SIGNS if name in fields][:1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceSurface:
+    """A surface whose forces are integrated.
+
+    Args:
+        normal: Outward unit normals [N, 3] of its cells.
+        area: Areas [N], m².
+        reference: What forces are divided by.
+        drag_direction: Along the stream [3], of any length.
+        lift_direction: Upwards [3], of any length.
+        patches: Names and numbers of cells of its patches, one after another; a name may repeat. Empty where unknown.
+    """
+
+    normal: Array
+    area: Array
+    reference: ForceReference
+    drag_direction: ArrayLike = DRAG_DIRECTION
+    lift_direction: ArrayLike = LIFT_DIRECTION
+    patches: tuple[tuple[str, int], ...] = ()
+
+    def coefficients(self, fields: Mapping[str, Array]) -> dict[str, float]:
+        """Returns the coefficients `cd` and `cl` of fields [N, F], see `force_fields`."""
+        return self._divided(self._forces(fields).sum(axis=0))
+
+    def by_patch(self, fields: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+        """Returns the share of each patch in `coefficients`; nothing where there are no two patches."""
+        if len({name for name, _ in self.patches}) < 2:
+            return {}
+        ends = list(itertools.accumulate(number for _, number in self.patches))
+        parts = np.split(self._forces(fields), ends[:-1])
+        total = {name: np.zeros(3) for name, _ in self.patches}
+        for (name, _), part in zip(self.patches, parts, strict=True):
+            total[name] += part.sum(axis=0)
+        return {name: self._divided(force) for name, force in total.items()}
+
+    def notes(self, fields: Mapping[str, Array]) -> list[str]:
+        """Returns `pressure_notes` of fields [N, F]."""
+        directions = {"drag": self.drag_direction, "lift": self.lift_direction}
+        return pressure_notes(self.normal, self.area, fields[force_fields(fields)[0]], directions)
+
+    def _forces(self, fields: Mapping[str, Array]) -> Any:
+        return field_forces(fields, self.normal, self.area, dynamic_pressure=self.reference.dynamic_pressure)
+
+    def _divided(self, force: Any) -> dict[str, float]:
+        return force_coefficients(
+            force,
+            area=self.reference.area,
+            dynamic_pressure=self.reference.dynamic_pressure,
+            drag_direction=self.drag_direction,
+            lift_direction=self.lift_direction,
+        )
+
+
+def field_forces(fields: Mapping[str, Any], normal: Any, area: Any, *, dynamic_pressure: float) -> Any:
+    """Returns the force on each cell of a surface, [N, 3] in N, or in m⁴/s² for pressure over density.
+
+    Args:
+        fields: Fields [N, F] in the cells of the surface, see `force_fields`.
+        normal: Outward unit normals [N, 3].
+        area: Areas [N], m².
+        dynamic_pressure: The unit of a pressure coefficient, Pa.
+
+    Raises:
+        ValueError: There is no pressure, or the shapes do not match.
+    """
+    pressure, *shear = force_fields(fields)
+    unit = dynamic_pressure if pressure == "pressure_coefficient" else 1.0
+    traction = SHEAR_SIGNS[shear[0]] * fields[shear[0]] if shear else None
+    return _cell_forces(normal, area, unit * fields[pressure], traction, 0.0)
 
 
 def integrate_forces(
@@ -53,6 +163,16 @@ def integrate_forces(
         >>> integrate_forces([[0.0, 0.0, 1.0]], [2.0], [3.0]).tolist()[2]
         -6.0
     """
+    return _cell_forces(normal, area, pressure, wall_shear_stress, reference_pressure).sum(axis=0)
+
+
+def _cell_forces(
+    normal: ArrayLike,
+    area: ArrayLike,
+    pressure: ArrayLike,
+    wall_shear_stress: ArrayLike | None,
+    reference_pressure: float,
+) -> Any:
     stress: ArrayLike = 0.0 if wall_shear_stress is None else wall_shear_stress
     _, n, a, p, tau = float_arrays(normal, area, pressure, stress)
     if a.ndim != 1:
@@ -63,7 +183,7 @@ def integrate_forces(
         if array.shape != (len(a), channels):
             raise ValueError(f"{name} has shape {array.shape}, expected ({len(a)}, {channels})")
     # No matrix product, because accelerators compute those of float32 with fewer bits.
-    return (a[:, None] * ((reference_pressure - p) * n + tau)).sum(axis=0)
+    return a[:, None] * ((reference_pressure - p) * n + tau)
 
 
 def force_coefficients(

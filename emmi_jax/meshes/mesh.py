@@ -47,6 +47,7 @@ class Mesh:
         dataset: A `pyvista.DataSet`.
         left_out: What the file has beside it, one line each.
         is_patch: Whether it consists of patches of OpenFOAM, whose faces point out of the fluid.
+        patches: Names and numbers of cells of these patches, one after another; a name may repeat.
 
     Example:
         >>> mesh = read_mesh(Path("boundary_1.vtp"))  # doctest: +SKIP
@@ -57,6 +58,7 @@ class Mesh:
     dataset: Any
     left_out: tuple[str, ...] = ()
     is_patch: bool = False
+    patches: tuple[tuple[str, int], ...] = ()
 
     def location_of(self, names: Iterable[ArrayName]) -> Location:
         """Returns where these arrays are; cells come first if they are on both.

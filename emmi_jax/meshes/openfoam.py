@@ -120,20 +120,25 @@ def read_foam(
         if not chosen:
             raise ValueError(f"{path}: no patch is a wall; choose those of the surface with --surface-patches")
     parts, left_out = dict[str, list[Any]](), dict[str, dict[str, None]]()
+    patches: list[tuple[str, int]] = []
     if roots:
         wanted = None if arrays is None else {name for branch in branches for name in arrays.get(branch, ())}
         time = foam_time(path, selection)
         for root in roots:
-            for branch, dataset, lines in _read_root(root, time, chosen, branches, wanted):
+            for branch, patch, dataset, lines in _read_root(root, time, chosen, branches, wanted):
                 parts.setdefault(branch, []).append(dataset)
+                patches += [] if patch is None else [(patch, dataset.n_cells)]
                 left_out.setdefault(branch, {}).update(dict.fromkeys(lines))
     else:
         files = _vtk_files(path, selection)
         sources = {"volume": [files.internal], "surface": [files.patches[name] for name in chosen]}
         parts = {b: [read_dataset(f, None if arrays is None else arrays.get(b)) for f in sources[b]] for b in branches}
+        patches = [(name, part.n_cells) for name, part in zip(chosen, parts.get("surface", ()), strict=False)]
     if missing := sorted(set(branches) - set(parts)):
         raise ValueError(f"{path}: has no cells for the branch {missing[0]!r}")
     found = {b: checked_mesh(path, _joined(parts[b], b), is_patch=b == "surface") for b in branches}
+    if "surface" in found and sum(number for _, number in patches) == found["surface"].dataset.n_cells:
+        found["surface"] = replace(found["surface"], patches=tuple(patches))
     return {b: replace(mesh, left_out=(*mesh.left_out, *left_out.get(b, ()))) for b, mesh in found.items()}
 
 
@@ -149,8 +154,8 @@ def read_branch(
 
 def _read_root(
     root: Path, time: str | None, chosen: Sequence[str], branches: Collection[str], arrays: Collection[str] | None
-) -> Iterator[tuple[str, Any, list[str]]]:
-    """Yields the branch and the content of the internal mesh and of each chosen patch of one mesh, and what it lacks.
+) -> Iterator[tuple[str, str | None, Any, list[str]]]:
+    """Yields the internal mesh and each chosen patch of one mesh: branch, name of the patch, content, what it lacks.
 
     An array that is asked for by name must be readable.
     """
@@ -166,14 +171,14 @@ def _read_root(
         for name, field in fields.items():
             with _unless_needed(arrays, left_out):
                 dataset.cell_data[name] = field.cells()
-        yield "volume", dataset, left_out
+        yield "volume", None, dataset, left_out
     for patch in chosen if "surface" in branches else ():
         if patch in mesh.patches and mesh.patches[patch].num_faces:
             dataset = mesh.surface(mesh.patches[patch])
             for name, field in fields.items():
                 with _unless_needed(arrays, left_out):
                     dataset.cell_data[name] = field.faces(patch)
-            yield "surface", dataset, left_out
+            yield "surface", patch, dataset, left_out
 
 
 @contextmanager

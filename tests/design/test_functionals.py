@@ -21,8 +21,7 @@ from emmi_jax.design import (
     smooth_maximum,
     smooth_minimum,
 )
-from emmi_jax.inference.meshes import ForceReference
-from emmi_jax.meshes.forces import force_coefficients, integrate_forces
+from emmi_jax.meshes.forces import ForceReference, force_coefficients, integrate_forces
 
 RNG = np.random.default_rng(0)
 NUM = 50

@@ -31,14 +31,9 @@ from emmi_jax.design import (
 )
 from emmi_jax.design.encoding import vjp_encoding
 from emmi_jax.design.program import chunk_sums, vjp_chunk
-from emmi_jax.inference.meshes import (
-    ForceReference,
-    geometry_mesh,
-    geometry_points,
-    predict_on_meshes,
-    query_mesh,
-    surface_forces,
-)
+from emmi_jax.inference.meshes import geometry_points, predict_on_meshes, surface_forces
+from emmi_jax.meshes.branch_mesh import geometry_mesh, query_mesh
+from emmi_jax.meshes.forces import ForceReference
 from emmi_jax.points import PointSet
 from tests.design.cases import SAMPLING, VOLUME, build, ellipsoid
 

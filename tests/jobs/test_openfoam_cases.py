@@ -9,7 +9,7 @@ from rich.console import Console
 
 from emmi_jax.cli import main
 from emmi_jax.config import FoamSelection
-from emmi_jax.config.jobs import EvaluationJob, PrepareJob
+from emmi_jax.config.jobs import EvaluationJob, ForceOptions, PrepareJob
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.load import load_dataset
 from emmi_jax.data.open import open_cases
@@ -64,9 +64,16 @@ def test_a_run_is_trained_evaluated_and_remembers_its_patches(cases, tmp_path):
     config = RunDirectory.open(tmp_path / "run").read_config()
     assert config.foam(None, None) == BODY
     assert config.foam(("ground",), "0") == FoamSelection(("ground",), "0")
-    evaluate_run(EvaluationJob(run=tmp_path / "run"), console=Console(file=io.StringIO()))
+    # Of several patches, each has its share of the forces.
+    job = EvaluationJob(run=tmp_path / "run", surface_patches=("ground", "body"), forces=ForceOptions(speed=1.0))
+    evaluate_run(job, console=Console(file=io.StringIO()))
     found = json.loads((tmp_path / "run/evaluation_test.json").read_text())
     assert set(found["cases"]) == {"run_10"}
+    of_case = found["forces"]["cases"]["run_10"]
+    for kind in ("predicted", "reference"):
+        shares = [of_patch["cd"][kind] for of_patch in of_case["patches"].values()]
+        assert of_case["cd"][kind] == pytest.approx(sum(shares))
+    assert set(of_case["patches"]) == {"ground", "body"}
     assert set(found["mean"]) == {"surface/pressure", "surface/wallshearstress", "volume/velocity", "volume/pressure"}
 
 

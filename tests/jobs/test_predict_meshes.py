@@ -10,29 +10,25 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from emmi_jax.config import FoamSelection
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
 from emmi_jax.data.sampling import sample_points
-from emmi_jax.inference.meshes import (
-    BranchMesh,
-    ForceReference,
-    geometry_mesh,
-    geometry_points,
-    largest_output,
-    predict_on_meshes,
-    query_mesh,
-    reference_mesh,
-    surface_forces,
-)
+from emmi_jax.inference.meshes import geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.force_report import report_forces
+from emmi_jax.jobs.mesh_outputs import largest_output
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.layers.supernode_pooling import Geometry
+from emmi_jax.meshes.branch_mesh import BranchMesh, geometry_mesh, query_mesh, reference_mesh
 from emmi_jax.meshes.cells import measure_cells
+from emmi_jax.meshes.forces import ForceReference
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import AXES, surface_dataset, volume_dataset, write_case_folder
 from tests.data.case_folders import FIELDS as ARRAYS
 from tests.jobs.tiny_runs import untrained_surrogate
+from tests.meshes.foam_cases import write_foam_case
 
 FIELDS = {"surface": {"pressure_coefficient": 1}, "volume": {"velocity": 3, "pressure_coefficient": 1}}
 SOURCES = {b: {n: FieldSource(a) for n, a in arrays.items()} for b, arrays in ARRAYS.items()}
@@ -239,6 +235,27 @@ def test_shear_in_three_arrays_drags_by_its_area(tmp_path):
     exact = {"cd": 0.5 * dataset.area / 0.5, "cl": 0.25 * dataset.area / 0.5}
     assert forces.coefficients["reference"] == pytest.approx(exact, rel=1e-5)
     assert forces.has_shear
+
+
+def test_each_patch_has_its_share_of_the_forces(tmp_path):
+    case, reference = write_foam_case(tmp_path / "case", processors=2), ForceReference(area=1.0, speed=1.0)
+    sources = {"pressure": FieldSource("p"), "wallshearstress": FieldSource("wallShearStress")}
+
+    def forces(*patches: str) -> Any:
+        mesh = reference_mesh(case, {"pressure": 1, "wallshearstress": 3}, sources, foam=FoamSelection(patches))
+        return surface_forces(mesh.reference, mesh, reference)
+
+    both, printed = forces("ground", "body"), io.StringIO()
+    alone = {patch: forces(patch).coefficients["predicted"] for patch in ("ground", "body")}
+    assert alone["ground"] != alone["body"]
+    assert forces("body").patches == {"predicted": {}, "reference": {}}
+    report_forces(tmp_path, both, reference, None, Console(file=printed))
+    written = json.loads((tmp_path / "forces.json").read_text())
+    for kind in ("predicted", "reference"):
+        assert {name: pytest.approx(of_patch) for name, of_patch in alone.items()} == written["patches"][kind]
+        total = {name: alone["ground"][name] + alone["body"][name] for name in ("cd", "cl")}
+        assert written[kind] == pytest.approx(total)
+    assert f"  body: Cd {alone['body']['cd']:.4f}  Cl {alone['body']['cl']:.4f}" in printed.getvalue()
 
 
 def test_a_pressure_coefficient_needs_no_density(tmp_path):

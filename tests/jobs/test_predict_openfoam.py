@@ -12,10 +12,11 @@ from rich.console import Console
 from emmi_jax import AnchoredBranchedUPT
 from emmi_jax.config import FoamSelection
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.inference.meshes import geometry_mesh, geometry_points
+from emmi_jax.inference.meshes import geometry_points
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
+from emmi_jax.meshes.branch_mesh import geometry_mesh
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import read_foam
 from emmi_jax.meshes.openfoam_fields import read_field_file

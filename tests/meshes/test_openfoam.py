@@ -76,7 +76,7 @@ def test_the_surface_is_the_walls_or_the_patches_that_match(tmp_path):
     assert [name for name, patch in foam_patches(case).items() if patch.is_chosen] == ["ground", "body"]
     assert foam_patches(case)["body"].num_faces == 6
     several = FoamSelection(("body", "in.*"))
-    assert read_foam(case, ["surface"], several)["surface"].dataset.n_cells == 6 + 9
+    assert read_foam(case, ["surface"], several)["surface"].patches == (("inlet", 9), ("body", 6))
     for patterns, message in (
         (("wing",), "no patch matches 'wing', it has inlet, outlet, ground, sides, body"),
         (("(",), "'\\(' is not a regular expression"),

@@ -116,7 +116,8 @@ class OpenFoamReader(Reader):
             points = with_distances(points, triangles, options.inputs)
             geometry = sample_triangles(0, triangles, NUM_GEOMETRY_POINTS)
         left_out = {f"{branch}: {line}": None for branch, mesh in meshes.items() for line in mesh.left_out}
-        return Case(points, geometry, tuple(left_out), side)
+        patches = meshes["surface"].patches if "surface" in meshes else ()
+        return Case(points, geometry, tuple(left_out), side, patches=patches)
 
     def read_meshes(self, path: Path) -> dict[str, Mesh]:
         """Reads the meshes of a case with all arrays."""
