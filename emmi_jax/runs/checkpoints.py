@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ class Checkpoints:
         if self._manager is None or step == self._manager.latest_step():
             return
         finite = {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()}
-        pending = {name: begin_checksums(tree) for name, tree in items.items()}
+        pending: dict[str, Callable[[], dict[str, int]]] = {}
         shapes = {name: _shapes(tree) for name, tree in items.items()}
 
         def record() -> JsonDict:
@@ -163,7 +164,8 @@ class Checkpoints:
         self._scores[step] = _score(finite)
         saved: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         saved[_RECORD] = _SaveRecord(record)
-        with _naming_the_folder(self._directory):
+        with ThreadPoolExecutor(1) as thread, _naming_the_folder(self._directory):
+            pending.update((name, begin_checksums(tree, thread)) for name, tree in items.items())
             self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def restore(self, *likes: Mapping[str, Any], which: str = LATEST) -> Restored:
@@ -346,8 +348,7 @@ def _check_shapes(name: str, saved: Mapping[str, Any], asked: Mapping[str, Any])
 
 
 def _compare(name: str, saved: Mapping[str, int], tree: Any) -> None:
-    on_host = all(len(array.sharding.device_set) == 1 for array in jax.tree.leaves(tree))
-    for path, found in checksums(tree, on_host=on_host).items():
+    for path, found in checksums(tree).items():
         if found != saved.get(path):
             raise _WrongChecksumError(f"wrong checksum of {name}{path}")
 
