@@ -112,9 +112,18 @@ class CaseCollection(Dataset):
         }
         return moments._replace(fields=fields)
 
-    def check_held_out(self, report: Report = SILENT) -> None:
-        """Reads the cases to validate and to test on, except those that were measured before and have not changed."""
-        self._measure(self._held_out, report)
+    def check_cases(self, report: Report = SILENT) -> None:
+        """Reads cases, except those that were measured before and have not changed.
+
+        These are all to validate and to test on, and as many to train on as take seconds; of the others, the headers
+        were looked at when they were opened.
+        """
+        quick = self.cases.quick(self.split.train)
+        self._measure([*quick, *self._held_out], report)
+        if num_unread := len(self.split.train) - len(quick):
+            report.warn(
+                [f"{num_unread:,} training cases are large, so read when they are first drawn; stats reads all of them"]
+            )
 
     def _measure(self, names: Sequence[str], report: Report) -> dict[str, DataMoments]:
         found = self.cases.measure_all(names, report)

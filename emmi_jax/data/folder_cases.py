@@ -8,7 +8,7 @@ from typing import Any
 
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.cases import Case, WholeCases
-from emmi_jax.data.measured import measure_folders
+from emmi_jax.data.measured import measure_folders, quick_folders
 from emmi_jax.data.mesh_dataset import read_dataset
 from emmi_jax.data.notes import moments_box, unlike_cases
 from emmi_jax.data.open_cases import ADVICE
@@ -39,6 +39,10 @@ class FolderCases(WholeCases):
         found = measure_folders(self.root, {name: self.folders[name] for name in names}, self.measure, report)
         report.warn(unlike_cases({name: moments_box(moments) for name, moments in found.items()}))
         return found
+
+    def quick(self, names: Sequence[str]) -> list[str]:
+        """Returns those of these cases that are known, and the first others up to a few hundred megabytes."""
+        return quick_folders(self.root, {name: self.folders[name] for name in names})
 
     @property
     def statistics(self) -> str | None:

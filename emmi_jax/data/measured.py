@@ -20,7 +20,7 @@ CACHE_FILE = ".emmi_jax_statistics.json"
 
 _VERSION = 1
 _SMALL_BYTES = 1 << 28
-"""Data that are measured before more processes have started."""
+"""Data that are measured before more processes have started, within seconds."""
 
 _MEMORY_PER_BYTE = 4
 """Memory to read a case, per byte of its files, which may be compressed."""
@@ -42,8 +42,7 @@ def measure_folders(
     Raises:
         ValueError: A case is unusable.
     """
-    keys = {name: folder.fingerprint(root, with_times=True) for name, folder in folders.items()}
-    kept = _read_cache(root)
+    keys, kept = _keys(root, folders), _read_cache(root)
     found = {name: kept[name][1] for name in folders if name in kept and kept[name][0] == keys[name]}
     missing = {name: folder for name, folder in folders.items() if name not in found}
     if missing:
@@ -60,10 +59,30 @@ def measure_folders(
     return {name: found[name] for name in folders}
 
 
+def quick_folders(root: Path, folders: Mapping[str, CaseFolder]) -> list[str]:
+    """Returns the cases that were measured before, and the first others whose files are small all together."""
+    keys, kept = _keys(root, folders), _read_cache(root)
+    found, num_bytes = list[str](), 0
+    for name, folder in folders.items():
+        is_known = name in kept and kept[name][0] == keys[name]
+        num_bytes += 0 if is_known else _size(folder)
+        if is_known or num_bytes <= _SMALL_BYTES:
+            found.append(name)
+    return found
+
+
+def _keys(root: Path, folders: Mapping[str, CaseFolder]) -> dict[str, str]:
+    return {name: folder.fingerprint(root, with_times=True) for name, folder in folders.items()}
+
+
+def _size(folder: CaseFolder) -> int:
+    return sum(file.stat().st_size for file in folder.files)
+
+
 def _measure(
     folders: Mapping[str, CaseFolder], measure_case: Callable[[str], DataMoments]
 ) -> Generator[tuple[str, DataMoments], None, None]:
-    sizes = [sum(file.stat().st_size for file in folder.files) for folder in folders.values()]
+    sizes = [_size(folder) for folder in folders.values()]
     workers = 1
     if sum(sizes) > _SMALL_BYTES:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

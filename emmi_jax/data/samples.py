@@ -154,8 +154,8 @@ class Dataset(ABC):
         """Returns what to compare a model with on a test case: values [T, F] at its queries by name, branch, field."""
         return {}
 
-    def check_held_out(self, report: Report = SILENT) -> None:
-        """Reads the cases that are not trained on; raises a ValueError if one is unusable."""
+    def check_cases(self, report: Report = SILENT) -> None:
+        """Reads cases before training; raises a ValueError if one is unusable."""
         return
 
     @abstractmethod

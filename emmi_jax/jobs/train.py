@@ -172,7 +172,7 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
             config = _run_config(settings, dataset, model, normalizer, weights=source)
         is_measured = stored is None and source is None and (settings.statistics or dataset.statistics) is None
         if is_main() and not is_measured:
-            densest.check_held_out(ConsoleReport(console))
+            densest.check_cases(ConsoleReport(console))
     return _Start(trainer.scaled(config.normalizer), config, params)
 
 

@@ -12,6 +12,7 @@ from emmi_jax.data.case_collection import CaseCollection
 from emmi_jax.data.folder_cases import FolderCases
 from emmi_jax.data.load import load_dataset, make_normalizer
 from emmi_jax.data.measured import CACHE_FILE
+from emmi_jax.data.report import Report
 from tests.data.case_folders import volume_dataset, write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
@@ -89,10 +90,10 @@ def test_a_case_that_is_only_tested_on_is_checked_before_training(part, data):
         normalizer(data)
 
 
-@pytest.mark.parametrize("part", ["validation", "test"])
-@pytest.mark.parametrize("is_resumed", [False, True])
-def test_cases_that_are_held_out_are_read_before_training_under_given_statistics(part, is_resumed, data, tmp_path):
-    (data / "split.json").write_text(json.dumps({"train": ["run_0"], "test": ["run_2"]} | {part: ["run_1"]}))
+@pytest.mark.parametrize(("part", "is_resumed"), [("train", False), ("validation", True), ("test", False)])
+def test_cases_are_read_before_training_under_given_statistics(part, is_resumed, data, tmp_path):
+    split = {"train": ["run_0"], "test": ["run_2"]}
+    (data / "split.json").write_text(json.dumps(split | {part: [*split.get(part, []), "run_1"]}))
     statistics = tmp_path / "statistics.json"
     statistics.write_text(json.dumps(normalizer(data).to_dict()))
     settings = tiny_settings(data, steps=1, statistics=str(statistics), **NO_GEOMETRY)
@@ -105,6 +106,21 @@ def test_cases_that_are_held_out_are_read_before_training_under_given_statistics
     with pytest.raises(ValueError, match=r"run_1/volume_1\.vtu: 1 of \d+ values of 'U' are NaN or infinite"):
         run(settings, tmp_path / "run", resume=is_resumed)
     assert (tmp_path / "run").exists() == is_resumed
+
+
+def test_large_training_cases_are_not_read_under_given_statistics_unless_they_were_before(data, monkeypatch, measured):
+    dataset, warned = load_dataset(tiny_settings(data)), list[str]()
+    monkeypatch.setattr(measured_module, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    report = Report()
+    monkeypatch.setattr(report, "warn", warned.extend, raising=False)
+    dataset.check_cases(report)
+    assert len(measured) == 1  # run_1, to test on
+    assert any("2 training cases are large" in line for line in warned)
+    normalizer(data)
+    warned.clear()
+    dataset.check_cases(report)
+    assert (len(measured), warned) == (3, [])
 
 
 def test_a_held_out_case_of_too_few_points_is_named_though_it_was_measured_before(data):
