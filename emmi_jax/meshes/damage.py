@@ -9,6 +9,8 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.meshes.plain import is_stl_text
+
 Elements: TypeAlias = list[tuple[str, int, list[tuple[bool, tuple[str, ...], bool]]]]
 """Name, number and properties of each kind of row: whether one is a list, its types, whether it lists corners."""
 
@@ -69,8 +71,7 @@ def _check_stl(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(1024)
     expected = _STL_HEAD + _STL_TRIANGLE * int.from_bytes(head[_STL_HEAD - 4 : _STL_HEAD], "little")
-    is_text = head.lstrip()[:5].lower() == b"solid" and (b"facet" in head or b"\0" not in head)
-    if not is_text and (found := path.stat().st_size) < expected:
+    if not is_stl_text(head) and (found := path.stat().st_size) < expected:
         raise ValueError(f"{path}: not a .stl file, or a truncated one: {found} bytes, expected {expected}")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from emmi_jax.meshes.plain import is_stl_text
+
 _ROUNDED = (".stl", ".ply")
 _COARSE = 1e-5
 """Spacing of float32, as a share of the size of a mesh, from which its shape suffers."""
@@ -31,6 +33,8 @@ def lost_by_reader(path: Path, dataset: Any) -> tuple[str, ...]:
     suffix, lost = path.suffix.lower(), []
     if suffix == ".stl" and (number := _num_facets(path)) > dataset.n_cells:
         lost.append(f"{number - dataset.n_cells:,} of {number:,} triangles, which have no area")
+    if suffix == ".stl" and (excess := _excess_bytes(path)):
+        lost.append(f"{excess:,} bytes behind the triangles")
     if suffix == ".ply" and (names := _unknown_properties(path)):
         lost.append(f"the properties {', '.join(names)}, which are not read from .ply files")
     if suffix in _ROUNDED:
@@ -52,6 +56,13 @@ def _num_facets(path: Path) -> int:
             return number
         file.seek(0)
         return sum(1 for line in file if re.match(rb"\s*facet\s", line, re.IGNORECASE))
+
+
+def _excess_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        head = file.read(1024)
+    size = _STL_HEADER + _STL_FACET * int.from_bytes(head[80:84], "little")
+    return 0 if is_stl_text(head) or size == _STL_HEADER else path.stat().st_size - size
 
 
 def _unknown_properties(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ import html
 import importlib
 import mmap
 import re
+import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from emmi_jax.files.atomic import atomic_path
 from emmi_jax.meshes.components import ArrayName, all_found
 from emmi_jax.meshes.damage import check_cells, check_file
+from emmi_jax.meshes.plain import rewritten
 
 _READERS = {
     ".stl": ("vtkIOGeometry", "vtkSTLReader"),
@@ -61,7 +63,33 @@ def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     pyvista = import_pyvista()
-    check_file(path)
+    problem, content = None, rewritten(path)
+    if content is None:
+        check_file(path)
+        output, problem = _read(path, arrays)
+        content = None if problem is None else rewritten(path, has_failed=True)
+    if content is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, f"copy{suffix}")
+            copy.write_bytes(content)
+            try:
+                check_file(copy)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(copy), str(path))) from None
+            output, problem = _read(copy, arrays)
+    if problem is not None:
+        raise ValueError(f"{path}: not a {suffix} file, or a damaged one: {problem}")
+    if output is None or not output.IsA("vtkDataSet"):
+        raise ValueError(f"{path}: holds {'nothing' if output is None else output.GetClassName()}, expected a mesh")
+    check_cells(path, output)
+    if suffix == ".obj":
+        _drop_misfits(output)
+    return pyvista.wrap(output)
+
+
+def _read(path: Path, arrays: Collection[ArrayName] | None) -> tuple[Any, str | None]:
+    """Returns what VTK reads of a file, and what it says is wrong with it."""
+    suffix = path.suffix.lower()
     with vtk_messages() as messages:
         reader = _vtk_class(*_READERS[suffix])()
         reader.SetFileName(str(path))
@@ -71,14 +99,7 @@ def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any
             _select_arrays(reader, path, arrays)
         reader.Update()
         output = reader.GetOutput()
-    if problems := [message for message in messages if not _IS_HARMLESS.match(message)]:
-        raise ValueError(f"{path}: not a {suffix} file, or a damaged one: {problems[0]}")
-    if output is None or not output.IsA("vtkDataSet"):
-        raise ValueError(f"{path}: holds {'nothing' if output is None else output.GetClassName()}, expected a mesh")
-    check_cells(path, output)
-    if suffix == ".obj":
-        _drop_misfits(output)
-    return pyvista.wrap(output)
+    return output, next((message for message in messages if not _IS_HARMLESS.match(message)), None)
 
 
 def write_dataset(path: Path, dataset: Any) -> None:
