@@ -21,7 +21,8 @@ def predict(job: PredictionJob) -> None:
     file per field, and neither positions nor fields need to fit in memory.
 
     \b
-    Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj) are written to the folder OUT
+    Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj, .pvtu, .pvtp, .vtm, .vtpc, .pvd,
+    .case) are written to the folder OUT
     with predicted_<field>. --compare adds error_<field> and comparison.json.
     A MESH may also be the folder of an OpenFOAM case, or of foamToVTK.
 

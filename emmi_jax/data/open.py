@@ -22,6 +22,8 @@ from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, ReadOptions
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import JsonDict
+from emmi_jax.meshes.openfoam import case_folder
+from emmi_jax.meshes.parts import has_parts
 
 _MOST_SHOWN = 5
 
@@ -38,6 +40,7 @@ class OpenFolders(OpenCases):
     cases: FolderCases
 
     def __init__(self, path: Path, options: ReadOptions, foam: FoamSelection) -> None:
+        path = case_folder(path)
         case = CaseFolder.open(path, foam, options.inputs)
         self.foam = foam
         self.root, self.is_single = path, case.reader.owns(path) and _is_case(case)
@@ -169,7 +172,7 @@ def open_cases(
 
 
 def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
-    """Refuses patches or a time for data without OpenFOAM cases.
+    """Refuses patches or a time for data without OpenFOAM cases or files of several meshes.
 
     Raises:
         ValueError: They are given, and there is no such case.
@@ -180,9 +183,13 @@ def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
         None if data is None or is_store(str(data)) else OpenFolders(Path(data), DEFAULT_OPTIONS, DEFAULT_SELECTION)
     )
     found = None if opened is None else next(iter(opened.cases.folders.values()), None)
-    if found is None or not isinstance(found.reader, OpenFoamReader):
+    is_file = data is not None and has_parts(Path(data))
+    if not is_file and (found is None or not found.reader.has_choice(found.path)):
         given = f"time {foam.time!r}" if not foam.patches else f"surface patches {', '.join(map(repr, foam.patches))}"
-        raise ValueError(f"{given}: only OpenFOAM cases have them, {data or 'the built-in data set'} is none")
+        raise ValueError(
+            f"{given}: only OpenFOAM cases and files of several meshes have them, "
+            f"{data or 'the built-in data set'} is none"
+        )
 
 
 def _refuse(where: str, problems: Mapping[str, str | None]) -> None:

@@ -121,7 +121,7 @@ def read_surface(path: Path | str, *, require_closed: bool = True) -> Surface:
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable, is not a surface of polygons, or must be closed but is not.
     """
-    return Surface.from_mesh(read_mesh(Path(path)), require_closed=require_closed)
+    return Surface.from_mesh(read_mesh(Path(path), branch="surface"), require_closed=require_closed)
 
 
 class MovingPoints(NamedTuple):

@@ -17,6 +17,8 @@ from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
 from emmi_jax.jobs.predict_points import PointJob, predict_points
 from emmi_jax.jobs.predict_sweep import parse_sweep, predict_sweep
 from emmi_jax.meshes.forces import ForceReference
+from emmi_jax.meshes.openfoam import case_folder
+from emmi_jax.meshes.parts import has_parts
 from emmi_jax.meshes.reference_area import read_reference_area
 from emmi_jax.runs.calibration import read_calibration, read_familiarity
 from emmi_jax.runs.directory import RunDirectory
@@ -30,7 +32,9 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
         FileNotFoundError: There is no such file.
         ValueError: Options contradict one another, or the run or a file is unusable; nothing is written.
     """
-    meshes = {name: path for name, path in (("surface", job.surface), ("volume", job.volume)) if path is not None}
+    given = {"surface": job.surface, "volume": job.volume}
+    meshes = {name: case_folder(path) for name, path in given.items() if path is not None}
+    geometry = None if job.geometry is None else case_folder(job.geometry)
     forces = force_reference(job, job.speed)
     _check_options(job, meshes, has_forces=forces is not None)
     sweep = None if job.condition_sweep is None else parse_sweep(job.condition_sweep)
@@ -57,7 +61,7 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     elif job.write_openfoam is not None:
         case = FoamJob(
             case=target,
-            geometry=job.geometry,
+            geometry=geometry,
             foam=foam,
             time=job.write_time,
             overwrite=job.overwrite,
@@ -68,7 +72,7 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
         on_meshes = MeshJob(
             meshes=meshes,
             out=target,
-            geometry=job.geometry,
+            geometry=geometry,
             compare=job.compare,
             fields=job.fields,
             forces=forces,
@@ -94,8 +98,12 @@ def _check_options(job: PredictionJob, meshes: Mapping[str, Path], *, has_forces
     elif (job.points is None) == (not meshes) or (job.points is not None and for_meshes):
         raise ValueError("expected either --points, or --surface and --volume with their options")
     sources = (*meshes.values(), job.geometry, job.write_openfoam)
-    if (job.surface_patches or job.time) and not any(path is not None and path.is_dir() for path in sources):
-        raise ValueError("--surface-patches and --time are for OpenFOAM cases, and no folder is given")
+    if (job.surface_patches or job.time) and not any(
+        path is not None and (path.is_dir() or has_parts(path)) for path in sources
+    ):
+        raise ValueError(
+            "--surface-patches and --time are for OpenFOAM cases and files of several meshes, and none is given"
+        )
 
 
 def _certainty(job: PredictionJob, surrogate: Surrogate) -> Certainty:

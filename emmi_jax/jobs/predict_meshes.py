@@ -44,10 +44,12 @@ from emmi_jax.jobs.progress import (
     warn_few_anchors,
     warn_outside,
 )
-from emmi_jax.meshes.branch_mesh import BranchMesh, geometry_mesh, query_mesh, reference_mesh
+from emmi_jax.meshes.branch_mesh import BranchMesh, geometry_mesh, output_name, query_mesh, reference_mesh
 from emmi_jax.meshes.forces import ForceReference, force_fields
 from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.openfoam import is_foam
+from emmi_jax.meshes.parts import parts_suffix
+from emmi_jax.meshes.parts_writing import WRITABLE_PARTS
 from emmi_jax.points import Array
 
 
@@ -159,9 +161,12 @@ def _print_forces(
 
 
 def _print_read(job: MeshJob, meshes: Mapping[str, BranchMesh], shown: Mesh | None, console: Console) -> None:
-    """Prints what is read of OpenFOAM cases, and what is not read."""
+    """Prints what is read of OpenFOAM cases, what is not read, and what is written to another type of file."""
     for path in dict.fromkeys(path for path in (*job.meshes.values(), job.geometry) if path and is_foam(path)):
         say(console, describe_foam(path, job.foam))
+    for branch, path in job.meshes.items():
+        if (suffix := parts_suffix(path)) not in (None, *WRITABLE_PARTS):
+            say(console, f"{path}: {suffix} files are not written, so the fields go to {output_name(path, branch)}")
     for mesh in filter(None, (*(mesh.mesh for mesh in meshes.values()), shown)):
         print_left_out(mesh.left_out, console, mesh.path)
 

@@ -28,6 +28,7 @@ from emmi_jax.files.npy import map_array
 from emmi_jax.files.npz import open_arrays
 from emmi_jax.jobs.progress import add_row, new_table, print_left_out, print_sides, print_warnings, say
 from emmi_jax.meshes.mesh import Mesh, read_mesh
+from emmi_jax.meshes.openfoam import case_folder
 from emmi_jax.meshes.surfaces import is_surface, surface_elements
 from emmi_jax.points import row_chunks
 
@@ -74,7 +75,7 @@ def run_job(job: StatsJob, *, console: Console) -> None:
         check_selection(job.files[0], job.foam)
         statistics = store_statistics(job.files[0]) | condition_statistics(job.files[0], job.foam)
     else:
-        statistics = file_statistics([Path(file) for file in job.files], job.foam, notes)
+        statistics = file_statistics([case_folder(Path(file)) for file in job.files], job.foam, notes)
         statistics |= condition_statistics(job.files[0], job.foam) if len(job.files) == 1 else {}
     console.print(statistics_table(statistics, ", ".join(job.files)), highlight=False)
     for name, moments in statistics.items():
@@ -195,7 +196,7 @@ def _arrays(path: Path, foam: FoamSelection, notes: Notes) -> NamedChunks:
         case ".npy":
             yield path.stem, _numbers(map_array(path))
         case _:
-            mesh = read_mesh(path)
+            mesh = read_mesh(path, selection=foam)
             notes.add_side(path, mesh)
             yield "position", row_chunks(np.asarray(mesh.dataset.points))
             yield from _mesh_arrays(f"{path}: {'surface' if is_surface(mesh) else VOLUME}", mesh, notes)

@@ -13,6 +13,8 @@ from emmi_jax.meshes.components import found_arrays
 from emmi_jax.meshes.content import field_names
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh
 from emmi_jax.meshes.openfoam import foam_arrays, read_branch
+from emmi_jax.meshes.parts import parts_suffix
+from emmi_jax.meshes.parts_writing import WRITABLE_PARTS
 from emmi_jax.points import Array
 
 _WRITABLE = (".vtp", ".vtu", ".vtk")
@@ -114,7 +116,13 @@ def geometry_mesh(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> Mesh:
 
 
 def output_name(path: Path, branch: str = GEOMETRY_BRANCH) -> str:
-    """Returns the name of the file that a mesh with fields is written to; a folder is an OpenFOAM case."""
+    """Returns the name of the file that a mesh with fields is written to; a folder is an OpenFOAM case.
+
+    A file of several meshes may be read for both branches, and becomes one of each; of types that cannot be written,
+    `.vtm` is the nearest.
+    """
+    if (parts := parts_suffix(path)) is not None:
+        return f"{path.name[: -len(parts)]}_{branch}{parts if parts in WRITABLE_PARTS else '.vtm'}"
     if path.is_dir():
         return f"{path.resolve().name}_{branch}.{'vtp' if branch == GEOMETRY_BRANCH else 'vtu'}"
     return path.name if path.suffix.lower() in _WRITABLE else f"{path.stem}.vtp"

@@ -102,20 +102,26 @@ def _flat(points: Floats, corners: Ints, offsets: Ints) -> CellGeometry:
 
 
 def _polyhedra(points: Floats, grid: Any, cells: Ints) -> CellGeometry:
+    corners, offsets, number = polyhedron_faces(grid, cells)
+    centre, vector = face_geometry(points, corners, offsets)
+    return CellGeometry(*cell_geometry(centre, vector, np.repeat(np.arange(len(cells)), number), len(cells)))
+
+
+def polyhedron_faces(grid: Any, cells: Ints) -> tuple[Ints, Ints, Ints]:
+    """Returns corners of all faces of polyhedra, cell by cell; where each face starts; and the number of faces [N].
+
+    Raises:
+        ValueError: They have none.
+    """
     if hasattr(grid, "GetPolyhedronFaces"):  # VTK 9.4
         if grid.GetPolyhedronFaces() is None:
             raise ValueError("damaged: its polyhedra have no faces")
-        corners, offsets = cell_arrays(grid.GetPolyhedronFaces())
         face, ends = taken(*cell_arrays(grid.GetPolyhedronFaceLocations()), cells)
-        number = np.diff(ends)
-    else:
-        to_numpy = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy
-        stream, first = (to_numpy(array).astype(np.int64) for array in (grid.GetFaces(), grid.GetFaceLocations()))
-        corners, offsets, number = stream_faces(stream, first[cells])
-        face = np.arange(len(offsets) - 1)
-    centre, vector = face_geometry(points, corners, offsets)
-    cell = np.repeat(np.arange(len(cells)), number)
-    return CellGeometry(*cell_geometry(centre[face], vector[face], cell, len(cells)))
+        corners, offsets = taken(*cell_arrays(grid.GetPolyhedronFaces()), face)
+        return corners, offsets, np.diff(ends)
+    to_numpy = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy
+    stream, first = (to_numpy(array).astype(np.int64) for array in (grid.GetFaces(), grid.GetFaceLocations()))
+    return stream_faces(stream, first[cells])
 
 
 def stream_faces(stream: Ints, first: Ints) -> tuple[Ints, Ints, Ints]:

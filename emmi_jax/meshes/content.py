@@ -75,6 +75,11 @@ def main_content(dataset: Any) -> tuple[Any, tuple[str, ...]]:
     return dataset, tuple(left_out)
 
 
+def cell_dim(dataset: Any) -> int:
+    """Returns the highest dimension of the cells of a mesh; 0 without any."""
+    return int(_dims(dataset).max(initial=0))
+
+
 def cell_arrays(cells: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the corners of all cells of a `vtkCellArray`, and where each starts and ends among them."""
     to_numpy = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy

@@ -11,11 +11,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.cells import CellGeometry, measure_cells
 from emmi_jax.meshes.components import ArrayName, all_found, found_arrays, quoted
 from emmi_jax.meshes.content import main_content
 from emmi_jax.meshes.foam_to_vtk import is_foam_patch
 from emmi_jax.meshes.lost import lost_by_reader
+from emmi_jax.meshes.parts import has_parts, read_parts
+from emmi_jax.meshes.parts_writing import WRITABLE_PARTS, write_parts
 from emmi_jax.meshes.vtk import read_dataset, write_dataset
 from emmi_jax.points import Array, PointSet, check_range
 
@@ -47,7 +50,8 @@ class Mesh:
         dataset: A `pyvista.DataSet`.
         left_out: What the file has beside it, one line each.
         is_patch: Whether it consists of patches of OpenFOAM, whose faces point out of the fluid.
-        patches: Names and numbers of cells of these patches, one after another; a name may repeat.
+        patches: Names and numbers of cells of these patches, or of the parts of a file of several meshes, one after
+            another; a name may repeat.
 
     Example:
         >>> mesh = read_mesh(Path("boundary_1.vtp"))  # doctest: +SKIP
@@ -153,18 +157,30 @@ class Mesh:
         return array
 
 
-def read_mesh(path: Path, arrays: Collection[ArrayName] | None = None) -> Mesh:
-    """Reads a mesh from a `.stl`, `.vtp`, `.vtu`, `.vtk`, `.ply` or `.obj` file.
+def read_mesh(
+    path: Path,
+    arrays: Collection[ArrayName] | None = None,
+    *,
+    branch: str | None = None,
+    selection: FoamSelection = DEFAULT_SELECTION,
+) -> Mesh:
+    """Reads a mesh from a file, or the parts of a branch from one of several meshes; see `read_dataset`, `read_parts`.
 
     Args:
         path: The file.
-        arrays: The arrays to read from a `.vtp` or `.vtu` file that has them; None for all.
+        arrays: The arrays to read from a file that has them and can leave out others; None for all.
+        branch: The branch that the mesh is for, which chooses among parts.
+        selection: The parts by name, and the time, of a file that has several.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The extension is unknown, the file is damaged, the mesh is empty or a coordinate is not finite.
         ImportError: pyvista is not installed.
     """
+    if has_parts(path):
+        parts = read_parts(path, branch, selection, arrays)
+        found = checked_mesh(path, parts.dataset, is_patch=parts.is_patch)
+        return replace(found, left_out=(*parts.left_out, *found.left_out), patches=parts.patches)
     dataset = read_dataset(path, arrays)
     mesh = checked_mesh(path, dataset, is_patch=is_foam_patch(path))
     return replace(mesh, left_out=(*lost_by_reader(path, dataset), *mesh.left_out))
@@ -186,7 +202,7 @@ def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, locat
     """Writes a mesh with more fields, atomically.
 
     Args:
-        path: A `.vtp`, `.vtu` or `.vtk` file that can hold this kind of mesh.
+        path: A `.vtp`, `.vtu` or `.vtk` file that can hold this kind of mesh, or one of `WRITABLE_PARTS`.
         mesh: The mesh; it is not changed.
         fields: Arrays [N] or [N, F]; they replace arrays of the mesh with the same names.
         location: Where the fields belong.
@@ -206,7 +222,10 @@ def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, locat
                 f"for each of the {location}"
             )
         data[name] = array[:, 0] if array.shape[1:] == (1,) else array
-    write_dataset(path, dataset)
+    if path.suffix.lower() in WRITABLE_PARTS:
+        write_parts(path, dataset, mesh.patches)
+    else:
+        write_dataset(path, dataset)
 
 
 def _floats(values: Any) -> Array:

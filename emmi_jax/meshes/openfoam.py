@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
 from emmi_jax.meshes.openfoam_mesh import mesh_files, read_patches, read_poly_mesh
 from emmi_jax.meshes.openfoam_times import case_roots, field_files, foam_time, passed_over, roots_at
 from emmi_jax.meshes.openfoam_values import FoamField
-from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset, vtk_messages
+from emmi_jax.meshes.parts import join
+from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset
 
 
 class FoamPatch(NamedTuple):
@@ -33,6 +33,11 @@ def is_foam(path: Path) -> bool:
         return bool(case_roots(path) or vtk_times(path))
     except ValueError:  # of an unusable case; reading says what is wrong
         return True
+
+
+def case_folder(path: Path) -> Path:
+    """Returns the folder of a `.foam` file, which ParaView opens in place of its case; or else the path."""
+    return path.absolute().parent if path.suffix.lower() == ".foam" and path.is_file() else path
 
 
 def foam_patches(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> dict[str, FoamPatch]:
@@ -136,7 +141,7 @@ def read_foam(
         patches = [(name, part.n_cells) for name, part in zip(chosen, parts.get("surface", ()), strict=False)]
     if missing := sorted(set(branches) - set(parts)):
         raise ValueError(f"{path}: has no cells for the branch {missing[0]!r}")
-    found = {b: checked_mesh(path, _joined(parts[b], b), is_patch=b == "surface") for b in branches}
+    found = {b: checked_mesh(path, join(parts[b])[0], is_patch=b == "surface") for b in branches}
     if "surface" in found and sum(number for _, number in patches) == found["surface"].dataset.n_cells:
         found["surface"] = replace(found["surface"], patches=tuple(patches))
     return {b: replace(mesh, left_out=(*mesh.left_out, *left_out.get(b, ()))) for b, mesh in found.items()}
@@ -149,7 +154,7 @@ def read_branch(
     if path.is_dir():
         mesh = read_foam(path, [branch], selection, None if arrays is None else {branch: arrays})[branch]
         return replace(mesh, left_out=(*passed_over(path, selection), *mesh.left_out))
-    return read_mesh(path, arrays)
+    return read_mesh(path, arrays, branch=branch, selection=selection)
 
 
 def _read_root(
@@ -190,19 +195,6 @@ def _unless_needed(arrays: Collection[str] | None, left_out: list[str]) -> Itera
         if arrays is not None:
             raise
         left_out.append(str(error))
-
-
-def _joined(datasets: Sequence[Any], branch: str) -> Any:
-    """Joins parts one after another; arrays that not all of them have are left out."""
-    if len(datasets) == 1:
-        return datasets[0]
-    module = importlib.import_module("vtkmodules.vtkFiltersCore")
-    join = module.vtkAppendPolyData() if branch == "surface" else module.vtkAppendFilter()
-    with vtk_messages():
-        for dataset in datasets:
-            join.AddInputData(dataset)
-        join.Update()
-    return import_pyvista().wrap(join.GetOutput())
 
 
 def _native_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str | None, int | None]]:

@@ -91,7 +91,7 @@ def _read(path: Path, arrays: Collection[ArrayName] | None) -> tuple[Any, str | 
     """Returns what VTK reads of a file, and what it says is wrong with it."""
     suffix = path.suffix.lower()
     with vtk_messages() as messages:
-        reader = _vtk_class(*_READERS[suffix])()
+        reader = vtk_class(*_READERS[suffix])()
         reader.SetFileName(str(path))
         if suffix == ".vtk":
             _read_all_attributes(reader)
@@ -123,7 +123,7 @@ def write_dataset(path: Path, dataset: Any) -> None:
         raise IsADirectoryError(f"{path} is a folder")
     with atomic_path(path) as partial:
         with vtk_messages() as messages:
-            writer = _vtk_class(module, name)()
+            writer = vtk_class(module, name)()
             writer.SetFileName(str(partial))
             writer.SetInputData(dataset)
             if suffix == ".vtk":
@@ -238,5 +238,6 @@ def _drop_misfits(dataset: Any) -> None:
                 data.RemoveArray(index)
 
 
-def _vtk_class(module: str, name: str) -> Any:
+def vtk_class(module: str, name: str) -> Any:
+    """Returns a class of a module of VTK, imported now."""
     return getattr(importlib.import_module(f"vtkmodules.{module}"), name)

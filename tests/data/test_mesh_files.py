@@ -41,7 +41,7 @@ def test_meshes_of_every_kind_are_read(surface, volume, tmp_path):
     assert left_out(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["boundary_1.vtkhdf", "boundary.vtm", "boundary.cgns"])
+@pytest.mark.parametrize("name", ["boundary_1.msh", "boundary.plt", "boundary.nc"])
 def test_a_branch_that_no_file_has_is_refused_and_the_file_of_another_kind_is_named(name, tmp_path):
     path = write_case_folder(tmp_path / "case")
     (path / "boundary_1.vtp").rename(path / name)

@@ -167,7 +167,7 @@ def test_patches_and_times_of_other_data_are_refused(command, of_what, option, g
     write_case_folder(tmp_path / "run_1")
     write_case_folder(tmp_path / "run_2")
     assert main([word.format(meshes=tmp_path) for word in [*command, *option]]) == 2
-    expected = f"{given}: only OpenFOAM cases have them, {of_what.format(meshes=tmp_path)}"
+    expected = f"{given}: only OpenFOAM cases and files of several meshes have them, {of_what.format(meshes=tmp_path)}"
     assert expected in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run_1", "run_2"]
 
@@ -175,4 +175,4 @@ def test_patches_and_times_of_other_data_are_refused(command, of_what, option, g
 def test_patches_of_points_or_mesh_files_are_refused(tmp_path, capsys):
     command = ["predict", "run", "--surface", "car.vtp", "--out", str(tmp_path), "--surface-patches", "body"]
     assert main(command) == 2
-    assert "--surface-patches and --time are for OpenFOAM cases, and no folder is given" in capsys.readouterr().err
+    assert "--surface-patches and --time are for OpenFOAM cases and files of several meshes" in capsys.readouterr().err

@@ -75,6 +75,26 @@ def test_meshes_come_back_with_the_fields_that_their_cell_centres_get(trained, f
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["boundary_1.vtp", "volume_1.vtu"]
 
 
+@pytest.mark.parametrize("suffix", ["vtm", "pvtp"])
+def test_a_file_of_parts_comes_back_as_one(suffix, trained, tmp_path):
+    kind = {"vtm": "vtkMultiBlockDataSet", "pvtp": "PPolyData"}[suffix]
+    links = []
+    for i, dataset in enumerate((surface_dataset(), surface_dataset().translate((1, 0, 0)))):
+        dataset.save(tmp_path / f"{i}.vtp")
+        links.append(f'<DataSet name="wing{i}" file="{i}.vtp"/>' if suffix == "vtm" else f'<Piece Source="{i}.vtp"/>')
+    file = tmp_path / f"wings.{suffix}"
+    file.write_text(f'<VTKFile type="{kind}"><{kind}>{"".join(links)}</{kind}></VTKFile>')
+    surrogate = with_context(trained, volume=measure_cells(volume_dataset()).centre[:6])
+    job = MeshJob(meshes={"surface": file}, out=tmp_path / "out")
+    predict_meshes(job, surrogate, {}, console=Console(file=io.StringIO()))
+    mesh, parts = read_mesh(tmp_path / f"out/wings_surface.{suffix}"), [surface_dataset().n_cells] * 2
+    assert [number for _, number in mesh.patches] == parts
+    names = [name for name, _ in mesh.patches]
+    assert names == (["wing0", "wing1"] if suffix == "vtm" else ["", ""])
+    assert mesh.dataset["predicted_pressure_coefficient"].shape == (sum(parts),)
+    np.testing.assert_array_equal(mesh.dataset["Cp"], np.tile(surface_dataset().cell_data["Cp"], 2))
+
+
 def test_the_mesh_and_its_own_arrays_stay(trained, folder, tmp_path):
     stored = with_context(trained, volume=measure_cells(volume_dataset()).centre[:6])
     job = MeshJob(meshes={"surface": folder / "boundary_1.vtp"}, out=tmp_path)

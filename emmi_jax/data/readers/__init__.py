@@ -16,7 +16,7 @@ from emmi_jax.data.readers.tensors import TensorReader
 
 def readers(foam: FoamSelection = DEFAULT_SELECTION) -> tuple[Reader, ...]:
     """Returns a reader per layout; the first that a folder is of reads it."""
-    return DrivAerNetReader(), TensorReader(), ShapeNetCarReader(), MeshReader(), OpenFoamReader(foam)
+    return DrivAerNetReader(), TensorReader(), ShapeNetCarReader(), MeshReader(foam), OpenFoamReader(foam)
 
 
 def reader_of(path: Path, foam: FoamSelection = DEFAULT_SELECTION) -> Reader:

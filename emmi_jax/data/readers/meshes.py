@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.mesh_dataset import GEOMETRY_FILES
 from emmi_jax.data.cases import Case
 from emmi_jax.data.draws import GEOMETRY_BRANCH
@@ -25,12 +26,13 @@ from emmi_jax.files.atomic import check_space
 from emmi_jax.meshes.components import found_arrays, quoted
 from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
+from emmi_jax.meshes.parts import PART_SUFFIXES, has_parts, linked_files, part_arrays
 from emmi_jax.meshes.point_inputs import DISTANCE
 from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
 from emmi_jax.meshes.vtk import GHOSTS, array_names
 from emmi_jax.points import PointSet
 
-SUFFIXES = (".vtp", ".vtu", ".vtk")
+SUFFIXES = (".vtp", ".vtu", ".vtk", *PART_SUFFIXES)
 PATTERNS = {"surface": "boundary*", "volume": "volume*"}
 """Patterns of the names of the meshes, unless a file says others."""
 
@@ -40,7 +42,15 @@ _HEAD_BYTES = 1 << 14
 
 
 class MeshReader(Reader):
-    """Reads folders of meshes."""
+    """Reads folders of meshes.
+
+    Args:
+        selection: The parts and the time of files that have several.
+    """
+
+    def __init__(self, selection: FoamSelection = DEFAULT_SELECTION) -> None:
+        self.selection = selection
+        self.selected = repr(selection) if selection != DEFAULT_SELECTION else ""
 
     def owns(self, path: Path) -> bool:
         """Returns whether a folder has a mesh of a branch."""
@@ -52,14 +62,16 @@ class MeshReader(Reader):
 
     def files(self, path: Path) -> list[Path]:
         """Returns the meshes, what describes them, and the surface of the geometry."""
-        found = [file for files in mesh_files(path).values() for file in files]
+        found = dict.fromkeys(file for files in mesh_files(path).values() for file in files)
+        for file in [*found]:
+            found.update(dict.fromkeys(linked_files(file, self.selection) if has_parts(file) else ()))
         return sorted(filter(None, (*found, *describing_files(path), geometry_mesh_file(path))))
 
     def known_sources(self, path: Path) -> Sources:
         """Returns those of the published data set whose arrays a mesh has."""
         for branch, files in mesh_files(path).items():
-            if files and files[0].suffix.lower() in SUFFIXES:
-                return published_sources(branch, _all_arrays(files[0]))
+            if files and _is_mesh(files[0].name):
+                return published_sources(branch, self._all_arrays(files[0]))
         return DRIVAERML
 
     def problem(self, path: Path, sources: Sources | None) -> str | None:
@@ -73,7 +85,7 @@ class MeshReader(Reader):
                 _check_parts(path, files)
             elif files:
                 file = _only_file(path, files)
-                there = set() if file is None else _all_arrays(file)
+                there = set() if file is None else self._all_arrays(file)
                 names = [source.array for source in wanted.get(branch, {}).values()]
                 if absent := [quoted(name) for name in names if not found_arrays(name, there)]:
                     return f"{files[0].name}: no array {', '.join(sorted(absent))}"
@@ -84,7 +96,7 @@ class MeshReader(Reader):
         lines = super().left_out(path, sources)
         if with_arrays:
             files = {branch: files[0] for branch, files in mesh_files(path).items() if files}
-            arrays = {b: (f.name, _all_arrays(f)) for b, f in files.items() if f.suffix.lower() in SUFFIXES}
+            arrays = {b: (f.name, self._all_arrays(f)) for b, f in files.items() if _is_mesh(f.name)}
             lines += unused_arrays(arrays, sources)
         return lines
 
@@ -94,22 +106,24 @@ class MeshReader(Reader):
             raise FileNotFoundError(f"{path}: no such folder")
         check_named_branches(path, self.branches(path))
         points, left_out, side = dict[str, PointSet](), list[str](), ""
+        patches: tuple[tuple[str, int], ...] = ()
         sources = self.sources(path, options.sources)
         for branch, files in mesh_files(path).items():
             if not files:
                 continue
             _check_mapped(path, branch, files[0], sources)
             with _joined(path, files) as whole:
-                points[branch], lines, of_branch = _read_points(whole, branch, sources[branch], options)
+                points[branch], mesh, of_branch = self._read_points(whole, branch, sources[branch], options)
             side = side or of_branch
-            left_out += [f"{files[0].name}: {line}" for line in lines]
+            patches = mesh.patches if branch == GEOMETRY_BRANCH else patches
+            left_out += [f"{files[0].name}: {line}" for line in mesh.left_out]
         if not points:
             raise ValueError(_nothing_to_read(path))
-        points = _with_distances(path, points, options.inputs)
+        points = self._with_distances(path, points, options.inputs)
         if (geometry := geometry_mesh_file(path)) is None:
-            return Case(points, None, tuple(left_out), side)
+            return Case(points, None, tuple(left_out), side, patches=patches)
         drawn, of_geometry = read_geometry(geometry)
-        return Case(points, drawn, (*left_out, *of_geometry), side)
+        return Case(points, drawn, (*left_out, *of_geometry), side, patches=patches)
 
     def read_meshes(self, path: Path) -> dict[str, Mesh]:
         """Reads the meshes of a case with all arrays, and the surface of the geometry as `geometry`."""
@@ -117,7 +131,7 @@ class MeshReader(Reader):
         for branch, files in mesh_files(path).items():
             if files:
                 with _joined(path, files) as file:
-                    meshes[branch] = read_mesh(file)
+                    meshes[branch] = read_mesh(file, branch=branch, selection=self.selection)
         geometry = geometry_mesh_file(path) if meshes else None
         return meshes if geometry is None else {"geometry": read_mesh(geometry, ()), **meshes}
 
@@ -131,10 +145,53 @@ class MeshReader(Reader):
         num_points, num_cells = counts.pop(b"Points", 0), sum(counts.values())
         return min(num_points, num_cells or num_points) or None
 
+    def has_choice(self, path: Path) -> bool:
+        """Returns whether a mesh is a file of several."""
+        return any(has_parts(file) for files in mesh_files(path).values() for file in files)
+
     def forces(self, path: Path) -> KnownForces | None:
         """Returns the forces that a solver wrote in the table of the data set."""
         dataset = read_dataset(path)
         return read_known_forces(path) if dataset is None else read_known_forces(path, dataset.forces)
+
+    def _read_points(
+        self, file: Path, branch: str, sources: Mapping[str, FieldSource], options: ReadOptions
+    ) -> tuple[PointSet, Mesh, str]:
+        there = self._all_arrays(file) if (names := options.inputs.get(branch, ())) else set()
+        sources = {**{name: FieldSource(name) for name in names if name in there}, **sources}
+        side, arrays = "", {source.array for source in sources.values()}
+        mesh = read_mesh(file, arrays, branch=branch, selection=self.selection)
+        points = mesh.points(sources, with_cell_sizes=options.with_cell_sizes or False)
+        is_in_cells = mesh.location_of(arrays) == "cells"
+        if options.with_cell_sizes is None and is_in_cells and (sizes := mesh.cell_sizes()).any():
+            points = points._replace(cell_size=sizes)
+        if options.with_area_vectors and branch == GEOMETRY_BRANCH and is_in_cells and is_surface(mesh):
+            vectors, side = area_vectors(mesh)
+            points = points._replace(area_vector=vectors)
+        location = mesh.location_of(arrays)
+        return with_normals(points, mesh, location, names), mesh, side
+
+    def _with_distances(self, path: Path, points: dict[str, PointSet], inputs: Names) -> dict[str, PointSet]:
+        """Adds distances to the surface of the geometry, or else to that of the branch, where they are wanted."""
+        if not any(
+            DISTANCE in names and b in points and DISTANCE not in points[b].fields for b, names in inputs.items()
+        ):
+            return points
+        geometry, files = geometry_mesh_file(path), mesh_files(path).get(GEOMETRY_BRANCH, [])
+        if geometry is None and not files:
+            raise ValueError(f"{path}: the distance to the surface needs a surface mesh, or a file of the geometry")
+        with contextlib.nullcontext(geometry) if geometry is not None else _joined(path, files) as file:
+            return with_distances(
+                points, surface_triangles(read_mesh(file, (), branch=GEOMETRY_BRANCH, selection=self.selection)), inputs
+            )
+
+    def _all_arrays(self, file: Path) -> set[str]:
+        """Returns the names of the arrays of a mesh file."""
+        if has_parts(file):
+            names = part_arrays(file, self.selection)
+        else:
+            names = legacy_array_names(file) if file.suffix.lower() == ".vtk" else array_names(file)
+        return names.cells | names.points
 
 
 def mesh_files(path: Path) -> dict[str, list[Path]]:
@@ -205,38 +262,13 @@ def _matching(path: Path, pattern: str) -> list[Path]:
 
 
 def _meshes(path: Path, pattern: str) -> list[Path]:
-    whole = [p for p in _matching(path, pattern) if p.suffix.lower() in SUFFIXES]
+    whole = [p for p in _matching(path, pattern) if _is_mesh(p.name)]
     parts = _matching(path, f"{pattern}*.part")
-    return whole or [p for p in parts if (part := _PART.fullmatch(p.name)) and part[1].lower().endswith(SUFFIXES)]
+    return whole or [p for p in parts if (part := _PART.fullmatch(p.name)) and _is_mesh(part[1])]
 
 
-def _read_points(
-    file: Path, branch: str, sources: Mapping[str, FieldSource], options: ReadOptions
-) -> tuple[PointSet, tuple[str, ...], str]:
-    there = _all_arrays(file) if (names := options.inputs.get(branch, ())) else set()
-    sources = {**{name: FieldSource(name) for name in names if name in there}, **sources}
-    side, arrays = "", {source.array for source in sources.values()}
-    mesh = read_mesh(file, arrays)
-    points = mesh.points(sources, with_cell_sizes=options.with_cell_sizes or False)
-    is_in_cells = mesh.location_of(arrays) == "cells"
-    if options.with_cell_sizes is None and is_in_cells and (sizes := mesh.cell_sizes()).any():
-        points = points._replace(cell_size=sizes)
-    if options.with_area_vectors and branch == GEOMETRY_BRANCH and is_in_cells and is_surface(mesh):
-        vectors, side = area_vectors(mesh)
-        points = points._replace(area_vector=vectors)
-    location = mesh.location_of(arrays)
-    return with_normals(points, mesh, location, names), mesh.left_out, side
-
-
-def _with_distances(path: Path, points: dict[str, PointSet], inputs: Names) -> dict[str, PointSet]:
-    """Adds distances to the surface of the geometry, or else to that of the branch, where they are wanted."""
-    if not any(DISTANCE in names and b in points and DISTANCE not in points[b].fields for b, names in inputs.items()):
-        return points
-    geometry, files = geometry_mesh_file(path), mesh_files(path).get(GEOMETRY_BRANCH, [])
-    if geometry is None and not files:
-        raise ValueError(f"{path}: the distance to the surface needs a surface mesh, or a file of the geometry")
-    with contextlib.nullcontext(geometry) if geometry is not None else _joined(path, files) as file:
-        return with_distances(points, surface_triangles(read_mesh(file, ())), inputs)
+def _is_mesh(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def _nothing_to_read(path: Path) -> str:
@@ -254,14 +286,8 @@ def _other_kinds(path: Path) -> list[str]:
     return sorted(
         p.relative_to(path).as_posix()
         for p in found
-        if p.name.lower().startswith(stems) and p.suffix.lower() not in SUFFIXES and is_data_name(p.name)
+        if p.name.lower().startswith(stems) and not _is_mesh(p.name) and is_data_name(p.name)
     )
-
-
-def _all_arrays(file: Path) -> set[str]:
-    """Returns the names of the arrays of a mesh file."""
-    names = legacy_array_names(file) if file.suffix.lower() == ".vtk" else array_names(file)
-    return names.cells | names.points
 
 
 def _check_parts(path: Path, files: list[Path]) -> None:

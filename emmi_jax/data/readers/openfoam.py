@@ -123,6 +123,10 @@ class OpenFoamReader(Reader):
         """Reads the meshes of a case with all arrays."""
         return read_foam(path, self.branches(path), self.selection)
 
+    def has_choice(self, path: Path) -> bool:
+        """Returns that a case has patches and times."""
+        return True
+
     def describe(self, path: Path) -> list[str]:
         """Says which time and patches are read."""
         return [describe_foam(path, self.selection)]

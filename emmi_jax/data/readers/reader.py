@@ -103,6 +103,10 @@ class Reader(ABC):
         """Reads the meshes of a case with all arrays, by branch; perhaps `geometry` too. None for another layout."""
         return {}
 
+    def has_choice(self, path: Path) -> bool:
+        """Returns whether a case has parts or times to choose from."""
+        return False
+
     def describe(self, path: Path) -> list[str]:
         """Says what is read of a case, where there is a choice."""
         return []

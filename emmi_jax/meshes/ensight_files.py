@@ -1,0 +1,177 @@
+"""Files of EnSight Gold, ASCII or C binary: words and numbers in their order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_RECORD = 80
+_MOST_PARTS = 1 << 16
+
+
+class EnsightData(ABC):
+    """The content of a file behind a place that moves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def word(self) -> str:
+        """Takes a line."""
+
+    @abstractmethod
+    def ints(self, number: int, *, num_rows: int | None = None) -> NDArray[np.int64]:
+        """Takes so many integers; where a file has lines, those of so many lines, by default of one for each."""
+
+    @abstractmethod
+    def floats(self, number: int, *, num_rows: int | None = None) -> NDArray[np.float32]:
+        """Takes so many numbers; see `ints`."""
+
+    @property
+    @abstractmethod
+    def most(self) -> int:
+        """How many lines or numbers may follow."""
+
+    @abstractmethod
+    def peek(self) -> str:
+        """Returns the next line; nothing at the end."""
+
+    def part(self) -> int | None:
+        """Takes the line `part` and the number of a part; None at the end.
+
+        Raises:
+            ValueError: Something else follows.
+        """
+        if not self.peek():
+            return None
+        if (found := self.word()).split()[:1] != ["part"]:
+            raise ValueError(f"{self.path}: damaged: expected 'part', got {found!r:.80}")
+        return int(self.ints(1)[0])
+
+    def element(self) -> str | None:
+        """Takes the line that begins elements or values; None before the next part and at the end."""
+        return None if self.peek().split()[:1] in ([], ["part"]) else self.word()
+
+    def count(self) -> int:
+        """Takes a number of things, each of which takes a number."""
+        return self.total(self.ints(1))
+
+    def total(self, numbers: Sequence[int] | NDArray[np.int64]) -> int:
+        """Returns the sum of numbers of things.
+
+        Raises:
+            ValueError: The file is too short for so many.
+        """
+        values = np.asarray(numbers, np.int64)
+        total = int(values.sum())
+        if (values < 0).any() or total > self.most:
+            raise self.damage(f"it claims {total:,} numbers")
+        return total
+
+    def damage(self, what: str) -> ValueError:
+        """Returns an error that says what is wrong."""
+        return ValueError(f"{self.path}: truncated or damaged: {what}")
+
+
+class _Lines(EnsightData):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._lines = path.read_bytes().splitlines()
+        while self._lines and not self._lines[-1].strip():
+            self._lines.pop()
+        self._place, self._size = 0, sum(map(len, self._lines))
+
+    def word(self) -> str:
+        self._place += 1
+        if self._place > len(self._lines):
+            raise self.damage("its end is missing")
+        return self._lines[self._place - 1].decode(errors="replace").strip()
+
+    def ints(self, number: int, *, num_rows: int | None = None) -> NDArray[np.int64]:
+        return self._numbers(number, number if num_rows is None else num_rows).astype(np.int64)
+
+    def floats(self, number: int, *, num_rows: int | None = None) -> NDArray[np.float32]:
+        return self._numbers(number, number if num_rows is None else num_rows).astype(np.float32)
+
+    @property
+    def most(self) -> int:
+        return self._size
+
+    def peek(self) -> str:
+        return self._lines[self._place].decode(errors="replace") if self._place < len(self._lines) else ""
+
+    def _numbers(self, number: int, num_rows: int) -> NDArray[np.float64]:
+        rows = self._lines[self._place : self._place + num_rows]
+        self._place += num_rows
+        try:
+            found = np.array(b" ".join(rows).split(), np.float64)
+        except ValueError as error:
+            raise self.damage(f"{error}") from None
+        if len(found) != number:
+            raise self.damage(f"{len(found):,} numbers, expected {number:,}")
+        return found
+
+
+class _Binary(EnsightData):
+    """C binary: lines of 80 bytes, numbers of 4; the order of the bytes is that of the first number of a part."""
+
+    def __init__(self, path: Path, order: str | None) -> None:
+        super().__init__(path)
+        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        self._place, self.order = 0, order
+
+    def word(self) -> str:
+        found = self._take(_RECORD).tobytes()
+        return found.split(b"\0")[0].decode(errors="replace").strip()
+
+    def ints(self, number: int, *, num_rows: int | None = None) -> NDArray[np.int64]:
+        taken = self._take(4 * number)
+        if self.order is None and number:
+            self.order = "<" if taken.view("<u4")[0] < _MOST_PARTS else ">"
+        return taken.view(f"{self.order or '<'}i4").astype(np.int64)
+
+    def floats(self, number: int, *, num_rows: int | None = None) -> NDArray[np.float32]:
+        return self._take(4 * number).view(f"{self.order or '<'}f4").astype(np.float32)
+
+    @property
+    def most(self) -> int:
+        return (len(self._bytes) - self._place) // 4
+
+    def peek(self) -> str:
+        place = self._place
+        if place >= len(self._bytes):
+            return ""
+        found, self._place = self.word(), place
+        return found
+
+    def _take(self, size: int) -> NDArray[np.uint8]:
+        found = np.array(self._bytes[self._place : self._place + size])
+        self._place += size
+        if len(found) < size:
+            raise self.damage(f"it ends at byte {len(self._bytes):,}, expected {self._place:,}")
+        return found
+
+
+def open_data(path: Path, like: EnsightData | None = None) -> EnsightData:
+    """Opens a geometry; or a variable, which is in the form of its geometry.
+
+    Raises:
+        ValueError: It is empty, or Fortran binary.
+    """
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: empty")
+    if like is not None:
+        return _Binary(path, like.order) if isinstance(like, _Binary) else _Lines(path)
+    with path.open("rb") as file:
+        head = file.read(2 * _RECORD)
+    if b"Fortran Binary" in head:
+        raise ValueError(f"{path}: Fortran binary is not read: expected ASCII or C binary")
+    if head[:_RECORD].split(b"\0")[0].strip().lower() != b"c binary":
+        return _Lines(path)
+    found = _Binary(path, None)
+    found.word()
+    return found

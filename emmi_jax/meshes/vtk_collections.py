@@ -1,0 +1,130 @@
+"""Files of ParaView that name others: `.pvtu`, `.pvtp`, `.vtm`, `.vtpc`, `.pvd`.
+
+VTK's readers of these go on where a file is missing, and keep partitions without their borders; so this reads the XML
+alone, and each file that it names on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from emmi_jax.meshes.components import ArrayName
+from emmi_jax.meshes.foam_to_vtk import is_foam_patch
+from emmi_jax.meshes.parts_file import Part, PartsFile, linked_file
+from emmi_jax.meshes.vtk import ArrayNames, array_names, read_dataset
+
+SUFFIXES = (".pvtu", ".pvtp", ".vtm", ".vtpc", ".pvd")
+_KINDS = ("PUnstructuredGrid", "PPolyData", "vtkMultiBlockDataSet", "vtkPartitionedDataSetCollection", "Collection")
+_LEAVES = (".vtp", ".vtu", ".vtk", ".stl", ".ply", ".obj")
+_MOST_BYTES, _DEEPEST = 1 << 26, 8
+
+
+class _Link(NamedTuple):
+    name: str
+    file: Path
+    time: float | None
+
+
+class CollectionFile(PartsFile):
+    """A file that names others; those may do so, too.
+
+    Args:
+        path: The file.
+        depth: How many files lead to it.
+    """
+
+    def __init__(self, path: Path, depth: int = 0) -> None:
+        super().__init__(path)
+        self._depth = depth
+
+    @cached_property
+    def _links(self) -> list[_Link]:
+        if self.path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"{self.path}: larger than {_MOST_BYTES >> 20} MiB, expected names of files")
+        text = self.path.read_bytes()
+        try:
+            if b"<!" in text.replace(b"<!--", b""):
+                raise ElementTree.ParseError("it has declarations")
+            root = ElementTree.fromstring(text)
+        except ElementTree.ParseError as error:
+            raise ValueError(f"{self.path}: not a {self.path.suffix} file, or a damaged one: {error}") from None
+        tops = [child for child in root if child.tag in _KINDS]
+        if root.tag != "VTKFile" or not tops:
+            raise ValueError(f"{self.path}: not a {self.path.suffix} file: expected one of {', '.join(_KINDS)}")
+        found = [link for top in tops for link in self._below(top, "")]
+        if not found:
+            raise ValueError(f"{self.path}: it names no file")
+        return found
+
+    def _below(self, element: ElementTree.Element, name: str) -> Iterator[_Link]:
+        for index, child in enumerate(element):
+            own = child.get("name") or (child.get("part") if element.tag == "Collection" else None)
+            if own is None and child.tag in ("Block", "Partitions"):
+                own = f"block{child.get('index', index)}"
+            below = "/".join(filter(None, (name, own)))
+            if (file := child.get("file") or child.get("Source")) is not None:
+                yield _Link(below, linked_file(self.path, file), self._time(child.get("timestep")))
+            else:
+                yield from self._below(child, below)
+
+    def _time(self, text: str | None) -> float | None:
+        try:
+            return None if text is None else float(text)
+        except ValueError:
+            raise ValueError(f"{self.path}: not a time: {text!r:.80}") from None
+
+    def _at(self, time: float | None) -> list[_Link]:
+        return [link for link in self._links if link.time is None or link.time == time]
+
+    def _open(self, link: _Link) -> PartsFile | None:
+        suffix = link.file.suffix.lower()
+        if suffix in _LEAVES:
+            return None
+        if suffix not in SUFFIXES or self._depth == _DEEPEST:
+            raise ValueError(f"{self.path}: it names {link.file.name}, expected {', '.join((*_LEAVES, *SUFFIXES))}")
+        return CollectionFile(link.file, self._depth + 1)
+
+    def times(self) -> list[float]:
+        """Returns the times that a `.pvd` file lists."""
+        return sorted({link.time for link in self._links if link.time is not None})
+
+    def files(self, time: float | None) -> list[Path]:
+        """Returns the files that are read at a time."""
+        found = []
+        for link in self._at(time):
+            nested = self._open(link)
+            found += [link.file, *([] if nested is None else nested.files(nested.time(None)))]
+        return found
+
+    def array_names(self, time: float | None) -> ArrayNames:
+        """Returns the names of the arrays of any part."""
+        found = ArrayNames(set(), set())
+        for link in self._at(time):
+            nested = self._open(link)
+            if nested is not None:
+                names = nested.array_names(nested.time(None))
+            elif link.file.suffix.lower() in (".vtp", ".vtu"):
+                names = array_names(link.file)
+            else:
+                dataset = read_dataset(link.file)
+                names = ArrayNames({*dataset.cell_data.keys()}, {*dataset.point_data.keys()})
+            found.cells.update(names.cells)
+            found.points.update(names.points)
+        return found
+
+    def read(self, time: float | None, arrays: Collection[ArrayName] | None) -> list[Part]:
+        """Reads the parts; see `PartsFile`."""
+        found = []
+        for link in self._at(time):
+            if (nested := self._open(link)) is None:
+                dataset = read_dataset(link.file, arrays)
+                if dataset.n_points:
+                    found.append(Part(link.name, dataset, is_patch=is_foam_patch(link.file)))
+                continue
+            for part in nested.read(nested.time(None), arrays):
+                found.append(part._replace(name="/".join(filter(None, (link.name, part.name)))))
+        return found
