@@ -75,16 +75,30 @@ def row_chunks(array: NDArray[_Scalar], num_rows: int = CHUNK_ROWS) -> Iterator[
         yield array[start : start + num_rows]
 
 
-def check_range(place: Any, name: str, array: NDArray[Any]) -> None:
+def check_range(place: Any, name: str, array: NDArray[Any], *, mask_nan: bool = False) -> None:
     """Refuses numbers that float32 cannot hold; a memory map is read chunk by chunk.
+
+    Args:
+        place: Where they are.
+        name: What they are, if that has a name.
+        array: Values [N] or [N, F].
+        mask_nan: Whether NaN is a value that is unknown, as long as another is known.
 
     Raises:
         ValueError: There are some; the message says how many.
     """
     num_bad = sum(c.size - int(np.count_nonzero((c >= -_LARGEST) & (c <= _LARGEST))) for c in row_chunks(array))
-    if num_bad:
-        what = f"values of {name!r}" if name else "values"
+    num_nan = sum(int(np.count_nonzero(np.isnan(c))) for c in row_chunks(array)) if num_bad else 0
+    what = f"values of {name!r}" if name else "values"
+    if num_bad > num_nan or (num_bad and not mask_nan):
         raise ValueError(f"{place}: {num_bad} of {array.size} {what} are NaN or infinite, or beyond {_LARGEST:g}")
+    if num_nan and all(is_unknown(chunk).all() for chunk in row_chunks(array)):
+        raise ValueError(f"{place}: all {len(array)} {what} are NaN: masked, nothing is left to compare with")
+
+
+def is_unknown(values: Array) -> NDArray[np.bool_]:
+    """Returns which values [N] or rows [N, F] are unknown: those with a NaN."""
+    return np.asarray(np.isnan(values).any(axis=tuple(range(1, np.ndim(values)))))
 
 
 def flat_axis(position: NDArray[np.floating[Any]]) -> int | None:

@@ -70,6 +70,11 @@ class DataSettings(Config):
         False, "Leave out cases that are absent or cannot be read; reads each once.", option="--skip-unusable"
     )
 
+    mask_nan: bool = setting(
+        False,
+        "Leave points where a field is NaN out of its statistics, loss and errors, instead of refusing them.",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("split", "statistics"):

@@ -67,6 +67,7 @@ class CaseSource(Config):
     workers: int = setting(1, "Processes; each holds one case in memory.", low=1)
     no_cell_sizes: bool = setting(False, "Leave out cell sizes, which only weighted draws need.")
     skip_unusable: bool = setting(False, "Leave out cases that are absent or cannot be read.")
+    mask_nan: bool = setting(False, "Keep fields that are NaN at some points, for runs with mask_nan.")
 
 
 @dataclass(frozen=True, kw_only=True)

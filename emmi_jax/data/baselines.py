@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.data.metrics import known_rows
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset, Sample
 from emmi_jax.points import Array, Fields, PointSet
@@ -42,19 +43,28 @@ def nearest_neighbors(known: PointSet, position: Array, *, num_neighbors: int = 
     """Interpolates every field from the nearest known points by inverse distance (Shepard 1968, power 2).
 
     Args:
-        known: Points with known fields.
+        known: Points with known fields; where one is NaN, that field is unknown.
         position: Positions [T, n]; at a known point, the value is that of the point.
         num_neighbors: Points that a prediction averages.
 
     Returns:
         Values [T, F] by field.
     """
+    weight, idx = _nearest(known.position, position, num_neighbors)
+    found = {}
+    for name, values in known.fields.items():
+        there, given = known_rows(values, known.position, values)
+        pair = (weight, idx) if there is known.position else _nearest(there, position, num_neighbors)
+        found[name] = np.einsum("tk,tkf->tf", pair[0], given[pair[1]])
+    return found
+
+
+def _nearest(known: Array, position: Array, num_neighbors: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the weights and the rows, [T, K] each, of the nearest known positions."""
     from scipy.spatial import cKDTree
 
-    nearest = range(1, min(num_neighbors, len(known.position)) + 1)
-    distance, idx = cKDTree(known.position).query(position, k=nearest)
-    weight = _inverse_square(distance)
-    return {name: np.einsum("tk,tkf->tf", weight, values[idx]) for name, values in known.fields.items()}
+    distance, idx = cKDTree(known).query(position, k=range(1, min(num_neighbors, len(known)) + 1))
+    return _inverse_square(distance), idx
 
 
 def _inverse_square(distance: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:

@@ -19,6 +19,7 @@ from emmi_jax.data.cases import BranchShape, Case, Cases
 from emmi_jax.data.conditions import Conditions, condition_values, measure_conditions
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.features import split_channels, with_features
+from emmi_jax.data.notes import gathered, masked
 from emmi_jax.data.report import SILENT, Report
 from emmi_jax.data.samples import Dataset, Sample, case_of_sample
 from emmi_jax.data.sampling import RandomStream
@@ -62,6 +63,11 @@ class CaseCollection(Dataset):
     ) -> None:
         self.law, self.conditions_of = law, dict(conditions)
         self.conditions = measure_conditions({case: conditions.get(case, {}) for case in split.train})
+        for case in split.split_of:
+            try:
+                condition_values(conditions.get(case, {}), self.conditions)
+            except ValueError as error:
+                raise ValueError(f"{case}: {error}") from None
         if law is not None:
             law.check(self.conditions)
         self.split, self.cases, self.sampling, self.name = split, cases, sampling, name
@@ -129,6 +135,7 @@ class CaseCollection(Dataset):
         found = self.cases.measure_all(names, report)
         for name, moments in found.items():
             self.check_shapes(name, _shapes(moments))
+        report.warn(gathered({name: [f"{name}: {line}" for line in masked(found[name])] for name in found}))
         return found
 
     @property
@@ -253,6 +260,8 @@ class CaseCollection(Dataset):
 
 def _shapes(moments: DataMoments) -> dict[str, BranchShape]:
     return {
-        branch: BranchShape(next(plain.count for plain, _ in of_branch.values()), moments.channels[branch])
+        branch: BranchShape(
+            next(plain.count + plain.num_not_finite for plain, _ in of_branch.values()), moments.channels[branch]
+        )
         for branch, of_branch in moments.fields.items()
     }

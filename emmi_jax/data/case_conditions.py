@@ -184,17 +184,24 @@ def _table(root: Path, names: Sequence[str], source: ConditionSource) -> Callabl
         raise ValueError(f"{file}: not comma-separated values: {error}") from None
     head = [cell.strip() for cell in head]
     key = head[0] if source.key is None else source.key
-    if absent := [column for column in (key, *source.columns.values()) if column not in head]:
+    columns = (key, *source.columns.values())
+    if absent := [column for column in columns if column not in head]:
         raise ValueError(f"{file}: no column {', '.join(map(repr, absent))}, it has {', '.join(head)}")
+    if twice := [column for column in columns if head.count(column) > 1]:
+        raise ValueError(f"{file}: several columns {twice[0]!r}, it has {', '.join(head)}")
     rows: dict[str, list[list[str]]] = {}
     for line in lines:
         cells = [cell.strip() for cell in line] + [""] * len(head)
+        if any(cells[len(head) :]):
+            raise ValueError(f"{file}: a row has more cells than the {len(head)} of its head: {','.join(line):.80}")
         rows.setdefault(cells[head.index(key)], []).append(cells)
     by_number = all(case.isdigit() for case in rows)
+    labels = {name: _number_in(name) if by_number else name for name in names}
 
     def read(name: str) -> dict[str, Any]:
-        digits = re.findall(r"\d+", name)
-        label = str(int(digits[-1])) if by_number and digits else name
+        label = labels[name]
+        if twins := [other for other in names if labels[other] == label and other != name]:
+            raise ValueError(f"{twins[0]} has the number {label} too: {key!r} must be the names of the cases")
         cases = [case for case in rows if (str(int(case)) if by_number else case) == label]
         found = [row for case in cases for row in rows[case]]
         if len(found) != 1:
@@ -202,6 +209,12 @@ def _table(root: Path, names: Sequence[str], source: ConditionSource) -> Callabl
         return {condition: _number(found[0][head.index(column)]) for condition, column in source.columns.items()}
 
     return read
+
+
+def _number_in(name: str) -> str:
+    """Returns the last number in the name of a case, without zeros before it; the name itself if there is none."""
+    digits = re.findall(r"\d+", name)
+    return str(int(digits[-1])) if digits else name
 
 
 def _number(text: str) -> Any:
@@ -221,6 +234,8 @@ def _condition(name: str, value: Any, source: ConditionSource) -> CaseCondition:
     kind = source.kinds.get(name, kind) or ("angle" if unit in _ANGLES else "plain")
     if kind not in KINDS or not isinstance(unit, str | None) or not set(given) <= {"value", "unit", "kind"}:
         raise ValueError(f"the condition {name!r} must be a number, or its value, unit and kind, got {value!r:.80}")
+    if kind == "logarithmic" and number <= 0:
+        raise ValueError(f"the condition {name!r} is logarithmic and must be positive, got {number:g}")
     return CaseCondition(float(number), unit, kind)
 
 

@@ -24,11 +24,14 @@ class CaseFolder(NamedTuple):
     path: Path
     reader: Reader
     inputs: Names = NO_INPUTS
+    mask_nan: bool = False
 
     @classmethod
-    def open(cls, path: Path, foam: FoamSelection = DEFAULT_SELECTION, inputs: Names = NO_INPUTS) -> CaseFolder:
-        """Looks at a folder; `foam` is the part of an OpenFOAM case to read, for inputs see `ReadOptions`."""
-        return cls(path, reader_of(path, foam), inputs)
+    def open(
+        cls, path: Path, foam: FoamSelection = DEFAULT_SELECTION, options: ReadOptions = DEFAULT_OPTIONS
+    ) -> CaseFolder:
+        """Looks at a folder; `foam` is the part of an OpenFOAM case to read, the options have inputs and `mask_nan`."""
+        return cls(path, reader_of(path, foam), options.inputs, options.mask_nan)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -53,11 +56,12 @@ class CaseFolder(NamedTuple):
         """Returns the fingerprint of the files, of what is read of them, and of how cells are measured."""
         files = [*self.files, *self.reader.input_files(self.path, self.inputs)]
         selected = POSITIONS + self.reader.selected + (repr(sorted(self.inputs.items())) if self.inputs else "")
+        selected += "mask_nan" * self.mask_nan
         return fingerprint(files, root, with_times=with_times, selected=selected)
 
     def read(self, options: ReadOptions = DEFAULT_OPTIONS) -> Case:
         """Reads the case; raises as `Reader.read`."""
-        return self.reader.read(self.path, options._replace(inputs=self.inputs))
+        return self.reader.read(self.path, options._replace(inputs=self.inputs, mask_nan=self.mask_nan))
 
     def left_out(self, sources: Sources, *, with_arrays: bool = True) -> list[str]:
         """Returns what `read` leaves out, one line each."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from emmi_jax.config import Config
 from emmi_jax.config.setting import setting
-from emmi_jax.deploy.conditions import KINDS, check_scale
+from emmi_jax.deploy.conditions import KINDS, check_scale, turn
 from emmi_jax.deploy.parsing import finite_numbers
 
 
@@ -98,7 +98,11 @@ class ConditionScale(Config):
                 f"{unit} and {kind} elsewhere: expected one unit and kind"
             )
         low, high = float(values.min()), float(values.max())
-        if not high - low > 1e-9 * max(abs(low), abs(high)):
+        is_constant = not high - low > 1e-9 * max(abs(low), abs(high))
+        if first.kind == "angle":
+            turned = (values - low) / turn(first)  # by whole turns, it is the same direction
+            is_constant |= bool(np.allclose(turned, np.round(turned), rtol=0, atol=1e-9))
+        if is_constant:
             raise ValueError(
                 f"the condition {name!r} is {low:g} in all {len(values)} training cases, so that nothing can be "
                 f"learned of it: leave it out, or train on cases where it differs"

@@ -43,7 +43,9 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         _refuse_conditions(settings, "the built-in data have those of stream_angle")
         return EllipsoidDataset(sampling, stream_angle=settings.stream_angle)
     path = Path(settings.data)
-    options = ReadOptions(with_cell_sizes=is_weighted, inputs=input_names(settings.features))
+    options = ReadOptions(
+        with_cell_sizes=is_weighted, inputs=input_names(settings.features), mask_nan=settings.mask_nan
+    )
     opened = open_cases(settings.data, options, settings.foam)
     if opened is not None and not opened.is_single:
         split = opened.split(settings.split, skip_unusable=settings.skip_unusable)
@@ -71,9 +73,9 @@ def load_dataset(settings: TrainSettings) -> Dataset:
         )
     _refuse_conditions(settings, f"{path} is one case, in which they are constant")
     if opened is None and not path.is_dir():
-        case, mark = Case({"volume": read_case(path)}, None), fingerprint([path], path)
+        case, mark = Case({"volume": read_case(path, mask_nan=settings.mask_nan)}, None), fingerprint([path], path)
     else:
-        folder = CaseFolder.open(path, settings.foam, options.inputs)
+        folder = CaseFolder.open(path, settings.foam, options)
         case, mark = folder.read(options), folder.fingerprint(path)
     single = PointCloudDataset(
         case.points,
@@ -112,7 +114,10 @@ def make_normalizer(settings: TrainSettings, dataset: Dataset, report: Report = 
         known = known.for_features(dataset.features)
         return replace(known, conditions=dataset.conditions, nondimensionalize=settings.nondimensionalize)
     measured = dataset.measure(report).normalizer(
-        position_range=settings.position_range, divergence_free=free, features=dataset.features
+        position_range=settings.position_range,
+        divergence_free=free,
+        features=dataset.features,
+        mask_nan=settings.mask_nan,
     )
     measured = measured.for_fields(dataset.fields)
     return replace(measured, conditions=dataset.conditions, nondimensionalize=settings.nondimensionalize)

@@ -7,9 +7,23 @@ from typing import TypeAlias
 
 import numpy as np
 
-from emmi_jax.points import Array, row_chunks
+from emmi_jax.points import Array, is_unknown, row_chunks
 
 Metrics: TypeAlias = dict[str, float]
+
+
+def known_rows(reference: Array, *arrays: Array) -> tuple[Array, ...]:
+    """Returns those rows of arrays [N, …] where a reference [N, F] is known; the arrays themselves if it is everywhere.
+
+    Raises:
+        ValueError: It is known nowhere.
+    """
+    is_unknown_at = np.concatenate([is_unknown(chunk) for chunk in row_chunks(reference)])
+    if not is_unknown_at.any():
+        return arrays
+    if is_unknown_at.all():
+        raise ValueError(f"nothing to compare with: all {len(reference)} values are NaN")
+    return tuple(array[~is_unknown_at] for array in arrays)
 
 
 def field_metrics(predicted: Array, reference: Array) -> Metrics:
@@ -17,13 +31,14 @@ def field_metrics(predicted: Array, reference: Array) -> Metrics:
 
     Args:
         predicted: Values [N, F].
-        reference: Values [N, F].
+        reference: Values [N, F]; points where one is NaN are left out.
 
     Returns:
         `relative_l2` and `relative_l1`, the norm of the error over that of the reference; `mae` and `max`, the mean and
         the largest absolute error in the unit of the field; `r2`, one minus the squared error over the squared
         deviation of the reference from its mean in each channel. Nothing is divided by zero: by one instead.
     """
+    predicted, reference = known_rows(reference, predicted, reference)
     squares, reference_squares, total, reference_total, largest = 0.0, 0.0, 0.0, 0.0, 0.0
     shift = np.asarray(reference[:1], dtype=np.float64).sum(axis=0)
     shifted, shifted_squares = np.zeros_like(shift), 0.0
@@ -50,6 +65,7 @@ def field_metrics(predicted: Array, reference: Array) -> Metrics:
 
 def weighted_relative_l2(predicted: Array, reference: Array, weights: Array) -> float:
     """Returns the relative L2 error with the squares of each point weighted, such as by the size [N] of its cell."""
+    predicted, reference, weights = known_rows(reference, predicted, reference, weights)
     squares, reference_squares = 0.0, 0.0
     for part, known, weight in zip(*map(row_chunks, (predicted, reference, weights)), strict=True):
         exact = np.asarray(known, dtype=np.float64)
@@ -99,8 +115,9 @@ def coefficient_metrics(predicted: Array, reference: Array) -> dict[str, float |
 
 
 def mean_metrics(metrics: Sequence[Mapping[str, Metrics]]) -> dict[str, Metrics]:
-    """Returns the mean of every metric of every field over cases or repeats."""
+    """Returns the mean of every metric of every field over the cases or repeats that have it."""
+    fields = {field: list(of_case[field]) for of_case in reversed(metrics) for field in of_case}
     return {
-        field: {name: float(np.mean([case[field][name] for case in metrics])) for name in names}
-        for field, names in metrics[0].items()
+        field: {name: float(np.mean([case[field][name] for case in metrics if field in case])) for name in names}
+        for field, names in fields.items()
     }

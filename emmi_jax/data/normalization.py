@@ -59,7 +59,14 @@ class FieldScale(Config):
                 raise ValueError(f"expected one limit >= 0 for each of {len(self.mean)} channels, got {self.limit}")
 
     @classmethod
-    def of(cls, moments: Moments, compressed: Moments | None = None, *, common_std: bool = False) -> FieldScale:
+    def of(
+        cls,
+        moments: Moments,
+        compressed: Moments | None = None,
+        *,
+        common_std: bool = False,
+        mask_nan: bool = False,
+    ) -> FieldScale:
         """Returns the scale of values with these statistics; a constant channel gets the deviation 1.
 
         Log-scaled values are limited to the largest measured magnitude: beyond it, a small error of the logarithm would
@@ -70,11 +77,12 @@ class FieldScale(Config):
             compressed: Statistics of the values after `signed_log1p`, for a logarithmic scale.
             common_std: Whether all channels get one deviation, the root mean square of theirs. A field is then free of
                 divergence in model units exactly if it is in physical units, provided there is no logarithm.
+            mask_nan: Whether values that are not finite are left out.
 
         Raises:
-            ValueError: A value is not finite, or there is none.
+            ValueError: A value is not finite, and not masked; or none is.
         """
-        if moments.num_not_finite or not moments.count:
+        if not moments.count or (moments.num_not_finite and not mask_nan):
             raise ValueError(
                 f"expected finite values, got {moments.count} finite rows and {moments.num_not_finite} not"
             )

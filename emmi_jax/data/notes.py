@@ -22,6 +22,19 @@ _MOST_VOLUME_RATIO = 100.0
 _MOST_ROUNDING = 0.01
 
 
+MASK_ADVICE = "mask_nan = true leaves such points out"
+
+
+def masked(moments: DataMoments) -> list[str]:
+    """Returns how many values of each field are unknown, one line per field that has such."""
+    plain = {f"{branch}/{name}": pair[0] for branch, of in moments.fields.items() for name, pair in of.items()}
+    return [
+        f"{name} is NaN at {m.num_not_finite:,} of {m.count + m.num_not_finite:,} points"
+        for name, m in plain.items()
+        if m.num_not_finite
+    ]
+
+
 class Box(NamedTuple):
     """The box of points: low and high corner, [n] each."""
 

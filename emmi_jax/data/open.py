@@ -14,7 +14,7 @@ from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, parse_split, split_c
 from emmi_jax.data.folder_cases import FolderCases
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import parse_sources, read_dataset
-from emmi_jax.data.notes import gathered
+from emmi_jax.data.notes import MASK_ADVICE, gathered, masked
 from emmi_jax.data.open_cases import ADVICE, NOTHING, OpenCases
 from emmi_jax.data.readers import case_names
 from emmi_jax.data.readers.openfoam import OpenFoamReader
@@ -41,13 +41,11 @@ class OpenFolders(OpenCases):
 
     def __init__(self, path: Path, options: ReadOptions, foam: FoamSelection) -> None:
         path = case_folder(path)
-        case = CaseFolder.open(path, foam, options.inputs)
+        case = CaseFolder.open(path, foam, options)
         self.foam = foam
         self.root, self.is_single = path, case.reader.owns(path) and _is_case(case)
         self.names = [path.name] if self.is_single else case_names(path, foam)
-        folders = {
-            name: case if self.is_single else CaseFolder.open(path / name, foam, options.inputs) for name in self.names
-        }
+        folders = {name: case if self.is_single else CaseFolder.open(path / name, foam, options) for name in self.names}
         if self.names:
             self.sources = folders[self.names[0]].sources(options.sources)
             if isinstance(folders[self.names[0]].reader, OpenFoamReader):  # the first case says which fields there are
@@ -118,12 +116,13 @@ class OpenStore(OpenCases):
 
     Args:
         location: Its path or URL.
+        mask_nan: Whether a field may have NaN at some points.
     """
 
     cases: Store
 
-    def __init__(self, location: str) -> None:
-        self.location, self.cases = location, Store(location)
+    def __init__(self, location: str, *, mask_nan: bool = False) -> None:
+        self.location, self.cases, self.mask_nan = location, Store(location), mask_nan
         self.names = self.cases.names
         self.sources = parse_sources(self.cases.sources, f"{location}/{STORE_FILE}")
 
@@ -145,8 +144,11 @@ class OpenStore(OpenCases):
         return agreed({name: case.conditions for name, case in self.cases.cases.items()}, source.names)
 
     def check(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> None:
-        """Refuses what is known to be wrong: the store itself was checked when it was opened."""
-        _refuse(self.location, {name: known.get(name) for name in names})
+        """Refuses what is known to be wrong, and NaN unless it is masked; the store was checked when it was opened."""
+        problems = {name: known.get(name) for name in names}
+        if not self.mask_nan:
+            problems |= {n: f"{lines[0]}: {MASK_ADVICE}" for n in names if (lines := masked(self.cases.measure(n)))}
+        _refuse(self.location, problems)
 
 
 def open_cases(
@@ -166,7 +168,7 @@ def open_cases(
         ValueError: The store, or what describes the cases, is unusable.
     """
     if is_store(data):
-        return OpenStore(data)
+        return OpenStore(data, mask_nan=options.mask_nan)
     opened = OpenFolders(Path(data), options, foam)
     return opened if opened.names else None
 

@@ -15,6 +15,7 @@ from emmi_jax.data.baselines import nearest_neighbors
 from emmi_jax.data.cases import Case, branch_shapes
 from emmi_jax.data.draws import draw_geometry, draw_points, draw_training_case, geometry_points
 from emmi_jax.data.features import split_channels, with_features
+from emmi_jax.data.notes import masked
 from emmi_jax.data.report import SILENT, Report
 from emmi_jax.data.samples import Context, Dataset, Sample
 from emmi_jax.data.sampling import RandomStream
@@ -121,7 +122,9 @@ class PointCloudDataset(Dataset):
 
     def measure(self, report: Report = SILENT) -> DataMoments:
         """Returns the statistics of the training points."""
-        return measure(point_chunks(self._measured))
+        found = measure(point_chunks(self._measured))
+        report.warn(masked(found))
+        return found
 
     def resampled(self, sampling: Sampling) -> Self:
         """Returns the same points, split in the same way, with other draws.

@@ -78,6 +78,7 @@ class DataMoments(NamedTuple):
         position_range: float,
         divergence_free: Collection[str] = (),
         features: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+        mask_nan: bool = False,
     ) -> Normalizer:
         """Returns the normalizer of data with these statistics.
 
@@ -85,6 +86,7 @@ class DataMoments(NamedTuple):
             position_range: The longest side of the box of all points, in model units.
             divergence_free: Fields whose scales must preserve zero divergence; they get no logarithm.
             features: What the model takes beside positions, by branch, or ``geometry``, and name.
+            mask_nan: Whether fields may be unknown at some points.
 
         Raises:
             ValueError: A value is not finite, or all positions coincide.
@@ -93,9 +95,9 @@ class DataMoments(NamedTuple):
             raise ValueError(f"{self.position.num_not_finite} positions are not finite")
         scales = {
             branch: {
-                name: FieldScale.of(plain, common_std=True)
+                name: FieldScale.of(plain, common_std=True, mask_nan=mask_nan)
                 if name in divergence_free
-                else FieldScale.of(plain, compressed)
+                else FieldScale.of(plain, compressed, mask_nan=mask_nan)
                 for name, (plain, compressed) in fields.items()
             }
             for branch, fields in self.fields.items()

@@ -116,7 +116,7 @@ def condition_channels(scales: Scales, values: Mapping[str, Any]) -> NDArray[np.
             angle = value * (2 * math.pi / turn(scale))
             channels += [np.sin(angle), np.cos(angle)]
         else:
-            scaled = np.log(value) if scale.kind == "logarithmic" else _nearest_turn(scale, value)
+            scaled = np.log(value) if scale.kind == "logarithmic" else within_turn(scale, value)
             channels.append((scaled - scale.mean) / scale.std)
     return np.stack(channels, axis=-1).astype(np.float32) if channels else np.zeros(0, np.float32)
 
@@ -157,7 +157,7 @@ def outside_range(scales: Scales, values: Mapping[str, Any]) -> list[str]:
     for name, scale in scales.items():
         if scale.low is None or scale.high is None or wraps(scale):
             continue
-        value = float(_nearest_turn(scale, np.float64(values[name])))
+        value = float(within_turn(scale, np.float64(values[name])))
         beyond = max(scale.low - value, value - scale.high)
         if beyond > 1e-9 * max(abs(scale.low), abs(scale.high)):
             unit = "" if scale.unit is None else f" {scale.unit}"
@@ -173,8 +173,8 @@ def _listed(scales: Scales) -> str:
     return f"the conditions {', '.join(sorted(scales))}" if scales else "no condition"
 
 
-def _nearest_turn(scale: Scale, value: Any) -> Any:
-    """Returns an angle as the trained range has it: 355 degrees are -5 within -15 … 15."""
+def within_turn(scale: Scale, value: Any) -> Any:
+    """Returns an angle within half a turn of the middle of the trained range: 355 degrees are -5 within -15 … 15."""
     if scale.kind != "angle" or scale.low is None or scale.high is None:
         return value
     around = (scale.low + scale.high) / 2

@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from emmi_jax.deploy.parsing import Archive, Header, read_header, refusing_damage
 from emmi_jax.files.atomic import atomic_path, check_memory
 from emmi_jax.files.npy import read_chunks
-from emmi_jax.points import PointSet, check_range
+from emmi_jax.points import Array, PointSet, check_range
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 POSITION = "position"
 
 
-def read_case(path: Path) -> PointSet:
+def read_case(path: Path, *, mask_nan: bool = False) -> PointSet:
     """Reads one case: the array `position` [N, 3], in any unit, and every other array as a field.
 
     Args:
         path: An `.npz` file of numeric arrays; fields are (N,) or (N, F).
+        mask_nan: Whether a field may have NaN at some points.
 
     Returns:
         Positions [N, 3] and fields [N, F], float64.
@@ -43,7 +44,10 @@ def read_case(path: Path) -> PointSet:
         raise ValueError(f"{path}: {POSITION!r} holds no points")
     if not arrays:
         raise ValueError(f"{path}: no field beside {POSITION!r}: expected at least one array of {len(position)} rows")
-    return PointSet(position, {name: _checked_field(path, name, a, len(position)) for name, a in arrays.items()})
+    fields: dict[str, Array] = {
+        name: _checked_field(path, name, array, len(position), mask_nan) for name, array in arrays.items()
+    }
+    return PointSet(position, fields)
 
 
 def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, NDArray[np.float64]]:
@@ -123,10 +127,12 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.floating[Any]]]) ->
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
-def _checked_field(path: Path, name: str, array: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:
+def _checked_field(
+    path: Path, name: str, array: NDArray[np.float64], num_points: int, mask_nan: bool
+) -> NDArray[np.float64]:
     if array.ndim not in (1, 2) or len(array) != num_points or array.size == 0:
         raise ValueError(
             f"{path}: field {name!r} has shape {array.shape}, expected ({num_points},) or ({num_points}, F)"
         )
-    check_range(path, name, array)
+    check_range(path, name, array, mask_nan=mask_nan)
     return array.reshape(num_points, -1)

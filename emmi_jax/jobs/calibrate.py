@@ -15,6 +15,7 @@ from emmi_jax.data.cases import Case
 from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.familiarity import MIN_CASES, Familiarity, fit_familiarity
+from emmi_jax.data.metrics import known_rows
 from emmi_jax.data.open import open_cases
 from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.inference.case_encoding import case_encoding, flat_condition
@@ -102,10 +103,9 @@ def case_scores(
         for chunk in encoded.stream_each({branch: points[branch].position}, query_features=given):
             watch(chunk)
         for name in names:
-            pointwise = field_scores(
-                surrogate.normalizer, branch, name, Spread.of(values[name]), points[branch].fields[name]
-            )
-            scores[f"{branch}/{name}"] = covering_score(pointwise, share)
+            known = points[branch].fields[name]
+            pointwise = field_scores(surrogate.normalizer, branch, name, Spread.of(values[name]), known)
+            scores[f"{branch}/{name}"] = covering_score(known_rows(known, pointwise)[0], share)
         if branch == GEOMETRY_BRANCH and forces is not None:
             spreads = forces.spreads(values)
     return scores, spreads
@@ -176,7 +176,7 @@ def _force_options(job: CalibrationJob, chosen: ChosenCases) -> ForceOptions:
 
 def _options(config: RunConfig) -> ReadOptions:
     """What is computed of cases is a part of their fingerprints."""
-    return ReadOptions(inputs=input_names(config.normalizer.features))
+    return ReadOptions(inputs=input_names(config.normalizer.features), mask_nan=config.mask_nan)
 
 
 def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: RunConfig) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from rich.console import Console
 
@@ -28,18 +28,8 @@ def under_condition(surrogate: Surrogate, text: str | None, console: Console) ->
     Raises:
         ValueError: A condition is missing, unknown or no number.
     """
-    values, config = {} if text is None else parse_condition(text), surrogate.model.config
-    scales = surrogate.normalizer.conditions
-    if config.conditioning_dims is not None:
-        return replace(surrogate, condition={name: [value] for name, value in values.items()})
-    if not scales and config.condition_dim is not None:
-        raise ValueError(
-            f"the model takes a condition of {config.condition_dim} numbers that have no names: convert it with "
-            "--conditions NAME,…"
-        )
-    check_names(scales, values)
-    print_warnings(outside_range(scales, values), console)
-    return replace(surrogate, condition=values or None)
+    given = {} if text is None else parse_condition(text)
+    return replace(surrogate, condition=_checked(surrogate, given, console) or None)
 
 
 def weighted_conditions(surrogate: Surrogate, texts: Sequence[str], console: Console) -> Weighted:
@@ -69,30 +59,59 @@ def under_values(
     Raises:
         ValueError: A condition is missing or unknown, or is given twice.
     """
-    others, scales = {} if text is None else parse_condition(text), surrogate.normalizer.conditions
+    others = {} if text is None else parse_condition(text)
     if name in others:
         raise ValueError(f"the condition {name!r} has a range and a value, got {text!r}")
-    under = [{**others, name: value} for value in values]
-    for condition in under[:1]:
-        check_names(scales, condition)
-    print_warnings(dict.fromkeys(line for at in (under[0], under[-1]) for line in outside_range(scales, at)), console)
-    return [replace(surrogate, condition=condition) for condition in under]
+    quiet = Console(quiet=True)
+    of_ends = {0: console, len(values) - 1: console}
+    return [
+        replace(surrogate, condition=_checked(surrogate, {**others, name: (value,)}, of_ends.get(number, quiet)))
+        for number, value in enumerate(values)
+    ]
 
 
-def parse_condition(text: str) -> dict[str, float]:
-    """Parses "speed=40,yaw=5" into numbers by name.
+def _checked(surrogate: Surrogate, given: Mapping[str, Sequence[float]], console: Console) -> dict[str, Any]:
+    """Returns a condition as a surrogate takes it, after warnings of values outside the trained ranges."""
+    scales, config = surrogate.normalizer.conditions, surrogate.model.config
+    sizes = config.named_conditions if config.conditioning_dims is not None else dict.fromkeys(scales, 1)
+    if not sizes and config.condition_dim is not None:
+        raise ValueError(
+            f"the model takes a condition of {config.condition_dim} numbers that have no names: convert it with "
+            "--conditions NAME,…"
+        )
+    if config.conditioning_dims is None:
+        check_names(scales, given)
+    elif set(given) != set(sizes):
+        takes = ", ".join(f"{name} ({size})" for name, size in sorted(sizes.items()))
+        raise ValueError(f"the model takes the conditions {takes}, got {', '.join(sorted(given)) or 'none'}")
+    for name, numbers in given.items():
+        if len(numbers) != sizes[name]:
+            number = "1 number" if sizes[name] == 1 else f"{sizes[name]} numbers"
+            raise ValueError(f"the condition {name!r} has {number}, got {list(numbers)}")
+    if config.conditioning_dims is not None:
+        return {name: list(numbers) for name, numbers in given.items()}
+    values = {name: numbers[0] for name, numbers in given.items()}
+    print_warnings(outside_range(scales, values), console)
+    return values
+
+
+def parse_condition(text: str) -> dict[str, tuple[float, ...]]:
+    """Parses "speed=40,yaw=5" into numbers by name; a condition of several has commas between them, "wind=1,0,2,yaw=5".
 
     Raises:
         ValueError: It is not of this form, or a name comes twice.
     """
-    values: dict[str, float] = {}
+    values: dict[str, tuple[float, ...]] = {}
+    name = ""
     for part in text.split(","):
-        name, equals, number = (word.strip() for word in part.partition("="))
+        before, equals, number = (word.strip() for word in part.rpartition("="))
+        is_new = bool(equals)
+        name = before if is_new else name
         try:
             value = float(number)
         except ValueError:
             value = None
-        if not name or not equals or value is None or name in values:
+        if not name or value is None or is_new == (name in values):
             raise ValueError(f"a condition has the form speed=40,yaw=5, got {text!r}")
-        values[name] = value
+        values[name] = (*values.get(name, ()), value)
     return values

@@ -116,6 +116,8 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
                     parity.add(predicted, case)
                 progress.advance(1, name)
             by_case[name] = mean_metrics(repeats)
+    for name, of_case in details.masked.items():
+        warnings[name] += [f"{name}: {field} is NaN at {number:,} points" for field, number in of_case.items()]
     _print_notes(chosen.unusable, left_out, warnings, console)
     mean, found = mean_metrics(list(by_case.values())), forces.metrics()
     stem = "evaluation" if chosen.split is None else f"evaluation_{chosen.split}"
@@ -172,6 +174,7 @@ def chosen_cases(job: EvaluationJob, config: RunConfig, surrogate: Surrogate) ->
         with_area_vectors=True,
         sources=sources,
         inputs=input_names(surrogate.features),
+        mask_nan=config.mask_nan,
     )
     if (opened := open_cases(data, options, foam)) is None:
         if not Path(data).is_dir():

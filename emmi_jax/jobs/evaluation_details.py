@@ -12,10 +12,18 @@ from rich.table import Table
 
 from emmi_jax.data.cases import Case
 from emmi_jax.data.conditions import ConditionScale
-from emmi_jax.data.metrics import Metrics, field_metrics, mean_interval, mean_metrics, weighted_relative_l2
+from emmi_jax.data.metrics import (
+    Metrics,
+    field_metrics,
+    known_rows,
+    mean_interval,
+    mean_metrics,
+    weighted_relative_l2,
+)
+from emmi_jax.deploy.conditions import within_turn
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.jobs.progress import new_table
-from emmi_jax.points import Array, Fields, PointSet
+from emmi_jax.points import Array, Fields, PointSet, is_unknown
 
 NUM_BINS = 4
 LEVEL = 0.95
@@ -27,10 +35,14 @@ class CaseDetails:
 
     Args:
         scales: The conditions of the run.
+
+    Attributes:
+        masked: How many points are left out, because a field is NaN there, by case and field.
     """
 
     def __init__(self, scales: Mapping[str, ConditionScale]) -> None:
         self._scales = scales
+        self.masked: dict[str, dict[str, int]] = {}
         self._weighted: dict[str, dict[str, Metrics]] = {}
         self._components: dict[str, dict[str, Metrics]] = {}
         self._conditions: dict[str, Mapping[str, float]] = {}
@@ -46,12 +58,15 @@ class CaseDetails:
             sizes = _cell_sizes(points)
             for field, values in fields.items():
                 known = points.fields[field]
+                if num_unknown := int(np.count_nonzero(is_unknown(known))):
+                    self.masked.setdefault(name, {})[f"{branch}/{field}"] = num_unknown
                 if sizes is not None:
                     error = weighted_relative_l2(values, known, sizes)
                     self._weighted[name][f"{branch}/{field}"] = {"weighted_relative_l2": error}
                 if values.shape[1] == len(_AXES):
+                    at_known, exact = known_rows(known, values, known)
                     self._components[name] |= {
-                        f"{branch}/{field} {axis}": field_metrics(values[:, i : i + 1], known[:, i : i + 1])
+                        f"{branch}/{field} {axis}": field_metrics(at_known[:, i : i + 1], exact[:, i : i + 1])
                         for i, axis in enumerate(_AXES)
                     }
 
@@ -72,6 +87,8 @@ class CaseDetails:
             found["weighted"] = {"mean": mean_metrics(list(self._weighted.values())), "cases": self._weighted}
         if any(self._components.values()):
             found["components"] = mean_metrics(list(self._components.values()))
+        if self.masked:
+            found["masked"] = self.masked
         if self._scales:
             found["conditions"] = {name: self._bins(name, by_case) for name in self._scales}
         return found
@@ -90,7 +107,8 @@ class CaseDetails:
 
     def _bins(self, name: str, by_case: Mapping[str, Mapping[str, Metrics]]) -> list[JsonDict]:
         """Returns the mean errors of cases by equal parts of the range of a condition; empty parts are left out."""
-        values = {case: self._conditions[case][name] for case in by_case}
+        scale = self._scales[name]
+        values = {case: float(within_turn(scale, self._conditions[case][name])) for case in by_case}
         edges = np.linspace(min(values.values()), max(values.values()), NUM_BINS + 1)
         if edges[0] == edges[-1]:
             edges = edges[[0, -1]]

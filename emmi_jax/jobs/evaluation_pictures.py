@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from emmi_jax.data.cases import Case
+from emmi_jax.data.metrics import known_rows
 from emmi_jax.jobs.evaluation_forces import NAMES, ForceMetrics
 from emmi_jax.plots.parity import Coefficient, draw_coefficients, draw_parity
 from emmi_jax.points import Array, Fields
@@ -29,8 +30,10 @@ class ParityPoints:
         """Keeps points of a case."""
         for branch, fields in predicted.items():
             for name, values in fields.items():
-                rows = slice(None, None, -(-len(values) // self._num_points))
-                pair = values[rows].copy(), np.array(case.points[branch].fields[name][rows])
+                known = case.points[branch].fields[name]
+                predicted_at, known_at = known_rows(known, values, known)
+                rows = slice(None, None, -(-len(known_at) // self._num_points))
+                pair = predicted_at[rows].copy(), np.array(known_at[rows])
                 self._pairs.setdefault((branch, name), []).append(pair)
 
     def draw(self, stem: Path, title: str) -> list[Path]:

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from emmi_jax.data.metrics import known_rows
 from emmi_jax.data.potential_flow import Ellipsoid
 from emmi_jax.data.samples import Dataset
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.plots.ellipsoid import draw_slice, draw_surface, slice_grid, surface_mesh
 from emmi_jax.plots.loss import draw_loss
 from emmi_jax.plots.point_cloud import draw_fields, near_middle_plane
-from emmi_jax.points import PointSet, take_points
+from emmi_jax.points import PointSet, is_unknown, take_points
 from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.training.evaluation import encode_sample, query_chunk_size
 
@@ -52,6 +53,7 @@ def _draw_points(points: Mapping[str, PointSet], predict: Predict, folder: Path)
         features = {} if near.features is None else {branch: near.features}
         predicted = predict({branch: near.position}, query_features=features)
         for name, known in near.fields.items():
-            path = folder / f"{branch}_{name}.png"
-            paths.append(draw_fields(path, name, near.position, predicted[f"{branch}_{name}"], known))
+            if not is_unknown(known).all():
+                shown = known_rows(known, near.position, predicted[f"{branch}_{name}"], known)
+                paths.append(draw_fields(folder / f"{branch}_{name}.png", name, *shown))
     return paths

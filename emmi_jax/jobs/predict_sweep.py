@@ -23,6 +23,7 @@ from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
 from emmi_jax.meshes.forces import ForceReference, force_fields
 
 CSV, PICTURE = "sweep.csv", "sweep.png"
+MOST_VALUES = 10_000
 
 
 class Sweep(NamedTuple):
@@ -41,10 +42,10 @@ def parse_sweep(text: str) -> Sweep:
     name, _, limits = text.partition("=")
     try:
         low, high, number = limits.split(":")
-        values = np.linspace(float(low), float(high), int(number))
+        values = np.linspace(float(low), float(high), min(int(number), MOST_VALUES + 1))
     except ValueError:
         values = np.zeros(0)
-    if not name.strip() or not values.size or not np.isfinite(values).all():
+    if not name.strip() or not 0 < values.size <= MOST_VALUES or not np.isfinite(values).all():
         raise ValueError(f"a sweep has the form yaw=-10:10:21, got {text!r}")
     return Sweep(name.strip(), tuple(values.tolist()))
 
@@ -108,8 +109,8 @@ def _report(
 ) -> None:
     from emmi_jax.plots.sweep import draw_sweep
 
-    unit = surrogate.normalizer.conditions[name].unit
-    label = name if unit is None else f"{name} [{unit}]"
+    scale = surrogate.normalizer.conditions.get(name)  # none where a converted model has the names
+    label = name if scale is None or scale.unit is None else f"{name} [{scale.unit}]"
     make_folder(job.out)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([(label, "cd", "cl"), *rows])

@@ -21,6 +21,7 @@ from emmi_jax.data.notes import (
     box_warnings,
     case_boxes,
     gathered,
+    masked,
     moments_box,
     rounding_warnings,
     unlike_cases,
@@ -66,7 +67,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
         raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, got {job.dtype!r}")
     if "://" not in job.out and Path(job.out).resolve() in job.data.resolve().parents:
         raise ValueError(f"{job.data} lies inside the store {job.out}: choose another store")
-    opened = OpenFolders(job.data, ReadOptions(inputs=_inputs(job)), job.foam)
+    opened = OpenFolders(job.data, ReadOptions(inputs=_inputs(job), mask_nan=job.mask_nan), job.foam)
     if opened.is_single or not opened.names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
     check_selection(job.data, job.foam)
@@ -238,7 +239,7 @@ def _prepare_case(
         return str(error).splitlines()[0]
     kept: dict[str, Any] = {"source": source, "forces": forces, "conditions": conditions}
     moments = write_case(ArrayFolder(job.out), name, case, dtype=job.dtype, **kept)
-    warnings = [*box_warnings(case_boxes(case)), *rounding_warnings(moments, job.dtype)]
+    warnings = [*box_warnings(case_boxes(case)), *rounding_warnings(moments, job.dtype), *masked(moments)]
     return _Prepared(
         [f"{name}: {line}" for line in case.left_out],
         [f"{name}: {line}" for line in warnings],

@@ -296,6 +296,10 @@ def _model(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None)
         raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
     if (known := sorted(weights.normalizer.conditions)) != (found := sorted(dataset.conditions)):
         raise ValueError(f"the run takes the conditions {known}, the data have {found}")
+    for name, scale in weights.normalizer.conditions.items():
+        units = scale.unit, dataset.conditions[name].unit
+        if None not in units and units[0] != units[1]:
+            raise ValueError(f"the run takes the condition {name!r} in {units[0]}, the data have it in {units[1]}")
     check_same_config(weights.model.fields, model.fields, path="fields.")
     # Weights know features by their places.
     taken, given = (

@@ -94,7 +94,12 @@ class Mesh:
         return self._cells.centre.astype(_floats(self.dataset.points[:0]).dtype, copy=False)
 
     def points(
-        self, sources: Mapping[str, FieldSource], *, location: Location | None = None, with_cell_sizes: bool = False
+        self,
+        sources: Mapping[str, FieldSource],
+        *,
+        location: Location | None = None,
+        with_cell_sizes: bool = False,
+        mask_nan: bool = False,
     ) -> PointSet:
         """Reads positions and fields; an array without a factor is not copied.
 
@@ -102,6 +107,7 @@ class Mesh:
             sources: The arrays by field.
             location: Where to read them; by default where they are, or on the points if there are none.
             with_cell_sizes: Whether to measure the cells too.
+            mask_nan: Whether a field may have NaN at some points.
 
         Returns:
             Positions [N, 3] and fields [N, F], float32 or float64 as in the file.
@@ -113,7 +119,7 @@ class Mesh:
         if location is None:
             location = self.location_of(s.array for s in sources.values()) if sources else "points"
         position = self.position(location)
-        fields = {name: self._field(source, location, len(position)) for name, source in sources.items()}
+        fields = {name: self._field(source, location, len(position), mask_nan) for name, source in sources.items()}
         return PointSet(position, fields, self.cell_sizes(location) if with_cell_sizes else None)
 
     def cell_sizes(self, location: Location = "cells") -> Array:
@@ -129,21 +135,21 @@ class Mesh:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
-    def _field(self, source: FieldSource, location: Location, num_rows: int) -> Array:
+    def _field(self, source: FieldSource, location: Location, num_rows: int, mask_nan: bool) -> Array:
         data = self.dataset.cell_data if location == "cells" else self.dataset.point_data
         arrays = found_arrays(source.array, data.keys())
         if arrays is None:
             raise ValueError(
                 f"{self.path}: no array {quoted(source.array)} on {location}, which have {list(data.keys())}"
             )
-        columns = [self._array(name, np.asarray(data[name]), location, num_rows) for name in arrays]
+        columns = [self._array(name, np.asarray(data[name]), location, num_rows, mask_nan) for name in arrays]
         if len(columns) > 1 and any(column.shape[1] != 1 for column in columns):
             raise ValueError(f"{self.path}: expected one number a row in each of {', '.join(map(repr, arrays))}")
         values = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         # A Python float keeps float32.
         return values if source.scale == 1.0 else values * float(source.scale)
 
-    def _array(self, name: str, values: Any, location: Location, num_rows: int) -> Array:
+    def _array(self, name: str, values: Any, location: Location, num_rows: int, mask_nan: bool) -> Array:
         """Returns an array as real numbers [N, F]."""
         if values.dtype.kind not in "fiu":
             raise ValueError(f"{self.path}: array {name!r} holds {values.dtype}, expected real numbers")
@@ -153,7 +159,7 @@ class Mesh:
                 f"{location}"
             )
         array = _floats(values).reshape(num_rows, -1)
-        check_range(self.path, name, array)
+        check_range(self.path, name, array, mask_nan=mask_nan)
         return array
 
 

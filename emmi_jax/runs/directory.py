@@ -94,6 +94,11 @@ class RunConfig(Config):
         """Whether the run was trained on a single case, whose context it keeps."""
         return self.split is None and self.settings is not None and self.settings.data is not None
 
+    @property
+    def mask_nan(self) -> bool:
+        """Whether points whose value is NaN are left out."""
+        return self.settings is not None and self.settings.mask_nan
+
     def field_sources(self) -> Sources:
         """Returns `sources`, parsed."""
         return parse_sources(self.sources, "sources in config.json")

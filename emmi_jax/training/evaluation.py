@@ -13,7 +13,7 @@ from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.samples import Sample
 from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.surrogate import Encoded, Surrogate
-from emmi_jax.points import Fields
+from emmi_jax.points import Fields, is_unknown
 
 Baselines: TypeAlias = Callable[[int, Sample], dict[str, Fields]]
 """From the number of a test case and its sample to predictions by baseline."""
@@ -64,6 +64,7 @@ def evaluate(surrogate: Surrogate, samples: Iterable[Sample], baselines: Baselin
                 }
                 for branch, points in sample.queries.items()
                 for name, exact in points.fields.items()
+                if not is_unknown(exact).all()
             }
         )
     return mean_metrics(cases)
@@ -83,7 +84,7 @@ def validate(surrogate: Surrogate, samples: Sequence[Sample]) -> Metrics:
     own, total = samples[jax.process_index() :: jax.process_count()], np.zeros(len(names))
     if own:
         errors = evaluate(surrogate, own, lambda number, sample: {})
-        total += len(own) * np.array([errors[name]["relative_l2"] for name in names])
+        total += len(own) * np.array([errors[name]["relative_l2"] if name in errors else np.nan for name in names])
     if jax.process_count() > 1:
         total = multihost_utils.process_allgather(total).sum(axis=0)
     means = dict(zip(names, (total / len(samples)).tolist(), strict=True))

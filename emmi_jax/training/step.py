@@ -58,7 +58,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, settings
 
 
 def field_errors(
-    model: AnchoredBranchedUPT, params: Params, batch: Sample, drop_path_key: jax.Array | None = None
+    model: AnchoredBranchedUPT,
+    params: Params,
+    batch: Sample,
+    drop_path_key: jax.Array | None = None,
+    *,
+    mask_nan: bool = False,
 ) -> Metrics:
     """Returns the mean squared error of every field of every case, over anchors and queries.
 
@@ -67,6 +72,7 @@ def field_errors(
         params: Its parameters.
         batch: Batch in model units.
         drop_path_key: Decides which samples skip which residual branches; None for none of them.
+        mask_nan: Whether a point with a NaN among the values of a field counts as one without an error.
 
     Returns:
         Arrays [B] by "branch/field", in squared standard deviations of the field.
@@ -75,7 +81,7 @@ def field_errors(
     if drop_path_key is not None:
         options = {"deterministic": False, "rngs": {"dropout": drop_path_key}}
     predictions: Metrics = model.apply({"params": params}, **batch.model_inputs(), **options)  # type: ignore[assignment]
-    errors = {}
+    errors, known_values = {}, _known_values(batch) if mask_nan else {}
     for branch, points in batch.anchors.items():
         for name, values in points.fields.items():
             error = predictions[f"{branch}_{name}"].astype(values.dtype) - values
@@ -83,6 +89,9 @@ def field_errors(
                 known = batch.queries[branch].fields[name]
                 query_error = predictions[f"query_{branch}_{name}"].astype(known.dtype) - known
                 error = jnp.concatenate([error, query_error], axis=1)
+            if mask_nan:
+                is_nan = jnp.isnan(known_values[f"{branch}/{name}"])
+                error = jnp.where(is_nan.any(axis=2, keepdims=True), 0, error)
             errors[f"{branch}/{name}"] = jnp.square(error).mean(axis=(1, 2))
     return errors
 
@@ -156,7 +165,8 @@ def _make_loss(
 
     def errors_by_device(params: Params, batch: Sample, key: jax.Array) -> Metrics:
         own = jax.random.fold_in(key, jax.lax.axis_index(DATA)) if model.config.drop_path_rate else None
-        return {name: errors[:, None] for name, errors in field_errors(model, params, batch, own).items()}
+        errors = field_errors(model, params, batch, own, mask_nan=settings.mask_nan)
+        return {name: errors[:, None] for name, errors in errors.items()}
 
     def loss(params: Params, batch: Sample, key: jax.Array) -> tuple[jax.Array, Metrics]:
         # Each device computes its share as if it were alone; where parameters enter, gradients are summed. Pallas
@@ -166,13 +176,39 @@ def _make_loss(
             errors_by_device, mesh=devices.mesh, in_specs=specs, out_specs=P(DATA, TOKENS), check_vma=False
         )
         by_case = {name: errors.mean(axis=1) for name, errors in by_device(params, batch, key).items()}
+        known = _known_shares(batch) if settings.mask_nan else {}
+        by_case |= {name: by_case[name] / jnp.where(share > 0, share, 1) for name, share in known.items()}
         if settings.loss == "rmse":
             by_case = {name: jnp.sqrt(errors + _SMALLEST_ERROR) for name, errors in by_case.items()}
-        losses = {name: errors.mean() for name, errors in by_case.items()}
+        losses = {name: _mean_of_known(errors, known.get(name)) for name, errors in by_case.items()}
         weights = jnp.array([settings.loss_weights.get(name, 1.0) for name in losses], jnp.float32)
         return jnp.average(jnp.stack(list(losses.values())), weights=weights), losses
 
     return loss
+
+
+def _known_values(batch: Sample) -> Metrics:
+    """Returns the values [B, T, F] of the fields at anchors and queries, by "branch/field"."""
+    found = {}
+    for branch, points in batch.anchors.items():
+        for name, values in points.fields.items():
+            queries = [batch.queries[branch].fields[name]] if branch in batch.queries else []
+            found[f"{branch}/{name}"] = jnp.concatenate([values, *queries], axis=1)
+    return found
+
+
+def _known_shares(batch: Sample) -> Metrics:
+    """Returns the share [B] of the points whose value is known, by "branch/field"."""
+    known = {name: ~jnp.isnan(values).any(axis=2) for name, values in _known_values(batch).items()}
+    return {name: is_known.mean(axis=1, dtype=jnp.float32) for name, is_known in known.items()}
+
+
+def _mean_of_known(errors: jax.Array, shares: jax.Array | None) -> jax.Array:
+    """Returns the mean over the cases, without those that have no known value; 0 if none has."""
+    if shares is None:
+        return errors.mean()
+    has_known = shares > 0
+    return jnp.where(has_known, errors, 0).sum() / jnp.maximum(has_known.sum(dtype=jnp.float32), 1)
 
 
 def _wide(params: Params) -> Params:

@@ -72,13 +72,14 @@ def test_a_table_gives_columns_by_names_or_numbers_of_cases(tmp_path, cases):
 
 
 def test_numbers_of_arrays_are_conditions(tmp_path):
+    torch = pytest.importorskip("torch")
     for name, speed in zip(NAMES, SPEED, strict=True):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "inflow.npy", np.array([0.5, speed]))
-        np.save(tmp_path / name / "inflow.pt", np.array([0.5, speed]))
+        torch.save(torch.tensor([0.5, speed]), tmp_path / name / "inflow.pt")
         np.savez(tmp_path / name / "inflow.npz", mach=0.5, speed=speed)
         (tmp_path / name / "parameters.json").write_text(json.dumps({"v": speed, "name": "a"}))
-    for file, column in (("inflow.npy", "1"), ("inflow.npz", "speed"), ("parameters.json", "v")):
+    for file, column in (("inflow.npy", "1"), ("inflow.pt", "1"), ("inflow.npz", "speed"), ("parameters.json", "v")):
         source = ConditionSource(file=file, columns={"speed": column}, kinds={"speed": "logarithmic"})
         assert values(read(tmp_path, source), "speed") == SPEED
 
@@ -110,6 +111,7 @@ def test_the_velocity_on_the_inlet_of_a_case_gives_speed_and_angles(tmp_path):
         ({"speed": 5.0, "yaw": float("nan")}, "conditions.json"),
         ({"speed": "fast", "yaw": 1.0}, "the condition 'speed' must be a finite number, got 'fast'"),
         ({"speed": {"value": 1.0, "units": "m"}, "yaw": 1.0}, "must be a number, or its value, unit and kind"),
+        ({"speed": {"value": 0.0, "kind": "logarithmic"}, "yaw": 1.0}, "'speed' is logarithmic and must be positive"),
         ([5.0, 1.0], "expected numbers by condition, got [5.0, 1.0]"),
         ({"speed=": 5.0}, "a condition's name must be a non-empty string"),
     ],
@@ -135,6 +137,8 @@ def test_rows_that_a_table_lacks_or_has_twice_and_its_nan_are_problems_of_their_
         (None, "cases.csv: no such file"),
         ("", "not comma-separated values"),
         ("run,U\nrun_0,1\n", "no column 'U_inf', 'beta', it has run, U"),
+        ("run,U_inf,beta,beta\nrun_0,1,2,3\n", "several columns 'beta'"),
+        ("run,U_inf,beta\nrun_0,1,5,2,5\n", "a row has more cells than the 3 of its head: run_0,1,5,2,5"),
     ],
 )
 def test_an_unusable_table_costs_one_line(tmp_path, table, message):
@@ -142,6 +146,16 @@ def test_an_unusable_table_costs_one_line(tmp_path, table, message):
         (tmp_path / "cases.csv").write_text(table)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read(tmp_path, TABLE)
+
+
+def test_cases_of_the_same_number_never_share_a_row(tmp_path):
+    (tmp_path / "cases.csv").write_text("run,U_inf,beta\n1,10,0\n2,20,0\n")
+    found = read_conditions(tmp_path, ["run_1_v2", "run_2_v2", "run_1"], TABLE)
+    assert found.problems == {
+        "run_1_v2": "run_2_v2 has the number 2 too: 'run' must be the names of the cases",
+        "run_2_v2": "run_1_v2 has the number 2 too: 'run' must be the names of the cases",
+    }
+    assert found.by_case["run_1"]["speed"].value == 10
 
 
 def test_a_table_needs_columns_and_kinds_are_known():

@@ -85,6 +85,7 @@ def test_scales_are_the_statistics_of_the_training_cases():
     ("cases", "message"),
     [
         (by_case(5.0, 5.0), "'speed' is 5 in all 2 training cases, so that nothing can be learned of it: leave it out"),
+        (by_case(-1.0, 359.0, unit="deg", kind="angle"), "'speed' is -1 in all 2 training cases"),
         (by_case(0.0, 5.0, kind="logarithmic"), "run_0: the condition 'speed' is logarithmic and must be positive"),
         (by_case(1.0, 2.0) | {"run_9": {"speed": CaseCondition(3.0, "m/s")}}, "expected one unit and kind"),
     ],

@@ -66,3 +66,14 @@ def test_weights_count_points_as_often_as_they_say():
 
 def test_the_interval_of_a_single_case_is_unknown():
     assert mean_interval([0.5], 0.95) == {"mean": 0.5, "low": None, "high": None}
+
+
+def test_points_without_a_known_value_are_left_out():
+    rng = np.random.default_rng(3)
+    predicted, known, weights = rng.normal(size=(9, 3)), rng.normal(size=(9, 3)), rng.uniform(1, 2, size=9)
+    holes = known.copy()
+    holes[[1, 4], [0, 2]] = np.nan
+    rest = np.delete(np.arange(9), [1, 4])
+    assert field_metrics(predicted, holes) == field_metrics(predicted[rest], known[rest])
+    found = weighted_relative_l2(predicted, holes, weights)
+    assert found == weighted_relative_l2(predicted[rest], known[rest], weights[rest])

@@ -23,6 +23,9 @@ from tests.golden_files import load_golden
 from tests.jobs.tiny_runs import run, tiny_settings
 from tests.tolerances import TOLERANCES, assert_close
 
+EMBEDDED = 1e-4
+"""The frequencies of named conditions are exact to this, see `tests/parity`."""
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -92,6 +95,7 @@ def test_an_exported_file_gives_the_same_numbers_by_the_same_names(trained, poin
         ([], "the model needs a value of the condition pitch [deg], trained from -15 to 15; and of yaw [deg]"),
         (["--condition", "yaw=1"], "needs a value of the condition pitch [deg], trained from -15 to 15; given: yaw"),
         (["--condition", "yaw"], "a condition has the form speed=40,yaw=5, got 'yaw'"),
+        (["--condition", "yaw=1,2,pitch=0"], "the condition 'yaw' has 1 number, got [1.0, 2.0]"),
         (["--condition", "yaw=1,pitch=x"], "a condition has the form speed=40,yaw=5, got 'yaw=1,pitch=x'"),
         (["--condition", "yaw=1,pitch=nan"], "pitch [deg], trained from -15 to 15, must be a finite number, got nan"),
         (["--condition", "yaw=1,pitch=1,mach=2"], "the model takes the conditions pitch, yaw, got a value of 'mach'"),
@@ -117,27 +121,41 @@ def test_a_run_is_resumed_under_its_own_conditions_alone(trained):
         run(settings.updated({"stream_angle": 10.0}), trained, resume=True)
 
 
-def test_a_converted_checkpoint_predicts_the_recorded_fields_under_a_condition_with_names(tmp_path):
+@pytest.mark.parametrize("name", ["ab_upt_2026_1", "ab_upt_main_1"])
+def test_a_converted_checkpoint_predicts_the_recorded_fields_under_a_condition_with_names(name, tmp_path, capsys):
+    """One takes an array of numbers, which get names; the other has names of its own, one of three numbers."""
     safetensors = pytest.importorskip("safetensors.numpy")
-    golden, config = load_golden("ab_upt_2026_1"), golden_ab_upt_config("ab_upt_2026_1")
+    golden, config = load_golden(name), golden_ab_upt_config(name)
+    inputs, sizes = golden.inputs, config.conditioning_dims
     safetensors.save_file(golden.params, tmp_path / "weights.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     names = [f"c{number}" for number in range(config.condition_dim)]
-    path, options = tmp_path / "run", ["--config", str(tmp_path / "config.json"), "--conditions"]
-    convert = ["convert", str(tmp_path / "weights.safetensors"), "--out", str(path), *options]
-    assert main([*convert, ",".join(names[:-1])]) == 2
-    assert main([*convert, ",".join(names)]) == 0
-    inputs = golden.inputs
+    path = tmp_path / "run"
+    convert = ["convert", str(tmp_path / "weights.safetensors"), "--out", str(path)]
+    convert += ["--config", str(tmp_path / "config.json")]
+    assert main([*convert, "--conditions", ",".join(names[:-1])]) == 2
+    assert main([*convert, *(["--conditions", ",".join(names)] if sizes is None else [])]) == 0
     geometry, idx = inputs["geometry_position"], inputs["geometry_supernode_idx"].astype(np.int32)
     anchors = {branch: inputs[f"anchor/{branch}"][0] for branch in config.branches}
-    RunDirectory.open(path).write_context(Context(anchors, Geometry(geometry[0], idx[0])))
+    features = {branch: inputs[f"anchor_feature/{branch}"][0] for branch in config.feature_dims}
+    RunDirectory.open(path).write_context(Context(anchors, Geometry(geometry[0], idx[0]), features))
     queries = {branch: inputs[f"query/{branch}"][0] for branch in config.branches if f"query/{branch}" in inputs}
-    np.savez(tmp_path / "points.npz", **queries)
-    text = ",".join(f"{name}={value}" for name, value in zip(names, inputs["condition"][0].tolist(), strict=True))
+    of_queries = {f"{branch}_features": inputs[f"query_feature/{branch}"][0] for branch in config.feature_dims}
+    np.savez(tmp_path / "points.npz", **queries, **of_queries)
+    given = dict(zip(names, inputs["condition"][0][:, None], strict=True)) if sizes is None else {}
+    given |= {c: inputs[f"condition/{c}"][0] for c in sizes or {}}
+    text = ",".join(f"{name}={','.join(map(str, numbers.tolist()))}" for name, numbers in given.items())
     found = predict(path, tmp_path / "points.npz", tmp_path / "fields.npz", "--condition", text)
     assert len(found) == sum(len(config.fields[branch]) for branch in queries)
-    for name, values in found.items():
-        assert_close(values, golden.outputs[f"query_{name}"][0], TOLERANCES["float32"].forward)
+    for field, values in found.items():
+        tolerance = TOLERANCES["float32"].forward if sizes is None else EMBEDDED
+        assert_close(values, golden.outputs[f"query_{field}"][0], tolerance)
+    if sizes is not None:
+        options = ["--points", str(tmp_path / "points.npz"), "--out", str(tmp_path / "other.npz"), "--condition"]
+        assert main(["predict", str(path), *options, "design=1,2,inflow=0"]) == 2
+        assert "the condition 'design' has 3 numbers, got [1.0, 2.0]" in capsys.readouterr().err
+        assert main(["predict", str(path), *options, "inflow=0"]) == 2
+        assert "the model takes the conditions design (3), inflow (1), got inflow" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +189,7 @@ def test_a_sweep_gives_the_coefficients_of_single_predictions_and_compiles_once(
     ("options", "message"),
     [
         (["--condition-sweep", "yaw=1:2"], "a sweep has the form yaw=-10:10:21, got 'yaw=1:2'"),
+        (["--condition-sweep", "yaw=-10:10:0"], "a sweep has the form yaw=-10:10:21, got 'yaw=-10:10:0'"),
         (["--condition-sweep", "yaw=1:2:3"], "needs a value of the condition pitch [deg]"),
         (["--condition-sweep", "yaw=1:2:3", "--condition", "yaw=1,pitch=2"], "'yaw' has a range and a value"),
         (["--condition-sweep", "mach=1:2:3", "--condition", "yaw=1,pitch=2"], "pitch, yaw, got a value of 'mach'"),

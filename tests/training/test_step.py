@@ -286,3 +286,17 @@ def test_muon_leaves_all_but_matrices_to_its_companion(companion):
             one, grad = {name: params[name]}, {name: grads[name]}
             expected, _ = transformation.update(grad, transformation.init(one), one)
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-9)
+
+
+def test_points_without_a_value_are_left_out_of_the_loss_exactly(model, batch):
+    """Two values of a case are unknown, and all of the other case."""
+    anchors, queries = (jax.tree.map(np.array, part) for part in (batch.anchors, batch.queries))
+    velocity = anchors["volume"].fields["velocity"], queries["volume"].fields["velocity"]
+    velocity[0][0, 2, 1] = velocity[1][0, 0] = velocity[0][1] = velocity[1][1] = np.nan
+    settings = dataclasses.replace(make_settings(), data="cases", mask_nan=True)
+    _, (row,) = train(model, Sample(anchors, queries), settings, 1)
+    predictions = predict(model, init_params(model, seed=0), batch)
+    errors = [predictions[f"{p}volume_velocity"][0] - v[0] for p, v in zip(("", "query_"), velocity, strict=True)]
+    known = np.delete(np.concatenate(errors), [2, 5], axis=0)
+    np.testing.assert_allclose(row["volume/velocity"], np.square(known).mean(), rtol=1e-5)
+    assert np.isfinite(row["gradient_norm"])

@@ -61,7 +61,7 @@ class DrivAerNetReader(Reader):
         """Reads a design."""
         if options.with_cell_sizes:
             raise ValueError(f"{path}: points have no cell sizes to weight them")
-        return Case(read_design(path.parent, path.name), None)
+        return Case(read_design(path.parent, path.name, mask_nan=options.mask_nan), None)
 
     def split(self, root: Path) -> tuple[Any, Path | Mapping[str, Path]] | None:
         """Returns the split file, or else the published split, if all its lists of designs are there."""
@@ -78,12 +78,13 @@ def _files_of(path: Path) -> dict[str, Path]:
     return {kind: file for kind, file in found.items() if file is not None}
 
 
-def read_design(path: Path, design: str) -> dict[str, PointSet]:
+def read_design(path: Path, design: str, *, mask_nan: bool = False) -> dict[str, PointSet]:
     """Reads a design.
 
     Args:
         path: The folder of the data set.
         design: The name of the design.
+        mask_nan: Whether a field may have NaN at some points.
 
     Returns:
         The branch `surface` with `pressure` and `wallshearstress`; `volume` with `velocity` and `pressure`, if it is
@@ -98,14 +99,15 @@ def read_design(path: Path, design: str) -> dict[str, PointSet]:
         if kind not in files:
             raise FileNotFoundError(f"{path / kind}: no file of the design {design}")
     location = _common_location(files[SHEAR], array_names_of(files[PRESSURE]), array_names_of(files[SHEAR]))
-    pressure = read_mesh(files[PRESSURE]).points({"pressure": FieldSource(_PRESSURE)}, location=location)
-    shear = read_mesh(files[SHEAR]).points({"wallshearstress": FieldSource(_SHEAR)}, location=location)
+    options: Any = {"location": location, "mask_nan": mask_nan}
+    pressure = read_mesh(files[PRESSURE]).points({"pressure": FieldSource(_PRESSURE)}, **options)
+    shear = read_mesh(files[SHEAR]).points({"wallshearstress": FieldSource(_SHEAR)}, **options)
     order = _matching_rows(files[SHEAR], shear, pressure)
     surface = PointSet(pressure.position, pressure.fields | {"wallshearstress": shear.fields["wallshearstress"][order]})
     if VOLUME not in files:
         return {"surface": surface}
     sources = {"velocity": FieldSource("U"), "pressure": FieldSource("p")}
-    return {"surface": surface, "volume": read_mesh(files[VOLUME], {"U", "p"}).points(sources)}
+    return {"surface": surface, "volume": read_mesh(files[VOLUME], {"U", "p"}).points(sources, mask_nan=mask_nan)}
 
 
 def _common_location(file: Path, pressure: ArrayNames, shear: ArrayNames) -> Location:

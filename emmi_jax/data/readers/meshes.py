@@ -161,7 +161,7 @@ class MeshReader(Reader):
         sources = {**{name: FieldSource(name) for name in names if name in there}, **sources}
         side, arrays = "", {source.array for source in sources.values()}
         mesh = read_mesh(file, arrays, branch=branch, selection=self.selection)
-        points = mesh.points(sources, with_cell_sizes=options.with_cell_sizes or False)
+        points = mesh.points(sources, with_cell_sizes=options.with_cell_sizes or False, mask_nan=options.mask_nan)
         is_in_cells = mesh.location_of(arrays) == "cells"
         if options.with_cell_sizes is None and is_in_cells and (sizes := mesh.cell_sizes()).any():
             points = points._replace(cell_size=sizes)

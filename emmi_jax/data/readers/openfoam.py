@@ -102,7 +102,9 @@ class OpenFoamReader(Reader):
         meshes = read_foam(path, branches, selection, arrays)
         with_sizes = options.with_cell_sizes is not False
         points = {
-            branch: mesh.points(sources[branch], location="cells", with_cell_sizes=with_sizes)
+            branch: mesh.points(
+                sources[branch], location="cells", with_cell_sizes=with_sizes, mask_nan=options.mask_nan
+            )
             for branch, mesh in meshes.items()
         }
         geometry, side = None, ""

@@ -32,12 +32,14 @@ class ReadOptions(NamedTuple):
             published data set, or of OpenFOAM.
         inputs: Further arrays to read by branch, under their own names; of meshes, `normal` and `distance` are computed
             where there are none of this name.
+        mask_nan: Whether a field may have NaN at some points.
     """
 
     with_cell_sizes: bool | None = False
     with_area_vectors: bool = False
     sources: Sources | None = None
     inputs: Mapping[str, Sequence[str]] = {}
+    mask_nan: bool = False
 
 
 DEFAULT_OPTIONS = ReadOptions()

@@ -13,7 +13,7 @@ from emmi_jax.data.readers.meshes import geometry_mesh_file
 from emmi_jax.data.readers.reader import Reader, ReadOptions, read_geometry
 from emmi_jax.files.npy import map_array
 from emmi_jax.meshes.mesh import Mesh, read_mesh
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, PointSet, check_range
 
 SURFACE, PRESSURE, VOLUME = "quadpress_smpl.vtk", "press.npy", "hexvelo_smpl.vtk"
 BRANCHES = {"surface": SURFACE, "volume": VOLUME}
@@ -43,7 +43,7 @@ class ShapeNetCarReader(Reader):
         """Reads a folder; its geometry is a mesh, if there is one."""
         if options.with_cell_sizes:
             raise ValueError(f"{path}: points have no cell sizes to weight their points")
-        points, mesh = read_shapenet_car(path), geometry_mesh_file(path)
+        points, mesh = read_shapenet_car(path, mask_nan=options.mask_nan), geometry_mesh_file(path)
         if mesh is None:
             return Case(points, None)
         geometry, left_out = read_geometry(mesh)
@@ -54,13 +54,14 @@ def _files_of(path: Path) -> list[Path]:
     return [file for name in (SURFACE, PRESSURE, VOLUME) if (file := path / name).is_file()]
 
 
-def read_shapenet_car(path: Path) -> dict[str, PointSet]:
+def read_shapenet_car(path: Path, *, mask_nan: bool = False) -> dict[str, PointSet]:
     """Reads a case.
 
     Points of the surface that no polygon uses are left out, and points of the volume that lie on the surface.
 
     Args:
         path: A folder with `quadpress_smpl.vtk`, `press.npy` and `hexvelo_smpl.vtk`.
+        mask_nan: Whether a field may have NaN at some points.
 
     Returns:
         The branch `surface` with `pressure` [N, 1], and `volume` with `velocity` [N, 3].
@@ -75,12 +76,13 @@ def read_shapenet_car(path: Path) -> dict[str, PointSet]:
     pressure = np.asarray(map_array(path / PRESSURE), np.float32).reshape(-1, 1)
     if len(pressure) == len(position):
         pressure = pressure[is_used]
-    if len(pressure) != is_used.sum() or not np.isfinite(pressure).all():
+    if len(pressure) != is_used.sum():
         raise ValueError(
             f"{path / PRESSURE}: expected a finite value for each of {len(position)} points of {SURFACE}, "
             f"or of the {is_used.sum()} that polygons use, got {len(pressure)} values"
         )
-    around, velocity = volume.position("points"), _velocity(volume)
+    check_range(path / PRESSURE, "", pressure, mask_nan=mask_nan)
+    around, velocity = volume.position("points"), _velocity(volume, mask_nan)
     on_surface = _rows_among(around, position)
     return {
         "surface": PointSet(position[is_used], {"pressure": pressure}),
@@ -95,12 +97,13 @@ def _used_points(mesh: Mesh) -> NDArray[np.bool_]:
     return used
 
 
-def _velocity(mesh: Mesh) -> Array:
+def _velocity(mesh: Mesh, mask_nan: bool) -> Array:
     """Returns the one array of vectors on the points, whatever its name."""
     arrays = {name: np.asarray(values) for name, values in mesh.dataset.point_data.items()}
     vectors = [name for name, values in arrays.items() if values.shape == (mesh.dataset.n_points, 3)]
-    if len(vectors) != 1 or not np.isfinite(arrays[vectors[0]]).all():
-        raise ValueError(f"{mesh.path}: expected one array of finite vectors on the points, got {sorted(arrays)}")
+    if len(vectors) != 1:
+        raise ValueError(f"{mesh.path}: expected one array of vectors on the points, got {sorted(arrays)}")
+    check_range(mesh.path, vectors[0], arrays[vectors[0]], mask_nan=mask_nan)
     return arrays[vectors[0]].astype(np.float32)
 
 

@@ -86,7 +86,9 @@ class TensorReader(Reader):
         for branch, files in _files_of(path).items():
             position = read_positions(path / files.position)
             named = {**files.fields, **_input_files(path, files, options.inputs.get(branch, ()))}
-            fields = {name: read_rows(path / file, len(position)) for name, file in named.items()}
+            fields = {
+                name: read_rows(path / file, len(position), mask_nan=options.mask_nan) for name, file in named.items()
+            }
             points[branch] = PointSet(position, fields)
         if (mesh := geometry_mesh_file(path)) is not None:
             geometry, left_out = read_geometry(mesh)
@@ -122,12 +124,12 @@ def read_positions(path: Path) -> Array:
     return position
 
 
-def read_rows(path: Path, num_rows: int | None = None) -> Array:
+def read_rows(path: Path, num_rows: int | None = None, *, mask_nan: bool = False) -> Array:
     """Reads a tensor [N] or [N, F] of real numbers as [N, F].
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The shape is another, there are not `num_rows` rows, or a value is not finite.
+        ValueError: The shape is another, there are not `num_rows` rows, or a value is not finite (NaN may be masked).
     """
     array = load_torch_tensor(path)
     if array.dtype not in (np.float32, np.float64):
@@ -135,5 +137,5 @@ def read_rows(path: Path, num_rows: int | None = None) -> Array:
         array = array.astype(np.float32)
     if array.ndim not in (1, 2) or not array.size or len(array) != (num_rows or len(array)):
         raise ValueError(f"{path}: has the shape {array.shape}, expected ({num_rows or 'N'}, channels)")
-    check_range(path, "", array)
+    check_range(path, "", array, mask_nan=mask_nan)
     return array.reshape(len(array), -1)
