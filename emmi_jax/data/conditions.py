@@ -100,7 +100,7 @@ class ConditionScale(Config):
         low, high = float(values.min()), float(values.max())
         is_constant = not high - low > 1e-9 * max(abs(low), abs(high))
         if first.kind == "angle":
-            turned = (values - low) / turn(first)  # by whole turns, it is the same direction
+            turned = (values - low) / turn(cls(unit=first.unit))  # by whole turns, it is the same direction
             is_constant |= bool(np.allclose(turned, np.round(turned), rtol=0, atol=1e-9))
         if is_constant:
             raise ValueError(
