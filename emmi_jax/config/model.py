@@ -311,11 +311,6 @@ class AbUptConfig(DataConfig, ModelOptions):
         geometry = self.supernode_pooling.input_features_dim if self.has_geometry else None
         return {**self.feature_dims, **({} if geometry is None else {"geometry": geometry})}
 
-    def refuse_features(self, whom: str) -> None:
-        """Raises ValueError if tokens or geometry points have features, which `whom` cannot be given."""
-        if features := self.input_features:
-            raise ValueError(f"the model takes features {features!r}, which {whom} cannot be given")
-
     @property
     def attention(self) -> AnchorAttentionConfig:
         """Configuration of the attention layers over all branches, in all blocks but perceivers."""

@@ -79,15 +79,7 @@ def predict_on_meshes(
         intervals ``<field>_low`` and ``<field>_high``.
     """
     is_weighted = surrogate.sampling.method == "weighted"
-    points = {
-        branch: PointSet(
-            mesh.position,
-            {},
-            mesh.mesh.cell_sizes(mesh.location) if is_weighted else None,
-            features=mesh.features,
-        )
-        for branch, mesh in meshes.items()
-    }
+    points = {branch: mesh.points(with_cell_sizes=is_weighted) for branch, mesh in meshes.items()}
     features = {branch: mesh.features for branch, mesh in meshes.items() if mesh.features is not None}
     encoded = surrogate.encode_draws(certainty.repeats, intervals=certainty.intervals, points=points, geometry=geometry)
     on_encoded(encoded)

@@ -114,8 +114,7 @@ def read_design(job: DesignJob, surrogate: Surrogate, sources: Sources, console:
         read = query_mesh(job.volume, inputs=feature_sources("volume", taken, sources))
         mesh = with_features({"volume": read}, taken, sources, None)["volume"]
         is_weighted = surrogate.sampling.method == "weighted"
-        sizes = mesh.mesh.cell_sizes(mesh.location) if is_weighted else None
-        points["volume"] = PointSet(mesh.position, {}, sizes, features=mesh.features)
+        points["volume"] = mesh.points(with_cell_sizes=is_weighted)
     if surface.mesh is not None:
         cells = {GEOMETRY_BRANCH: BranchMesh(surface.mesh, "cells", surface.centers(), {})}
         own = with_features(cells, taken, sources, None)[GEOMETRY_BRANCH].features

@@ -12,8 +12,9 @@ from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.intervals import Certainty
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import under_condition
+from emmi_jax.jobs.openfoam_case import FoamJob
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
-from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
+from emmi_jax.jobs.predict_openfoam import write_openfoam
 from emmi_jax.jobs.predict_points import PointJob, predict_points
 from emmi_jax.jobs.predict_sweep import parse_sweep, predict_sweep
 from emmi_jax.meshes.forces import ForceReference
@@ -48,8 +49,6 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
     if target is None:
         raise ValueError("expected --out, or --write-openfoam")
     surrogate, config = load_run(job.run, job.checkpoint), RunDirectory.open(job.run).read_config()
-    if job.write_openfoam is not None:
-        config.model.refuse_features("a start for a solver")
     if sweep is None:
         surrogate = under_condition(surrogate, job.condition, console)
     certainty = _certainty(job, surrogate)

@@ -15,7 +15,7 @@ from emmi_jax.meshes.mesh import FieldSource, Location, Mesh
 from emmi_jax.meshes.openfoam import foam_arrays, read_branch
 from emmi_jax.meshes.parts import parts_suffix
 from emmi_jax.meshes.parts_writing import WRITABLE_PARTS
-from emmi_jax.points import Array
+from emmi_jax.points import Array, PointSet
 
 _WRITABLE = (".vtp", ".vtu", ".vtk")
 
@@ -31,6 +31,11 @@ class BranchMesh(NamedTuple):
     position: Array
     reference: dict[str, Array]
     features: Array | None = None
+
+    def points(self, *, with_cell_sizes: bool) -> PointSet:
+        """Returns the points to draw anchors from, with features, and the cell sizes that weight the draw."""
+        sizes = self.mesh.cell_sizes(self.location) if with_cell_sizes else None
+        return PointSet(self.position, {}, sizes, features=self.features)
 
 
 def query_mesh(

@@ -14,8 +14,9 @@ from emmi_jax.config import FoamSelection
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.inference.meshes import geometry_points
 from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.jobs.openfoam_case import FoamJob
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
-from emmi_jax.jobs.predict_openfoam import FoamJob, write_openfoam
+from emmi_jax.jobs.predict_openfoam import write_openfoam
 from emmi_jax.meshes.branch_mesh import geometry_mesh
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.meshes.openfoam import read_foam
@@ -84,6 +85,24 @@ def test_the_solver_reads_the_fields_that_the_model_predicts(options, surrogate,
     np.testing.assert_allclose(cells["k"], np.maximum(wanted["volume_k"][:, 0], 5e-4), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(cells["omega"], 7)
     assert "not written, as no file has boundary conditions for it: vorticity (vorticity)" in printed
+
+
+@pytest.mark.parametrize("processors", [0, 2])
+def test_features_of_a_case_are_computed_or_read_as_they_are_for_its_meshes(processors, tmp_path):
+    model = untrained_surrogate(
+        {"surface": {"pressure": 1}, "volume": {"velocity": 3}},
+        0.0,
+        2.0,
+        {"surface": {"normal": 3}, "volume": {"distance": 1, "k": 1}, "geometry": {"normal": 3}},
+    )
+    model = replace(model, sampling=replace(model.sampling, method="weighted"))
+    case = case_to_start(tmp_path / "case", processors=processors)
+    job = MeshJob(meshes={"surface": case, "volume": case}, out=tmp_path / "out", foam=BODY)
+    predict_meshes(job, model, SOURCES, console=Console(file=io.StringIO()))
+    wanted = read_mesh(tmp_path / "out/case_volume.vtu").dataset.cell_data["predicted_velocity"]
+    write(model, case)
+    cells = read_foam(case, ["volume"])["volume"].dataset.cell_data
+    np.testing.assert_allclose(cells["U"], wanted / 10, rtol=1e-5, atol=1e-6)
 
 
 def test_all_but_the_internal_field_stays_and_the_folder_is_kept(surrogate, tmp_path):

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from emmi_jax.config import AbUptConfig, OptimizerSettings, Sampling, SupernodePoolingConfig, TrainJob, TrainSettings
+from emmi_jax.config import (
+    AbUptConfig,
+    FrozenMapping,
+    OptimizerSettings,
+    Sampling,
+    SupernodePoolingConfig,
+    TrainJob,
+    TrainSettings,
+)
 from emmi_jax.data.load import branches_of
 from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.inference.surrogate import Surrogate
@@ -47,6 +55,7 @@ NO_GEOMETRY: dict[str, Any] = {
     "num_test_supernodes": 0,
 }
 """For data with a surface and a volume, where a test is not about the geometry branch."""
+NONE: Mapping[str, Mapping[str, int]] = FrozenMapping({})
 SECTIONS = {
     field.name: f"{section}."
     for section, config in (("sampling", Sampling), ("optimizer", OptimizerSettings), ("model", AbUptConfig))
@@ -76,23 +85,31 @@ def run(settings: TrainSettings, path: Path, *, resume: bool = False) -> tuple[O
     return outcome, printed.getvalue()
 
 
-def untrained_surrogate(fields: Mapping[str, Mapping[str, int]], low: float, high: float) -> Surrogate:
+def untrained_surrogate(
+    fields: Mapping[str, Mapping[str, int]], low: float, high: float, features: Mapping[str, Mapping[str, int]] = NONE
+) -> Surrogate:
     """A surrogate with random weights, for data in the cube of these corners."""
+    of_geometry = sum(features.get("geometry", {}).values()) or None
     config = AbUptConfig(
         dim=24,
         num_heads=2,
         fields=fields,
         physics_blocks=("perceiver", "cross"),
         decoder_depths={},
-        supernode_pooling=SupernodePoolingConfig(radius=None, k=2),
+        supernode_pooling=SupernodePoolingConfig(radius=None, k=2, input_features_dim=of_geometry),
+        feature_dims={branch: sum(names.values()) for branch, names in features.items() if branch in fields},
         init_weights="torch",
     )
     model = AnchoredBranchedUPT(config)
-    scales = {
-        branch: {name: FieldScale(mean=(0.1,) * c, std=(2.0,) * c) for name, c in names.items()}
-        for branch, names in fields.items()
-    }
+    scales, scales_of_features = (
+        {
+            branch: {name: FieldScale(mean=(0.1,) * c, std=(2.0,) * c) for name, c in names.items()}
+            for branch, names in channels.items()
+        }
+        for channels in (fields, features)
+    )
     normalizer = Normalizer.from_box([low] * 3, [high] * 3, position_range=100.0, fields=scales)
+    normalizer = dataclasses.replace(normalizer, features=scales_of_features)
     sampling = Sampling(
         num_anchors=4,
         num_queries=0,
