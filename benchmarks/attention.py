@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -30,7 +31,7 @@ def main() -> None:
     parser = measure.arguments(__doc__, "benchmarks/results/attention.json")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="per group (%(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--implementation", default="auto")
+    parser.add_argument("--implementations", nargs="+", default=["auto"], help="the first counts (%(default)s)")
     options = parser.parse_args()
     measure.use_all_threads()
     rows = []
@@ -79,26 +80,24 @@ def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: An
     positions = 1000 * torch.rand(1, num_tokens, 3)
     cotangent = torch.randn(1, num_tokens, DIM)
 
-    config = AnchorAttentionConfig(
-        dim=DIM,
-        num_heads=NUM_HEADS,
-        use_rope=True,
-        branches=BRANCHES,
-        implementation=options.implementation,
-        dtype=dtype,
-    )
-    module = ATTENTIONS[kind](config)
+    config = AnchorAttentionConfig(dim=DIM, num_heads=NUM_HEADS, use_rope=True, branches=BRANCHES, dtype=dtype)
     token_specs = tuple(TokenSpec(name, tokens) for name in groups)
     jax_x, jax_cotangent = jnp.asarray(x.numpy(), dtype), jnp.asarray(cotangent.numpy(), dtype)
     freqs = rope_frequencies(jnp.asarray(positions.numpy()), DIM // NUM_HEADS)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
 
-    def forward(params: Any, x: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, x, token_specs, freqs)
+    def jax_call(implementation: str) -> Any:
+        module = ATTENTIONS[kind](dataclasses.replace(config, implementation=implementation))
 
-    def gradient(params: Any, x: jax.Array, cotangent: jax.Array) -> Any:
-        """Gradients of x, which are compared, and of the parameters, which are not."""
-        return jax.vjp(forward, params, x)[1](cotangent)[::-1]
+        def forward(params: Any, x: jax.Array) -> jax.Array:
+            return module.apply({"params": params}, x, token_specs, freqs)
+
+        def gradient(params: Any, x: jax.Array, cotangent: jax.Array) -> Any:
+            """Gradients of x, which are compared, and of the parameters, which are not."""
+            return jax.vjp(forward, params, x)[1](cotangent)[::-1]
+
+        inputs = (params, jax_x, jax_cotangent) if backward else (params, jax_x)
+        return functools.partial(jax.jit(gradient) if backward else jax.jit(forward), *inputs)
 
     specs = [(name, tokens) for name in groups]
     torch_freqs = torch_model.rope_frequencies(positions.to(measure.TORCH_DEVICE), DIM // NUM_HEADS)
@@ -113,9 +112,9 @@ def _contestants(kind: str, tokens: int, dtype: str, backward: bool, options: An
         module(leaf, specs, torch_freqs).backward(torch_cotangent)
         return leaf.grad, [parameter.grad for parameter in module.parameters()]
 
-    compiled = jax.jit(gradient) if backward else jax.jit(forward)
-    inputs = (params, jax_x, jax_cotangent) if backward else (params, jax_x)
-    contestants = {"jax": functools.partial(compiled, *inputs), "torch": functools.partial(torch_call, reference)}
+    first, *others = options.implementations
+    contestants = {"jax": jax_call(first), **{name: jax_call(name) for name in others}}
+    contestants["torch"] = functools.partial(torch_call, reference)
     if options.torch_compile:
         contestants["compiled_torch"] = functools.partial(torch_call, torch.compile(reference))
     return contestants

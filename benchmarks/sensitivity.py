@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from emmi_jax import AbUptConfig, AnchoredBranchedUPT, Surrogate
 from emmi_jax.config import Sampling
 from emmi_jax.convert import PRESETS
 from emmi_jax.data.normalization import FieldScale, Normalizer
-from emmi_jax.design import Draws, Surface, drag, evaluate, sensitivity
+from emmi_jax.design import Surface, drag, evaluate, sensitivity
 from emmi_jax.models.init import init_params
 
 SIZES = {
@@ -34,11 +36,12 @@ def main() -> None:
     parser.add_argument("--points", nargs="+", type=int, default=[100_000], help="cells of the surface (%(default)s)")
     parser.add_argument("--sizes", choices=SIZES, default="small", help="sizes of the model (%(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], help="float32 or bfloat16 (%(default)s)")
+    parser.add_argument("--implementations", nargs="+", default=["auto"], help="timed in turns (%(default)s)")
     parser.add_argument("--chunk-size", type=int, help="points per call of the model; default: by the memory")
-    parser.add_argument("--repeats", type=int, default=2, help="timed calls, of which the fastest counts (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls, of which the median counts (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/sensitivity.json"))
     options = parser.parse_args()
-    rows = [_row(options, dtype, num) for dtype in options.dtypes for num in options.points]
+    rows = [row for dtype in options.dtypes for num in options.points for row in _rows(options, dtype, num)]
     title = f"Gradient of the drag, {options.sizes} sizes, {measure.DEVICE}; ratio = sensitivity / forward stream"
     measure.report(title, rows, options.json)
 
@@ -57,8 +60,8 @@ def ellipsoid(num_cells: int) -> Surface:
     return Surface(unit.reshape(-1, 3) * SEMI_AXES, corners, np.full(len(corners), 4))
 
 
-def _surrogate(sizes: str, dtype: str) -> Surrogate:
-    changes: dict[str, Any] = {"dtype": dtype} | (SMALL if sizes == "small" else {})
+def _surrogate(sizes: str, dtype: str, implementation: str) -> Surrogate:
+    changes: dict[str, Any] = {"dtype": dtype, "implementation": implementation} | (SMALL if sizes == "small" else {})
     config = AbUptConfig.from_dict(PRESETS["drivaerml-tutorial"].config.to_dict() | changes)
     model, number = AnchoredBranchedUPT(config), SIZES[sizes]
     scales = {
@@ -78,41 +81,44 @@ def _surrogate(sizes: str, dtype: str) -> Surrogate:
     return Surrogate(model, jax.device_put(init_params(model, seed=0)), normalizer, sampling)
 
 
-def _row(options: Any, dtype: str, num_cells: int) -> dict[str, Any]:
-    surrogate, surface = _surrogate(options.sizes, dtype), ellipsoid(num_cells)
-    rng = np.random.default_rng(0)
-    anchors = {
-        branch: rng.uniform(-3, 3, (SIZES[options.sizes]["anchors"], 3))
-        for branch in surrogate.model.config.branches
-        if branch != "surface"
-    }
-    functional = drag(speed=38.889, area=2.17)
-    size = "auto" if options.chunk_size is None else options.chunk_size
-    arguments: dict[str, Any] = {"anchors": anchors, "chunk_size": size}
-    draws: Draws = sensitivity(surrogate, surface, functional, **arguments).draws  # compiles
-    evaluate(surrogate, surface, functional, draws=draws, **arguments)
-    forward = _seconds(lambda: evaluate(surrogate, surface, functional, draws=draws, **arguments), options.repeats)
-    both = _seconds(lambda: sensitivity(surrogate, surface, functional, draws=draws, **arguments), options.repeats)
-    return {
-        "dtype": dtype,
-        "points": surface.num_cells,
-        "forward_s": forward,
-        "sensitivity_s": both,
-        "points_per_second": surface.num_cells / both,
-        "ratio": both / forward,
-        "bar": f"<= {LARGEST_RATIO}",
-        "device_peak_gib": _device_peak_gib(),
-        "host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
-
-
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _rows(options: Any, dtype: str, num_cells: int) -> list[dict[str, Any]]:
+    surface, functional = ellipsoid(num_cells), drag(speed=38.889, area=2.17)
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+    for implementation in options.implementations:
+        surrogate, rng = _surrogate(options.sizes, dtype, implementation), np.random.default_rng(0)
+        anchors = {
+            branch: rng.uniform(-3, 3, (SIZES[options.sizes]["anchors"], 3))
+            for branch in surrogate.model.config.branches
+            if branch != "surface"
+        }
+        size = "auto" if options.chunk_size is None else options.chunk_size
+        arguments: dict[str, Any] = {"anchors": anchors, "chunk_size": size}
+        arguments["draws"] = sensitivity(surrogate, surface, functional, **arguments).draws  # compiles
+        evaluate(surrogate, surface, functional, **arguments)
+        for name, call in (("forward", evaluate), ("both", sensitivity)):
+            calls[implementation, name] = functools.partial(call, surrogate, surface, functional, **arguments)
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
+    for _ in range(options.repeats):
+        for name, timed in calls.items():
+            start = time.perf_counter()
+            timed()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return [
+        {
+            "dtype": dtype,
+            "implementation": implementation,
+            "points": surface.num_cells,
+            "forward_s": medians[implementation, "forward"],
+            "sensitivity_s": medians[implementation, "both"],
+            "points_per_second": surface.num_cells / medians[implementation, "both"],
+            "ratio": medians[implementation, "both"] / medians[implementation, "forward"],
+            "bar": f"<= {LARGEST_RATIO}",
+            "device_peak_gib": _device_peak_gib(),
+            "host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+        for implementation in options.implementations
+    ]
 
 
 def _device_peak_gib() -> float | None:

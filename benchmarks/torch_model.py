@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -589,7 +589,7 @@ class AbUpt(nn.Module):
         sizes = [p.shape[1] for p in positions.values()]
         outputs: dict[str, Tensor] = {}
         for branch, h, branch_freqs in zip(self.fields, x.split(sizes, 1), freqs.split(sizes, 1), strict=True):
-            for block in self.get_submodule(f"{branch}_decoder_blocks"):
+            for block in cast(nn.ModuleList, self.get_submodule(f"{branch}_decoder_blocks")):
                 h = block(h, branch_freqs, specs[branch], condition)
             decoder = self.get_submodule(f"{branch}_decoder")
             h = decoder(h, condition) if isinstance(decoder, Readout) else decoder(h)

@@ -4,6 +4,8 @@ The batch has a case for each device of the axis `data`, so that a perfect mesh 
 the axis `tokens` share a case, so that they divide them. One process, or several with ``--coordinator``. With
 ``--workers 4``, so many processes on the host draw the batches and search for the neighbours of the supernodes.
 
+With ``--implementations flash cudnn``, the kernels take turns on each mesh.
+
 With ``--torch``, a loop in PyTorch trains the same model on the same batches, in turns with ours: both with AdamW and
 the neighbours from the host. For two processor cores, cut the sizes down: ``--torch --set sampling.num_anchors=1024
 sampling.num_geometry_points=4096 sampling.num_supernodes=1024 sampling.num_test_supernodes=1024``.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,9 +31,10 @@ from emmi_jax.data.load import load_dataset
 from emmi_jax.data.point_cloud import PointCloudDataset
 from emmi_jax.data.samples import Dataset
 from emmi_jax.data.store import write_case
-from emmi_jax.data.stored_case import write_head
+from emmi_jax.data.stored_case import SPLIT_FILE, STORE_FILE, VERSION
 from emmi_jax.files.atomic import write_json
 from emmi_jax.files.zarr import ArrayFolder
+from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.points import PointSet
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.processes import connected, is_main
@@ -42,6 +46,7 @@ FIELDS = {
     "surface": {"pressure": 1, "wallshearstress": 3},
     "volume": {"totalpcoeff": 1, "velocity": 3, "vorticity": 3},
 }
+TURNS = 3
 COLLECTIVES = ("nccl", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
 
 
@@ -49,7 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/training.json"), help="(%(default)s)")
     parser.add_argument("--mesh", nargs="+", default=["data=1"], help="meshes; '+fsdp' shards the state as well")
-    parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
+    parser.add_argument("--implementations", nargs="+", default=["auto"], help="timed in turns (%(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="steps to time, in thirds (%(default)s)")
     parser.add_argument("--points", type=int, default=2_000_000, help="points per branch of the case (%(default)s)")
     parser.add_argument("--store", type=Path, help="read the case from a store, made here if there is none")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw the batches (%(default)s)")
@@ -70,7 +76,7 @@ def main() -> None:
             trainer = _trainer("data=1", data, {**torch_loop.SETTINGS, **changes}, max(options.workers, 1))
             rows = [torch_loop.compare(trainer, options.steps)]
         else:
-            rows = [_row(mesh, data, options.steps, changes, options.workers) for mesh in options.mesh]
+            rows = [row for mesh in options.mesh for row in _rows(mesh, data, options, changes)]
         if is_main():
             settings = f"recipe drivaerml {' '.join(options.set)}, {options.workers} workers"
             title = f"{settings}, {jax.process_count()} processes, {measure.DEVICE}"
@@ -96,10 +102,11 @@ def _case(num_points: int) -> dict[str, PointSet]:
 def _store(folder: Path, num_points: int) -> Path:
     if not folder.exists():
         cases = {"train": num_points, "test": 1000}
-        write_head(ArrayFolder(str(folder)), list(cases), "float32", {})
+        head = {"version": VERSION, "positions": POSITIONS, "dtype": "float32", "cases": list(cases), "sources": {}}
+        write_json(folder / STORE_FILE, head)
         for name, size in cases.items():
             write_case(ArrayFolder(str(folder)), name, Case(_case(size), None), dtype="float32", source="")
-        write_json(folder / "split.json", {name: [name] for name in cases})
+        write_json(folder / SPLIT_FILE, {name: [name] for name in cases})
     return folder
 
 
@@ -117,31 +124,59 @@ def _trainer(text: str, data: dict[str, PointSet] | Path, changes: dict[str, Any
     return TrainSetup.make(settings, dataset, devices, config, normalizer=None, workers=workers)
 
 
-def _row(
-    text: str, data: dict[str, PointSet] | Path, steps: int, changes: dict[str, Any], workers: int
-) -> dict[str, Any]:
-    trainer = _trainer(text, data, changes, workers)
-    settings, state = trainer.settings, trainer.init_state()
-    compiled = trainer.train_step.lower(state, trainer.put(trainer.draw(0))).compile()  # type: ignore[attr-defined]
-    memory, warm_up = compiled.memory_analysis(), 5 + workers  # the first batch of a worker waits for its start
-    batches = trainer.batches(0, steps + warm_up + 10)
-    state, losses, step = _timed(compiled, state, batches, steps, warm_up)
-    state, _, step_without_data = _timed(compiled, state, itertools.repeat(next(batches)), steps, warm_up)
-    shares = _profile(compiled, state, batches)
-    batches.close()
-    print(f"{text}: {1000 * step:.1f} ms", flush=True)
-    return {
-        "mesh": text,
-        "cases": settings.batch_size,
-        "anchors_per_branch": settings.sampling.num_anchors,
-        "ms_per_step": 1000 * step,
-        "waiting_for_data_%": 100 * (1 - step_without_data / step),
-        "in_collectives_%": shares,
-        "state_mib": memory.argument_size_in_bytes / 2**20,
-        "activations_gib": memory.temp_size_in_bytes / 2**30,
-        "loss_of_step_5": losses[4],
-        "loss_of_last_step": losses[-1],
-    }
+def _rows(text: str, data: dict[str, PointSet] | Path, options: Any, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    runs = [
+        _Run(text, _trainer(text, data, changes | {"model.implementation": name}, options.workers), options.steps)
+        for name in options.implementations
+    ]
+    for _ in range(TURNS):
+        for run in runs:
+            run.measure()
+    return [run.row() for run in runs]
+
+
+class _Run:
+    """A compiled step with its state and batches, and the times of its turns."""
+
+    def __init__(self, mesh: str, trainer: TrainSetup, steps: int) -> None:
+        self.mesh, self.trainer, self.steps = mesh, trainer, -(-steps // TURNS)
+        self.state = trainer.init_state()
+        batch = trainer.put(trainer.draw(0))
+        self.compiled = trainer.train_step.lower(self.state, batch).compile()  # type: ignore[attr-defined]
+        self.warm_up = 5 + trainer.workers  # the first batch of a worker waits for its start
+        self.batches = trainer.batches(0, TURNS * (self.steps + self.warm_up + 1) + 10)
+        self.losses: list[float] = []
+        self.seconds: dict[str, list[float]] = {"step": [], "step without data": []}
+
+    def measure(self) -> None:
+        for name, batches in (
+            ("step", self.batches),
+            ("step without data", itertools.repeat(next(self.batches))),
+        ):
+            self.state, losses, seconds = _timed(self.compiled, self.state, batches, self.steps, self.warm_up)
+            self.seconds[name].append(seconds)
+            self.losses += losses if name == "step" else []
+
+    def row(self) -> dict[str, Any]:
+        settings, memory = self.trainer.settings, self.compiled.memory_analysis()
+        step, without_data = (statistics.median(seconds) for seconds in self.seconds.values())
+        shares = _profile(self.compiled, self.state, self.batches)
+        self.batches.close()
+        implementation = self.trainer.model.config.implementation
+        print(f"{self.mesh} {implementation}: {1000 * step:.1f} ms", flush=True)
+        return {
+            "mesh": self.mesh,
+            "implementation": implementation,
+            "cases": settings.batch_size,
+            "anchors_per_branch": settings.sampling.num_anchors,
+            "ms_per_step": 1000 * step,
+            "waiting_for_data_%": 100 * (1 - without_data / step),
+            "in_collectives_%": shares,
+            "state_mib": memory.argument_size_in_bytes / 2**20,
+            "activations_gib": memory.temp_size_in_bytes / 2**30,
+            "loss_of_step_5": self.losses[4],
+            "loss_of_last_step": self.losses[-1],
+        }
 
 
 def _timed(
