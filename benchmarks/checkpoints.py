@@ -6,13 +6,13 @@ is how long training waits, `whole` how long until all is on the disk, `cpu` how
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def main() -> None:
         name: {str(n): jax.device_put(rng.normal(size=shape).astype(np.float32)) for n in range(options.layers)}
         for name in ("params", "mu", "nu")
     }
-    kinds = {"without": _no_checksums, "with": contextlib.nullcontext}
+    kinds = {"without": _no_checksums, "with": nullcontext}
     times: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
     for number in range(options.rounds + 1):
         for kind in list(kinds) if number % 2 else list(reversed(kinds)):
@@ -66,14 +66,8 @@ def _row(kind: str, times: dict[str, list[tuple[float, ...]]]) -> dict[str, Any]
     return row
 
 
-@contextlib.contextmanager
-def _no_checksums() -> Iterator[None]:
-    begin = checkpoints.begin_checksums
-    checkpoints.begin_checksums = lambda tree, thread: dict
-    try:
-        yield
-    finally:
-        checkpoints.begin_checksums = begin
+def _no_checksums() -> AbstractContextManager[Any]:
+    return mock.patch.object(checkpoints, "begin_checksums", return_value=dict)
 
 
 if __name__ == "__main__":
