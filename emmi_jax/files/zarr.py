@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +40,7 @@ _SILENT_SECONDS = 15
 os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(_SILENT_SECONDS))
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SILENT_SECONDS))
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+_SILENCED = threading.Lock()
 _CHECKSUM_BYTES, _INDEX_BYTES = 4, 16
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_LITTLE_ENDIAN, {"name": "crc32c"}]
@@ -63,7 +66,9 @@ class ArrayFolder:
                 raise ValueError(f"{location}: TensorStore takes a backslash for a slash: choose another name")
             spec = {"driver": "file", "path": f"{self.path}/"}
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}, **dict.fromkeys(_OF_URLS, _RETRIES)})
-        self._context, self._root = context, ts.KvStore.open(spec, context=context).result()
+        self._is_met = self.path is not None
+        with _silence(self._is_met):
+            self._context, self._root = context, ts.KvStore.open(spec, context=context).result()
 
     @property
     def is_empty(self) -> bool:
@@ -79,7 +84,9 @@ class ArrayFolder:
             ValueError: It is not JSON, or cannot be read.
         """
         try:
-            found = self._root.read(key).result()
+            with _silence(self._is_met):
+                found = self._root.read(key).result()
+            self._is_met = True
         except ValueError as error:
             raise ValueError(f"{self.location}/{key}: cannot be read: {error}") from None
         if found.state != "value":
@@ -166,6 +173,23 @@ class ArrayFolder:
             "store_data_equal_to_fill_value": True,
         }
         return ts.open(spec, kvstore=self._root / f"{name}/", context=self._context, open_mode=mode).result()
+
+
+@contextlib.contextmanager
+def _silence(is_met: bool) -> Iterator[None]:
+    """Drops what TensorStore prints when it first meets a server and finds no credentials; errors say what is wrong."""
+    if is_met:
+        yield
+        return
+    with _SILENCED:
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nothing)
 
 
 def read_rows(

@@ -18,6 +18,7 @@ from emmi_jax.data.familiarity import MIN_CASES, Familiarity, fit_familiarity
 from emmi_jax.data.metrics import known_rows
 from emmi_jax.data.open import open_cases
 from emmi_jax.data.readers.reader import ReadOptions
+from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.case_encoding import case_encoding, flat_condition
 from emmi_jax.inference.encoded_set import EncodedSet, collect
 from emmi_jax.inference.intervals import field_scores, number_score
@@ -27,7 +28,7 @@ from emmi_jax.jobs.evaluate import ChosenCases, case_arguments, checked_case, ch
 from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces, ForceEvaluation
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, print_unusable, say
 from emmi_jax.meshes.point_inputs import input_names
-from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration, write_familiarity
+from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
 
@@ -59,6 +60,7 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
     )
     chosen = chosen_cases(asked, config, surrogate)
     _refuse_training_cases(job, chosen, config)
+    make_folder(job.run)  # which says at once if it cannot be written to
     forces = ForceEvaluation(_force_options(job, chosen), chosen.known_forces, surrogate.model.config.fields)
     scores, known, encodings = _scores(job, chosen, surrogate, forces, console)
     familiarity = _familiarity(asked, config, surrogate, encodings, console)
@@ -70,10 +72,10 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
         repeats=job.repeats,
         share=job.share,
         known_forces=known,
-        familiarity=None if familiarity is None else write_familiarity(job.run, familiarity),
+        familiarity=None,
         scores={name: tuple(values) for name, values in scores.items()},
     )
-    path = write_calibration(job.run, calibration)
+    path = write_calibration(job.run, calibration, familiarity)
     print_unusable(chosen.unusable, console)
     if forces.problem is not None:
         say(console, f"no forces: {forces.problem}")

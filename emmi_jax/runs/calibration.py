@@ -6,19 +6,20 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from emmi_jax.data.conformal import conformal_quantile, quantile_rank
 from emmi_jax.data.familiarity import Familiarity
-from emmi_jax.files.atomic import JsonDict, read_json_object, write_json
+from emmi_jax.files.atomic import JsonDict, atomic_path, read_json_object
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.inference.cache import fingerprint
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.surrogate import Surrogate
 
-FILE, ENCODINGS = "calibration.json", "familiarity.npz"
+FILE = "calibration.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +67,28 @@ def parameters_of(surrogate: Surrogate) -> str:
     return "-".join([f"{found[0].model:x}", *(f"{of_member.parameters:x}" for of_member in found)])
 
 
-def write_calibration(run: Path, calibration: Calibration) -> Path:
-    """Writes the calibration of a run, with a checksum; infinite scores are null there."""
-    values: JsonDict = asdict(calibration)
-    values["scores"] = {
-        name: [score if math.isfinite(score) else None for score in scores] for name, scores in values["scores"].items()
-    }
-    values = json.loads(json.dumps(values))
-    write_json(run / FILE, values | {"checksum": _checksum(values)})
-    return run / FILE
+def write_calibration(run: Path, calibration: Calibration, familiarity: Familiarity | None) -> Path:
+    """Writes the calibration of a run, with a checksum; infinite scores are null there.
+
+    An earlier one is whole until this one is: what says which encodings are usual has its checksum in its name.
+    """
+    path = run / FILE
+    earlier = None
+    with suppress(OSError, ValueError):
+        earlier = _read(path).familiarity
+    with atomic_path(path) as partial:
+        if familiarity is not None:
+            calibration = replace(calibration, familiarity=_write_familiarity(run, familiarity))
+        values: JsonDict = asdict(calibration)
+        values["scores"] = {
+            name: [score if math.isfinite(score) else None for score in scores]
+            for name, scores in values["scores"].items()
+        }
+        values = json.loads(json.dumps(values))
+        partial.write_text(json.dumps(values | {"checksum": _checksum(values)}, indent=2) + "\n")
+    if earlier not in (None, calibration.familiarity):
+        _encodings(run, earlier).unlink(missing_ok=True)
+    return path
 
 
 def read_calibration(run: Path, surrogate: Surrogate) -> Calibration:
@@ -100,16 +114,26 @@ def _read(path: Path) -> Calibration:
     values: dict[str, Any] = read_json_object(path)
     if values.pop("checksum", None) != _checksum(values):
         raise ValueError(f"{path}: damaged: calibrate the run again")
-    scores = {
-        name: tuple(math.inf if score is None else score for score in found) for name, found in values["scores"].items()
-    }
-    return Calibration(**values | {"cases": tuple(values["cases"]), "scores": scores})
+    try:
+        scores = {
+            name: tuple(math.inf if score is None else score for score in found)
+            for name, found in values["scores"].items()
+        }
+        return Calibration(**values | {"cases": tuple(values["cases"]), "scores": scores})
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: of another version of emmi_jax: calibrate the run again") from None
 
 
-def write_familiarity(run: Path, familiarity: Familiarity) -> int:
-    """Writes which encodings are usual; returns the checksum of the file."""
-    write_arrays(run / ENCODINGS, familiarity.to_arrays())
-    return zlib.crc32((run / ENCODINGS).read_bytes())
+def _encodings(run: Path, checksum: int) -> Path:
+    return run / f"familiarity-{checksum:08x}.npz"
+
+
+def _write_familiarity(run: Path, familiarity: Familiarity) -> int:
+    new = run / "familiarity.npz"
+    write_arrays(new, familiarity.to_arrays())
+    checksum = zlib.crc32(new.read_bytes())
+    new.rename(_encodings(run, checksum))
+    return checksum
 
 
 def read_familiarity(run: Path, surrogate: Surrogate) -> Familiarity | None:
@@ -125,12 +149,13 @@ def read_familiarity(run: Path, surrogate: Surrogate) -> Familiarity | None:
     Raises:
         ValueError: A file is damaged.
     """
-    if not (run / FILE).is_file() or _read(run / FILE).parameters != parameters_of(surrogate):
+    if not (run / FILE).is_file():
         return None
-    path, checksum = run / ENCODINGS, _read(run / FILE).familiarity
-    if checksum is None:
+    calibration = _read(run / FILE)
+    if calibration.familiarity is None or calibration.parameters != parameters_of(surrogate):
         return None
-    if not path.is_file() or zlib.crc32(path.read_bytes()) != checksum:
+    path = _encodings(run, calibration.familiarity)
+    if not path.is_file() or zlib.crc32(path.read_bytes()) != calibration.familiarity:
         raise ValueError(f"{path}: damaged: calibrate the run again")
     return Familiarity.from_arrays(read_arrays(path))
 

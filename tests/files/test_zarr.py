@@ -3,9 +3,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from emmi_jax.files import zarr
 from emmi_jax.files.zarr import ArrayFolder, read_rows
@@ -135,3 +137,15 @@ def test_what_a_killed_writer_leaves_is_no_content(tmp_path):
 def test_a_name_that_tensorstore_reads_as_another_is_refused(tmp_path):
     with pytest.raises(ValueError, match="takes a backslash for a slash"):
         ArrayFolder(str(tmp_path / "a\\b"))
+
+
+def test_what_a_library_prints_when_it_meets_a_server_is_dropped(monkeypatch, capfd):
+    def open_store(*args, **named):
+        os.write(2, b"no credentials\n")
+        return ts.KvStore.open(*args, **named)
+
+    loud = SimpleNamespace(Context=ts.Context, KvStore=SimpleNamespace(open=open_store))
+    monkeypatch.setattr(zarr, "ts", loud)
+    assert ArrayFolder("memory://a").read_json("b") is None
+    os.write(2, b"kept\n")
+    assert capfd.readouterr().err == "kept\n"
