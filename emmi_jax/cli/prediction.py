@@ -22,8 +22,8 @@ def predict(job: PredictionJob) -> None:
 
     \b
     Meshes (.vtp, .vtu, .vtk, .stl, .ply, .obj, .pvtu, .pvtp, .vtm, .vtpc, .pvd,
-    .case) are written to the folder OUT
-    with predicted_<field>. --compare adds error_<field> and comparison.json.
+    .case, .vtkhdf, .cgns) are written to the folder OUT with predicted_<field>.
+    --compare adds error_<field> and comparison.json.
     A MESH may also be the folder of an OpenFOAM case, or of foamToVTK.
 
     \b

@@ -80,6 +80,23 @@ def cell_dim(dataset: Any) -> int:
     return int(_dims(dataset).max(initial=0))
 
 
+def used_points(dataset: Any) -> Any:
+    """Returns a mesh of faces alone as polygons with the points that they use; another one as it is."""
+    if (
+        dataset.IsA("vtkPolyData")
+        or not hasattr(dataset, "celltypes")
+        or not np.isin(dataset.celltypes, (5, 7, 9)).all()
+    ):
+        return dataset
+    corners, offsets = cell_arrays(dataset.GetCells())
+    used, corner = np.unique(corners, return_inverse=True)
+    made = polydata(np.asarray(dataset.points)[used], corner.reshape(-1), offsets)
+    for data, own, rows in ((dataset.point_data, made.point_data, used), (dataset.cell_data, made.cell_data, ...)):
+        for name in data.keys():  # noqa: SIM118 - not a mapping
+            own[name] = np.asarray(data[name])[rows]
+    return made
+
+
 def cell_arrays(cells: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the corners of all cells of a `vtkCellArray`, and where each starts and ends among them."""
     to_numpy = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy

@@ -55,6 +55,11 @@ def check_cells(path: Path, dataset: Any) -> None:
     elif dataset.IsA("vtkUnstructuredGrid"):
         faces = dataset.GetPolyhedronFaces() if hasattr(dataset, "GetPolyhedronFaces") else None  # VTK 9.4
         found = dataset.GetCells(), faces
+        locations = None if faces is None else dataset.GetPolyhedronFaceLocations()
+        if faces is not None and locations is not None and locations.GetNumberOfCells():
+            low, high = locations.GetConnectivityArray().GetRange()
+            if not locations.IsValid() or low < 0 or high >= faces.GetNumberOfCells():
+                raise ValueError(f"{path}: damaged: its cells have faces {low:.0f} to {high:.0f}")
     else:
         return
     for cells in found:

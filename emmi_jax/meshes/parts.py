@@ -14,12 +14,14 @@ from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.components import ArrayName
 from emmi_jax.meshes.content import cell_arrays, cell_dim, main_content, polydata
 from emmi_jax.meshes.ensight import EnsightCase
+from emmi_jax.meshes.hdf_files import READABLE, REFUSED, CgnsFile, HdfFile, VtkHdfFile
 from emmi_jax.meshes.parts_file import Part, PartsFile, chosen_names
 from emmi_jax.meshes.vtk import ArrayNames, import_pyvista, vtk_messages
 from emmi_jax.meshes.vtk_collections import SUFFIXES as _COLLECTIONS
 from emmi_jax.meshes.vtk_collections import CollectionFile
 
 _FILES: dict[str, type[PartsFile]] = {**dict.fromkeys(_COLLECTIONS, CollectionFile), ".case": EnsightCase}
+_FILES |= {".vtkhdf": VtkHdfFile, ".cgns": CgnsFile}
 _SURFACE = "surface"
 PART_SUFFIXES = tuple(_FILES)
 """Extensions of files that hold or name several meshes."""
@@ -110,8 +112,8 @@ def read_parts(
                 parts.append(part._replace(dataset=dataset))
     chosen = _of_branch(path, parts, branch, selection.patches)
     names = {part.name for part in chosen}
-    if others := sorted({part.name or "a part without a name" for part in parts} - names):
-        lines[f"the parts {', '.join(others)}"] = None
+    if others := sorted({part.name for part in parts} - names):
+        lines[f"the parts {', '.join(name or 'without a name' for name in others)}"] = None
     if len(times := file.times()) > 1:
         lines[f"{len(times) - 1:,} times beside {time:g}"] = None
     joined, lost = join([part.dataset for part in chosen])
@@ -119,6 +121,17 @@ def read_parts(
     is_whole = len(patches) == 1 and not patches[0][0]
     left = (*lines, *lost)
     return PartsMesh(joined, () if is_whole else patches, left, all(part.is_patch for part in chosen))
+
+
+def try_file(path: str, time: float | None) -> int:
+    """Reads an HDF5 file at a time in this process, and returns how that ended."""
+    try:
+        file = open_parts(Path(path))
+        for part in file.read_here(time, None) if isinstance(file, HdfFile) else ():
+            main_content(part.dataset)
+    except (ValueError, OSError):
+        return REFUSED
+    return READABLE
 
 
 def _of_branch(path: Path, parts: Sequence[Part], branch: str | None, patterns: Sequence[str]) -> list[Part]:
@@ -150,8 +163,10 @@ def join(datasets: Sequence[Any]) -> tuple[Any, list[str]]:
     Args:
         datasets: `pyvista.DataSet`s without any cells but those of one dimension.
     """
+    datasets = [one if one.IsA("vtkPolyData") else one.cast_to_unstructured_grid() for one in datasets]
     if len(datasets) == 1:
         return datasets[0], []
+    datasets = _alike(datasets)
     module = importlib.import_module("vtkmodules.vtkFiltersCore")
     is_flat = all(dataset.IsA("vtkPolyData") for dataset in datasets)
     join = module.vtkAppendPolyData() if is_flat else module.vtkAppendFilter()
@@ -164,6 +179,20 @@ def join(datasets: Sequence[Any]) -> tuple[Any, list[str]]:
         there = {name for dataset in datasets for name in getattr(dataset, location).keys()}  # noqa: SIM118
         lost |= there - {*getattr(joined, location).keys()}
     return joined, [f"the arrays {', '.join(sorted(lost))}, which some parts lack"] if lost else []
+
+
+def _alike(datasets: Sequence[Any]) -> list[Any]:
+    """Returns meshes whose arrays of one name have one type: VTK leaves out others."""
+    found = [dataset.copy(deep=False) for dataset in datasets]
+    for location in ("cell_data", "point_data"):
+        for name in {name for dataset in found for name in getattr(dataset, location).keys()}:  # noqa: SIM118
+            having = [data for data in (getattr(dataset, location) for dataset in found) if name in data]
+            if len(types := {np.asarray(data[name]).dtype for data in having}) > 1 and all(
+                t.kind in "fiu" for t in types
+            ):
+                for data in having:
+                    data[name] = np.asarray(data[name]).astype(np.result_type(*types))
+    return found
 
 
 def split(dataset: Any, patches: Sequence[tuple[str, int]]) -> Iterator[tuple[str, list[Any]]]:

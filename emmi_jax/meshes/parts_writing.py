@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from emmi_jax.files.atomic import atomic_path, make_folder
 from emmi_jax.meshes.ensight_writing import write_ensight
+from emmi_jax.meshes.hdf_files import quiet_stderr
 from emmi_jax.meshes.parts import split
 from emmi_jax.meshes.vtk import vtk_class, vtk_messages, write_dataset
 
@@ -36,7 +38,7 @@ def write_parts(path: Path, dataset: Any, patches: Sequence[tuple[str, int]]) ->
     parts = list(split(dataset, patches)) if patches else [("", [dataset])]
     folder, suffix = path.with_suffix(""), path.suffix.lower()
     if suffix == ".vtkhdf":
-        _write_hdf(path, dataset)
+        _write_hdf(path, parts)
         return
     make_folder(folder)
     if suffix == ".case":
@@ -106,12 +108,21 @@ def _document(kind: str, lines: Iterable[str], attributes: str = "") -> str:
 _XML = {".vtm": _multi_block, ".vtpc": _collection, ".pvtu": _pieces, ".pvtp": _pieces}
 
 
-def _write_hdf(path: Path, dataset: Any) -> None:
-    with atomic_path(path) as partial:
-        with vtk_messages() as messages:
+def _write_hdf(path: Path, parts: Sequence[tuple[str, list[Any]]]) -> None:
+    model = "vtkCommonDataModel"
+    collection, named = vtk_class(model, "vtkPartitionedDataSetCollection")(), len(parts) > 1
+    for index, (name, pieces) in enumerate(parts):
+        for number, piece in enumerate(pieces):
+            collection.SetPartition(index, number, piece)
+        collection.GetMetaData(index).Set(vtk_class(model, "vtkCompositeDataSet").NAME(), name or f"part{index}")
+    with atomic_path(path) as partial, TemporaryDirectory(dir=partial.parent) as folder:
+        made = Path(folder, path.name)  # the partial file is locked, which HDF5 refuses
+        with quiet_stderr(), vtk_messages() as messages:
             writer = vtk_class("vtkIOHDF", "vtkHDFWriter")()
-            writer.SetFileName(str(partial))
-            writer.SetInputData(dataset)
+            writer.SetFileName(str(made))
+            single = parts[0][1][0] if len(parts[0][1]) == 1 else collection.GetPartitionedDataSet(0)
+            writer.SetInputData(collection if named else single)
             done = writer.Write()
-        if not done or messages or not partial.is_file():
+        if not done or messages or not made.is_file():
             raise OSError(messages[0] if messages else "VTK gave no reason")
+        made.replace(partial)

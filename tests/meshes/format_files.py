@@ -1,7 +1,8 @@
 """One case in many file types: a body in a channel of 256 cells, 56 of them polyhedra, two times.
 
 `formats.tar.xz` was written by Debian's OpenFOAM 1912: `openfoam` by blockMesh, snappyHexMesh and simpleFoam, `ensight`
-and `ensight_ascii` by foamToEnsight, `foam_to_vtk` by foamToVTK.
+and `ensight_ascii` by foamToEnsight, `foam_to_vtk` by foamToVTK. h5py wrote the `.vtkhdf` and `.cgns` files by the
+documents of the formats, with the script `write_hdf.py` beside them, from what `dump.py` there keeps of the case.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def test_ghosts_are_dropped_and_pieces_kept(kind, tmp_path):
     assert part_arrays(file).cells == {"x", "vtkGhostType"}
 
 
-@pytest.mark.parametrize("suffix", [".vtm", ".vtpc", ".pvtp", ".case"])
+@pytest.mark.parametrize("suffix", [".vtm", ".vtpc", ".pvtp", ".case", ".vtkhdf"])
 def test_a_mesh_of_parts_is_written_with_them(suffix, formats, tmp_path):
     mesh = read(formats / FILES["EnSight"], "surface", FoamSelection(("body", "ground")))
     values = np.arange(mesh.dataset.n_cells, dtype=np.float32)
