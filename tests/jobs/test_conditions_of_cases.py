@@ -120,3 +120,29 @@ def test_an_evaluation_tells_errors_by_bins_of_a_condition_weights_components_an
     assert set(found["weighted"]["mean"]) == set(found["mean"])
     assert set(found["components"]) == {f"volume/velocity {axis}" for axis in "xyz"}
     assert "speed [m/s]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", ["run_3", "all"])
+def test_units_that_differ_are_found_before_training(broken, trained, cases, tmp_path, capsys):
+    """A case to test on has another unit than those to train on, or all have another than the weights to start from."""
+    other = shutil.copytree(cases, tmp_path / "cases")
+    for name in SPEED if broken == "all" else [broken]:
+        speed = {"value": SPEED[name] * 3.6, "unit": "km/h"}
+        (other / name / "conditions.json").write_text(json.dumps({"speed": speed}))
+    options = ["--data", str(other), "--out", str(tmp_path / "runs"), "--set", "conditions.names=['speed']"]
+    init = ["--init-from", str(trained)] if broken == "all" else []
+    assert main(["train", *options, *init]) == 2
+    message = {
+        "run_3": "run_3: the condition 'speed' is in km/h, the run takes it in m/s",
+        "all": "the run takes the condition 'speed' in m/s, the data have it in km/h",
+    }[broken]
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_run_is_not_resumed_after_a_condition_has_changed(trained, cases, tmp_path):
+    other = shutil.copytree(cases, tmp_path / "cases")
+    (other / "run_1" / "conditions.json").write_text('{"speed": {"value": 31.0, "unit": "m/s"}}')
+    path = shutil.copytree(trained, tmp_path / "run")
+    with pytest.raises(ValueError, match="not the data that the run was started with, or they have changed since"):
+        run(settings(other), path, resume=True)
