@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.meshes.cavities import fans
 from emmi_jax.meshes.cells import PIXEL, POLYGON, QUAD, TRIANGLE, flat_cells
 from emmi_jax.meshes.content import cell_arrays, polydata
 from emmi_jax.meshes.mesh import Mesh
-from emmi_jax.meshes.orientation import fans, orient
+from emmi_jax.meshes.orientation import orient
 from emmi_jax.meshes.vtk import import_pyvista, vtk_messages
 
 

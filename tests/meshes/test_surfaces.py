@@ -148,6 +148,39 @@ def test_every_part_points_out_of_the_body_however_it_runs(first, second):
     assert enclosed(first(cube(3.0)).merge(second(cube(2.0))).merge(cube(1.0))) == pytest.approx(27 - 8 + 1)
 
 
+def other_diagonals(both: Any) -> Any:
+    """Triangles; where parts share a face, some of its quadrilaterals are cut along different diagonals."""
+    quads = np.asarray(both.faces).reshape(-1, 5)[:, 1:]
+    first = np.random.default_rng(0).integers(0, 4, (len(quads), 1))
+    quads = np.take_along_axis(quads, (first + np.arange(4)) % 4, axis=1)
+    triangles = np.stack([quads[:, :3], quads[:, [0, 2, 3]]], axis=1).reshape(-1, 3)
+    return pyvista.PolyData(both.points, faces=np.insert(triangles, 0, 3, axis=1).ravel())
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("cut", [lambda both: both, lambda both: both.triangulate(), other_diagonals])
+@pytest.mark.parametrize("shift", [(1, 0, 0), (1, 0.5, 0), (1, 1, 0), (1, 1, 0.5), (1, 1, 1)])
+def test_parts_that_touch_point_out_of_themselves_however_their_polygons_run(shift, cut, seed):
+    """They share a face, a part of it, an edge, a part of that, or a corner; the second one is inverted."""
+    other = turned(cube(1.0)).translate(shift)
+    both = cut(cube(1.0).merge(other).clean())
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        faces = rng.permutation(np.asarray(both.faces).reshape(both.n_cells, -1))
+        is_turned = rng.random(len(faces)) < 0.5
+        faces[is_turned, 1:] = faces[is_turned, :0:-1]
+        both = pyvista.PolyData(both.points, faces=faces.ravel())
+    assert enclosed(both) == pytest.approx(2)
+
+
+def test_a_sheet_that_a_file_has_twice_keeps_its_sides():
+    sheet = pyvista.Plane(i_resolution=3, j_resolution=3)
+    for second, total in ((sheet, 2), (turned(sheet), 0)):
+        twice = pyvista.PolyData(sheet.points, faces=np.concatenate([sheet.faces, second.faces]))
+        elements = surface_elements(mesh(twice), require_closed=False)
+        np.testing.assert_allclose((elements.normal * elements.area[:, None]).sum(axis=0), [0, 0, total], atol=1e-6)
+
+
 @pytest.mark.parametrize("how", [lambda part: part, turned])
 def test_the_ground_goes_with_the_body_on_it(how):
     ground = pyvista.Plane(center=(0, 0, -2), i_size=9, j_size=9)
