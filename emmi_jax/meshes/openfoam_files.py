@@ -6,15 +6,13 @@ import gzip
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens: TypeAlias = list[Any]
-"""The value of an entry: words as text, and arrays [N, F] for lists of numbers."""
+from emmi_jax.meshes.openfoam_entries import MOST_DEPTH, FoamDict, Tokens
 
 CHANNELS = {"scalar": 1, "vector": 3, "symmTensor": 6, "tensor": 9, "sphericalTensor": 1, "label": 1}
 
@@ -28,67 +26,7 @@ _CODE = re.compile(rb"#\{.*?#\}", re.DOTALL)
 _SPACES = bytes.maketrans(b"()", b"  ")
 _CLOSED = re.compile(rb"\)\s*\)")
 _INCLUDES = ("#include", "#includeIfPresent", "#sinclude")
-_MOST_DEPTH = 20
-
-
-class FoamDict(dict[str, "FoamDict | Tokens"]):
-    """A dictionary of OpenFOAM; keys in quotes, which are regular expressions, keep the quotes."""
-
-    def __init__(self, parent: FoamDict | None = None) -> None:
-        super().__init__()
-        self.parent = parent
-
-    def tokens(self, key: str, depth: int = 0) -> Tokens | None:
-        """Returns the value of an entry, macros replaced; None if there is no such entry.
-
-        Raises:
-            ValueError: It is computed by a directive, or a macro is unknown.
-        """
-        value = self.get(key)
-        if value is None or isinstance(value, FoamDict):
-            return None
-        found: Tokens = []
-        for token in value:
-            if isinstance(token, str) and token.startswith("#"):
-                raise ValueError(f"{key} is computed by {token}")
-            if not isinstance(token, str) or not token.startswith("$"):
-                found.append(token)
-                continue
-            scope, name = self._scope_of(token)
-            of_macro = None if scope is None or depth > _MOST_DEPTH else scope.tokens(name, depth + 1)
-            if of_macro is None:
-                raise ValueError(f"{key} is {token}, which is not defined")
-            found += of_macro
-        return found
-
-    def macro(self, token: str) -> FoamDict | None:
-        """Returns the dictionary that a macro names, if it is one."""
-        scope, name = self._scope_of(token)
-        value = None if scope is None else scope.get(name)
-        return value if isinstance(value, FoamDict) else None
-
-    def _scope_of(self, token: str) -> tuple[FoamDict | None, str]:
-        name, scope = token[1:].strip("{}"), self
-        if name[:1] in (":", "!", "/"):
-            name = name.lstrip(":!/")
-            while scope.parent is not None:
-                scope = scope.parent
-        elif name.startswith(".."):
-            up = len(name) - len(name.lstrip(".")) - 1
-            name = name.lstrip(".")
-            for _ in range(up):
-                scope = scope.parent or scope
-        else:
-            name = name.lstrip(".")
-        *path, last = re.split(r"[./]", name) if name not in scope else [name]
-        while (path or [last])[0] not in scope and scope.parent is not None:
-            scope = scope.parent
-        for step in path:
-            below = scope.get(step)
-            if not isinstance(below, FoamDict):
-                return None, last
-            scope = below
-        return (scope if last in scope else None), last
+_OF_CASE = re.compile(r"(\$\{?FOAM_CASE\}?|<case>)/")
 
 
 class FoamFile:
@@ -130,7 +68,7 @@ class FoamFile:
         """Reads a list of dictionaries with names, as `boundary` is one."""
         found = FoamDict()
         self._blank()
-        if re.compile(rb"\d+\s*\(").match(self._content, self._position):
+        if re.compile(rb"\d*\s*\(").match(self._content, self._position):
             self._position = self._content.index(b"(", self._position) + 1
         return self._entries(found, b")", 0)
 
@@ -150,14 +88,14 @@ class FoamFile:
         else:
             if self._is_binary:
                 raise self._damage("a binary faceList, expected a faceCompactList")
-            count = self._count()
+            count = None if self._next() == b"(" else self._count()
             end = self._content.rfind(b")")
-            text = self._content[self._position : max(end, 0)].replace(b")", b" -1 ")
+            text = self._content[self._position + (count is None) : max(end, 0)].replace(b")", b" -1 ")
             flat = self._numbers(text, np.int64)
             last = np.flatnonzero(flat < 0)
             sizes = np.diff(last, prepend=-1) - 2
-            if len(last) != count or not np.array_equal(flat[last - sizes - 1], sizes):
-                raise self._damage(f"expected {count} faces, got {len(last)}")
+            if count not in (None, len(last)) or not np.array_equal(flat[last - sizes - 1], sizes):
+                raise self._damage(f"expected {count or 'whole'} faces, got {len(last)}")
             offsets = np.concatenate([[0], np.cumsum(sizes)])
             is_corner = flat >= 0
             is_corner[last - sizes - 1] = False
@@ -201,8 +139,8 @@ class FoamFile:
 
     def _entries(self, into: FoamDict, end: bytes, depth: int) -> FoamDict:
         """Reads entries up to the end of the dictionary, or of the file."""
-        if depth > _MOST_DEPTH:
-            raise self._damage(f"more than {_MOST_DEPTH} dictionaries inside one another")
+        if depth > MOST_DEPTH:
+            raise self._damage(f"more than {MOST_DEPTH} dictionaries inside one another")
         while (char := self._next()) != end:
             if not char:
                 raise self._damage("its end is missing")
@@ -225,11 +163,17 @@ class FoamFile:
     def _directive(self, key: str, into: FoamDict, depth: int) -> None:
         """Reads an included file beside this one; other directives are passed over."""
         if self._next() == b'"':
-            file = self.path.parent / self._take(_STRING)[1:-1]
+            file = self._included(self._take(_STRING)[1:-1])
             if key in _INCLUDES and file.is_file():
                 FoamFile(file)._entries(into, b"", depth + 1)
         elif self._next() not in (b"", b"}", b";", b"{", b"("):
             self._take(_WORD)
+
+    def _included(self, name: str) -> Path:
+        """Returns a file beside this one, or one of the case."""
+        found = _OF_CASE.match(name)
+        cases = (folder for folder in self.path.absolute().parents if (folder / "system").is_dir())
+        return self.path.parent / name if found is None else next(cases, self.path.parent) / name[found.end() :]
 
     def _value(self) -> Tokens:
         tokens, closing = Tokens(), list[bytes]()
@@ -272,7 +216,8 @@ class FoamFile:
 
     def _list(self, channels: int, dtype: str) -> NDArray[Any]:
         """Reads a list of numbers or vectors, [N, F]."""
-        count = int(self._take(re.compile(rb"\d+")))
+        is_counted = self._next() != b"(" or self._is_binary
+        count = int(self._take(re.compile(rb"\d+"))) if is_counted else 1
         if self._next() == b"{":  # all rows are the same
             end = self._content.find(b"}", self._position)
             row = self._numbers(self._content[self._position + 1 : max(end, 0)], np.dtype(dtype))
@@ -293,8 +238,11 @@ class FoamFile:
         else:
             closed = _CLOSED.search(self._content, start) if channels > 1 and count else None
             end = self._content.find(b")", start) if closed is None else closed.end() - 1
+            if end < 0:
+                raise self._damage("its list has no end")
             values = self._numbers(self._content[start : max(end, 0)], np.dtype(dtype))
         self._position = end + 1
+        count = count if is_counted else len(values) // channels
         if len(values) != count * channels:
             raise self._damage(f"expected {count * channels} numbers, got {len(values)}")
         return values.reshape(count, channels).astype(values.dtype.newbyteorder("="), copy=False)
@@ -314,14 +262,3 @@ class FoamFile:
 def open_foam(path: Path) -> Any:
     """Opens a file, compressed or not, for reading bytes."""
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def numbers(tokens: Tokens) -> Iterator[float]:
-    """Yields the numbers among words and brackets.
-
-    Raises:
-        ValueError: A word is no number.
-    """
-    for token in tokens:
-        if token not in ("(", ")"):
-            yield float(token)

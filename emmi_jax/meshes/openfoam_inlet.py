@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.meshes.openfoam_files import FoamDict, FoamFile, numbers
+from emmi_jax.meshes.openfoam_entries import FoamDict, numbers
+from emmi_jax.meshes.openfoam_files import FoamFile
 from emmi_jax.meshes.openfoam_times import foam_time, roots_at
 
 _VALUES = ("value", "freestreamValue", "inletValue", "flowVelocity")

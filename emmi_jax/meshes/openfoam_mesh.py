@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from emmi_jax.meshes.content import polydata
 from emmi_jax.meshes.foam_to_vtk import is_time
 from emmi_jax.meshes.openfoam_cells import foam_grid
-from emmi_jax.meshes.openfoam_files import FoamDict, FoamFile
+from emmi_jax.meshes.openfoam_entries import FoamDict
+from emmi_jax.meshes.openfoam_files import FoamFile
 
 MESH_FILES = ("points", "faces", "owner", "neighbour", "boundary")
 _BETWEEN_PROCESSORS = "processor"
@@ -140,14 +142,14 @@ def read_poly_mesh(files: dict[str, Path]) -> PolyMesh:
     if len(owner) != num_faces or len(neighbour) > num_faces:
         raise ValueError(f"{files['owner']}: damaged: {len(owner)} owners of {num_faces} faces")
     for name, patch in patches.items():
-        if not len(neighbour) <= patch.start <= patch.start + patch.num_faces <= num_faces:
+        if patch.num_faces and not len(neighbour) <= patch.start <= patch.start + patch.num_faces <= num_faces:
             raise ValueError(f"{files['boundary']}: damaged: the faces of {name!r} are not among the {num_faces}")
     return PolyMesh(points, corners, offsets, owner, neighbour, patches)
 
 
 def _word(file: Path, name: str, entry: FoamDict, key: str) -> str:
     tokens: Sequence[Any] = entry.tokens(key) or ()
-    if len(tokens) != 1 or (key != "type" and not str(tokens[0]).isdigit()):
+    if len(tokens) != 1 or (key != "type" and not re.fullmatch(r"-?\d+", str(tokens[0]))):
         raise ValueError(f"{file}: damaged: {key} of the patch {name!r} is {' '.join(map(str, tokens)) or 'missing'}")
     return str(tokens[0])
 

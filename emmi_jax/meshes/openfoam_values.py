@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.meshes.openfoam_files import CHANNELS, FoamDict, FoamFile, Tokens, numbers
+from emmi_jax.meshes.openfoam_entries import FoamDict, Tokens, numbers
+from emmi_jax.meshes.openfoam_files import CHANNELS, FoamFile
 from emmi_jax.meshes.openfoam_mesh import Patch, PolyMesh
 from emmi_jax.meshes.polyhedra import face_geometry, poly_geometry
 

@@ -95,7 +95,7 @@ def connected_parts(points: Floats, middle: Floats, edges: Edges, copies: Copies
     pairs = pairs[(group[:, 0] < 0) | (group[:, 0] != group[:, 1])]
     if len(of_four := first[count == 4, None] + np.arange(4)):
         pairs = np.concatenate([pairs, _pairs_of_copies(edges, copies, of_four)])
-        label = components(*edges.cell[pairs].T, num_cells)
+        label = components(edges.cell[pairs[:, 0]], edges.cell[pairs[:, 1]], num_cells)
         pairs = np.concatenate([pairs, _pairs_where_parts_touch(points, middle, edges, label, of_four)])
     one, other = edges.cell[pairs].T
     is_against = edges.start[pairs[:, 0]] == edges.start[pairs[:, 1]]

@@ -77,6 +77,27 @@ def test_boundary_may_have_dictionaries_comments_macros_and_kinds_of_walls(tmp_p
     }
 
 
+def test_lists_may_lack_their_length_and_patches_faces(tmp_path):
+    case = write_foam_case(tmp_path / "case")
+    for name in ("points", "faces", "owner", "neighbour", "boundary"):
+        file = case / "constant/polyMesh" / name
+        file.write_text(re.sub(r"\n\d+\n\(\n", "\n(\n", file.read_text(), count=1))
+    for start in (-1, 0, 10**6):
+        file.write_text(
+            file.read_text().replace("(\n", f"(\nempty{start} {{ type wall; nFaces 0; startFace {start}; }}\n")
+        )
+    file = case / "100/p"
+    file.write_text(re.sub(r"(List<scalar>) \d+\n", r"\1 ", file.read_text()))
+    meshes = read_foam(case, ["surface", "volume"])
+    for mesh in meshes.values():
+        expected = 1.1 * FIELDS["p"](mesh.position("cells"))
+        np.testing.assert_allclose(mesh.dataset.cell_data["p"], expected, rtol=1e-12, atol=1e-12)
+    assert {branch: mesh.dataset.n_cells for branch, mesh in meshes.items()} == {"surface": 18, "volume": 35}
+    file.write_text(file.read_text().split("boundaryField")[0].rstrip(") ;\n"))
+    with pytest.raises(ValueError, match="damaged: its list has no end"):
+        read_foam(case, ["volume"], arrays={"volume": ["p"]})
+
+
 def test_names_of_patches_and_fields_may_have_brackets(tmp_path):
     case = write_foam_case(tmp_path / "case", times=("100",))
     boundary = case / "constant/polyMesh/boundary"
