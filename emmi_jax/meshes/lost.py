@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from emmi_jax.meshes.content import cell_arrays
 from emmi_jax.meshes.plain import is_stl_text
 
-_ROUNDED = (".stl", ".ply")
-_COARSE = 1e-5
-"""Spacing of float32, as a share of the size of a mesh, from which its shape suffers."""
+_ROUNDED = (".stl", ".ply", ".obj")
+_COARSE, _COARSE_EDGE = 1e-5, 1e-2
+"""Spacing of float32, as a share of the size of a mesh and of its edges, from which its shape suffers."""
+_NUM_CORNERS = 100_000
 
 _STL_HEADER, _STL_FACET = 84, 50
 _KNOWN_PLY = re.compile(
@@ -23,8 +26,7 @@ _KNOWN_PLY = re.compile(
 def lost_by_reader(path: Path, dataset: Any) -> tuple[str, ...]:
     """Returns a line for everything that was lost when a file was read.
 
-    That is triangles without area and the digits of coordinates, which VTK keeps as float32 in these formats, and
-    numbers at the vertices and faces of a `.ply` file, of which VTK knows few.
+    That is triangles without area, and numbers at the vertices and faces of a `.ply` file, of which VTK knows few.
 
     Args:
         path: The file.
@@ -37,15 +39,37 @@ def lost_by_reader(path: Path, dataset: Any) -> tuple[str, ...]:
         lost.append(f"{excess:,} bytes behind the triangles")
     if suffix == ".ply" and (names := _unknown_properties(path)):
         lost.append(f"the properties {', '.join(names)}, which are not read from .ply files")
-    if suffix in _ROUNDED:
-        points = np.asarray(dataset.points)
-        spacing, size = float(np.spacing(np.float32(np.abs(points).max()))), float(np.ptp(points, axis=0).max())
-        if spacing > _COARSE * size:
-            lost.append(
-                f"digits of the coordinates: {suffix} files are read as float32, whose spacing there is {spacing:.2g}, "
-                f"{spacing / size if size else np.inf:.1g} of the size of the mesh: move it to the origin"
-            )
     return tuple(lost)
+
+
+def lost_digits(path: Path, dataset: Any) -> tuple[str, ...]:
+    """Returns a line if the coordinates of a `pyvista.DataSet` are float32 and too far from the origin for that."""
+    points = np.asarray(dataset.points)
+    if points.dtype != np.float32:
+        return ()
+    spacing, size = float(np.spacing(np.abs(points).max())), float(np.ptp(points, axis=0).max())
+    edge = _typical_edge(dataset, points)
+    if spacing <= min(_COARSE * size, _COARSE_EDGE * edge):
+        return ()
+    suffix = path.suffix.lower()
+    how = f"{suffix} files are read as float32" if suffix in _ROUNDED else "they are float32"
+    what, length = ("size of the mesh", size) if spacing > _COARSE * size else ("length of edges", edge)
+    share = spacing / length if length else np.inf
+    return (
+        f"digits of the coordinates: {how}, whose spacing there is {spacing:.2g}, {share:.1g} of the {what}: move it "
+        "to the origin",
+    )
+
+
+def _typical_edge(dataset: Any, points: NDArray[np.float32]) -> float:
+    """Returns the median distance of corners that follow one another in the first cells; infinite if there are none."""
+    if not dataset.IsA("vtkPolyData") and not dataset.IsA("vtkUnstructuredGrid"):
+        return float(np.inf)
+    cells = dataset.GetPolys() if dataset.IsA("vtkPolyData") else dataset.GetCells()
+    corners = cell_arrays(cells)[0][:_NUM_CORNERS]
+    if len(corners) < 2:
+        return float(np.inf)
+    return float(np.median(np.linalg.norm(np.diff(points[corners].astype(np.float64), axis=0), axis=1)))
 
 
 def _num_facets(path: Path) -> int:

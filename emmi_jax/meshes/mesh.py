@@ -16,7 +16,7 @@ from emmi_jax.meshes.cells import CellGeometry, measure_cells
 from emmi_jax.meshes.components import ArrayName, all_found, found_arrays, quoted
 from emmi_jax.meshes.content import main_content
 from emmi_jax.meshes.foam_to_vtk import is_foam_patch
-from emmi_jax.meshes.lost import lost_by_reader
+from emmi_jax.meshes.lost import lost_by_reader, lost_digits
 from emmi_jax.meshes.parts import has_parts, read_parts
 from emmi_jax.meshes.parts_writing import WRITABLE_PARTS, write_parts
 from emmi_jax.meshes.vtk import read_dataset, write_dataset
@@ -201,7 +201,8 @@ def checked_mesh(path: Path, dataset: Any, *, is_patch: bool = False) -> Mesh:
     if not dataset.n_points:
         raise ValueError(f"{path}: the mesh is empty")
     check_range(path, "coordinates", np.asarray(dataset.points))
-    return Mesh(path, *main_content(dataset), is_patch)
+    content, left_out = main_content(dataset)
+    return Mesh(path, content, (*left_out, *lost_digits(path, dataset)), is_patch)
 
 
 def write_mesh(path: Path, mesh: Mesh, fields: Mapping[str, ArrayLike], *, location: Location) -> None:

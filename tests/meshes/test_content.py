@@ -166,14 +166,20 @@ def test_triangles_without_area_are_counted(binary, tmp_path):
     assert mesh.dataset.n_cells == 2
 
 
-@pytest.mark.parametrize("suffix", ["stl", "ply"])
-def test_coordinates_that_float32_rounds_are_said(suffix, tmp_path):
-    sphere = pyvista.Sphere(theta_resolution=8, phi_resolution=8)
-    sphere.points = np.asarray(sphere.points, np.float64) + 1e6
-    sphere.save(tmp_path / f"a.{suffix}")
+@pytest.mark.parametrize("suffix", ["stl", "ply", "vtp"])
+@pytest.mark.parametrize(("length", "share"), [(1, "of the size of the mesh"), (1e4, "of the length of edges")])
+def test_coordinates_that_float32_rounds_are_said(suffix, length, share, tmp_path):
+    strip = pyvista.Plane(i_size=length, j_size=1, i_resolution=4000, j_resolution=1).triangulate()
+    far = np.asarray(strip.points, np.float64) + 1e6
+    strip.points = far.astype(np.float32) if suffix == "vtp" else far
+    strip.save(tmp_path / f"a.{suffix}")
     (line,) = read_mesh(tmp_path / f"a.{suffix}").left_out[-1:]
     assert line.startswith("digits of the coordinates")
     assert "spacing there is 0.062" in line
+    assert share in line
+    strip.points = far
+    strip.save(tmp_path / "b.vtp")
+    assert read_mesh(tmp_path / "b.vtp").left_out == ()
 
 
 def test_properties_that_are_not_read_are_named(tmp_path):

@@ -250,7 +250,7 @@ def test_a_full_disk_is_reported(tmp_path, monkeypatch):
         def __getattr__(self, name: str) -> Any:
             return lambda *args: None
 
-    monkeypatch.setattr("emmi_jax.meshes.vtk._vtk_class", lambda *names: Full)
+    monkeypatch.setattr("emmi_jax.meshes.vtk.vtk_class", lambda *names: Full)
     with pytest.raises(OSError, match=r"out\.vtp cannot be written"):
         write_mesh(tmp_path / "out.vtp", Mesh(tmp_path, make_dataset("vtp")), {}, location="points")
     assert list(tmp_path.iterdir()) == []
