@@ -125,7 +125,7 @@ def write_dataset(path: Path, dataset: Any) -> None:
         with vtk_messages() as messages:
             writer = vtk_class(module, name)()
             writer.SetFileName(str(partial))
-            writer.SetInputData(dataset)
+            writer.SetInputData(dataset if suffix == ".vtk" else _with_escaped_names(dataset))
             if suffix == ".vtk":
                 writer.SetFileTypeToBinary()
             else:
@@ -136,6 +136,20 @@ def write_dataset(path: Path, dataset: Any) -> None:
             done = writer.Write()
         if not done or messages or writer.GetErrorCode() or not partial.is_file():
             raise OSError(messages[0] if messages else "VTK gave no reason")
+
+
+def _with_escaped_names(dataset: Any) -> Any:
+    """Returns a copy with names of arrays as XML has them: VTK's writers put them into the file as they are."""
+    copy = dataset.copy(deep=False)
+    for data in (copy.GetPointData(), copy.GetCellData(), copy.GetFieldData()):
+        for array in [data.GetAbstractArray(number) for number in range(data.GetNumberOfArrays())]:
+            if (name := array.GetName()) != (escaped := html.escape(name)):
+                renamed = array.NewInstance()
+                renamed.ShallowCopy(array)
+                renamed.SetName(escaped)
+                data.RemoveArray(name)
+                data.AddArray(renamed)
+    return copy
 
 
 def import_pyvista() -> Any:

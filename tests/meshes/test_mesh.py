@@ -114,6 +114,18 @@ def test_a_mesh_is_written_again_with_more_fields(suffix, location, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"mesh.{suffix}", f"out.{suffix}"]
 
 
+@pytest.mark.parametrize("name", ["y+<1", "p&T", '"p"', "p &amp; T"])
+@pytest.mark.parametrize("suffix", ["vtp", "vtu", "vtk"])
+def test_names_that_xml_must_escape_come_back(suffix, name, tmp_path):
+    mesh = read_mesh(write(tmp_path / f"mesh.{suffix}"))
+    mesh.dataset.point_data[f"own {name}"] = np.arange(mesh.dataset.n_points, dtype=np.float32)
+    out, added = tmp_path / f"out.{suffix}", np.arange(mesh.dataset.n_cells, dtype=np.float32)
+    write_mesh(out, mesh, {name: added}, location="cells")
+    np.testing.assert_array_equal(read_mesh(out).points({"x": FieldSource(name)}).fields["x"][:, 0], added)
+    assert f"own {name}" in read_mesh(out).dataset.point_data
+    assert f"own {name}" in mesh.dataset.point_data
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.vtp: no such file"):
         read_mesh(tmp_path / "none.vtp")
