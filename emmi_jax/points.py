@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -107,15 +105,3 @@ def flat_axis(position: NDArray[np.floating[Any]]) -> int | None:
     order = np.argsort(extent)
     is_flat = extent[order[0]] < _FLAT * extent[order[1]]
     return int(order[0]) if is_flat else None
-
-
-def float_arrays(*values: ArrayLike) -> tuple[Any, ...]:
-    """Returns the array library to compute with, then the values as its arrays.
-
-    Where a value is a JAX array or a tracer, these are `jax.numpy` and float32, or float64 if one of them is; else
-    `numpy` and float64.
-    """
-    dtypes = {value.dtype for value in values if isinstance(value, jax.Array)}
-    xp: Any = jnp if dtypes else np
-    dtype: Any = np.float32 if dtypes and np.dtype(np.float64) not in dtypes else np.float64
-    return xp, *(xp.asarray(value, dtype) for value in values)

@@ -112,7 +112,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "geometry points": ({"geometry": CLOUD}, None),
     "integer geometry points": ({"geometry": (100 * CLOUD).astype(np.int8)}, None),
     "a geometry": ({"geometry": Geometry(CLOUD, FEW)}, None),
-    "a geometry of deploy": ({"geometry": deploy.Geometry(CLOUD, FEW, FEW > 2)}, None),
+    "a geometry of deploy": ({"geometry": deploy.Geometry(CLOUD, FEW, mask=FEW > 2)}, None),
     "small indices": ({"geometry": Geometry(CLOUD, FEW.astype(np.int8))}, None),
     "a mask": ({"geometry": Geometry(CLOUD, FEW, mask=FEW < 4)}, None),
     "a mask in a list, over indices that are none": (

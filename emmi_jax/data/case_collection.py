@@ -108,7 +108,7 @@ class CaseCollection(Dataset):
         """Returns the statistics of a case as its fields are learned: relative to its conditions."""
         if self.law is None:
             return moments
-        law, condition = self.law.to_dict(), self.condition(name)
+        law, condition = self.law, self.condition(name)
         fields = {
             branch: {
                 field: (plain.divided(field_factor(field, law, condition)), compressed)

@@ -1,8 +1,4 @@
-"""Scales between physical units and what a model sees.
-
-NumPy arrays are computed on in float64 on the host. JAX arrays and tracers are computed on in float32, or float64 if
-they are, so derivatives pass through.
-"""
+"""Scales of a run, measured or chosen; their arithmetic is that of `emmi_jax.deploy.scales`."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,8 +14,8 @@ from emmi_jax.config.conditions import ScalingLaw
 from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.moments import Moments
 from emmi_jax.deploy.parsing import finite_numbers
-from emmi_jax.deploy.scaling_laws import field_factor
-from emmi_jax.points import float_arrays
+from emmi_jax.deploy.scales import CaseScales, ChannelScale
+from emmi_jax.deploy.scales import signed_log1p as signed_log1p
 
 LOG_SCALED_FIELDS = frozenset({"vorticity", "omega", "epsilon"})
 """Fields whose magnitudes span decades; learned as sign(x) log(1 + |x|)."""
@@ -29,7 +24,7 @@ _BOX_MARGIN = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldScale(Config):
+class FieldScale(Config, ChannelScale):
     """Mean and standard deviation of each channel of a field, of the logarithm where there is one.
 
     Args:
@@ -95,41 +90,9 @@ class FieldScale(Config):
             limit=None if compressed is None else tuple(np.maximum(-moments.minimum, moments.maximum)),
         )
 
-    def times(self, factor: float) -> FieldScale:
-        """Returns the scale of values that are larger by a factor."""
-        if factor == 1:
-            return self
-        if self.log_scale:
-            raise ValueError(f"values on a logarithmic scale cannot be divided by {factor:g}")
-        mean, std = (tuple(factor * value for value in values) for values in (self.mean, self.std))
-        return replace(self, mean=mean, std=std)
-
-    def normalize(self, values: ArrayLike) -> Any:
-        """Maps values [..., F] to mean 0 and deviation 1."""
-        self._check(values)
-        _, x, mean, std = float_arrays(signed_log1p(values) if self.log_scale else values, self.mean, self.std)
-        return (x - mean) / std
-
-    def denormalize(self, values: ArrayLike) -> Any:
-        """Inverts `normalize`, up to the limit."""
-        self._check(values)
-        xp, x, mean, std = float_arrays(values, self.mean, self.std)
-        x = x * std + mean
-        if self.log_scale:
-            sign = _sign(xp, x)
-            x = sign * xp.expm1(sign * x)
-        if self.limit is None:
-            return x
-        limit = xp.asarray(self.limit, x.dtype)
-        return xp.clip(x, -limit, limit)
-
-    def _check(self, values: ArrayLike) -> None:
-        if np.shape(values)[-1:] != (len(self.mean),):
-            raise ValueError(f"the scale has {len(self.mean)} channels, the values the shape {list(np.shape(values))}")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Normalizer(Config):
+class Normalizer(Config, CaseScales):
     """Scales of positions and of every field.
 
     Positions map to `(x - position_low) * position_scale`, with the same scale on every axis to preserve angles.
@@ -237,14 +200,6 @@ class Normalizer(Config):
         scales = {branch: {name: self.fields[branch][name] for name in names} for branch, names in fields.items()}
         return replace(self, fields=scales)
 
-    @property
-    def feature_channels(self) -> dict[str, dict[str, int]]:
-        """Number of channels by branch, or ``geometry``, and feature."""
-        return {
-            branch: {name: len(scale.mean) for name, scale in scales.items()}
-            for branch, scales in self.features.items()
-        }
-
     def for_features(self, features: Mapping[str, Mapping[str, int]]) -> Normalizer:
         """Returns the scales of these features alone, in this order.
 
@@ -276,21 +231,6 @@ class Normalizer(Config):
         if found != dict(channels):
             raise ValueError(f"the model takes features of {dict(channels)} channels, the statistics have {found}")
 
-    def under(self, condition: Mapping[str, Any] | None) -> Normalizer:
-        """Returns the scales of fields in physical units under a condition, given by names.
-
-        Raises:
-            ValueError: Fields are relative to a condition that is missing or not positive.
-        """
-        if self.nondimensionalize is None:
-            return self
-        law = self.nondimensionalize.to_dict()
-        fields = {
-            branch: {name: scale.times(field_factor(name, law, condition)) for name, scale in scales.items()}
-            for branch, scales in self.fields.items()
-        }
-        return replace(self, fields=fields, nondimensionalize=None)
-
     def num_outside(self, position: ArrayLike) -> int:
         """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is unknown."""
         return int(np.count_nonzero(self.is_outside(position)))
@@ -305,53 +245,6 @@ class Normalizer(Config):
         margin = _BOX_MARGIN * (high - low).max()
         outside: NDArray[np.bool_] = ((x < low - margin) | (x > high + margin)).any(axis=-1)
         return outside
-
-    def normalize_position(self, position: ArrayLike) -> Any:
-        """Converts positions [..., n] to model units, float32."""
-        self._check_axes(position)
-        xp, x = float_arrays(position)
-        # In two parts, as the corner of a box far from the origin is no float32.
-        corner = np.array(self.position_low)
-        low = corner.astype(x.dtype)
-        return _single(((x - xp.asarray(low)) - xp.asarray((corner - low).astype(x.dtype))) * self.position_scale)
-
-    def _check_axes(self, position: ArrayLike) -> None:
-        if np.shape(position)[-1:] != (len(self.position_low),):
-            shape = list(np.shape(position))
-            raise ValueError(f"the normalizer has {len(self.position_low)} axes, the positions the shape {shape}")
-
-    def normalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
-        """Converts a field [..., F] to model units, float32."""
-        return _single(self.fields[branch][name].normalize(values))
-
-    def normalize_features(self, branch: str, values: ArrayLike) -> Any:
-        """Converts features [..., C] of a branch, or of ``geometry``, to model units, float32."""
-        parts, start = [], 0
-        for scale in self.features[branch].values():
-            parts.append(scale.normalize(values[..., start : start + len(scale.mean)]))  # type: ignore[index, call-overload]
-            start += len(scale.mean)
-        return _single(float_arrays(values)[0].concatenate(parts, axis=-1))
-
-    def denormalize_field(self, branch: str, name: str, values: ArrayLike) -> Any:
-        """Converts a field [..., F] to physical units, float32."""
-        return _single(self.fields[branch][name].denormalize(values))
-
-
-def signed_log1p(values: ArrayLike) -> Any:
-    """Maps values to sign(x) log(1 + |x|)."""
-    xp, x = float_arrays(values)
-    sign = _sign(xp, x)
-    return sign * xp.log1p(sign * x)
-
-
-def _single(values: Any) -> Any:
-    """Returns NumPy arrays in float32, and JAX arrays in the dtype that they were computed in."""
-    return values if isinstance(values, jax.Array) else values.astype(np.float32)
-
-
-def _sign(xp: Any, x: Any) -> Any:
-    """Returns -1 or 1; not 0 at 0, where the derivative of both logarithmic maps is 1."""
-    return xp.where(x < 0, xp.asarray(-1.0, x.dtype), xp.asarray(1.0, x.dtype))
 
 
 def _condition_scales(scales: Mapping[str, Any]) -> dict[str, ConditionScale]:

@@ -13,7 +13,8 @@ JSON, numbers and programs for the accelerator, never Python code; nothing is ex
 
 from .draws import Geometry as Geometry
 from .draws import Points as Points
+from .exported import ExportedSurrogate as ExportedSurrogate
 from .reading import load as load
 from .streaming import StreamedChunk as StreamedChunk
 from .surrogate import Encoded as Encoded
-from .surrogate import ExportedSurrogate as ExportedSurrogate
+from .surrogate import Surrogate as Surrogate

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, Sampling, as_points, draw_anchors, draw_geometry, rows_of
+from .draws import GEOMETRY_BRANCH, Array, Geometry, Points, Sampling, as_points, draw_anchors, draw_geometry
 from .features import GEOMETRY, FeatureNames, chosen_features, join_features
 from .manifest import Manifest
+from .streaming import model_positions
 
 
 class Case(NamedTuple):
@@ -128,7 +129,12 @@ def padded_geometry(manifest: Manifest, geometry: Geometry) -> tuple[Array, ...]
     """Returns points, supernodes, which of these are real, and features, of the sizes that the program takes."""
     if getattr(geometry, "neighbors", None) is not None:
         raise ValueError("geometry.neighbors are given, but an exported model searches for them itself: leave them out")
-    position, idx = manifest.to_model_units("the geometry", geometry.position), np.asarray(geometry.supernode_idx)
+    position, idx = (
+        model_positions(
+            "the geometry", geometry.position, len(manifest.scales.position_low), manifest.scales.normalize_position
+        ),
+        np.asarray(geometry.supernode_idx),
+    )
     mask = np.ones(idx.shape, bool) if geometry.mask is None else np.asarray(geometry.mask)
     largest = manifest.geometry_sizes or (0, 0)
     if idx.ndim != 1 or idx.dtype.kind not in "iu" or len(position) > largest[0] or len(idx) > largest[1]:
@@ -147,21 +153,9 @@ def padded_geometry(manifest: Manifest, geometry: Geometry) -> tuple[Array, ...]
     supernodes[0, : len(idx)], is_real[0, : len(idx)] = np.where(mask, idx, 0), mask
     if getattr(geometry, "features", None) is None:
         return points, supernodes, is_real
-    features = manifest.scale_features(GEOMETRY, geometry.features)
+    features = manifest.scales.normalize_features(GEOMETRY, np.asarray(geometry.features))
     padded = np.pad(features, ((0, largest[0] - len(position)), (0, 0)))
     return points, supernodes, is_real, padded[None]
-
-
-def chunk_features(
-    manifest: Manifest, branch: str, given: Mapping[str, Any], start: int, num_points: int, size: int
-) -> list[Array]:
-    """Returns the features [size, C] of a chunk in model units, zeros after the last query; nothing without any."""
-    if branch not in manifest.features:
-        return []
-    rows = rows_of(given[branch], slice(start, start + num_points))
-    what = f"the query {branch}" + (f" from {start} on" if start else "")
-    joined = join_features(what, rows, manifest.feature_channels[branch], num_points)
-    return [np.pad(manifest.scale_features(branch, joined), ((0, size - num_points), (0, 0)))]
 
 
 def _mask(mask: Any, size: int = 1) -> Any:

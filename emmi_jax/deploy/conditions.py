@@ -121,6 +121,19 @@ def condition_channels(scales: Scales, values: Mapping[str, Any]) -> NDArray[np.
     return np.stack(channels, axis=-1).astype(np.float32) if channels else np.zeros(0, np.float32)
 
 
+def in_model_units(scales: Scales, condition: Any, condition_dim: Any) -> Any:
+    """Returns a condition as the model takes it: numbers by name become channels.
+
+    Raises:
+        ValueError: A condition of the run has no value, or a value has no condition.
+    """
+    if condition is None and scales:
+        condition = {}
+    if isinstance(condition, Mapping) and (scales or condition_dim is None):
+        return condition_channels(scales, condition)
+    return condition
+
+
 def condition_slopes(scales: Scales, values: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """Returns the derivative [condition_dim] of the channels by each condition, per unit of it."""
     slopes, start = {}, 0

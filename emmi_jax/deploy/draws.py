@@ -26,15 +26,26 @@ class Points(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Points of a geometry [P, n], the indices [M] of the supernodes among them, and which of these are real, [M].
+    """Point clouds and the supernodes among their points; a pytree.
 
-    Features are as those of `Points`.
+    A model takes a batch of them. Clouds of different sizes share a batch: pad the points with NaN, and the supernodes
+    with False in `mask`. `Surrogate.encode` takes one without the axis of the batch, in physical units.
+
+    Attributes:
+        position: Coordinates [B, P, n] in the unit of the pooling radius. A point with a coordinate that is not finite
+            is absent.
+        supernode_idx: Indices [B, M] of the supernodes among the points.
+        neighbors: Points around each supernode, idx and mask [B, M, K]; searched for on the device if None. An exported
+            model always searches, so it refuses them.
+        features: Point features [B, P, F], if the pooling takes some; for `Surrogate.encode` as those of `Points`.
+        mask: Booleans [B, M], True = real supernode; None means that all are.
     """
 
-    position: Array
-    supernode_idx: Array
-    mask: Array | None = None
+    position: Any
+    supernode_idx: Any
+    neighbors: Any = None
     features: Any = None
+    mask: Any = None
 
 
 class Sampling(NamedTuple):

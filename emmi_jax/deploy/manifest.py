@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from numpy.typing import NDArray
 
 from .conditions import Condition, condition_dim, parse_conditions
 from .draws import Sampling
 from .features import GEOMETRY
 from .parsing import finite_numbers
-from .scaling_laws import field_factor
-from .streaming import model_positions
+from .scales import CaseScales, ChannelScale
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -23,37 +22,32 @@ LARGEST_SIZE = 2**26
 """The most points that arrays are made for before any are given."""
 
 
-class Scale(NamedTuple):
-    """Mean and deviation of each channel of a field, of the logarithm where there is one."""
+@dataclasses.dataclass(frozen=True)
+class Scale(ChannelScale):
+    """Scale of a field or feature, as the file has it."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     log_scale: bool
     limit: tuple[float, ...] | None
 
-    def normalize(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """Converts values [N, F] from physical units."""
-        x = values.astype(np.float64)
-        if self.log_scale:
-            sign = np.where(x < 0, -1.0, 1.0)
-            x = sign * np.log1p(sign * x)
-        scaled: NDArray[np.float64] = (x - np.array(self.mean)) / np.array(self.std)
-        return scaled
 
-    def times(self, factor: float) -> Scale:
-        """Returns the scale of values that are larger by a factor."""
-        mean, std = (tuple(factor * value for value in values) for values in (self.mean, self.std))
-        return self if factor == 1 else self._replace(mean=mean, std=std)
+class Relative(NamedTuple):
+    """Names of the conditions that fields are relative to."""
 
-    def denormalize(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Converts values [N, F] to physical units."""
-        x = values.astype(np.float64) * np.array(self.std) + np.array(self.mean)
-        if self.log_scale:
-            sign = np.where(x < 0, -1.0, 1.0)
-            x = sign * np.expm1(sign * x)
-        if self.limit is not None:
-            x = np.clip(x, -np.array(self.limit), np.array(self.limit))
-        return x.astype(np.float32)
+    speed: str
+    density: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FileScales(CaseScales):
+    """Scales of a file: those of fields, and of what the model takes beside positions."""
+
+    position_low: tuple[float, ...]
+    position_scale: float
+    fields: Mapping[str, Mapping[str, Scale]]
+    features: Mapping[str, Mapping[str, Scale]]
+    nondimensionalize: Relative | None
 
 
 class Entry(NamedTuple):
@@ -69,21 +63,15 @@ class Entry(NamedTuple):
 class Manifest(NamedTuple):
     """Names, scales, sampling and sizes.
 
-    `scales` are those of fields, and `features` those of what the model takes beside positions.
     `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named
-    ones; `conditions` are the scales of its named numbers; `nondimensionalize` names those that fields are relative to.
-    `arrays` are dtypes and shapes by name. `geometry_sizes` are the numbers of points and supernodes that programs
-    take; None without a geometry branch.
+    ones; `conditions` are the scales of its named numbers. `arrays` are dtypes and shapes by name. `geometry_sizes` are
+    the numbers of points and supernodes that programs take; None without a geometry branch.
     """
 
     jax_version: str
-    features: dict[str, dict[str, Scale]]
-    scales: dict[str, dict[str, Scale]]
-    position_low: tuple[float, ...]
-    position_scale: float
+    scales: FileScales
     condition_dim: int | dict[str, int] | None
     conditions: dict[str, Condition]
-    nondimensionalize: dict[str, str | None] | None
     geometry_sizes: tuple[int, int] | None
     sampling: Sampling
     units: dict[str, str]
@@ -96,38 +84,6 @@ class Manifest(NamedTuple):
         if wrote <= here:
             return None
         return f"jax {self.jax_version} exported it, whose programs for any sizes jax {jax.__version__} cannot run"
-
-    @property
-    def feature_channels(self) -> dict[str, dict[str, int]]:
-        """Number of channels by branch, or ``geometry``, and feature."""
-        return {part: {name: len(scale.mean) for name, scale in of.items()} for part, of in self.features.items()}
-
-    def scale_features(self, part: str, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Converts joined features [N, C] of a branch, or of ``geometry``, to model units."""
-        parts, start = [], 0
-        for scale in self.features[part].values():
-            parts.append(scale.normalize(values[:, start : start + len(scale.mean)]))
-            start += len(scale.mean)
-        return np.concatenate(parts, axis=1).astype(np.float32)
-
-    def scales_under(self, condition: Any) -> dict[str, dict[str, Scale]]:
-        """Returns the scales of fields in physical units under a condition."""
-        law = self.nondimensionalize
-        if law is None:
-            return self.scales
-        return {
-            branch: {name: scale.times(field_factor(name, law, condition)) for name, scale in scales.items()}
-            for branch, scales in self.scales.items()
-        }
-
-    def scale_position(self, position: NDArray[Any]) -> NDArray[np.float32]:
-        """Converts positions [N, n] to model units."""
-        values = (position.astype(np.float64) - np.array(self.position_low)) * self.position_scale
-        return values.astype(np.float32)
-
-    def to_model_units(self, what: str, position: Any) -> NDArray[np.float32]:
-        """Returns checked positions [N, n] as the model takes them."""
-        return model_positions(what, position, len(self.position_low), self.scale_position)
 
 
 def parse_manifest(values: dict[str, Any]) -> Manifest:
@@ -153,14 +109,16 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
     if {part: sum(len(scale.mean) for scale in of.values()) for part, of in features.items()} != widths:
         raise ValueError("its features are not those of its model")
     return Manifest(
-        scales=scales,
-        features=features,
+        scales=FileScales(
+            position_low=finite_numbers("the lowest corner", values["position"]["low"], num_axes),
+            position_scale=position_scale,
+            fields=scales,
+            features=features,
+            nondimensionalize=_law(values.get("nondimensionalize"), conditions),
+        ),
         jax_version=_version(values["jax"]),
-        position_low=finite_numbers("the lowest corner", values["position"]["low"], num_axes),
-        position_scale=position_scale,
         condition_dim=_condition_dim(values["condition_dim"]),
         conditions=conditions,
-        nondimensionalize=_law(values.get("nondimensionalize"), conditions),
         geometry_sizes=None if values["geometry"] is None else _geometry_sizes(**values["geometry"]),
         sampling=_sampling(**values["sampling"]),
         units={str(name): str(unit) for name, unit in values["units"].items()},
@@ -190,11 +148,11 @@ def _scale(field: str, values: dict[str, Any], channels: int) -> Scale:
     return Scale(mean, std, bool(values["log_scale"]), limit)
 
 
-def _law(values: Any, conditions: Any) -> dict[str, str | None] | None:
+def _law(values: Any, conditions: Any) -> Relative | None:
     if values is None:
         return None
-    law = {"speed": values["speed"], "density": values["density"]}
-    if any(name is not None and name not in conditions for name in law.values()):
+    law = Relative(values["speed"], values["density"])
+    if any(name is not None and name not in conditions for name in law):
         raise ValueError("its fields are relative to no condition of its own")
     return law
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 
 from .archive import Members, read_npy, read_program
+from .exported import ExportedSurrogate
 from .manifest import FORMAT_VERSION, MANIFEST, Manifest, parse_manifest
 from .parsing import parse_json
-from .surrogate import ExportedSurrogate
 
 _MAX_MANIFEST = 2**24
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 _PRESSURE = (2, 1, 0.5)
 LAWS: Mapping[str, tuple[int, int, float]] = {
@@ -19,12 +19,21 @@ LAWS: Mapping[str, tuple[int, int, float]] = {
 """By field the powers of speed and density, and the factor before them; other fields stay as they are."""
 
 
-def field_factor(field: str, law: Mapping[str, str | None], condition: Mapping[str, Any] | None) -> float:
+class Law(Protocol):
+    """Names of the conditions that fields are relative to; a density of None is 1."""
+
+    @property
+    def speed(self) -> str: ...  # noqa: D102
+    @property
+    def density(self) -> str | None: ...  # noqa: D102
+
+
+def field_factor(field: str, law: Law, condition: Mapping[str, Any] | None) -> float:
     """Returns the unit that a field has under a condition: U for velocities, ρU²/2 for pressures and shear stresses.
 
     Args:
         field: Its name.
-        law: The names of the conditions `speed` and `density`; None for a density of 1.
+        law: The names of the conditions.
         condition: The values of the conditions, by name.
 
     Raises:
@@ -33,7 +42,7 @@ def field_factor(field: str, law: Mapping[str, str | None], condition: Mapping[s
     if field not in LAWS:
         return 1.0
     of_speed, of_density, factor = LAWS[field]
-    return factor * _value(law["speed"], condition) ** of_speed * _value(law["density"], condition) ** of_density
+    return factor * _value(law.speed, condition) ** of_speed * _value(law.density, condition) ** of_density
 
 
 def _value(name: str | None, condition: Mapping[str, Any] | None) -> float:

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from .draws import check_unmasked
+from .draws import check_unmasked, rows_of
+from .features import check_taken, join_features
+from .scales import Scales
 
 Queries: TypeAlias = Any
 """Positions [N, n]: an array, a memory-map or anything sliced like one; or an iterable of arrays of any length."""
@@ -32,6 +34,27 @@ class Chunk(NamedTuple):
     position: NDArray[np.float32]
 
 
+class Query(NamedTuple):
+    """What a backend computes fields at queries with.
+
+    Attributes:
+        fields: Number of channels by branch and field.
+        scales: Conversions to and from model units.
+        num_axes: Number of axes of positions.
+        chunk_size: Queries of a chunk.
+        start: Starts to compute the fields of a chunk, by name, from its features [chunk_size, C] in model units, or
+            None; waits for nothing.
+        in_flight: Most chunks that have been started and not finished.
+    """
+
+    fields: Mapping[str, Mapping[str, int]]
+    scales: Scales
+    num_axes: int
+    chunk_size: int
+    start: Callable[[Chunk, Any], Mapping[str, jax.Array]]
+    in_flight: int = 2
+
+
 class StreamedChunk(NamedTuple):
     """Fields at queries `start`, `start` + 1, … of a branch: arrays [num_points, F] float32 by field."""
 
@@ -43,6 +66,42 @@ class StreamedChunk(NamedTuple):
     def num_points(self) -> int:
         """Number of queries in the chunk."""
         return len(next(iter(self.fields.values())))
+
+
+def stream_fields(
+    query: Query, queries: Mapping[str, Queries], query_features: Mapping[str, Any] | None
+) -> Iterator[StreamedChunk]:
+    """Yields the fields at queries chunk by chunk, branch after branch, in physical units.
+
+    Raises:
+        ValueError: A branch is unknown, or positions or features do not fit or are not finite.
+    """
+    given, channels = query_features or {}, query.scales.feature_channels
+    if unknown := sorted(set(queries) - set(query.fields)):
+        branches = list(query.fields)
+        raise ValueError(f"queries name the unknown branches {unknown!r}; the branches are {branches!r}")
+    check_taken(channels, given, queries)
+
+    def start(chunk: Chunk) -> Mapping[str, jax.Array]:
+        if chunk.branch not in channels:
+            return query.start(chunk, None)
+        rows = rows_of(given[chunk.branch], slice(chunk.start, chunk.start + chunk.num_points))
+        what = f"the query {chunk.branch}" + (f" from {chunk.start} on" if chunk.start else "")
+        joined = join_features(what, rows, channels[chunk.branch], chunk.num_points)
+        features = query.scales.normalize_features(chunk.branch, joined)
+        return query.start(chunk, np.pad(features, ((0, query.chunk_size - chunk.num_points), (0, 0))))
+
+    def finish(chunk: Chunk, fields: Mapping[str, jax.Array]) -> StreamedChunk:
+        host = {
+            name: query.scales.denormalize_field(
+                chunk.branch, name, np.asarray(values)[: chunk.num_points].astype(np.float32)
+            )
+            for name, values in fields.items()
+        }
+        return StreamedChunk(chunk.branch, chunk.start, host)
+
+    chunks = cut_queries(queries, query.chunk_size, query.num_axes, query.scales.normalize_position)
+    yield from pipelined(chunks, start, finish, in_flight=query.in_flight)
 
 
 def pipelined(

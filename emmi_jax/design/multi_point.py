@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emmi_jax.deploy.surrogate import ConditionLike
 from emmi_jax.design.derivatives import evaluate, sensitivity
 from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Parameters
 from emmi_jax.design.problem import Sensitivity
-from emmi_jax.inference.inputs import ConditionLike
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.deploy.conditions import condition_slopes
 from emmi_jax.deploy.features import GEOMETRY, FeaturesLike, chosen_features
+from emmi_jax.deploy.surrogate import ConditionLike
 from emmi_jax.design.adjoint import Streams
 from emmi_jax.design.chunks import Chunks, point_chunks, scaled, surface_chunks
 from emmi_jax.design.draws import Draws, draw_case
@@ -22,7 +23,7 @@ from emmi_jax.design.functionals import Functional
 from emmi_jax.design.program import ChunkProgram
 from emmi_jax.design.surface import Surface, Vertices
 from emmi_jax.inference.chunks import ChunkSize, resolve_chunk_size
-from emmi_jax.inference.inputs import ConditionLike, condition_input
+from emmi_jax.inference.inputs import condition_input
 from emmi_jax.inference.streaming import encode_inputs, on_device
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.inputs import Tokens, check_inputs

@@ -1,4 +1,4 @@
-"""Sizes of the chunks that queries are cut into, and positions as the model takes them."""
+"""Sizes of the chunks that queries are cut into."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
-import numpy as np
-from numpy.typing import NDArray
 
 from emmi_jax.config import AbUptConfig
-from emmi_jax.data.normalization import Normalizer
-from emmi_jax.deploy.streaming import ToModelUnits, model_positions
+from emmi_jax.deploy.surrogate import check_chunk_size
 
 ChunkSize: TypeAlias = int | Literal["auto"]
 
@@ -22,27 +19,6 @@ LARGEST_CHUNK_SIZE = 2**17
 """The most queries that "auto" gives one device; more would not keep it busier."""
 
 _MEMORY_SHARE = 0.25
-
-
-def to_model_units(what: str, position: Any, num_axes: int, normalizer: Normalizer | None) -> NDArray[np.float32]:
-    """Returns checked positions [N, n] as the model takes them; see `model_positions`.
-
-    Args:
-        what: Name of the points in error messages.
-        position: Positions [N, n].
-        num_axes: Number of axes n.
-        normalizer: Set if the positions are in physical units; None if they are in model units.
-    """
-    return model_positions(what, position, num_axes, position_scale(normalizer))
-
-
-def position_scale(normalizer: Normalizer | None) -> ToModelUnits:
-    """Returns what converts positions to model units."""
-    return _single if normalizer is None else normalizer.normalize_position
-
-
-def _single(position: NDArray[Any]) -> NDArray[np.float32]:
-    return position.astype(np.float32)
 
 
 def resolve_chunk_size(
@@ -60,9 +36,7 @@ def resolve_chunk_size(
     """
     if isinstance(chunk_size, str) and chunk_size == "auto":
         return len(devices) * min(_auto_chunk_size(config, cache, device, num_layers) for device in devices)
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be 'auto' or a positive integer, got {chunk_size!r}")
-    return -(-int(chunk_size) // len(devices)) * len(devices)
+    return -(-check_chunk_size(chunk_size) // len(devices)) * len(devices)
 
 
 def _auto_chunk_size(config: AbUptConfig, cache: Any, device: jax.Device, num_layers: int) -> int:

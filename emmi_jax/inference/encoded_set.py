@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.deploy.streaming import Queries, StreamedChunk, fill
-from emmi_jax.inference.cache import AnchorCache
+from emmi_jax.deploy.streaming import Queries, StreamedChunk
+from emmi_jax.deploy.surrogate import Encoded
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.spread import Spread
 
@@ -37,40 +37,16 @@ def watch_nothing(chunk: VariantChunk) -> None:
     """Does nothing with a chunk."""
 
 
-class EncodedCase(Protocol):
-    """Result of `Surrogate.encode` of a single model and draw."""
-
-    @property
-    def fields(self) -> Mapping[str, Mapping[str, int]]:
-        """Number of channels by branch and field."""
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """Scales of positions and fields."""
-
-    @property
-    def cache(self) -> AnchorCache:
-        """Keys and values of its anchors and geometry."""
-
-    @property
-    def condition(self) -> Any:
-        """The condition that it was encoded with, in model units."""
-
-    @property
-    def stream(self) -> Callable[..., Iterator[StreamedChunk]]:
-        """Yields the fields at queries chunk by chunk; see `Encoded.stream`."""
-
-
 @dataclass(frozen=True, eq=False)
-class EncodedSet:
+class EncodedSet(Encoded):
     """One case as several models and several draws of points have encoded it; they stream together.
 
     Args:
-        variants: The same case by member and draw.
+        variants: The same case by member and draw, each an `EncodedCase`.
         intervals: Intervals to add to each field; None for none.
     """
 
-    variants: tuple[tuple[EncodedCase, ...], ...]
+    variants: tuple[tuple[Any, ...], ...]
     intervals: Intervals | None = None
 
     @property
@@ -84,7 +60,8 @@ class EncodedSet:
     @property
     def normalizer(self) -> Normalizer:
         """Scales of positions and fields."""
-        return self.variants[0][0].normalizer
+        scales: Normalizer = self.variants[0][0].normalizer
+        return scales
 
     @property
     def _suffixes(self) -> list[str]:
@@ -123,17 +100,6 @@ class EncodedSet:
                     columns[LOW], columns[HIGH] = self.intervals.of_field(chunk.branch, name, spread)
                 fields |= {f"{name}{suffix}": _single(columns[suffix]) for suffix in self._suffixes}
             yield StreamedChunk(chunk.branch, chunk.start, fields)
-
-    def predict(
-        self,
-        queries: Mapping[str, Queries],
-        *,
-        out: Mapping[str, Any] | None = None,
-        advance: Callable[[int], object] = lambda num_points: None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        """Returns what `stream` yields as arrays [N, F] by ``<branch>_<name>``; see `Encoded.predict`."""
-        return fill(self.stream(queries, **options), queries, out, self.fields, advance)
 
 
 def collect(branch: str, num_points: int, fields: Sequence[str]) -> tuple[dict[str, NDArray[np.float32]], Watch]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +14,33 @@ from emmi_jax.data.normalization import Normalizer
 from emmi_jax.deploy.case import check_not_empty
 from emmi_jax.deploy.draws import check_unmasked
 from emmi_jax.deploy.features import GEOMETRY
-from emmi_jax.inference.chunks import to_model_units
+from emmi_jax.deploy.scales import Scales
+from emmi_jax.deploy.streaming import model_positions
+from emmi_jax.deploy.surrogate import ConditionLike
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.inputs import Tokens, check_inputs
 
-ConditionLike: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
-"""A condition [condition_dim], or one by name each."""
+
+class _ModelUnits(NamedTuple):
+    """Stands for scales where all is in model units already."""
+
+    feature_channels: Mapping[str, Mapping[str, int]]
+
+    def normalize_position(self, position: Any) -> NDArray[np.float32]:
+        return np.asarray(position, np.float32)
+
+    def normalize_features(self, part: str, values: Any) -> Any:
+        return values
+
+    def denormalize_field(self, branch: str, name: str, values: Any) -> Any:
+        return values
+
+
+def scales_of(config: AbUptConfig, normalizer: Normalizer | None) -> Scales:
+    """Returns the scales of a normalizer, or those of model units."""
+    if normalizer is not None:
+        return normalizer.for_fields(config.fields)
+    return _ModelUnits({part: {"channels": size} for part, size in config.input_features.items()})
 
 
 def case_inputs(
@@ -37,17 +58,20 @@ def case_inputs(
         ValueError: An array has the wrong shape or dtype, a value is not finite, or an index is out of range.
     """
     axes = config.num_position_axes
-    if normalizer is not None:
-        normalizer = normalizer.for_fields(config.fields)
+    scales = scales_of(config, normalizer)
+
+    def in_model_units(what: str, position: Any) -> NDArray[np.float32]:
+        return model_positions(what, position, axes, scales.normalize_position)
+
     if geometry is not None:
-        position = to_model_units("the geometry", geometry.position, axes, normalizer)
+        position = in_model_units("the geometry", geometry.position)
         # The other leaves may be lists, which are no leaves to JAX.
         geometry = Geometry(position, *(_host("geometry", leaf) for leaf in geometry[1:]))
         if geometry.features is not None:
             geometry = geometry._replace(features=features_input(GEOMETRY, geometry.features, normalizer))
         geometry = jax.tree.map(lambda array: array[None], geometry)
     inputs: dict[str, Any] = {
-        "anchors": {b: to_model_units(f"the anchor {b}", a, axes, normalizer)[None] for b, a in anchors.items()},
+        "anchors": {b: in_model_units(f"the anchor {b}", a)[None] for b, a in anchors.items()},
         "geometry": geometry,
         "condition": condition_input(condition),
         "anchor_masks": {b: _host(f"anchor_masks[{b!r}]", m)[None] for b, m in (anchor_masks or {}).items()},

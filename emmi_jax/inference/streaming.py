@@ -14,19 +14,17 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from emmi_jax.config import AbUptConfig
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.deploy.draws import rows_of
-from emmi_jax.deploy.features import FeaturesLike, join_features
-from emmi_jax.deploy.streaming import Chunk, Queries, StreamedChunk, cut_queries, fill, pipelined
+from emmi_jax.deploy.features import FeaturesLike
+from emmi_jax.deploy.streaming import Chunk, Queries, Query, StreamedChunk, fill, stream_fields
+from emmi_jax.deploy.surrogate import ConditionLike
 from emmi_jax.inference.cache import AnchorCache, check_cache, fingerprint
-from emmi_jax.inference.chunks import ChunkSize, position_scale, resolve_chunk_size
-from emmi_jax.inference.inputs import ConditionLike, case_inputs, condition_input, features_input
+from emmi_jax.inference.chunks import ChunkSize, resolve_chunk_size
+from emmi_jax.inference.inputs import case_inputs, condition_input, scales_of
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
@@ -102,7 +100,7 @@ def stream(
         chunk_size: Queries per call, see `resolve_chunk_size`; "auto" goes by the memory of the devices.
         normalizer: Set if positions, fields and features are in physical units; None if they are in model units.
         condition: Array [condition_dim], if the model has one; or an array for each; the same as for `encode`.
-        query_features: Features [N, channels] of the queries of any branch that takes them, as arrays.
+        query_features: Features [N, channels] of the queries of every branch that takes some.
         devices: The devices that share each chunk equally; by default all local ones.
 
     Yields:
@@ -114,13 +112,9 @@ def stream(
             have been yielded.
     """
     config = model.config
-    if unknown := sorted(set(queries) - set(config.branches)):
-        raise ValueError(f"queries name the unknown branches {unknown!r}; the branches are {list(config.branches)!r}")
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices must name at least one device, got none")
-    if normalizer is not None:
-        normalizer = normalizer.for_fields(config.fields)
     variables = on_device(without_cache(variables), devices[0])
     batched_condition, mesh = condition_input(condition), device_mesh(devices)
     with jax.set_mesh(device_mesh(devices[:1])):
@@ -128,14 +122,14 @@ def stream(
     size = resolve_chunk_size(chunk_size, config, cache.entries, devices)
     constants = jax.device_put(({**variables, "cache": cache.entries}, batched_condition), NamedSharding(mesh, P()))
 
-    def start(chunk: Chunk) -> dict[str, jax.Array]:
-        features = None
-        if chunk.branch in (query_features or {}):
-            features = _features(config, chunk, (query_features or {})[chunk.branch], normalizer)
-        return _start(model, mesh, chunk, constants, features)
+    def start(chunk: Chunk, features: Any) -> dict[str, jax.Array]:
+        rows = jax.device_put((chunk.position, features), NamedSharding(mesh, P(QUERY_AXIS)))
+        # A mesh that the caller has set would not fit these devices.
+        with jax.set_mesh(mesh):
+            return _query(model, chunk.branch, mesh, *constants, *rows)
 
-    chunks = cut_queries(queries, size, config.num_position_axes, position_scale(normalizer))
-    yield from pipelined(chunks, start, lambda chunk, fields: _finish(chunk, fields, normalizer))
+    query = Query(config.fields, scales_of(config, normalizer), config.num_position_axes, size, start)
+    yield from stream_fields(query, queries, query_features)
 
 
 def predict(
@@ -215,42 +209,6 @@ def without_cache(variables: Variables) -> dict[str, Any]:
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params', got {sorted(variables)[:5]!r}")
     return {name: collection for name, collection in variables.items() if name != "cache"}
-
-
-def _features(config: AbUptConfig, chunk: Chunk, features: Any, normalizer: Normalizer | None) -> NDArray[np.float32]:
-    """Returns the features of a chunk's queries in model units, zeros after the last."""
-    rows = rows_of(features, slice(chunk.start, chunk.start + chunk.num_points))
-    if normalizer is not None and chunk.branch in normalizer.features:
-        names = normalizer.feature_channels[chunk.branch]
-        what = f"the query {chunk.branch}" + (f" from {chunk.start} on" if chunk.start else "")
-        rows = join_features(what, rows, names, chunk.num_points)
-    rows = features_input(chunk.branch, rows, normalizer)
-    channels = config.feature_dims.get(chunk.branch)
-    if channels is None or rows.shape != (chunk.num_points, channels):
-        raise ValueError(
-            f"query_features of {chunk.branch!r} must have {channels or 'no'} channels for each query, got "
-            f"{list(rows.shape)} from query {chunk.start} on, for {chunk.num_points}"
-        )
-    return np.pad(rows, ((0, len(chunk.position) - chunk.num_points), (0, 0)))
-
-
-def _start(
-    model: AnchoredBranchedUPT, mesh: Mesh, chunk: Chunk, constants: Any, features: NDArray[np.float32] | None
-) -> dict[str, jax.Array]:
-    """Starts copying a chunk to the devices and computing on it; waits for nothing."""
-    position, features_there = jax.device_put((chunk.position, features), NamedSharding(mesh, P(QUERY_AXIS)))
-    # A mesh that the caller has set would not fit these devices.
-    with jax.set_mesh(mesh):
-        return _query(model, chunk.branch, mesh, *constants, position, features_there)
-
-
-def _finish(chunk: Chunk, fields: dict[str, jax.Array], normalizer: Normalizer | None) -> StreamedChunk:
-    """Waits for the fields of a chunk."""
-    host = {}
-    for name, values in fields.items():
-        real = np.asarray(values)[: chunk.num_points].astype(np.float32)
-        host[name] = real if normalizer is None else normalizer.denormalize_field(chunk.branch, name, real)
-    return StreamedChunk(chunk.branch, chunk.start, host)
 
 
 @partial(jax.jit, static_argnums=0)

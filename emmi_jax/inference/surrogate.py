@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Context
-from emmi_jax.deploy.case import Case, choose_case
-from emmi_jax.deploy.conditions import condition_channels
+from emmi_jax.deploy import surrogate as deploy
+from emmi_jax.deploy.case import Case
+from emmi_jax.deploy.conditions import in_model_units
 from emmi_jax.deploy.draws import Sampling as DeploySampling
-from emmi_jax.deploy.features import FeaturesLike, check_taken
+from emmi_jax.deploy.features import FeaturesLike
 from emmi_jax.deploy.streaming import Queries, StreamedChunk
+from emmi_jax.deploy.surrogate import ConditionLike, Encoded, Inputs
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.encoded_set import EncodedSet
-from emmi_jax.inference.inputs import ConditionLike
 from emmi_jax.inference.intervals import Intervals
-from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
-from emmi_jax.points import Array, PointSet
 
 
 @dataclass(frozen=True, eq=False)
-class Surrogate:
+class Surrogate(deploy.Surrogate):
     """A model, its parameters, and how a case reaches it; positions and fields are in physical units.
 
     Args:
@@ -63,92 +62,45 @@ class Surrogate:
         self.normalizer.check_features(self.model.config.input_features)
 
     @property
+    def fields(self) -> Mapping[str, Mapping[str, int]]:
+        """Numbers of channels by branch and field."""
+        return self.model.config.fields
+
+    @property
     def features(self) -> dict[str, dict[str, int]]:
         """Inputs of the model beside positions: numbers of channels by branch, or ``geometry``, and name, in order."""
         return self.normalizer.feature_channels
 
-    def encode(
-        self,
-        *,
-        anchors: Mapping[str, Array] | None = None,
-        geometry: Geometry | PointSet | Array | None = None,
-        condition: ConditionLike | None = None,
-        anchor_features: Mapping[str, FeaturesLike] | None = None,
-        points: Mapping[str, PointSet | Array] | None = None,
-        seed: int = 0,
-    ) -> Encoded | EncodedSet:
-        """Encodes one case; its queries can then be predicted any number of times. An ensemble predicts their mean.
-
-        What is not given comes from the run's context, or else is drawn: anchors from `points`; geometry points from
-        `points` of the branch ``surface``, or else from its anchors; supernodes from the geometry points.
-
-        Args:
-            anchors: Positions [T, n] of any of the branches.
-            geometry: Points [P, n] that describe the body, to draw from, as a `PointSet` with features where the model
-                takes some; or a `Geometry`, used as it is.
-            condition: A number for each condition of the run, in its unit: ``{"speed": 40.0, "yaw": 5.0}``. Or in model
-                units an array [condition_dim], if the model has one, or an array for each of its named conditions.
-            anchor_features: Features of given anchors of every branch in `features`: an array [T, C], or an array for
-                each name.
-            points: Points [N, n] of any of the branches to draw from; as a `PointSet` they may bring cell sizes and
-                features.
-            seed: Seed of the draws.
-
-        Raises:
-            ValueError: There is nothing to draw from, or too little; or see `emmi_jax.encode`.
-        """
-        case: dict[str, Any] = {
-            "anchors": anchors,
-            "geometry": geometry,
-            "condition": condition,
-            "anchor_features": anchor_features,
-            "points": points,
-        }
-        return self.encode_draws(1, seed=seed, **case) if self.others else self._encode(seed=seed, **case)
-
-    def _encode(
-        self,
-        *,
-        seed: int,
-        anchors: Any = None,
-        geometry: Any = None,
-        condition: ConditionLike | None = None,
-        anchor_features: Any = None,
-        points: Any = None,
-    ) -> Encoded:
-        """Encodes one case by the first member."""
-        config, sampling, context = self.model.config, self.sampling, self.context
-        case = choose_case(
-            config.branches,
-            DeploySampling(
-                sampling.num_test_anchors,
-                sampling.num_geometry_points,
-                sampling.num_test_supernodes,
-                sampling.method,
-                sampling.supernode_method,
-            ),
-            has_geometry=config.has_geometry,
-            stored=Case({}, None)
-            if context is None
-            else Case(dict(context.anchors), context.geometry, context.anchor_features),
-            anchors=anchors,
-            geometry=geometry,
-            anchor_features=anchor_features,
-            points=points,
-            seed=seed,
-            channels=self.features,
+    @property
+    def _inputs(self) -> Inputs:
+        sampling, context = self.sampling, self.context
+        draws = DeploySampling(
+            sampling.num_test_anchors,
+            sampling.num_geometry_points,
+            sampling.num_test_supernodes,
+            sampling.method,
+            sampling.supernode_method,
         )
+        stored = Case({}, None) if context is None else Case(dict(context.anchors), *context[1:])
+        return Inputs(draws, self.model.config.has_geometry, stored)
+
+    def _encoded(self, case: Case, condition: ConditionLike | None) -> Encoded:
+        if self.others:
+            return EncodedSet(tuple((member._encoded_case(case, condition),) for member in self.members))
+        return self._encoded_case(case, condition)
+
+    def _encoded_case(self, case: Case, condition: ConditionLike | None) -> EncodedCase:
         under, condition = self.under(condition), self.in_model_units(condition)
         cache = streaming.encode(
             self.model,
-            self._variables,
+            self.variables,
             anchors=case.anchors,
-            geometry=None if case.geometry is None else Geometry(**case.geometry._asdict()),
+            geometry=case.geometry,
             condition=condition,
             anchor_features=case.features,
             normalizer=self.normalizer,
         )
-        return Encoded(under, cache, condition)
+        return EncodedCase(under, cache, condition)
 
     def encode_draws(
         self, repeats: int, *, seed: int = 0, intervals: Intervals | None = None, **case: Any
@@ -167,7 +119,8 @@ class Surrogate:
         if repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {repeats}")
         variants = (
-            tuple(member._encode(**case, seed=seed + number) for number in range(repeats)) for member in self.members
+            tuple(cast(EncodedCase, member.encode(**case, seed=seed + number)) for number in range(repeats))
+            for member in self.members
         )
         return EncodedSet(tuple(variants), intervals)
 
@@ -204,21 +157,17 @@ class Surrogate:
             ValueError: A condition of the run has no value, or a value has no condition.
         """
         condition = self.condition if condition is None else condition
-        scales = self.normalizer.conditions
-        if condition is None and scales:
-            condition = {}
-        if isinstance(condition, Mapping) and (scales or self.model.config.condition_dim is None):
-            return condition_channels(scales, condition)
-        return condition
+        return in_model_units(self.normalizer.conditions, condition, self.model.config.condition_dim)
 
     @property
-    def _variables(self) -> dict[str, Any]:
+    def variables(self) -> dict[str, Any]:
+        """The variables of the model."""
         return {"params": self.params}
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """One case as the model has encoded it.
+class EncodedCase(Encoded):
+    """One case as a live model has encoded it; see `Encoded`.
 
     Args:
         surrogate: What encoded it.
@@ -232,8 +181,8 @@ class Encoded:
 
     @property
     def fields(self) -> Mapping[str, Mapping[str, int]]:
-        """Number of channels by branch and field."""
-        return self.surrogate.model.config.fields
+        """Numbers of channels by branch and field."""
+        return self.surrogate.fields
 
     @property
     def normalizer(self) -> Normalizer:
@@ -249,53 +198,15 @@ class Encoded:
         devices: Sequence[jax.Device] | None = None,
     ) -> Iterator[StreamedChunk]:
         """Yields the fields at the queries chunk by chunk, in physical units; see `emmi_jax.stream`."""
-        check_taken(self.surrogate.features, query_features or {}, queries)
-        return streaming.stream(
-            **self._arguments, queries=queries, query_features=query_features, chunk_size=chunk_size, devices=devices
-        )
-
-    def predict(
-        self,
-        queries: Mapping[str, Queries],
-        *,
-        query_features: Mapping[str, FeaturesLike] | None = None,
-        out: Mapping[str, Any] | None = None,
-        chunk_size: ChunkSize = "auto",
-        devices: Sequence[jax.Device] | None = None,
-        advance: Callable[[int], object] = lambda num_points: None,
-    ) -> dict[str, Any]:
-        """Returns the fields [N, F] at the queries by ``<branch>_<field>``, in physical units.
-
-        Args:
-            queries: Positions [N, n] of any of the branches; see `emmi_jax.stream`.
-            query_features: Features of the queries of every branch in `Surrogate.features`: an array [N, C], or an
-                array for each name.
-            out: Arrays or memory-maps to fill instead of new ones.
-            chunk_size: Queries per call of the model; by default as many as the memory of the devices allows.
-            devices: The devices that share each chunk; by default all local ones.
-            advance: Called with the number of points of each chunk that is done.
-
-        Raises:
-            ValueError: A branch is unknown, positions are unusable, or `out` does not fit.
-        """
-        check_taken(self.surrogate.features, query_features or {}, queries)
-        return streaming.predict(
-            **self._arguments,
-            queries=queries,
+        surrogate = self.surrogate
+        yield from streaming.stream(
+            surrogate.model,
+            surrogate.variables,
+            self.cache,
+            queries,
             query_features=query_features,
-            out=out,
             chunk_size=chunk_size,
             devices=devices,
-            advance=advance,
+            normalizer=surrogate.normalizer,
+            condition=self.condition,
         )
-
-    @property
-    def _arguments(self) -> dict[str, Any]:
-        surrogate = self.surrogate
-        return {
-            "model": surrogate.model,
-            "variables": surrogate._variables,
-            "cache": self.cache,
-            "normalizer": surrogate.normalizer,
-            "condition": self.condition,
-        }

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from rich.console import Console
 
 from emmi_jax.deploy.conditions import check_names, outside_range
-from emmi_jax.inference.inputs import ConditionLike
+from emmi_jax.deploy.surrogate import ConditionLike
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import print_warnings
 

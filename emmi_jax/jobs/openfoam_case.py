@@ -16,10 +16,9 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.openfoam import KNOWN_ARRAYS
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
 from emmi_jax.inference.meshes import geometry_points
-from emmi_jax.inference.surrogate import Encoded, Surrogate
+from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.progress import print_left_out, say, warn_few_anchors
 from emmi_jax.meshes.branch_mesh import BranchMesh, geometry_mesh, query_mesh
 from emmi_jax.meshes.mesh import Mesh
@@ -142,7 +141,7 @@ def encode_case(
     parts: Sequence[FoamPart],
     shown: Mesh | None,
     console: Console,
-) -> Encoded | EncodedSet:
+) -> Encoded:
     """Shows the case to the model; anchors are drawn inside the box of the training data."""
     points, is_outside = _volume_points(surrogate, parts)
     if not len(points[VOLUME].position):

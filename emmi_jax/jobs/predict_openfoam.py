@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.deploy.surrogate import Encoded
 from emmi_jax.files.atomic import atomic_path, check_space, naming_the_file
-from emmi_jax.inference.encoded_set import EncodedSet
-from emmi_jax.inference.surrogate import Encoded, Surrogate
+from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.openfoam_case import (
     ORIGINAL,
     START,
@@ -64,7 +64,7 @@ def write_openfoam(job: FoamJob, surrogate: Surrogate, sources: Sources, *, cons
     with ExitStack() as files:
         for part in parts:
             partial = {name: files.enter_context(atomic_path(path)) for name, path in outputs[part.root].items()}
-            _write_part(job, part, partial, names, encoded, console)
+            _write_part(job, part, partial, names, surrogate, encoded, console)
         _keep_others(job, parts, console)
     print_paths([path for written in outputs.values() for path in written.values()], console)
 
@@ -103,10 +103,11 @@ def _write_part(
     part: FoamPart,
     paths: Mapping[str, Path],
     names: Mapping[str, SolverArray],
-    encoded: Encoded | EncodedSet,
+    surrogate: Surrogate,
+    encoded: Encoded,
     console: Console,
 ) -> None:
-    is_outside = encoded.normalizer.is_outside(part.position)
+    is_outside = surrogate.normalizer.is_outside(part.position)
     num_cells = len(part.position)
     with ExitStack() as files:
         for path in paths.values():

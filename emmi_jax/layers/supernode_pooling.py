@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from emmi_jax.config import NumericsConfig, SupernodePoolingConfig
+from emmi_jax.deploy.draws import Geometry as Geometry
 from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import gelu
 from emmi_jax.ops.arrays import AnyArray, check_array, is_concrete, over_channels
@@ -18,27 +17,6 @@ from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbor
 from emmi_jax.ops.neighbors_host import nearest_neighbors_host, radius_neighbors_host
 from emmi_jax.ops.sharding import partition_automatically
 from emmi_jax.ops.sincos import sincos_embedding
-
-
-class Geometry(NamedTuple):
-    """A batch of point clouds and the supernodes among their points; a pytree.
-
-    Clouds of different sizes share a batch: pad the points with NaN, and the supernodes with False in `mask`.
-
-    Attributes:
-        position: Coordinates [B, P, n] in the unit of the pooling radius. A point with a coordinate that is not finite
-            is absent.
-        supernode_idx: Indices [B, M] of the supernodes among the points.
-        neighbors: Points around each supernode, idx and mask [B, M, K]; searched for on the device if None.
-        features: Point features [B, P, F], if the pooling has `input_features_dim`.
-        mask: Booleans [B, M], True = real supernode; None means that all are.
-    """
-
-    position: AnyArray
-    supernode_idx: AnyArray
-    neighbors: Neighbors | None = None
-    features: AnyArray | None = None
-    mask: AnyArray | None = None
 
 
 def check_geometry(geometry: Geometry, num_position_axes: int | str = "n", features_dim: int | None = None) -> None:

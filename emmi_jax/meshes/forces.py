@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from emmi_jax.deploy.draws import GEOMETRY_BRANCH
-from emmi_jax.points import Array, float_arrays
+from emmi_jax.deploy.scales import float_arrays
+from emmi_jax.points import Array
 
 PRESSURES = ("pressure", "pressure_coefficient")
 SHEAR_SIGNS = {"wallshearstress": -1.0, "wall_shear_stress": 1.0}

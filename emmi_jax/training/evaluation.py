@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.samples import Sample
-from emmi_jax.inference.encoded_set import EncodedSet
-from emmi_jax.inference.surrogate import Encoded, Surrogate
+from emmi_jax.deploy.surrogate import Encoded
+from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Fields, is_unknown
 
 Baselines: TypeAlias = Callable[[int, Sample], dict[str, Fields]]
@@ -26,7 +26,7 @@ def query_chunk_size(sample: Sample) -> int:
     return min(_CHUNK_SIZE, max(len(points.position) for points in sample.queries.values()))
 
 
-def encode_sample(surrogate: Surrogate, sample: Sample) -> Encoded | EncodedSet:
+def encode_sample(surrogate: Surrogate, sample: Sample) -> Encoded:
     """Encodes the anchors, the geometry and the condition of a sample."""
     anchors, geometry, features = sample.context
     return surrogate.encode(anchors=anchors, geometry=geometry, condition=sample.condition, anchor_features=features)
