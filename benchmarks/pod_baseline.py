@@ -18,10 +18,9 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from emmi_jax.data.baselines import nearest_neighbors
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.metrics import coefficient_metrics, field_metrics
 from emmi_jax.data.open import open_cases
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.files.atomic import read_json, write_json
 from emmi_jax.points import Array, Fields, PointSet
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import DEFAULT_OPTIONS, Case, ReadOptions
 from emmi_jax.data.features import NO_INPUTS, Names
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers import reader_of
-from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, Reader, ReadOptions
+from emmi_jax.data.readers.reader import Reader
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.meshes.mesh import FieldSource

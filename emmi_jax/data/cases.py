@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from emmi_jax.config import Sampling
+from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.report import SILENT, Report
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
 from emmi_jax.points import Array, PointSet
@@ -34,6 +35,29 @@ class Case(NamedTuple):
     geometry_features: Array | None = None
     condition: Mapping[str, float] | None = None
     patches: tuple[tuple[str, int], ...] = ()
+
+
+class ReadOptions(NamedTuple):
+    """Parts of a case to read.
+
+    Args:
+        with_cell_sizes: Whether to measure the cells of the meshes; None: those of meshes that have sizes.
+        with_area_vectors: Whether to measure the area vectors of a surface mesh of polygons with fields in its cells.
+        sources: The arrays that hold the fields, unless a file beside the data names them; None for those of a
+            published data set, or of OpenFOAM.
+        inputs: Further arrays to read by branch, under their own names; of meshes, `normal` and `distance` are computed
+            where there are none of this name.
+        mask_nan: Whether a field may have NaN at some points.
+    """
+
+    with_cell_sizes: bool | None = False
+    with_area_vectors: bool = False
+    sources: Sources | None = None
+    inputs: Mapping[str, Sequence[str]] = {}
+    mask_nan: bool = False
+
+
+DEFAULT_OPTIONS = ReadOptions()
 
 
 class BranchShape(NamedTuple):

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from emmi_jax.data.case_folder import CaseFolder
-from emmi_jax.data.cases import Case, WholeCases
+from emmi_jax.data.cases import Case, ReadOptions, WholeCases
 from emmi_jax.data.measured import measure_folders, quick_folders
 from emmi_jax.data.mesh_dataset import read_dataset
 from emmi_jax.data.notes import moments_box, unlike_cases
 from emmi_jax.data.open_cases import ADVICE
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.report import SILENT, Report
 from emmi_jax.data.statistics import DataMoments
 

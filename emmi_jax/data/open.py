@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.case_conditions import CaseConditions, agreed, read_conditions
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.case_split import SPLIT_FILE, CaseSplit, parse_split, split_content
+from emmi_jax.data.cases import DEFAULT_OPTIONS, ReadOptions
 from emmi_jax.data.folder_cases import FolderCases
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import parse_sources, read_dataset
@@ -18,7 +20,6 @@ from emmi_jax.data.notes import MASK_ADVICE, gathered, masked
 from emmi_jax.data.open_cases import ADVICE, NOTHING, OpenCases
 from emmi_jax.data.readers import case_names
 from emmi_jax.data.readers.openfoam import OpenFoamReader
-from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, ReadOptions
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import STORE_FILE, is_store
 from emmi_jax.files.atomic import JsonDict
@@ -41,11 +42,23 @@ class OpenFolders(OpenCases):
 
     def __init__(self, path: Path, options: ReadOptions, foam: FoamSelection) -> None:
         path = case_folder(path)
-        case = CaseFolder.open(path, foam, options)
+        case = CaseFolder.open(path, foam)
         self.foam = foam
         self.root, self.is_single = path, case.reader.owns(path) and _is_case(case)
         self.names = [path.name] if self.is_single else case_names(path, foam)
-        folders = {name: case if self.is_single else CaseFolder.open(path / name, foam, options) for name in self.names}
+        folders = {name: case if self.is_single else CaseFolder.open(path / name, foam) for name in self.names}
+        self._read(folders, options)
+
+    def reading(self, options: ReadOptions) -> OpenFolders:
+        """Returns the same cases with other options of reading."""
+        other = copy.copy(self)
+        other._read(self.cases.folders, options)
+        return other
+
+    def _read(self, folders: Mapping[str, CaseFolder], options: ReadOptions) -> None:
+        folders = {
+            name: folder._replace(inputs=options.inputs, mask_nan=options.mask_nan) for name, folder in folders.items()
+        }
         if self.names:
             self.sources = folders[self.names[0]].sources(options.sources)
             if isinstance(folders[self.names[0]].reader, OpenFoamReader):  # the first case says which fields there are
@@ -173,18 +186,19 @@ def open_cases(
     return opened if opened.names else None
 
 
-def check_selection(data: str | Path | None, foam: FoamSelection) -> None:
+def check_selection(data: str | Path | None, foam: FoamSelection, opened: OpenCases | None = None) -> None:
     """Refuses patches or a time for data without OpenFOAM cases or files of several meshes.
+
+    The cases may have been opened already.
 
     Raises:
         ValueError: They are given, and there is no such case.
     """
     if foam == DEFAULT_SELECTION:
         return
-    opened = (
-        None if data is None or is_store(str(data)) else OpenFolders(Path(data), DEFAULT_OPTIONS, DEFAULT_SELECTION)
-    )
-    found = None if opened is None else next(iter(opened.cases.folders.values()), None)
+    if opened is None and data is not None and not is_store(str(data)):
+        opened = OpenFolders(Path(data), DEFAULT_OPTIONS, DEFAULT_SELECTION)
+    found = next(iter(opened.cases.folders.values()), None) if isinstance(opened, OpenFolders) else None
     is_file = data is not None and has_parts(Path(data))
     if not is_file and (found is None or not found.reader.has_choice(found.path)):
         given = f"time {foam.time!r}" if not foam.patches else f"surface patches {', '.join(map(repr, foam.patches))}"

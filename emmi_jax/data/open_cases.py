@@ -9,7 +9,7 @@ from types import MappingProxyType
 from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.case_conditions import CaseConditions
 from emmi_jax.data.case_split import CaseSplit, draw_split, read_split
-from emmi_jax.data.cases import Cases
+from emmi_jax.data.cases import Cases, ReadOptions
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import Sources, sources_to_json
 from emmi_jax.files.atomic import JsonDict
@@ -37,6 +37,10 @@ class OpenCases(ABC):
     def sources_json(self) -> JsonDict:
         """The sources as in a `fields.json`."""
         return sources_to_json(self.sources)
+
+    def reading(self, options: ReadOptions) -> OpenCases:
+        """Returns the same cases with other options of reading, without looking for them again."""
+        return self
 
     @abstractmethod
     def branches_of(self, name: str) -> tuple[str, ...]:

@@ -17,4 +17,3 @@ from .exported import ExportedSurrogate as ExportedSurrogate
 from .reading import load as load
 from .streaming import StreamedChunk as StreamedChunk
 from .surrogate import Encoded as Encoded
-from .surrogate import Surrogate as Surrogate

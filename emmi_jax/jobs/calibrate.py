@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from emmi_jax.config.jobs import CalibrationJob, EvaluationJob, ForceOptions
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.familiarity import MIN_CASES, Familiarity, fit_familiarity
 from emmi_jax.data.metrics import known_rows
 from emmi_jax.data.open import open_cases
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.files.atomic import make_folder
 from emmi_jax.inference.case_encoding import case_encoding, flat_condition
 from emmi_jax.inference.encoded_set import EncodedSet, collect

@@ -17,7 +17,7 @@ from emmi_jax.config import FoamSelection
 from emmi_jax.config.jobs import EvaluationJob
 from emmi_jax.data.case_conditions import BESIDE_CASES, CaseConditions
 from emmi_jax.data.case_split import SPLIT_FILE
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.conditions import ConditionScale, condition_values
 from emmi_jax.data.features import with_features
 from emmi_jax.data.known_forces import KnownForces
@@ -25,7 +25,6 @@ from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.notes import box_warnings, case_boxes, gathered
 from emmi_jax.data.open import check_selection, open_cases
 from emmi_jax.data.open_cases import OpenCases
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.files.atomic import JsonDict, write_atomically, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate

@@ -15,6 +15,7 @@ from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.openfoam import KNOWN_ARRAYS
+from emmi_jax.deploy.surrogate import Encoded
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
 from emmi_jax.inference.meshes import geometry_points

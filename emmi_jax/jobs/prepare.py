@@ -14,6 +14,7 @@ from emmi_jax.config.jobs import PrepareJob
 from emmi_jax.data.case_conditions import BESIDE_CASES
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.case_split import parse_split, split_content
+from emmi_jax.data.cases import ReadOptions
 from emmi_jax.data.conditions import Conditions
 from emmi_jax.data.mesh_dataset import sources_to_json
 from emmi_jax.data.notes import (
@@ -27,7 +28,6 @@ from emmi_jax.data.notes import (
     unlike_cases,
 )
 from emmi_jax.data.open import OpenFolders, check_selection
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_store_index
 from emmi_jax.files.atomic import JsonDict, make_folder
@@ -70,7 +70,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     opened = OpenFolders(job.data, ReadOptions(inputs=_inputs(job), mask_nan=job.mask_nan), job.foam)
     if opened.is_single or not opened.names:
         raise ValueError(f"{job.data}: no cases in the folders of this folder")
-    check_selection(job.data, job.foam)
+    check_selection(job.data, job.foam, opened)
     names, split, unusable = opened.names, _read_split(job, opened), dict[str, str]()
     conditions = opened.conditions(BESIDE_CASES)
     if job.skip_unusable:

@@ -15,10 +15,10 @@ from rich.table import Table
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.jobs import StatsJob
 from emmi_jax.data.case_conditions import BESIDE_CASES
+from emmi_jax.data.cases import ReadOptions
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.notes import VOLUME, Box, box_warnings
 from emmi_jax.data.open import OpenFolders, check_selection, open_cases
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import is_store

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from emmi_jax.config import AbUptConfig, LoggingOptions, TrainJob, TrainSettings
 from emmi_jax.data.baselines import baselines
 from emmi_jax.data.load import branches_of, load_dataset, make_normalizer
 from emmi_jax.data.normalization import Normalizer
+from emmi_jax.data.open import open_cases
+from emmi_jax.data.open_cases import OpenCases
 from emmi_jax.data.samples import Dataset
 from emmi_jax.deploy.conditions import condition_dim
 from emmi_jax.files.atomic import JsonDict, write_json
@@ -63,16 +65,18 @@ def run_job(job: TrainJob) -> int:
         FileNotFoundError: There is no such file.
         ValueError: Options, settings or data are unusable, or training diverged; the message quotes the value.
     """
-    settings, path = resolve(job, branches_of)
+    opened = functools.cache(lambda data, foam: open_cases(data, foam=foam))  # once, for the plan and the training
+    settings, path = resolve(job, lambda data, foam: branches_of(opened(data, foam)))
     devices = job.devices
     with connected(devices.coordinator, devices.num_processes, devices.process_id):
         console = Console(soft_wrap=False, quiet=not is_main())
         if job.name is None and jax.process_count() > 1:
             raise ValueError("several processes need the --name of the run")
+        cases = None if settings.data is None else opened(settings.data, settings.foam)
         if job.dry_run:
-            show_plan(settings, job, console=console)
+            show_plan(settings, job, cases, console=console)
             return 0
-        outcome = train(settings, path, job, console=console)
+        outcome = train(settings, path, job, cases, console=console)
         if outcome.signal_number is None:
             return 0
         if is_main():
@@ -80,7 +84,9 @@ def run_job(job: TrainJob) -> int:
         return 128 + outcome.signal_number
 
 
-def train(settings: TrainSettings, path: Path, job: TrainJob, *, console: Console) -> Outcome:
+def train(
+    settings: TrainSettings, path: Path, job: TrainJob, opened: OpenCases | None = None, *, console: Console
+) -> Outcome:
     """Trains a model and leaves everything about it in a folder.
 
     Where several processes share the run, each calls this; the main one writes and prints.
@@ -89,6 +95,7 @@ def train(settings: TrainSettings, path: Path, job: TrainJob, *, console: Consol
         settings: What to train, and on what.
         path: The run's folder; it must not exist, or to resume must hold the same configuration.
         job: Whether to resume, what to start from, how devices share the work, and what else to write.
+        opened: The cases of the data, if they have been opened.
         console: Where progress and the table of metrics are printed.
 
     Returns:
@@ -101,7 +108,7 @@ def train(settings: TrainSettings, path: Path, job: TrainJob, *, console: Consol
     if not job.resume:
         check_new(path)
         check_output(path, [settings.data, settings.split, settings.statistics, job.init_from])
-    start = _start(settings, path, job, console)
+    start = _start(settings, path, job, opened, console)
     if not job.resume:
         _create(path, start)
     run = RunDirectory.open(path)
@@ -140,13 +147,13 @@ class _Start(NamedTuple):
     params: Params | None
 
 
-def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console) -> _Start:
+def _start(settings: TrainSettings, path: Path, job: TrainJob, opened: OpenCases | None, console: Console) -> _Start:
     """Opens data and earlier runs, and measures statistics once it is known that the model can be trained."""
     devices = _devices(settings, job)
     stored = RunDirectory.open(path).read_config() if job.resume else None
     if stored is not None and stored.settings is None:
         raise ValueError(f"{path} was not trained: --init-from {path} starts a new run from it")
-    dataset = _load_dataset(settings, resume=job.resume)
+    dataset = _load_dataset(settings, opened, resume=job.resume)
     print_notes(dataset, console)
     source = None if job.init_from is None else RunDirectory.open(job.init_from).read_config()
     params = None
@@ -176,14 +183,14 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, console: Console)
     return _Start(trainer.scaled(config.normalizer), config, params)
 
 
-def show_plan(settings: TrainSettings, job: TrainJob, *, console: Console) -> None:
+def show_plan(settings: TrainSettings, job: TrainJob, opened: OpenCases | None = None, *, console: Console) -> None:
     """Prints what a run would do: its settings, data, devices and model, and the cost of a step; writes nothing.
 
     Raises:
         FileNotFoundError: The data file does not exist.
         ValueError: Settings, data or layout are unusable.
     """
-    devices, dataset = _devices(settings, job), load_dataset(settings)
+    devices, dataset = _devices(settings, job), load_dataset(settings, opened)
     if settings.statistics is not None:
         make_normalizer(settings, dataset)
     config = model_config(settings, dataset.fields, condition_dim(dataset.conditions), dataset.features)
@@ -206,11 +213,11 @@ def _devices(settings: TrainSettings, job: TrainJob) -> Devices:
     return Devices.make(settings, Layout.parse(job.devices.mesh, fsdp=job.devices.fsdp))
 
 
-def _load_dataset(settings: TrainSettings, *, resume: bool) -> Dataset:
+def _load_dataset(settings: TrainSettings, opened: OpenCases | None, *, resume: bool) -> Dataset:
     data = settings.data
     if resume and data is not None and "://" not in data and not Path(data).exists():
         raise FileNotFoundError(f"{data}: no such file or folder: --data says where the data of the run are now")
-    return load_dataset(settings)
+    return load_dataset(settings, opened)
 
 
 def _create(path: Path, start: _Start) -> None:
@@ -379,7 +386,7 @@ def _trackers(
 
 def _report_metrics(dataset: Dataset, surrogate: Surrogate, end: LoopEnd, run: RunDirectory, console: Console) -> None:
     """Computes the metrics, writes `metrics.json` and prints the table."""
-    metrics = evaluate(surrogate, dataset.test_samples(), partial(baselines, dataset, surrogate.normalizer))
+    metrics = evaluate(surrogate, dataset.test_samples(), functools.partial(baselines, dataset, surrogate.normalizer))
     num_params = sum(p.size for p in jax.tree.leaves(surrogate.params))
     write_json(
         run.path / "metrics.json", {"test": metrics, "train_seconds": round(end.seconds, 1), "num_params": num_params}

@@ -10,9 +10,8 @@ import numpy as np
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.case_folder import CaseFolder
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.potential_flow import Ellipsoid
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.meshes.cells import measure_cells
 from emmi_jax.meshes.vtk import import_pyvista
 

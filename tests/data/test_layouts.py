@@ -7,10 +7,10 @@ import pytest
 
 from emmi_jax.config import DEFAULT_SELECTION
 from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.cases import DEFAULT_OPTIONS
 from emmi_jax.data.mesh_dataset import AHMEDML, DRIVAERML
 from emmi_jax.data.open import OpenFolders, open_cases
 from emmi_jax.data.readers import case_names
-from emmi_jax.data.readers.reader import DEFAULT_OPTIONS
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import read_case_folder, surface_dataset, volume_dataset
 from tests.data.test_case_folder import write_tensors

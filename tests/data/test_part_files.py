@@ -7,8 +7,8 @@ import pytest
 
 from emmi_jax.config import FoamSelection
 from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.cases import DEFAULT_OPTIONS, ReadOptions
 from emmi_jax.data.open import OpenFolders, check_selection
-from emmi_jax.data.readers.reader import DEFAULT_OPTIONS, ReadOptions
 from tests.meshes.format_files import FILES, formats, read
 
 __all__ = ["formats"]

@@ -177,27 +177,27 @@ def num_alive() -> int:
 
 def test_the_next_chunk_is_started_before_one_is_fetched_and_two_are_alive(monkeypatch):
     events: list[tuple[str, int, int]] = []
-    start, finish = streaming._start, streaming._finish
+    stream_fields = streaming.stream_fields
 
-    def note_start(model, mesh, chunk, *rest):
-        fields = start(model, mesh, chunk, *rest)
-        events.append(("started", chunk.start, num_alive()))
-        return fields
+    def noted(query, queries, query_features):
+        def start(chunk, features):
+            fields = query.start(chunk, features)
+            events.append(("started", chunk.start, num_alive()))
+            return fields
 
-    def note_finish(chunk, fields, normalizer):
-        events.append(("finish", chunk.start, num_alive()))
-        return finish(chunk, fields, normalizer)
+        for chunk in stream_fields(query._replace(start=start), queries, query_features):
+            events.append(("finished", chunk.start, num_alive()))
+            yield chunk
 
-    monkeypatch.setattr(streaming, "_start", note_start)
-    monkeypatch.setattr(streaming, "_finish", note_finish)
+    monkeypatch.setattr(streaming, "stream_fields", noted)
     case(CONFIG)({"surface": QUERIES["surface"]})
     assert events == [
         ("started", 0, 1),
         ("started", 5, 2),
-        ("finish", 0, 2),
+        ("finished", 0, 1),
         ("started", 10, 2),
-        ("finish", 5, 2),
-        ("finish", 10, 1),
+        ("finished", 5, 1),
+        ("finished", 10, 1),
     ]
     assert num_alive() == 0
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from emmi_jax.cli import main
 from emmi_jax.config import TrainSettings
 from emmi_jax.data.load import branches_of, load_dataset, make_normalizer
+from emmi_jax.data.open import open_cases
 from emmi_jax.data.published import read_statistics
 from emmi_jax.jobs.notes import print_notes
 from emmi_jax.meshes.vtk import import_pyvista
@@ -144,14 +145,15 @@ def test_the_geometry_branch_draws_no_more_points_than_the_smallest_surface_has(
         line.point_data["p"] = np.cos(angle)
         line.save(folder / "boundary.vtp")
     (tmp_path / "fields.json").write_text('{"surface": {"pressure": "p"}}')
-    sampling = default_settings(str(tmp_path), branches_of(str(tmp_path))).sampling
+    sampling = default_settings(str(tmp_path), branches_of(open_cases(str(tmp_path)))).sampling
     assert (sampling.num_geometry_points, sampling.num_supernodes, sampling.num_test_supernodes) == (120, 120, 120)
-    settings = default_settings(str(tmp_path), branches_of(str(tmp_path))).updated(
+    settings = default_settings(str(tmp_path), branches_of(open_cases(str(tmp_path)))).updated(
         {"sampling": {"num_geometry_points": 121, "num_anchors": 8}}
     )
     with pytest.raises(ValueError, match=r"draws 121 points, found 120: --set sampling\.num_geometry_points"):
         load_dataset(settings)
-    assert default_settings(str(run := tmp_path / "run_0"), branches_of(str(run))).sampling.num_geometry_points == 120
+    run = str(tmp_path / "run_0")
+    assert default_settings(run, branches_of(open_cases(run))).sampling.num_geometry_points == 120
 
 
 def test_units_that_differ_and_what_is_left_out_are_printed(tmp_path):
@@ -161,7 +163,7 @@ def test_units_that_differ_and_what_is_left_out_are_printed(tmp_path):
         body.points *= 1000
         body.save(folder / "body_1.stl")
         shutil.copy(folder / "volume_1.vtu", folder / "probe_1.vtu")
-    settings = default_settings(str(tmp_path), branches_of(str(tmp_path)))
+    settings = default_settings(str(tmp_path), branches_of(open_cases(str(tmp_path))))
     printed = io.StringIO()
     print_notes(load_dataset(settings), Console(file=printed))
     lines = printed.getvalue().splitlines()
@@ -173,7 +175,7 @@ def test_unusable_cases_are_left_out_when_told_and_their_number_is_printed(tmp_p
     names = write_published(tmp_path, "nan")
     (tmp_path / "test_design_ids.txt").write_text("\n".join([*names[2:], "absent"]))
     (tmp_path / "val_design_ids.txt").write_text("")
-    settings = default_settings(str(tmp_path), branches_of(str(tmp_path)), geometry=False).updated(
+    settings = default_settings(str(tmp_path), branches_of(open_cases(str(tmp_path))), geometry=False).updated(
         {"skip_unusable": True}
     )
     dataset, printed = load_dataset(settings), io.StringIO()

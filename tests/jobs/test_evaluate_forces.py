@@ -10,10 +10,10 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.config.jobs import ForceOptions
+from emmi_jax.data.cases import ReadOptions
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.open import open_cases
 from emmi_jax.data.open_cases import OpenCases
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics, force_references
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import FIELDS, write_case_folder

@@ -14,6 +14,7 @@ import emmi_jax
 from emmi_jax import deploy
 from emmi_jax.cli import main
 from emmi_jax.config import TrainSettings
+from emmi_jax.config.conditions import ScalingLaw
 from emmi_jax.data.load import load_dataset
 from emmi_jax.deploy.scaling_laws import field_factor
 from emmi_jax.design import drag, sensitivity
@@ -127,7 +128,7 @@ def test_a_law_of_conditions_that_are_not_there_is_refused(cases, law, message):
 
 def test_a_speed_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="the condition 'U', which must be positive, got 0"):
-        field_factor("velocity", {"speed": "U", "density": None}, {"U": 0.0})
+        field_factor("velocity", ScalingLaw(speed="U"), {"U": 0.0})
 
 
 @pytest.mark.parametrize("is_single", [True, False])

@@ -11,11 +11,11 @@ from emmi_jax.cli import main
 from emmi_jax.config import FoamSelection
 from emmi_jax.config.jobs import EvaluationJob, ForceOptions, PrepareJob
 from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.cases import ReadOptions
 from emmi_jax.data.load import load_dataset
 from emmi_jax.data.open import open_cases
 from emmi_jax.data.readers import case_names
 from emmi_jax.data.readers.openfoam import proposed_sources
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.jobs.evaluate import evaluate_run
 from emmi_jax.jobs.notes import describe_sources
 from emmi_jax.jobs.prepare import prepare

@@ -8,6 +8,7 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.data.load import branches_of, load_dataset, make_normalizer
+from emmi_jax.data.open import open_cases
 from emmi_jax.data.statistics import merge
 from emmi_jax.data.store import Store
 from emmi_jax.data.stored_case import CASE_FILE
@@ -186,7 +187,7 @@ def test_a_run_on_a_store_trains_resumes_and_is_evaluated(prepared, data, tmp_pa
     assert list(found["cases"]) == ["run_1"]
     assert main([*options, "--data", f"file://{prepared}", "--split", "train"]) == 0
     assert list(json.loads((tmp_path / "evaluation_train.json").read_text())["cases"]) == SPLIT["train"]
-    assert branches_of(str(prepared)) == branches_of(str(data))
+    assert branches_of(open_cases(str(prepared))) == branches_of(open_cases(str(data)))
 
 
 def test_half_precision_another_split_and_no_cell_sizes(data, tmp_path, capsys):

@@ -113,7 +113,7 @@ def test_defaults_go_by_what_the_folder_holds(folder, tmp_path, removed, geometr
     copy = shutil.copytree(folder, tmp_path / "copy")
     if removed:
         (copy / removed).unlink()
-    settings = default_settings(str(copy), branches_of(str(copy)), geometry=geometry)
+    settings = default_settings(str(copy), branches_of(open_cases(str(copy))), geometry=geometry)
     assert (settings.model["physics_blocks"], settings.sampling.num_geometry_points) == (blocks, num_geometry_points)
 
 
@@ -128,7 +128,8 @@ def test_some_of_several_cases_are_trained_on_and_the_others_tested(tmp_path, fo
         "relative_l2",
         "mean_predictor",
     }
-    assert default_settings(cases := str(tmp_path / "cases"), branches_of(cases)).model["physics_blocks"] == (
+    cases = str(tmp_path / "cases")
+    assert default_settings(cases, branches_of(open_cases(cases))).model["physics_blocks"] == (
         "perceiver",
         "self",
         "cross",

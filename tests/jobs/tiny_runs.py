@@ -22,6 +22,7 @@ from emmi_jax.config import (
 )
 from emmi_jax.data.load import branches_of
 from emmi_jax.data.normalization import FieldScale, Normalizer
+from emmi_jax.data.open import open_cases
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.train import Outcome, train
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
@@ -74,7 +75,7 @@ def tiny_settings(data: Path | None, **changes: Any) -> TrainSettings:
     """Settings of a run on one case, or on the ellipsoids with the whole model; changes need not name their section."""
     values = TINY | ({"physics_blocks": ("self",)} if data else {"physics_blocks": ("perceiver", "joint"), **GEOMETRY})
     changes = {SECTIONS.get(name, "") + name: value for name, value in (values | changes).items()}
-    branches = () if data is None else branches_of(str(data))
+    branches = () if data is None else branches_of(open_cases(str(data)))
     return default_settings(None if data is None else str(data), branches).updated(changes)
 
 

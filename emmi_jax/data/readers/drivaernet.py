@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.mesh_dataset import Sources
-from emmi_jax.data.readers.reader import Reader, ReadOptions
+from emmi_jax.data.readers.reader import Reader
 from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Location, read_mesh
 from emmi_jax.meshes.vtk import ArrayNames, array_names

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.mesh_dataset import GEOMETRY_FILES
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.features import Names, with_distances, with_normals
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.mesh_dataset import DRIVAERML, Sources, dataset_file, published_sources, read_dataset, read_sources
-from emmi_jax.data.readers.reader import Reader, ReadOptions, describing_files, is_data_name, read_geometry
+from emmi_jax.data.readers.reader import Reader, describing_files, is_data_name, read_geometry
 from emmi_jax.files.atomic import check_space
 from emmi_jax.meshes.components import found_arrays, quoted
 from emmi_jax.meshes.legacy import legacy_array_names

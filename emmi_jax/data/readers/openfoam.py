@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.features import with_distances, with_normals
 from emmi_jax.data.mesh_dataset import Sources, published
 from emmi_jax.data.readers.meshes import check_named_branches, unused_arrays
-from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS, Reader, ReadOptions, describing_files
+from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS, Reader, describing_files
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh

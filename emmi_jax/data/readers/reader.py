@@ -6,10 +6,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from emmi_jax.data.case_split import SPLIT_FILE
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
 from emmi_jax.data.mesh_dataset import DATASET_FILE, DRIVAERML, FIELDS_FILE, Sources, dataset_file, read_sources
 from emmi_jax.data.sampling import sample_triangles
@@ -20,29 +20,6 @@ from emmi_jax.points import Array
 
 NUM_GEOMETRY_POINTS = 65_536
 """Points drawn on the triangles of the geometry."""
-
-
-class ReadOptions(NamedTuple):
-    """Parts of a case to read.
-
-    Args:
-        with_cell_sizes: Whether to measure the cells of the meshes; None: those of meshes that have sizes.
-        with_area_vectors: Whether to measure the area vectors of a surface mesh of polygons with fields in its cells.
-        sources: The arrays that hold the fields, unless a file beside the data names them; None for those of a
-            published data set, or of OpenFOAM.
-        inputs: Further arrays to read by branch, under their own names; of meshes, `normal` and `distance` are computed
-            where there are none of this name.
-        mask_nan: Whether a field may have NaN at some points.
-    """
-
-    with_cell_sizes: bool | None = False
-    with_area_vectors: bool = False
-    sources: Sources | None = None
-    inputs: Mapping[str, Sequence[str]] = {}
-    mask_nan: bool = False
-
-
-DEFAULT_OPTIONS = ReadOptions()
 
 
 class Reader(ABC):

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.meshes import geometry_mesh_file
-from emmi_jax.data.readers.reader import Reader, ReadOptions, read_geometry
+from emmi_jax.data.readers.reader import Reader, read_geometry
 from emmi_jax.files.npy import map_array
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.points import Array, PointSet, check_range

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.meshes import geometry_mesh_file
-from emmi_jax.data.readers.reader import Reader, ReadOptions, read_geometry
+from emmi_jax.data.readers.reader import Reader, read_geometry
 from emmi_jax.files.pt import load_torch_tensor, map_torch_tensor
 from emmi_jax.points import Array, PointSet, check_range
 
