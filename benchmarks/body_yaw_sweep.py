@@ -15,9 +15,8 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.body_yaw import SPEED
-from emmi_jax.data.cases import Case
+from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.open import open_cases
-from emmi_jax.data.readers.reader import ReadOptions
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.evaluate import case_arguments
 from emmi_jax.meshes.forces import field_forces
