@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 import tomllib
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from emmi_jax.deploy.parsing import check_depth, finite_number, parse_json
-from emmi_jax.files.flock import acquire
 
 JsonDict = dict[str, Any]
 
 _MAX_TEXT = 1 << 28
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_CHECKSUM = "checksum"
 
 
 class UnwritableFileError(OSError):
     """A file cannot be written, for instance because the disk is full; the message names the file."""
+
+
+def acquire(path: Path) -> tuple[int, OSError | None]:
+    """Opens a file, made if it is missing, and locks it; between the machines of a network file system too.
+
+    The kernel releases the lock when the process ends, however it ends.
+
+    Returns:
+        The descriptor of the file, to be closed; and why it is not locked, if its file system has no locks.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+        OSError: It cannot be opened.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):  # its last owner has renamed or removed it
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor, None
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return descriptor, error
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 @contextmanager
@@ -38,7 +69,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with naming_the_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            held = acquire(partial)
+            descriptor, _ = acquire(partial)
         except BlockingIOError:
             raise UnwritableFileError(f"{path} cannot be written: another process writes it") from None
         try:
@@ -48,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
             raise
         finally:
-            os.close(held.descriptor)
+            os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -97,6 +128,20 @@ def read_json_object(path: Path) -> JsonDict:
     values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def sealed(values: JsonDict) -> JsonDict:
+    """Returns an object that is written as JSON with its checksum, for `read_sealed`."""
+    return values | {_CHECKSUM: zlib.crc32(json.dumps(values, sort_keys=True).encode())}
+
+
+def read_sealed(path: Path) -> JsonDict:
+    """Reads a JSON object that was written `sealed`; raises a ValueError where a value has changed, too."""
+    values = read_json_object(path)
+    checksum = values.pop(_CHECKSUM, None)
+    if checksum != sealed(values)[_CHECKSUM]:
+        raise ValueError(f"{path}: wrong checksum")
     return values
 
 

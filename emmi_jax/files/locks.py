@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from emmi_jax.files.atomic import naming_the_file
-from emmi_jax.files.flock import acquire
+from emmi_jax.files.atomic import acquire, naming_the_file
 
 LOCK_FILE = ".lock"
 

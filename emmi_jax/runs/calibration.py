@@ -13,7 +13,7 @@ from typing import Any
 
 from emmi_jax.data.conformal import conformal_quantile, quantile_rank
 from emmi_jax.data.familiarity import Familiarity
-from emmi_jax.files.atomic import JsonDict, atomic_path, read_json_object
+from emmi_jax.files.atomic import JsonDict, atomic_path, read_sealed, sealed
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.inference.cache import fingerprint
 from emmi_jax.inference.intervals import Intervals
@@ -84,8 +84,8 @@ def write_calibration(run: Path, calibration: Calibration, familiarity: Familiar
             name: [score if math.isfinite(score) else None for score in scores]
             for name, scores in values["scores"].items()
         }
-        values = json.loads(json.dumps(values))
-        partial.write_text(json.dumps(values | {"checksum": _checksum(values)}, indent=2) + "\n")
+        values = sealed(json.loads(json.dumps(values)))  # tuples are lists there
+        partial.write_text(json.dumps(values, indent=2) + "\n")
     if earlier not in (None, calibration.familiarity):
         _encodings(run, earlier).unlink(missing_ok=True)
     return path
@@ -111,9 +111,10 @@ def read_calibration(run: Path, surrogate: Surrogate) -> Calibration:
 
 
 def _read(path: Path) -> Calibration:
-    values: dict[str, Any] = read_json_object(path)
-    if values.pop("checksum", None) != _checksum(values):
-        raise ValueError(f"{path}: damaged: calibrate the run again")
+    try:
+        values: dict[str, Any] = read_sealed(path)
+    except ValueError:
+        raise ValueError(f"{path}: damaged: calibrate the run again") from None
     try:
         scores = {
             name: tuple(math.inf if score is None else score for score in found)
@@ -158,7 +159,3 @@ def read_familiarity(run: Path, surrogate: Surrogate) -> Familiarity | None:
     if not path.is_file() or zlib.crc32(path.read_bytes()) != calibration.familiarity:
         raise ValueError(f"{path}: damaged: calibrate the run again")
     return Familiarity.from_arrays(read_arrays(path))
-
-
-def _checksum(values: JsonDict) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import gc
-import json
 import logging
 import math
-import os
-import sys
 import tempfile
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import CoroutineType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
-from emmi_jax.files.atomic import JsonDict, UnwritableFileError, make_folder, read_json_object
+from emmi_jax.files.atomic import JsonDict, UnwritableFileError, make_folder, read_json_object, read_sealed, sealed
 from emmi_jax.files.checksums import begin_checksums, checksums
+from emmi_jax.runs.orbax import RECORD, RECORD_FILE, SaveRecord, first_line, naming_the_folder, quiet
 
 LATEST, BEST = "latest", "best"
 _KEPT = 2
 _SCORE = "mean"
-_RECORD, _RECORD_FILE = "record", "metadata"
-"""Item of a checkpoint: the checksums of its arrays, and the metrics of its validation."""
-
 _SPECIAL = frozenset("[]*?\\")
 """What orbax takes for a pattern in the name of a folder, or TensorStore for a separator: they get a link."""
 
@@ -54,23 +44,6 @@ class Restored(NamedTuple):
     items: dict[str, Any]
 
 
-class _RecordHandler(ocp.JsonCheckpointHandler):  # type: ignore[misc]
-    """Writes the record in the background, where it waits for the checksums while arrays are written."""
-
-    async def async_save(self, directory: Any, item: Any = None, args: Any = None) -> list[Any]:
-        async def write() -> None:
-            if jax.process_index() == 0:
-                (directory / _RECORD_FILE).write_text(json.dumps(args.record()))
-
-        return [CommitFutureAwaitingContractedSignals(write(), name=_RECORD)]
-
-
-@ocp.args.register_with_handler(_RecordHandler, for_save=True, for_restore=True)
-@dataclass
-class _SaveRecord(ocp.args.CheckpointArgs):  # type: ignore[misc]
-    record: Callable[[], JsonDict]
-
-
 class Checkpoints:
     """The last two checkpoints of a run and the best validated one; use it as a context manager.
 
@@ -86,7 +59,7 @@ class Checkpoints:
         self._directory = directory
         self._scores: dict[int, float | None] = {}
         self._manager = None
-        self._quiet = _quiet()
+        self._quiet = quiet()
         self._place, self._link = directory.resolve(), None
         if not _SPECIAL.isdisjoint(str(self._place)):
             self._link = tempfile.TemporaryDirectory(prefix="emmi_jax-")
@@ -106,7 +79,7 @@ class Checkpoints:
     ) -> None:
         try:
             if self._manager is not None:
-                with _naming_the_folder(self._directory):
+                with naming_the_folder(self._directory):
                     self._manager.close()
         except UnwritableFileError:
             if error is None:  # otherwise that says more
@@ -154,17 +127,13 @@ class Checkpoints:
         shapes = {name: _shapes(tree) for name, tree in items.items()}
 
         def record() -> JsonDict:
-            values = {
-                "checksums": {name: wait() for name, wait in pending.items()},
-                "shapes": shapes,
-                "metrics": finite,
-            }
-            return values | {"checksum": _checksum(values)}
+            sums = {name: wait() for name, wait in pending.items()}
+            return sealed({"checksums": sums, "shapes": shapes, "metrics": finite})
 
         self._scores[step] = _score(finite)
         saved: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        saved[_RECORD] = _SaveRecord(record)
-        with ThreadPoolExecutor(1) as thread, _naming_the_folder(self._directory):
+        saved[RECORD] = SaveRecord(record)
+        with ThreadPoolExecutor(1) as thread, naming_the_folder(self._directory):
             pending.update((name, begin_checksums(tree, thread)) for name, tree in items.items())
             self._manager.save(step, args=ocp.args.Composite(**saved))
 
@@ -232,8 +201,8 @@ class Checkpoints:
             # Of several processes this may be the only one that has failed: it must not go on with another checkpoint.
             is_agreed = jax.process_count() == 1 or isinstance(error, _WrongChecksumError)
             kind = DamagedCheckpointError if is_agreed else ValueError
-            reason = _first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-        with _quiet():  # orbax's unfinished reads raise once more when they are freed
+            reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        with quiet():  # orbax's unfinished reads raise once more when they are freed
             gc.collect()
         raise kind(f"{folder}: the checkpoint is damaged, or of another model: {reason}")
 
@@ -262,13 +231,10 @@ class Checkpoints:
         Raises:
             ValueError: It is damaged.
         """
-        folder = self._directory / str(step) / _RECORD
+        folder = self._directory / str(step) / RECORD
         if not folder.is_dir():
             return None
-        record = read_json_object(folder / _RECORD_FILE)
-        if record.pop("checksum", None) != _checksum(record):
-            raise ValueError(f"wrong checksum of {_RECORD}")
-        return record
+        return read_sealed(folder / RECORD_FILE)
 
     def _score(self, step: int) -> float | None:
         """Returns the score of a checkpoint; None if it is damaged."""
@@ -282,57 +248,6 @@ class Checkpoints:
             except (ValueError, OSError):
                 self._scores[step] = None
         return self._scores[step]
-
-
-@contextmanager
-def _naming_the_folder(directory: Path) -> Iterator[None]:
-    """Turns whatever orbax raises when it writes, which may be from its threads, into one line."""
-    try:
-        yield
-    except Exception as error:
-        full = os.strerror(errno.ENOSPC)
-        reason = full if full in str(error) else _first_line(error)
-        raise UnwritableFileError(f"{directory}: a checkpoint cannot be written: {reason}") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leaves out what orbax logs, once per thread, and prints of failed reads and writes: all of it is raised too."""
-
-    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if not isinstance(unraisable.object, CoroutineType):
-            report(unraisable)
-
-    def is_of_others(record: logging.LogRecord) -> bool:
-        return not any(name in record.pathname for name in ("orbax", "asyncio"))
-
-    _ignore_late_reads()
-    report, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
-    sys.unraisablehook = report_others
-    for logger in loggers:
-        logger.addFilter(is_of_others)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_of_others)
-        sys.unraisablehook = report
-
-
-def _ignore_late_reads() -> None:
-    """Leaves out, from now on, what TensorStore prints of reads that end after orbax has given up."""
-    report = sys.unraisablehook
-
-    def ignore_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
-
-    if getattr(report, "__name__", "") != ignore_late_reads.__name__:
-        sys.unraisablehook = ignore_late_reads
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:
@@ -361,10 +276,6 @@ def _score(metrics: Mapping[str, Any]) -> float:
 def _best(scores: Mapping[int, float | None]) -> int | None:
     finite = {step: score for step, score in scores.items() if score is not None and score < math.inf}
     return min(finite, key=lambda step: (finite[step], -step), default=None)
-
-
-def _checksum(record: JsonDict) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _with_sharding(array: Any) -> jax.ShapeDtypeStruct:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.data.familiarity import fit_familiarity
-from emmi_jax.files.atomic import UnwritableFileError, atomic_path
+from emmi_jax.files.atomic import UnwritableFileError, atomic_path, sealed
 from emmi_jax.runs import calibration
 from emmi_jax.runs.calibration import FILE, Calibration, read_calibration, read_familiarity, write_calibration
 
@@ -77,6 +77,6 @@ def test_a_second_writer_changes_nothing(run):
 def test_a_calibration_of_another_version_says_so(change, run):
     values = json.loads((run / FILE).read_text()) | change
     del values["checksum"]
-    (run / FILE).write_text(json.dumps(values | {"checksum": calibration._checksum(values)}))
+    (run / FILE).write_text(json.dumps(sealed(values)))
     with pytest.raises(ValueError, match="of another version of emmi_jax: calibrate the run again"):
         read_calibration(run, None)

@@ -17,12 +17,18 @@ def tree(value: float) -> dict:
     return {"params": {"kernel": jnp.full(8, value)}}
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    with Checkpoints(tmp_path) as checkpoints:
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seven")
+    with Checkpoints(folder) as checkpoints:
         for step in range(1, 8):
             checkpoints.save(step, tree(step), {"mean": ERRORS[step]} if step in ERRORS else None)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def directory(seven: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(seven, tmp_path, dirs_exist_ok=True)
 
 
 def test_the_last_two_and_the_best_are_kept(directory):
@@ -88,12 +94,18 @@ DAMAGES = {
 }
 
 
-@pytest.fixture
-def noisy(tmp_path: Path) -> Path:
-    with Checkpoints(tmp_path) as checkpoints:
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    with Checkpoints(folder) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, noise(step), {"mean": 1 / step})
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def noisy(two: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(two, tmp_path, dirs_exist_ok=True)
 
 
 def noise(seed: int) -> dict:
@@ -161,7 +173,7 @@ def test_a_reader_changes_nothing(noisy):
     assert {path: path.stat().st_mtime_ns for path in noisy.rglob("*")} == before
 
 
-@pytest.mark.parametrize("name", ["a[b]", "[red]x", "a*b", "a?", "a\\b", "é {x}:$"])
+@pytest.mark.parametrize("name", ["a[b]", "a*b?", "a\\b", "é {x}:$[red]"])
 def test_checkpoints_lie_in_folders_of_any_name(name, tmp_path):
     folder, items = tmp_path / name / "checkpoints", {"params": {"a": jnp.arange(5.0)}}
     (tmp_path / "ab").mkdir()

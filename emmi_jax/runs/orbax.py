@@ -1,0 +1,95 @@
+"""How orbax writes what we add to a checkpoint, and what it says when it cannot read or write."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import CoroutineType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
+
+from emmi_jax.files.atomic import JsonDict, UnwritableFileError
+
+RECORD, RECORD_FILE = "record", "metadata"
+"""Item of a checkpoint: the checksums of its arrays, and the metrics of its validation."""
+
+
+class _RecordHandler(ocp.JsonCheckpointHandler):  # type: ignore[misc]
+    """Writes the record in the background, where it waits for the checksums while arrays are written."""
+
+    async def async_save(self, directory: Any, item: Any = None, args: Any = None) -> list[Any]:
+        async def write() -> None:
+            if jax.process_index() == 0:
+                (directory / RECORD_FILE).write_text(json.dumps(args.record()))
+
+        return [CommitFutureAwaitingContractedSignals(write(), name=RECORD)]
+
+
+@ocp.args.register_with_handler(_RecordHandler, for_save=True, for_restore=True)
+@dataclass
+class SaveRecord(ocp.args.CheckpointArgs):  # type: ignore[misc]
+    """Asks orbax to save a record, which is computed when it is written."""
+
+    record: Callable[[], JsonDict]
+
+
+@contextmanager
+def naming_the_folder(directory: Path) -> Iterator[None]:
+    """Turns whatever orbax raises when it writes, which may be from its threads, into one line."""
+    try:
+        yield
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        reason = full if full in str(error) else first_line(error)
+        raise UnwritableFileError(f"{directory}: a checkpoint cannot be written: {reason}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out what orbax logs, once per thread, and prints of failed reads and writes: all of it is raised too."""
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.object, CoroutineType):
+            report(unraisable)
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return not any(name in record.pathname for name in ("orbax", "asyncio"))
+
+    _ignore_late_reads()
+    report, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
+    sys.unraisablehook = report_others
+    for logger in loggers:
+        logger.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_of_others)
+        sys.unraisablehook = report
+
+
+def _ignore_late_reads() -> None:
+    """Leaves out, from now on, what TensorStore prints of reads that end after orbax has given up."""
+    report = sys.unraisablehook
+
+    def ignore_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    if getattr(report, "__name__", "") != ignore_late_reads.__name__:
+        sys.unraisablehook = ignore_late_reads
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's text, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
