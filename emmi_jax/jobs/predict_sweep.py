@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
 from emmi_jax.meshes.forces import ForceReference, force_fields
 
 CSV, PICTURE = "sweep.csv", "sweep.png"
+MAX_VALUES = 10_000
 MOST_VALUES = 10_000
 
 
