@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,7 +43,8 @@ def parse_sweep(text: str) -> Sweep:
     name, _, limits = text.partition("=")
     try:
         low, high, number = limits.split(":")
-        values = np.linspace(float(low), float(high), min(int(number), MOST_VALUES + 1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.linspace(float(low), float(high), min(int(number), MOST_VALUES + 1))
     except ValueError:
         values = np.zeros(0)
     if not name.strip() or not 0 < values.size <= MOST_VALUES or not np.isfinite(values).all():

@@ -56,18 +56,13 @@ def naming_the_folder(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves out what orbax logs, once per thread, and prints of failed reads and writes: all of it is raised too."""
-
-    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if not isinstance(unraisable.object, CoroutineType):
-            report(unraisable)
+    """Leaves out what orbax logs of failed reads and writes, once per thread: all of it is raised, too."""
 
     def is_of_others(record: logging.LogRecord) -> bool:
         return not any(name in record.pathname for name in ("orbax", "asyncio"))
 
     _ignore_late_reads()
-    report, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
-    sys.unraisablehook = report_others
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for logger in loggers:
         logger.addFilter(is_of_others)
     try:
@@ -75,15 +70,15 @@ def quiet() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(is_of_others)
-        sys.unraisablehook = report
 
 
 def _ignore_late_reads() -> None:
-    """Leaves out, from now on, what TensorStore prints of reads that end after orbax has given up."""
+    """Leaves out, from now on, what is printed of reads that end, or are freed, after orbax has given up."""
     report = sys.unraisablehook
 
     def ignore_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        source = unraisable.object.cr_code.co_filename if isinstance(unraisable.object, CoroutineType) else ""
+        if "orbax" not in source and str(unraisable.exc_value) != "Event loop is closed":
             report(unraisable)
 
     if getattr(report, "__name__", "") != ignore_late_reads.__name__:

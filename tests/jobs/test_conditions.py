@@ -190,7 +190,6 @@ def test_a_sweep_gives_the_coefficients_of_single_predictions_and_compiles_once(
     [
         (["--condition-sweep", "yaw=1:2"], "a sweep has the form yaw=-10:10:21, got 'yaw=1:2'"),
         (["--condition-sweep", "yaw=-1e308:1e308:3"], "a sweep has the form yaw=-10:10:21"),
-        (["--condition-sweep", "yaw=-10:10:10000000000"], "at most 10000 values"),
         (["--condition-sweep", "yaw=-10:10:0"], "a sweep has the form yaw=-10:10:21, got 'yaw=-10:10:0'"),
         (["--condition-sweep", "yaw=1:2:3"], "needs a value of the condition pitch [deg]"),
         (["--condition-sweep", "yaw=1:2:3", "--condition", "yaw=1,pitch=2"], "'yaw' has a range and a value"),
