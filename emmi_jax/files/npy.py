@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.deploy.parsing import Header, read_header
-from emmi_jax.files.atomic import atomic_path
+from emmi_jax.files.atomic import atomic_path, naming_the_file
 from emmi_jax.points import CHUNK_ROWS, row_chunks
 
 _HEADER_SIZE = 128
@@ -59,6 +60,18 @@ def read_chunks(file: IO[bytes], header: Header) -> Iterator[NDArray[Any]]:
 def array_file_size(shape: tuple[int, ...]) -> int:
     """Returns how many bytes `new_array` writes for an array of this shape."""
     return _HEADER_SIZE + np.dtype(np.float32).itemsize * math.prod(shape)
+
+
+@contextmanager
+def scratch_array(folder: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+    """Yields a memory-map of a new float32 array on the disk of a folder, which has no name and is gone afterwards.
+
+    Raises:
+        UnwritableFileError: The disk is full, for instance.
+    """
+    with naming_the_file(folder), tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, np.dtype(np.float32).itemsize * math.prod(shape)))
+        yield np.memmap(file, np.float32, "r+", shape=shape)
 
 
 @contextmanager

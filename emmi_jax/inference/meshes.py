@@ -49,6 +49,10 @@ def geometry_points(mesh: Mesh) -> Array:
     return sample_triangles(0, surface_triangles(mesh), NUM_GEOMETRY_POINTS)
 
 
+def _in_memory(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.empty(shape, np.float32)
+
+
 def predict_on_meshes(
     surrogate: Surrogate,
     meshes: Mapping[str, BranchMesh],
@@ -59,6 +63,7 @@ def predict_on_meshes(
     watch: Watch = watch_nothing,
     on_encoded: Callable[[EncodedSet], object] = lambda encoded: None,
     chunk_size: ChunkSize = "auto",
+    new_array: Callable[[tuple[int, ...]], NDArray[np.float32]] = _in_memory,
     advance: Callable[[int], object] = lambda num_points: None,
 ) -> dict[str, FieldArrays]:
     """Predicts every field of the branches that have a mesh.
@@ -72,6 +77,7 @@ def predict_on_meshes(
         watch: Called with the fields of each draw, chunk by chunk.
         on_encoded: Called with the case before it is predicted.
         chunk_size: Queries per call of the model.
+        new_array: Returns an array of a shape, which is filled with a field; by default in memory.
         advance: Called with the number of points of each chunk that is done.
 
     Returns:
@@ -85,8 +91,13 @@ def predict_on_meshes(
     on_encoded(encoded)
     queries = {branch: mesh.position for branch, mesh in meshes.items() if only is None or branch in only}
     features = {branch: features[branch] for branch in queries if branch in features}
-    fields = encoded.predict(queries, query_features=features, chunk_size=chunk_size, advance=advance, watch=watch)
-    return {branch: {name: fields[f"{branch}_{name}"] for name in encoded.fields[branch]} for branch in queries}
+    arrays = {
+        branch: {name: new_array((len(position), channels)) for name, channels in encoded.fields[branch].items()}
+        for branch, position in queries.items()
+    }
+    out = {f"{branch}_{name}": array for branch, of_branch in arrays.items() for name, array in of_branch.items()}
+    encoded.predict(queries, query_features=features, out=out, chunk_size=chunk_size, advance=advance, watch=watch)
+    return arrays
 
 
 def check_forces(surface: BranchMesh, fields: Collection[str]) -> None:

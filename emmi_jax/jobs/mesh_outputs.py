@@ -64,7 +64,7 @@ def write_predictions(
 def largest_output(
     meshes: Mapping[str, BranchMesh], fields: Mapping[str, Mapping[str, int]], *, num_columns: int = 1
 ) -> int:
-    """Returns how many bytes `write_predictions` writes at most; compression may save some.
+    """Returns how many bytes of the disk `write_predictions` takes at most, while the fields are on it, too.
 
     Args:
         meshes: Meshes by branch.
@@ -73,7 +73,7 @@ def largest_output(
     """
     total = 0
     for branch, mesh in meshes.items():
-        channels = num_columns * sum(fields[branch].values()) + sum(fields[branch][name] for name in mesh.reference)
+        channels = 2 * num_columns * sum(fields[branch].values()) + sum(fields[branch][name] for name in mesh.reference)
         new_arrays = np.dtype(np.float32).itemsize * channels * len(mesh.position)
         total += 1024 * mesh.mesh.dataset.GetActualMemorySize() + new_arrays
     return total

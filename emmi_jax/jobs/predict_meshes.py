@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources, read_sources
 from emmi_jax.data.notes import Box, box_warnings
 from emmi_jax.data.readers.openfoam import describe_foam
-from emmi_jax.files.atomic import JsonDict, check_space, write_json
+from emmi_jax.files.atomic import JsonDict, check_space, make_folder, write_json
+from emmi_jax.files.npy import scratch_array
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.encoded_set import EncodedSet, Watch, collect, field_columns, watch_nothing
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
-from emmi_jax.inference.meshes import check_forces, geometry_points, predict_on_meshes, surface_forces
+from emmi_jax.inference.meshes import FieldArrays, check_forces, geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.force_report import report_forces
@@ -120,26 +122,41 @@ def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, cons
         if job.certainty.familiarity is not None:
             familiarity.update(report_familiarity(job.certainty.familiarity, encoded, console))
 
-    with ProgressBar(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
-        predicted = predict_on_meshes(
-            surrogate,
-            meshes,
-            geometry=geometry if with_inputs is None else with_inputs,
-            certainty=job.certainty,
-            watch=watch,
-            on_encoded=report,
-            chunk_size=job.chunk_size,
-            advance=progress.advance,
-        )
-    print_paths(write_predictions(job.out, predicted, meshes), console)
+    make_folder(job.out)
+    with ExitStack() as scratch:
+        # A large volume need not fit in memory a second time.
+        with ProgressBar(console, sum(len(mesh.position) for mesh in meshes.values())) as progress:
+            predicted = predict_on_meshes(
+                surrogate,
+                meshes,
+                geometry=geometry if with_inputs is None else with_inputs,
+                certainty=job.certainty,
+                watch=watch,
+                on_encoded=report,
+                chunk_size=job.chunk_size,
+                new_array=lambda shape: scratch.enter_context(scratch_array(job.out, shape)),
+                advance=progress.advance,
+            )
+        _write(job, predicted, meshes, geometry, console)
     if familiarity:
         write_json(job.out / "familiarity.json", familiarity)
+    if job.forces is not None:
+        _print_forces(job, job.forces, each, meshes[GEOMETRY_BRANCH], console)
+
+
+def _write(
+    job: MeshJob,
+    predicted: Mapping[str, FieldArrays],
+    meshes: Mapping[str, BranchMesh],
+    geometry: Array | None,
+    console: Console,
+) -> None:
+    """Writes meshes with fields, and metrics and figures where they are asked for."""
+    print_paths(write_predictions(job.out, predicted, meshes), console)
     if job.compare:
         metrics = mesh_metrics(predicted, meshes)
         write_json(job.out / "comparison.json", dict(metrics))
         console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
-    if job.forces is not None:
-        _print_forces(job, job.forces, each, meshes[GEOMETRY_BRANCH], console)
     fields_alone = {branch: {n: arrays[n] for n in field_columns(arrays)} for branch, arrays in predicted.items()}
     if job.figures is not None:
         print_paths(DRAW[job.figures](job.out, fields_alone, meshes, geometry), console)

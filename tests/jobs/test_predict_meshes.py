@@ -17,7 +17,7 @@ from emmi_jax.data.sampling import sample_points
 from emmi_jax.inference.meshes import geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.force_report import report_forces
-from emmi_jax.jobs.mesh_outputs import largest_output
+from emmi_jax.jobs.mesh_outputs import largest_output, write_predictions
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.meshes.branch_mesh import BranchMesh, geometry_mesh, query_mesh, reference_mesh
@@ -363,6 +363,21 @@ def test_no_more_is_written_than_was_foretold(compare, trained, folder, tmp_path
     predict(trained, folder, tmp_path, compare=compare, fields=folder / "fields.json" if compare else None)
     written = sum((tmp_path / path.name).stat().st_size for path in paths.values())
     assert 0.1 < written / largest_output(meshes, FIELDS) < 1
+
+
+def test_fields_of_a_volume_are_on_disk_until_they_are_written_and_leave_nothing(
+    trained, folder, tmp_path, monkeypatch
+):
+    kept: dict[str, Any] = {}
+
+    def note(out, predicted, meshes):
+        kept.update({f"{b}/{name}": type(array) for b, arrays in predicted.items() for name, array in arrays.items()})
+        return write_predictions(out, predicted, meshes)
+
+    monkeypatch.setattr("emmi_jax.jobs.predict_meshes.write_predictions", note)
+    predict(trained, folder, tmp_path / "out")
+    assert kept == {f"{b}/{name}": np.memmap for b, names in FIELDS.items() for name in names}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["boundary_1.vtp", "volume_1.vtu"]
 
 
 def test_forces_without_a_surface_are_refused(trained, folder, tmp_path):
