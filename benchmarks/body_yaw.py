@@ -89,7 +89,8 @@ def mean_forces(case: Path) -> dict[str, float]:
     rows = np.loadtxt(file)[-AVERAGED:]
     by_name = {name: rows[:, header[1:].split().index(name)] for name in ("Cd", "Cs", "Cl")}
     found = {f"{name}A": round(float(values.mean()), 6) for name, values in by_name.items()}
-    return found | {"spread_CdA": round(float(np.ptp(by_name["Cd"])), 6)}
+    spread = round(float(np.ptp(by_name["Cd"])), 6)
+    return found | {"speed": SPEED, "density": 1.0, "spread_CdA": spread}
 
 
 def write_case(case: Path, yaw: float, iterations: int) -> None:
