@@ -93,7 +93,7 @@ def compare(trainer: TrainSetup, num_turns: int) -> dict[str, Any]:
 
 
 def _jax_step(trainer: TrainSetup, params: Any) -> Callable[[Sample], float]:
-    state = [trainer.init_state(params)]
+    state = [trainer.init_state([params])]
 
     def step(batch: Sample) -> float:
         state[0], metrics = trainer.train_step(state[0], batch)

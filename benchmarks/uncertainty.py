@@ -22,12 +22,12 @@ from scipy.stats import norm, spearmanr
 from benchmarks import measure
 from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
 from emmi_jax.data.ellipsoids import EllipsoidDataset
-from emmi_jax.data.familiarity import fit_familiarity
+from emmi_jax.data.familiarity import Description, fit_familiarity
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, Ellipsoid, random_ellipsoids
 from emmi_jax.data.samples import Sample, normalize_sample, stack_samples
-from emmi_jax.inference.case_encoding import pooled
+from emmi_jax.deploy.spread import Spread
+from emmi_jax.inference.case_encoding import case_traits, pooled
 from emmi_jax.inference.intervals import field_scores, number_score
-from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.plots.uncertainty import draw_coverage, draw_errors_over_deviations
 from emmi_jax.runs.load import load_run
@@ -42,11 +42,11 @@ _BATCH = 20
 
 
 class Found(NamedTuple):
-    """Scores [cases] by quantity, errors and deviations of the number [2, cases], and encodings [cases, D]."""
+    """Scores [cases] by quantity, errors and deviations of the number [2, cases], and the cases in numbers."""
 
     scores: dict[str, NDArray[np.float64]]
     numbers: NDArray[np.float64]
-    encodings: NDArray[np.float64]
+    described: list[Description]
 
 
 def main() -> None:
@@ -71,6 +71,7 @@ def main() -> None:
         "unseen": random_ellipsoids(options.unseen, seed=102),
         "larger": outside(options.shifted, (0, 1, 2)),
         "one longer axis": outside(options.shifted, (0,)),
+        "one shorter axis": outside(options.shifted, (0,), is_shorter=True),
     }
     found = {name: evaluate(surrogate, dataset, chosen, options.share) for name, chosen in bodies.items()}
     sets = np.arange(options.sets * options.cases).reshape(options.sets, options.cases)
@@ -94,21 +95,21 @@ def main() -> None:
         measure.report(f"{NUMBER}, mean and normal quantiles of the members", plain, name)
 
 
-def outside(number: int, axes: Sequence[int]) -> list[Ellipsoid]:
-    """Returns ellipsoids with some semi-axes beyond the range of the training cases by 10 to 50 %."""
+def outside(number: int, axes: Sequence[int], *, is_shorter: bool = False) -> list[Ellipsoid]:
+    """Returns ellipsoids with some semi-axes beyond the range of the training cases, by a factor of 1.1 to 1.5."""
     rng, bodies = np.random.default_rng(103), []
     for body in random_ellipsoids(number, seed=104):
-        semi_axes = np.array(body.semi_axes)
-        semi_axes[list(axes)] = SEMI_AXIS_RANGE[1] * rng.uniform(1.1, 1.5, len(axes))
+        semi_axes, factor = np.array(body.semi_axes), rng.uniform(1.1, 1.5, len(axes))
+        semi_axes[list(axes)] = SEMI_AXIS_RANGE[0] / factor if is_shorter else SEMI_AXIS_RANGE[1] * factor
         bodies.append(replace(body, semi_axes=semi_axes))
     return bodies
 
 
 def evaluate(surrogate: Surrogate, dataset: EllipsoidDataset, bodies: Sequence[Ellipsoid], share: float) -> Found:
-    """Returns scores and encodings of bodies, one draw of points each."""
+    """Returns scores and descriptions of bodies, one draw of points each."""
     scores: dict[str, list[float]] = {}
-    numbers, encodings = [], []
-    for sample, each, encoding in predictions(surrogate, dataset, bodies):
+    numbers, described = [], []
+    for sample, each, description in predictions(surrogate, dataset, bodies):
         for branch, points in sample.queries.items():
             for name, known in points.fields.items():
                 spread = Spread.of(each[branch, name])
@@ -118,21 +119,22 @@ def evaluate(surrogate: Surrogate, dataset: EllipsoidDataset, bodies: Sequence[E
         spread, known = Spread.of(each[key].mean(axis=(2, 3))), float(sample.queries[key[0]].fields[key[1]].mean())
         scores.setdefault(NUMBER, []).append(number_score(spread, known))
         numbers.append((abs(spread.mean - known), 1.0 if spread.deviation is None else spread.deviation))
-        encodings.append(encoding)
-    return Found({name: np.array(found) for name, found in scores.items()}, np.array(numbers).T, np.array(encodings))
+        described.append(description)
+    return Found({name: np.array(found) for name, found in scores.items()}, np.array(numbers).T, described)
 
 
 def predictions(
     surrogate: Surrogate, dataset: EllipsoidDataset, bodies: Sequence[Ellipsoid]
-) -> Iterator[tuple[Sample, dict[tuple[str, str], NDArray[Any]], NDArray[Any]]]:
-    """Yields samples, their fields [members, 1, n, F] at the queries, and their encodings, computed in batches."""
+) -> Iterator[tuple[Sample, dict[tuple[str, str], NDArray[Any]], Description]]:
+    """Yields samples, their fields [members, 1, n, F] at the queries, and what they are in numbers."""
     model, normalizer, sampling = surrogate.model, surrogate.normalizer, surrogate.sampling
 
     @jax.jit
     def apply(params: Any, batch: Sample) -> Any:
         predicted, updated = model.apply({"params": params}, **batch.model_inputs(), mutable=["cache"])
         with_axis = jax.tree.map(lambda leaf: leaf[:, None], updated["cache"])
-        return predicted, jax.vmap(lambda entries: pooled(entries, NO_CONDITION))(with_axis)
+        traits = jax.vmap(lambda points: case_traits(points, NO_CONDITION))(batch.geometry.position)
+        return predicted, Description(traits, jax.vmap(pooled)(with_axis))
 
     rng = np.random.default_rng([105, len(bodies)])
     num_points = sampling.num_test_anchors
@@ -154,7 +156,7 @@ def predictions(
                 for branch, points in sample.queries.items()
                 for name in points.fields
             }
-            yield sample, each, np.asarray(found[0][1][row], np.float64)
+            yield sample, each, Description(*(np.asarray(values[row], np.float64) for values in found[0][1]))
 
 
 def shares(found: dict[str, Found], sets: NDArray[np.int64], quantity: str) -> NDArray[np.float64]:
@@ -183,10 +185,10 @@ def coverage(found: dict[str, Found], sets: NDArray[np.int64], quantity: str) ->
 
 def familiarity(found: dict[str, Found], sets: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Returns how many cases of each kind are called unfamiliar, over all calibration sets."""
-    usual = fit_familiarity(found["train"].encodings, found["calibration"].encodings)
+    usual = fit_familiarity(found["train"].described, found["calibration"].described)
     rows = []
-    for name in ("unseen", "larger", "one longer axis"):
-        distances = [float(usual.distance(encoding)) for encoding in found[name].encodings]
+    for name in ("unseen", "larger", "one longer axis", "one shorter axis"):
+        distances = [usual.distance(case) for case in found[name].described]
         shares = [
             np.mean([replace(usual, known=usual.known[chosen]).p_value(distance) <= ALARM for distance in distances])
             for chosen in sets

@@ -1,21 +1,24 @@
-"""How far a case is from the training cases: a distance of their encodings, and what of it is usual.
+"""How far a case is from the training cases: whether it is beyond their ranges, and a distance of their encodings.
 
-The distance has two parts, one along the directions in which the training cases differ, one across them: the squared
-Mahalanobis distance there, and the squared length of the rest, each divided by what a new case of the same kind has on
-average. Their weights need no choice, and the distance has derivatives.
+The distance is the larger of two. The first is taken from numbers that mean something by themselves, such as lengths
+and conditions: how far the farthest of them is from the middle of the training cases' range, in halves of it. The
+second is of what the model encodes: the squared Mahalanobis distance along the directions in which the training cases
+differ, and the squared length across them, each divided by what a new case of the same kind has on average, in units of
+the farthest training case. So both are at most about 1 inside. Their weights need no choice, and both have derivatives.
 
 Sources: Lee et al. 2018, "A simple unified framework for detecting out-of-distribution samples and adversarial attacks"
 (NeurIPS), for distances of encodings; Yue and Qin 2001, "Reconstruction-based fault identification using a combined
-index" (Ind. Eng. Chem. Res. 40), for the two parts.
+index" (Ind. Eng. Chem. Res. 40), for the two squares.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from emmi_jax.data.conformal import p_value
 
@@ -26,42 +29,68 @@ _SHARE, _FOLDS = 0.95, 4
 _TINY = 1e-12
 
 
-@dataclass(frozen=True, eq=False)
-class Familiarity:
-    """What encodings [D] of cases are usual.
+class Description(NamedTuple):
+    """A case in numbers, NumPy or JAX arrays.
 
-    Args:
-        center: Mean [D] of the training cases.
-        unit: What each number [D] is divided by.
-        directions: Orthonormal directions [d, D] in which they differ.
-        spread: Mean square along each direction [d] of a new case.
-        rest: Mean squared length across them of a new case.
-        known: Distances [n] of calibration cases.
+    Attributes:
+        traits: Numbers [R] that mean something by themselves.
+        encoding: What a model makes of the case, [D].
     """
 
+    traits: Any
+    encoding: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Familiarity:
+    """What cases are usual.
+
+    Args:
+        middle: Middle [R] of the range of each trait in the training cases.
+        reach: Half of that range [R].
+        center: Mean encoding [D] of the training cases.
+        unit: What the encoding is divided by.
+        directions: Orthonormal directions [d, D] in which the encodings differ.
+        spread: Mean square along each direction [d] of a new case.
+        rest: Mean squared length across them of a new case.
+        farthest: Distance of the encoding of the farthest training case.
+        known: Both distances [n, 2] of calibration cases.
+    """
+
+    middle: NDArray[np.float64]
+    reach: NDArray[np.float64]
     center: NDArray[np.float64]
-    unit: NDArray[np.float64]
+    unit: float
     directions: NDArray[np.float64]
     spread: NDArray[np.float64]
     rest: float
+    farthest: float
     known: NDArray[np.float64]
 
-    def distance(self, encoding: Any) -> Any:
-        """Returns the distance of an encoding [D], a NumPy or a JAX array; that of a usual case is about 1."""
-        offset = (encoding - self.center.astype(encoding.dtype)) / self.unit.astype(encoding.dtype)
-        along = self.directions.astype(encoding.dtype) @ offset
-        across = (offset @ offset - along @ along) / self.rest
-        inside = (along**2 / self.spread.astype(encoding.dtype)).sum() / len(self.spread)
-        return ((inside + across) / 2) ** 0.5
+    def distances(self, case: Description) -> tuple[Any, Any]:
+        """Returns the distances by traits and by encoding."""
+        dtype = case.traits.dtype
+        outside = abs((case.traits - self.middle.astype(dtype)) / self.reach.astype(dtype))
+        dtype = case.encoding.dtype
+        offset = (case.encoding - self.center.astype(dtype)) / self.unit
+        along = self.directions.astype(dtype) @ offset
+        across = abs(offset @ offset - along @ along) / self.rest  # rounding may make it negative
+        inside = (along**2 / self.spread.astype(dtype)).sum() / len(self.spread)
+        return outside.max(initial=0), ((inside + across) / 2 + _TINY**2) ** 0.5 / self.farthest
+
+    def distance(self, case: Description) -> float:
+        """Returns the larger of both distances."""
+        return float(np.max(self.distances(case)))
 
     def p_value(self, distance: float) -> float:
         """Returns the share of cases, the new one among them, that are as far as the new one."""
-        return p_value(self.known, distance)
+        return p_value(self.known.max(axis=1), distance)
 
     @property
-    def limit(self) -> float:
-        """The median distance of the calibration cases."""
-        return float(np.median(self.known))
+    def limits(self) -> tuple[float, float]:
+        """The median of each distance of the calibration cases, above 0."""
+        of_traits, of_encodings = np.maximum(np.median(self.known, axis=0), _TINY)
+        return float(of_traits), float(of_encodings)
 
     def to_arrays(self) -> dict[str, NDArray[np.float64]]:
         """Returns everything as arrays, to store."""
@@ -70,62 +99,58 @@ class Familiarity:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.float64]]) -> Familiarity:
         """Makes it of what `to_arrays` returns."""
-        center, unit, directions, spread, rest, known = (arrays[name] for name in cls.__annotations__)
-        return cls(center, unit, directions, spread, float(rest), known)
+        found = {name: arrays[name] for name in cls.__annotations__}
+        numbers = {name: float(found[name]) for name in ("unit", "rest", "farthest")}
+        return cls(**found | numbers)  # type: ignore[arg-type]
 
 
-def fit_familiarity(train: ArrayLike, calibration: ArrayLike, *, num_conditions: int = 0) -> Familiarity:
-    """Learns what encodings are usual.
+def fit_familiarity(train: Sequence[Description], calibration: Sequence[Description]) -> Familiarity:
+    """Learns what cases are usual.
 
     Args:
-        train: Encodings [N, D] of the training cases.
-        calibration: Encodings [n, D] of cases that the model was not trained on.
-        num_conditions: How many of the numbers, the last ones, are conditions; these have the weight of all others.
+        train: The training cases.
+        calibration: Cases that the model was not trained on.
 
     Raises:
-        ValueError: There are fewer than `MIN_CASES` training cases, or an encoding is not finite.
+        ValueError: There are fewer than `MIN_CASES` training cases, or a number is not finite.
     """
-    encodings = np.asarray(train, np.float64)
-    if len(encodings) < MIN_CASES or not np.isfinite(encodings).all():
-        raise ValueError(f"expected finite encodings of at least {MIN_CASES} training cases, got {len(encodings)}")
-    origin, unit = encodings.mean(axis=0), _unit(encodings, num_conditions)
+    traits = np.array([case.traits for case in train], np.float64)
+    encodings = np.array([case.encoding for case in train], np.float64)
+    if len(train) < MIN_CASES or not (np.isfinite(traits).all() and np.isfinite(encodings).all()):
+        raise ValueError(f"expected finite encodings of at least {MIN_CASES} training cases, got {len(train)}")
+    low, high = traits.min(axis=0), traits.max(axis=0)
+    origin, unit = encodings.mean(axis=0), _deviation(encodings)
     encodings = (encodings - origin) / unit
     number = _num_directions(encodings)
     center, directions = _directions(encodings, number)
-    along, rest = [], []
+    along, rest = np.empty((len(encodings), number)), np.empty(len(encodings))
     for fold in range(_FOLDS):  # what a case has that the directions were not fitted to
         is_left_out = np.arange(len(encodings)) % _FOLDS == fold
         fold_center, fold_directions = _directions(encodings[~is_left_out], number)
         offset = encodings[is_left_out] - fold_center
-        rest.append(np.square(offset).sum(axis=1) - np.square(offset @ fold_directions.T).sum(axis=1))
-        along.append(np.square((encodings[is_left_out] - center) @ directions.T))
+        rest[is_left_out] = np.square(offset).sum(axis=1) - np.square(offset @ fold_directions.T).sum(axis=1)
+        along[is_left_out] = np.square((encodings[is_left_out] - center) @ directions.T)
     floor = _TINY * encodings.shape[1]
+    spread, across = np.maximum(along.mean(axis=0), floor), max(float(rest.mean()), floor)
+    farthest = float(np.sqrt(((along / spread).mean(axis=1) + rest / across).max() / 2))
     found = Familiarity(
-        origin,
-        unit,
-        directions,
-        np.maximum(np.concatenate(along).mean(axis=0), floor),
-        max(float(np.concatenate(rest).mean()), floor),
-        np.zeros(0),
+        middle=(low + high) / 2,
+        reach=np.maximum((high - low) / 2, _TINY + 1e-6 * np.maximum(abs(low), abs(high))),
+        center=origin,
+        unit=unit,
+        directions=directions,
+        spread=spread,
+        rest=across,
+        farthest=max(farthest, 1.0),
+        known=np.zeros((0, 2)),
     )
-    known = np.array([found.distance(encoding) for encoding in np.asarray(calibration, np.float64)])
-    return replace(found, known=known)
-
-
-def _unit(encodings: NDArray[np.float64], num_conditions: int) -> NDArray[np.float64]:
-    num_values = encodings.shape[1] - num_conditions
-    unit = np.empty(encodings.shape[1])
-    unit[:num_values] = _deviation(encodings[:, :num_values])
-    weight = np.sqrt(num_values / max(num_conditions, 1))
-    unit[num_values:] = _deviation(encodings[:, num_values:]) / weight
-    return unit
+    known = [found.distances(case) for case in calibration]
+    return replace(found, known=np.array(known, np.float64).reshape(-1, 2))
 
 
 def _deviation(values: NDArray[np.float64]) -> float:
-    """Returns the root mean square deviation of all columns; where they are constant, a millionth of their size."""
-    if not values.size:
-        return 1.0
-    return float(np.sqrt(values.var(axis=0).mean())) or 1e-6 * (float(np.abs(values).mean()) or 1.0)
+    """Returns the root mean square deviation of all columns, at least a millionth of their size: that is rounding."""
+    return max(float(np.sqrt(values.var(axis=0).mean())), 1e-6 * float(np.abs(values).mean())) or 1.0
 
 
 def _num_directions(encodings: NDArray[np.float64]) -> int:

@@ -99,19 +99,23 @@ def coefficient_metrics(predicted: Array, reference: Array) -> dict[str, float |
         `spearman`, the correlation of the ranks, where equal values share theirs. What is undefined is None: `r2` where
         all references are equal, as that of a single case is; `spearman` where all values of either are.
     """
-    from scipy.stats import rankdata
-
     predicted, reference = (np.asarray(values, np.float64) for values in (predicted, reference))
     error, deviation = np.abs(predicted - reference), reference - reference.mean()
     mean, spread = float(np.abs(reference).mean()), float(np.vdot(deviation, deviation))
-    ranks = [rankdata(values) for values in (predicted, reference)]
-    is_ranked = all(np.ptp(rank) > 0 for rank in ranks)
     return {
         "mae": float(error.mean()),
         "mae_percent": 100 * float(error.mean()) / mean if mean > 0 else None,
         "r2": 1 - float(np.vdot(error, error)) / spread if spread > 0 else None,
-        "spearman": float(np.corrcoef(*ranks)[0, 1]) if is_ranked else None,
+        "spearman": rank_correlation(predicted, reference),
     }
+
+
+def rank_correlation(values: Array, others: Array) -> float | None:
+    """Returns the correlation of the ranks, where equal values share theirs; None where all of either are equal."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(given) for given in (values, others)]
+    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(rank) > 0 for rank in ranks) else None
 
 
 def mean_metrics(metrics: Sequence[Mapping[str, Metrics]]) -> dict[str, Metrics]:

@@ -14,6 +14,7 @@ from .archive import Program
 from .case import Case, check_not_empty, padded_geometry
 from .conditions import Condition, in_model_units
 from .draws import Array, Geometry
+from .encoded_set import EncodedSet
 from .features import FeaturesLike
 from .manifest import FileScales, Manifest
 from .streaming import Chunk, Query, StreamedChunk, model_positions, stream_fields
@@ -39,7 +40,9 @@ class ExportedSurrogate(Surrogate):
         self._manifest, self._programs, self._devices = manifest, programs, devices
         self._context = {name: array for name, array in arrays.items() if name.startswith("context/")}
         parameters = tuple(array for name, array in arrays.items() if name.startswith("parameters/"))
-        self._parameters = [jax.device_put(parameters, device) for device in devices]
+        number = manifest.num_members
+        members = [parameters] if number == 1 else [tuple(a[member] for a in parameters) for member in range(number)]
+        self._parameters = [[jax.device_put(member, device) for device in devices] for member in members]
 
     @property
     def fields(self) -> dict[str, dict[str, int]]:
@@ -53,6 +56,11 @@ class ExportedSurrogate(Surrogate):
     def features(self) -> dict[str, dict[str, int]]:
         """Inputs of the model beside positions: numbers of channels by branch, or ``geometry``, and name, in order."""
         return self._manifest.scales.feature_channels
+
+    @property
+    def num_members(self) -> int:
+        """Number of models in the file; their mean is the prediction."""
+        return self._manifest.num_members
 
     @property
     def units(self) -> dict[str, str]:
@@ -100,9 +108,13 @@ class ExportedSurrogate(Surrogate):
         features = tuple(scales.normalize_features(b, case.features[b])[None] for b in sizes if b in case.features)
         encode = self._program("encode", sizes)
         more = (features,) if features else ()
-        entries = encode.run(self._parameters[0], *jax.device_put((*inputs, *more), self._devices[0]))
-        constants = [jax.device_put((entries, inputs[2]), device) for device in self._devices]
-        return ExportedCase(self, sizes, constants, scales.under(condition))
+        on_device, under = jax.device_put((*inputs, *more), self._devices[0]), scales.under(condition)
+        members = []
+        for parameters in self._parameters:
+            entries = encode.run(parameters[0], *on_device)
+            constants = [jax.device_put((entries, inputs[2]), device) for device in self._devices]
+            members.append(ExportedCase(self, parameters, sizes, constants, under))
+        return members[0] if len(members) == 1 else EncodedSet(tuple((member,) for member in members))
 
     def _program(self, function: str, sizes: Mapping[str, int], num_queries: int | None = None) -> Program:
         """Returns the first program for these sizes: one with the run's own kernel, or else the one for any sizes."""
@@ -121,12 +133,14 @@ class ExportedCase(Encoded):
 
     Args:
         surrogate: What encoded it.
+        parameters: Those of its model on each device.
         num_anchors: Numbers of anchors by branch.
         constants: Keys and values of anchors and geometry, and the condition, on each device.
         scales: Conversions of its positions, features and fields.
     """
 
     surrogate: ExportedSurrogate
+    parameters: Sequence[Any]
     num_anchors: Mapping[str, int]
     constants: Sequence[Any]
     scales: FileScales
@@ -155,9 +169,7 @@ class ExportedCase(Encoded):
             run = surrogate._program(f"query/{branch}", self.num_anchors, size).run
             given = [chunk.position, *([] if features is None else [features])]
             rows = jax.device_put(given, surrogate._devices[at])
-            return dict(
-                zip(self.fields[branch], run(surrogate._parameters[at], *self.constants[at], *rows), strict=True)
-            )
+            return dict(zip(self.fields[branch], run(self.parameters[at], *self.constants[at], *rows), strict=True))
 
         in_flight, num_axes = 2 * len(surrogate._devices), len(self.scales.position_low)
         yield from stream_fields(

@@ -77,6 +77,7 @@ class Manifest(NamedTuple):
     units: dict[str, str]
     arrays: dict[str, tuple[str, tuple[int, ...]]]
     programs: tuple[Entry, ...]
+    num_members: int
 
     def newer_jax(self) -> str | None:
         """Says which jax wrote the file, and which this is, if that one is newer by more than a patch."""
@@ -127,7 +128,17 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
             for name, entry in values["arrays"].items()
         },
         programs=tuple(_entry(**entry) for entry in values["programs"]),
+        num_members=_num_members(values.get("num_members", 1), values["arrays"]),
     )
+
+
+def _num_members(value: Any, arrays: dict[str, Any]) -> int:
+    """Returns the number of models; parameters of several have a leading axis for them."""
+    number = _size(value, LARGEST_SIZE)
+    stacked = [entry["shape"] for name, entry in arrays.items() if name.startswith("parameters/")]
+    if number < 1 or (number > 1 and any(shape[:1] != [number] for shape in stacked)):
+        raise ValueError(f"its parameters are not those of {number} members")
+    return number
 
 
 def _feature_channels(model: dict[str, Any]) -> dict[str, int]:

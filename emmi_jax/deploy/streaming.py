@@ -56,7 +56,7 @@ class Query(NamedTuple):
 
 
 class StreamedChunk(NamedTuple):
-    """Fields at queries `start`, `start` + 1, … of a branch: arrays [num_points, F] float32 by field."""
+    """Fields at queries `start`, `start` + 1, … of a branch: arrays [..., num_points, F] float32 by field."""
 
     branch: str
     start: int
@@ -65,7 +65,7 @@ class StreamedChunk(NamedTuple):
     @property
     def num_points(self) -> int:
         """Number of queries in the chunk."""
-        return len(next(iter(self.fields.values())))
+        return int(next(iter(self.fields.values())).shape[-2])
 
 
 def stream_fields(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
+from emmi_jax.deploy.encoded_set import EncodedSet, field_columns
 from emmi_jax.design.derivatives import (
     directional_derivative,
     evaluate,
@@ -29,7 +30,6 @@ from emmi_jax.design.morphs import (
 )
 from emmi_jax.design.problem import CaseInputs, Sensitivity
 from emmi_jax.design.surface import Surface, Vertices
-from emmi_jax.inference.encoded_set import EncodedSet, field_columns
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.points import Array
 

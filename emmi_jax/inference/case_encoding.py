@@ -1,4 +1,4 @@
-"""What a model makes of a whole case, as one vector."""
+"""A whole case in numbers: traits that mean something by themselves, and what a model makes of it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,67 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.inference.encoded_set import EncodedSet
+from emmi_jax.data.familiarity import Description
+from emmi_jax.deploy.draws import GEOMETRY_BRANCH
+from emmi_jax.deploy.encoded_set import EncodedSet
+from emmi_jax.ops.arrays import at_least_float32
 
 _GEOMETRY = "kv"
 """The module of a perceiver that keeps keys and values of the geometry."""
 
 
-def case_encoding(encoded: EncodedSet) -> NDArray[np.float64]:
-    """Returns the encoding [D] of a case by its first member and draw."""
+def describe(encoded: EncodedSet) -> Description:
+    """Describes a case by its first member and draw, in float64."""
     first = encoded.variants[0][0]
-    return np.asarray(pooled(first.cache.entries, flat_condition(first.condition)), np.float64)
+    found = case_traits(first.shape, flat_condition(first.condition)), pooled(first.cache.entries)
+    return Description(*(np.asarray(values, np.float64) for values in found))
+
+
+def shape_points(anchors: Mapping[str, Any], geometry: Any) -> Any:
+    """Returns the points that show the shape to a model: those of the geometry, or else the anchors of the surface.
+
+    None for a model that sees neither.
+    """
+    return anchors.get(GEOMETRY_BRANCH) if geometry is None else geometry.position
 
 
 @jax.jit
-def pooled(entries: Any, condition: jax.Array) -> jax.Array:
-    """Returns mean and deviation over the tokens of cached values, and the condition [c]; differentiable.
+def case_traits(points: Any, condition: Any) -> jax.Array:
+    """Returns lowest and highest coordinates, least, mean and largest distance from the center, and the condition.
+
+    Args:
+        points: Points [N, n] that show the shape; None for none.
+        condition: The condition [c] in model units; empty for none.
+    """
+    if points is None:
+        return jnp.asarray(condition)
+    offset = points - points.mean(axis=0)
+    radius = jnp.sqrt((offset**2).sum(axis=1))
+    radii = jnp.stack([radius.min(), radius.mean(), radius.max()])
+    return jnp.concatenate([points.min(axis=0), points.max(axis=0), radii, condition.astype(points.dtype)])
+
+
+@jax.jit
+def pooled(entries: Any) -> jax.Array:
+    """Returns mean and deviation over the tokens of cached values; differentiable.
 
     The values are those of the geometry, for models that have it, or else of all anchors. Keys are rotated by their
     positions, so they are left out.
 
     Args:
         entries: Flax's ``cache`` collection of one case.
-        condition: The condition in model units; empty for none.
     """
     groups = list(_groups(entries))
     of_geometry = [entry for name, entry in groups if name == _GEOMETRY]
     parts = []
     for entry in of_geometry or [entry for _, entry in groups]:
-        value = entry["value"][0].reshape(entry["value"].shape[1], -1).astype(jnp.float32)
+        value = at_least_float32(entry["value"][0].reshape(entry["value"].shape[1], -1))
         is_real = entry["mask"][0] if "mask" in entry else jnp.ones(len(value), bool)
         share = is_real[:, None].astype(value.dtype) / is_real.sum(dtype=value.dtype)
         mean = (share * value).sum(axis=0)
         variance = (share * (value - mean) ** 2).sum(axis=0)
         parts += [mean, jnp.sqrt(variance + 1e-6)]
-    return jnp.concatenate([*parts, condition.astype(jnp.float32)])
+    return jnp.concatenate(parts)
 
 
 def _groups(entries: Any, name: str = "") -> Any:

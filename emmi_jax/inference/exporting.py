@@ -106,7 +106,6 @@ def export_surrogate(
 
 def _check_geometry(surrogate: Surrogate) -> None:
     config = surrogate.model.config
-    surrogate.refuse_ensemble("an exported file")
     if config.has_geometry and not all(_geometry_sizes(surrogate)):
         sizes = list(_geometry_sizes(surrogate))
         raise ValueError(f"the model has a geometry branch, but the run draws {sizes} geometry points and supernodes")
@@ -236,13 +235,18 @@ def _write(path: Path, surrogate: Surrogate, units: dict[str, str], programs: Se
 
 
 def _arrays(surrogate: Surrogate) -> dict[str, NDArray[Any]]:
-    arrays = {f"parameters/{'/'.join(key)}": np.asarray(a) for key, a in flatten_dict(surrogate.params).items()}
+    members = [flatten_dict(member.params) for member in surrogate.members]
+    arrays = {f"parameters/{'/'.join(key)}": _stacked([member[key] for member in members]) for key in members[0]}
     context = surrogate.context
     if context is not None:
         arrays |= {f"context/anchors/{b}": np.asarray(a, np.float64) for b, a in context.anchors.items()}
         arrays |= {f"context/anchor_features/{b}": np.asarray(a) for b, a in context.anchor_features.items()}
         arrays |= {f"context/{name}": array for name, array in context.stored_geometry.items()}
     return arrays
+
+
+def _stacked(members: Sequence[Any]) -> NDArray[Any]:
+    return np.asarray(members[0]) if len(members) == 1 else np.stack([np.asarray(one) for one in members])
 
 
 def _npy(array: NDArray[Any]) -> bytes:
@@ -260,6 +264,7 @@ def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Pr
     return {
         "format": "emmi",
         "version": FORMAT_VERSION,
+        "num_members": len(surrogate.members),
         "jax": jax.__version__,
         "model": config.to_dict(),
         "fields": {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emmi_jax.data.conformal import half_width, normalized_scores
 from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.data.normalization import Normalizer
-from emmi_jax.inference.spread import Spread
+from emmi_jax.deploy.spread import Spread
 from emmi_jax.points import Array
 
 

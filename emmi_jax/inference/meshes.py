@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS
 from emmi_jax.data.sampling import sample_triangles
+from emmi_jax.deploy.encoded_set import EncodedSet, Watch, watch_nothing
+from emmi_jax.deploy.spread import Spread
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.encoded_set import EncodedSet, Watch, watch_nothing
 from emmi_jax.inference.intervals import SINGLE, Certainty
-from emmi_jax.inference.spread import Spread
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.meshes.branch_mesh import BranchMesh
 from emmi_jax.meshes.forces import ForceReference, ForceSurface, force_fields

@@ -15,16 +15,18 @@ from emmi_jax.deploy import surrogate as deploy
 from emmi_jax.deploy.case import Case
 from emmi_jax.deploy.conditions import in_model_units
 from emmi_jax.deploy.draws import Sampling as DeploySampling
+from emmi_jax.deploy.encoded_set import EncodedSet
 from emmi_jax.deploy.features import FeaturesLike
 from emmi_jax.deploy.streaming import Queries, StreamedChunk
 from emmi_jax.deploy.surrogate import ConditionLike, Encoded, Inputs
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
-from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.encoded_set import EncodedSet
+from emmi_jax.inference.case_encoding import shape_points
+from emmi_jax.inference.chunks import ChunkSize, to_model_units
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
+from emmi_jax.points import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,10 @@ class Surrogate(deploy.Surrogate):
             anchor_features=case.features,
             normalizer=self.normalizer,
         )
-        return EncodedCase(under, cache, condition)
+        shape = shape_points(case.anchors, case.geometry)
+        if shape is not None:
+            shape = to_model_units("the shape", shape, self.model.config.num_position_axes, self.normalizer)
+        return EncodedCase(under, cache, condition, shape)
 
     def encode_draws(
         self, repeats: int, *, seed: int = 0, intervals: Intervals | None = None, **case: Any
@@ -173,11 +178,13 @@ class EncodedCase(Encoded):
         surrogate: What encoded it.
         cache: Keys and values of its anchors and geometry.
         condition: The condition that it was encoded with, in model units.
+        shape: Points [N, n] that show its shape to the model, in model units.
     """
 
     surrogate: Surrogate
     cache: AnchorCache
     condition: ConditionLike | None = None
+    shape: Array | None = None
 
     @property
     def fields(self) -> Mapping[str, Mapping[str, int]]:

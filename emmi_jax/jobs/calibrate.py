@@ -6,32 +6,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from emmi_jax.config.jobs import CalibrationJob, EvaluationJob, ForceOptions
-from emmi_jax.data.cases import Case, ReadOptions
-from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
-from emmi_jax.data.draws import GEOMETRY_BRANCH
-from emmi_jax.data.familiarity import MIN_CASES, Familiarity, fit_familiarity
-from emmi_jax.data.metrics import known_rows
+from emmi_jax.data.cases import ReadOptions
+from emmi_jax.data.conformal import conformal_quantile, coverage_law
+from emmi_jax.data.familiarity import MIN_CASES, Description, Familiarity, fit_familiarity
 from emmi_jax.data.open import open_cases
+from emmi_jax.deploy.spread import Spread
 from emmi_jax.files.atomic import make_folder
-from emmi_jax.inference.case_encoding import case_encoding, flat_condition
-from emmi_jax.inference.encoded_set import EncodedSet, collect
-from emmi_jax.inference.intervals import field_scores, number_score
-from emmi_jax.inference.spread import Spread
+from emmi_jax.inference.case_encoding import describe
+from emmi_jax.inference.intervals import number_score
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.evaluate import ChosenCases, case_arguments, checked_case, chosen_cases, query_features
-from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces, ForceEvaluation
+from emmi_jax.jobs.evaluation_cases import ChosenCases, case_arguments, checked_case, chosen_cases
+from emmi_jax.jobs.evaluation_coverage import LEVELS, field_coverage
+from emmi_jax.jobs.evaluation_forces import NAMES, ForceEvaluation
 from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths, print_unusable, say
 from emmi_jax.meshes.point_inputs import input_names
 from emmi_jax.runs.calibration import Calibration, parameters_of, write_calibration
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
-
-LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
@@ -61,8 +55,8 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
     _refuse_training_cases(job, chosen, config)
     make_folder(job.run)  # which says at once if it cannot be written to
     forces = ForceEvaluation(_force_options(job, chosen), chosen.known_forces, surrogate.model.config.fields)
-    scores, known, encodings = _scores(job, chosen, surrogate, forces, console)
-    familiarity = _familiarity(asked, config, surrogate, encodings, console)
+    scores, known, described = _scores(job, chosen, surrogate, forces, console)
+    familiarity = _familiarity(asked, config, surrogate, described, console)
     calibration = Calibration(
         parameters=parameters_of(surrogate),
         data=chosen.data,
@@ -82,41 +76,11 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
     print_paths([path], console)
 
 
-def case_scores(
-    encoded: EncodedSet, surrogate: Surrogate, case: Case, forces: CaseForces | None, *, share: float
-) -> tuple[dict[str, float], dict[str, Spread]]:
-    """Returns the scores of a case by field, and its predicted coefficients.
-
-    Args:
-        encoded: The case as it was encoded.
-        surrogate: What predicts.
-        case: The case, with known fields.
-        forces: What integrates forces; None for no coefficients.
-        share: The share of the points that a score covers.
-    """
-    fields = surrogate.model.config.fields
-    points = {branch: case.points[branch] for branch in fields}
-    features = query_features(surrogate, case)
-    scores, spreads = {}, {}
-    for branch, names in fields.items():
-        values, watch = collect(branch, len(points[branch].position), list(names))
-        given = {branch: features[branch]} if branch in features else {}
-        for chunk in encoded.stream_each({branch: points[branch].position}, query_features=given):
-            watch(chunk)
-        for name in names:
-            known = points[branch].fields[name]
-            pointwise = field_scores(surrogate.normalizer, branch, name, Spread.of(values[name]), known)
-            scores[f"{branch}/{name}"] = covering_score(known_rows(known, pointwise)[0], share)
-        if branch == GEOMETRY_BRANCH and forces is not None:
-            spreads = forces.spreads(values)
-    return scores, spreads
-
-
 def _scores(
     job: CalibrationJob, chosen: ChosenCases, surrogate: Surrogate, forces: ForceEvaluation, console: Console
-) -> tuple[dict[str, list[float]], str | None, list[NDArray[np.float64]]]:
-    """Returns the scores of the cases, what coefficients were compared with, and the encodings of the cases."""
-    encodings: list[NDArray[np.float64]] = []
+) -> tuple[dict[str, list[float]], str | None, list[Description]]:
+    """Returns the scores of the cases, what coefficients were compared with, and what the cases are in numbers."""
+    described: list[Description] = []
     scores: dict[str, list[float]] = {}
     predicted: dict[str, dict[str, Spread]] = {}
     with ProgressBar(console, len(chosen.read), unit="cases") as progress:
@@ -125,13 +89,13 @@ def _scores(
             forces.begin(name, case)
             of_case = forces.cases.get(name)
             encoded = surrogate.encode_draws(job.repeats, **case_arguments(surrogate, case))
-            encodings.append(case_encoding(encoded))
-            found, predicted[name] = case_scores(encoded, surrogate, case, of_case, share=job.share)
-            for quantity, score in found.items():
-                scores.setdefault(quantity, []).append(score)
+            described.append(describe(encoded))
+            found, predicted[name] = field_coverage(encoded, surrogate, case, of_case, share=job.share)
+            for quantity, of_field in found.items():
+                scores.setdefault(quantity, []).append(of_field.score)
             progress.advance(1, name)
     if not forces.cases:
-        return scores, None, encodings
+        return scores, None, described
     has_area = [known is not None and known.area is not None for known in chosen.known_forces.values()]
     known = "solver" if all(has_area) else "reference"
     for coefficient in NAMES:
@@ -139,14 +103,14 @@ def _scores(
             number_score(predicted[name][coefficient], of_case.known[known][coefficient])
             for name, of_case in forces.cases.items()
         ]
-    return scores, known, encodings
+    return scores, known, described
 
 
 def _familiarity(
     asked: EvaluationJob,
     config: RunConfig,
     surrogate: Surrogate,
-    encodings: Sequence[NDArray[np.float64]],
+    described: Sequence[Description],
     console: Console,
 ) -> Familiarity | None:
     """Encodes the training cases, and returns what is usual; None, and a line, if they are gone or too few."""
@@ -154,14 +118,13 @@ def _familiarity(
         train = chosen_cases(replace(asked, data=None, split="train"), config, surrogate)
         if len(train.read) < MIN_CASES:
             raise ValueError(f"it takes {MIN_CASES} training cases, there are {len(train.read)}")
-        known, num_conditions = [], 0
+        known = []
         with ProgressBar(console, len(train.read), unit="training cases") as progress:
             for name, read in train.read.items():
                 encoded = surrogate.encode_draws(1, **case_arguments(surrogate, checked_case(name, read(), surrogate)))
-                known.append(case_encoding(encoded))
-                num_conditions = len(flat_condition(encoded.variants[0][0].condition))
+                known.append(describe(encoded))
                 progress.advance(1, name)
-        return fit_familiarity(known, encodings, num_conditions=num_conditions)
+        return fit_familiarity(known, described)
     except (OSError, ValueError) as error:
         say(console, f"no distances from the training cases: {str(error).splitlines()[0]}")
         return None

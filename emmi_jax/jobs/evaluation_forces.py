@@ -13,9 +13,9 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.metrics import coefficient_metrics
 from emmi_jax.data.notes import gathered
+from emmi_jax.deploy.spread import Spread
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.inference.meshes import coefficient_spreads
-from emmi_jax.inference.spread import Spread
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.forces import ForceReference, ForceSurface, check_direction, force_fields
 from emmi_jax.points import Array, Fields

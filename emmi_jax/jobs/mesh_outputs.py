@@ -12,9 +12,9 @@ import numpy as np
 
 from emmi_jax.data.metrics import Metrics, field_metrics
 from emmi_jax.deploy.draws import GEOMETRY_BRANCH
+from emmi_jax.deploy.encoded_set import field_columns
 from emmi_jax.files.atomic import make_folder
 from emmi_jax.files.outputs import check_output
-from emmi_jax.inference.encoded_set import field_columns
 from emmi_jax.inference.meshes import FieldArrays
 from emmi_jax.meshes.branch_mesh import BranchMesh, output_name
 from emmi_jax.meshes.mesh import Mesh, write_mesh

@@ -17,10 +17,10 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources, read_sources
 from emmi_jax.data.notes import Box, box_warnings
 from emmi_jax.data.readers.openfoam import describe_foam
+from emmi_jax.deploy.encoded_set import EncodedSet, Watch, collect, field_columns, watch_nothing
 from emmi_jax.files.atomic import JsonDict, check_space, make_folder, write_json
 from emmi_jax.files.npy import scratch_array
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.encoded_set import EncodedSet, Watch, collect, field_columns, watch_nothing
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
 from emmi_jax.inference.meshes import FieldArrays, check_forces, geometry_points, predict_on_meshes, surface_forces

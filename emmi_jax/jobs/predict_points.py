@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 from rich.console import Console
 
+from emmi_jax.deploy.encoded_set import EncodedSet
 from emmi_jax.deploy.features import GEOMETRY, FeatureNames
 from emmi_jax.files.atomic import check_space, make_folder
 from emmi_jax.files.npy import array_file_size, map_array, new_array
 from emmi_jax.files.npz import checked_positions, read_arrays, write_arrays
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.encoded_set import EncodedSet
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.familiarity import report_familiarity

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.deploy.encoded_set import collect
 from emmi_jax.files.atomic import make_folder, write_atomically
-from emmi_jax.inference.encoded_set import collect
 from emmi_jax.inference.mesh_features import geometry_with_features
 from emmi_jax.inference.meshes import check_forces, geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate

@@ -144,7 +144,7 @@ class _Start(NamedTuple):
 
     trainer: TrainSetup
     config: RunConfig
-    params: Params | None
+    params: Sequence[Params]
 
 
 def _start(settings: TrainSettings, path: Path, job: TrainJob, opened: OpenCases | None, console: Console) -> _Start:
@@ -156,11 +156,14 @@ def _start(settings: TrainSettings, path: Path, job: TrainJob, opened: OpenCases
     dataset = _load_dataset(settings, opened, resume=job.resume)
     print_notes(dataset, console)
     source = None if job.init_from is None else RunDirectory.open(job.init_from).read_config()
-    params = None
+    params: list[Params] = []
     if job.init_from is not None:
-        surrogate = load_run(job.init_from)
-        surrogate.refuse_ensemble("--init-from")
-        params = surrogate.params
+        params = [member.params for member in load_run(job.init_from).members]
+        if len(params) not in (1, settings.members):
+            raise ValueError(
+                f"--init-from {job.init_from} has {len(params)} members: expected --members {len(params)}, got "
+                f"{settings.members}"
+            )
     weights = stored if stored is not None and stored.is_fine_tuned else source
     if weights is not None:
         settings = settings.updated({"model": _options(settings, weights.model)})
@@ -226,7 +229,7 @@ def _create(path: Path, start: _Start) -> None:
     making = RunDirectory.making(path, config, trainer.dataset.context)
     with making if is_main() else contextlib.nullcontext():
         wait_for_all("new run")
-        if params is not None:
+        if params:
             with Checkpoints(RunDirectory(aside(path)).checkpoints) as checkpoints:
                 checkpoints.save(0, trainer.init_state(params).items())
         wait_for_all("start")

@@ -61,6 +61,11 @@ class Calibration:
         return Intervals(level, quantiles, surrogate.normalizer)
 
 
+def is_calibrated(run: Path) -> bool:
+    """Whether a run has a calibration, of whatever checkpoint."""
+    return (run / FILE).is_file()
+
+
 def parameters_of(surrogate: Surrogate) -> str:
     """Returns what changes if a model or its parameters do."""
     found = [fingerprint(member.model.config, {"params": member.params}, None) for member in surrogate.members]
@@ -102,7 +107,7 @@ def read_calibration(run: Path, surrogate: Surrogate) -> Calibration:
         ValueError: The run is not calibrated, or as it was before it was trained on, or the file is damaged.
     """
     path = run / FILE
-    if not path.is_file():
+    if not is_calibrated(run):
         raise ValueError(f"{run} is not calibrated: emmi-jax calibrate {run}")
     calibration = _read(path)
     if calibration.parameters != parameters_of(surrogate):
@@ -150,7 +155,7 @@ def read_familiarity(run: Path, surrogate: Surrogate) -> Familiarity | None:
     Raises:
         ValueError: A file is damaged.
     """
-    if not (run / FILE).is_file():
+    if not is_calibrated(run):
         return None
     calibration = _read(run / FILE)
     if calibration.familiarity is None or calibration.parameters != parameters_of(surrogate):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
@@ -75,15 +75,13 @@ class TrainSetup(NamedTuple):
         """Returns a copy whose batches are scaled."""
         return self._replace(normalizer=normalizer, draw=replace(self.draw, normalizer=normalizer))
 
-    def init_state(self, params: Params | None = None) -> TrainState:
-        """Returns the state before the first step, of given or random parameters."""
-
-        def init_member(seed: int) -> TrainState:
-            drawn = init_params(self.model, seed=seed) if params is None else params
-            return init_state(drawn, self.optimizer, self.settings.optimizer)
+    def init_state(self, params: Sequence[Params] = ()) -> TrainState:
+        """Returns the state before the first step, of random parameters, or given ones for all members or for each."""
 
         def init() -> TrainState:
-            state: TrainState = stack_members([init_member(seed) for seed in self.settings.seeds])
+            given = params or [init_params(self.model, seed=seed) for seed in self.settings.seeds]
+            states = [init_state(of_member, self.optimizer, self.settings.optimizer) for of_member in given]
+            state: TrainState = stack_members(states * (self.settings.members // len(given)))
             return state
 
         state: TrainState = jax.jit(init, out_shardings=self.devices.state_shardings(self.state))()

@@ -7,6 +7,8 @@ from emmi_jax.data.conformal import (
     conformal_quantile,
     coverage_law,
     covering_score,
+    cross_interval,
+    cross_p_value,
     half_width,
     normalized_scores,
     p_value,
@@ -117,3 +119,27 @@ def test_p_values_of_exchangeable_cases_are_not_below_uniform():
         assert np.mean(values <= level) == pytest.approx(level, abs=4 * np.sqrt(level / 5000))
     assert p_value([1.0, 2.0, 2.0], 2.0) == 0.75
     assert p_value([1.0, 2.0], 3.0) == pytest.approx(1 / 3)
+
+
+def test_models_that_leave_out_a_fold_each_cover_as_promised():
+    rng, levels = np.random.default_rng(0), (0.5, 0.8, 0.9)
+    covered, inside = [], []
+    for _ in range(1000):
+        fold, known, new = np.arange(20) % 4, rng.normal(size=20), rng.normal()
+        centers = np.array([known[fold != left_out].mean() for left_out in range(4)])[fold]
+        scores, new_scores = np.abs(known - centers), np.abs(new - centers)
+        covered.append([cross_p_value(scores, new_scores) > 1 - level for level in levels])
+        ends = [cross_interval(scores, centers, np.ones(20), level) for level in levels]
+        inside.append([low <= new <= high for low, high in ends])
+    for shares in (np.mean(covered, axis=0), np.mean(inside, axis=0)):
+        np.testing.assert_allclose(shares, levels, atol=0.06)
+        assert (shares > np.array(levels) - 0.03).all()
+
+
+def test_an_infinite_score_makes_a_crossed_interval_infinite_only_if_it_bounds_it():
+    scores, centers = np.array([np.inf, *np.arange(1.0, 10)]), np.full(10, 5.0)
+    assert cross_interval(scores, centers, np.zeros(10), 0.5) == (5.0, 5.0)
+    assert cross_interval(scores, centers, np.ones(10), 0.8) == (-4.0, 14.0)
+    assert cross_interval(scores, centers, np.zeros(10), 0.9) == (-np.inf, np.inf)
+    with pytest.raises(ValueError, match=r"level 0\.95 needs at least 19"):
+        cross_interval(scores, centers, np.ones(10), 0.95)

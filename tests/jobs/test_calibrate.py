@@ -123,6 +123,27 @@ def test_draws_scale_the_intervals_and_predictions_take_as_many(trained, cases, 
     assert not (tmp_path / "no.npz").exists()
 
 
+def test_an_evaluation_counts_the_cases_inside_the_intervals(calibrated, cases, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["evaluate", str(calibrated), "--out", str(out), "--speed", str(SPEED), "--area", str(AREA)]
+    assert main(words) == 0
+    found = json.loads((out / "evaluation_test.json").read_text())
+    coverage, forces = found["coverage"], found["forces"]["cases"]["run_5"]
+    assert (coverage["calibration_cases"], coverage["cases"], list(coverage["levels"])) == (4, 1, ["0.5", "0.8"])
+    scores = read_calibration(calibrated, load_run(calibrated)).scores
+    error = AREA * abs(forces["cd"]["predicted"] - forces["cd"]["solver"])
+    for level, of_level in coverage["levels"].items():
+        quantile = conformal_quantile(scores["cd"], float(level))
+        assert of_level["covered"]["cd"] == (error <= quantile)
+        assert of_level["half_width"]["cd"] == pytest.approx(quantile / AREA)
+        assert set(of_level["covered"]) == set(scores)
+    assert coverage["levels"]["0.8"]["promised"] == pytest.approx(0.8)
+    assert (out / "evaluation_test_coverage.png").is_file()
+    capsys.readouterr()
+    assert main([*words, "--split", "validation"]) == 0
+    assert "no coverage of intervals: the run was calibrated on these cases" in capsys.readouterr().out
+
+
 def test_what_cannot_be_guaranteed_is_refused(calibrated, trained, cases, tmp_path, capsys):
     predict = ["predict", *meshes_of(cases / "run_5"), "--out", str(tmp_path / "out"), "--interval"]
     for run_path, level, message in (
@@ -142,6 +163,10 @@ def test_what_cannot_be_guaranteed_is_refused(calibrated, trained, cases, tmp_pa
     shutil.copy(file, tmp_path / "longer")
     message = error_of(capsys, predict[0], str(tmp_path / "longer"), *predict[1:], "0.5")
     assert "trained on since: calibrate it again" in message
+    assert main(["evaluate", str(tmp_path / "longer"), "--out", str(tmp_path / "evaluated")]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: no coverage of intervals" in printed
+    assert "coverage" not in json.loads((tmp_path / "evaluated" / "evaluation_test.json").read_text())
 
 
 @pytest.mark.parametrize("split", ["train", "all"])

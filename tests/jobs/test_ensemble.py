@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from emmi_jax import deploy
 from emmi_jax.cli import main
 from emmi_jax.design import drag, sensitivity
 from emmi_jax.runs.directory import RunDirectory
@@ -129,15 +130,28 @@ def test_runs_that_differ_in_more_than_their_weights_are_refused(joined, runs, t
     assert not (tmp_path / "out").exists()
 
 
+def test_an_exported_ensemble_predicts_what_it_does_and_each_member(joined, points, tmp_path):
+    assert main(["export", str(joined), "--out", str(tmp_path / "model.emmi")]) == 0
+    live, exported = load_run(joined), deploy.load(tmp_path / "model.emmi")
+    assert exported.num_members == MEMBERS
+    shown = {"points": points, "geometry": points["surface"], "seed": 2}
+    found, expected = (model.encode(**shown).predict(points) for model in (exported, live))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5)
+    each = [member.encode(**shown).predict(points)["volume_velocity"] for member in live.members]
+    chunk = next(iter(exported.encode(**shown).stream_each({"volume": points["volume"]})))
+    np.testing.assert_allclose(chunk.fields["velocity"][:, 0], each, atol=1e-5)
+
+
 def test_what_takes_one_model_says_so(joined, tmp_path, capsys):
     for words in (
-        ["export", str(joined), "--out", str(tmp_path / "model.emmi")],
-        ["train", "--init-from", str(joined), "--out", str(tmp_path), "--name", "more"],
+        ["train", "--init-from", str(joined), "--members", "2", "--out", str(tmp_path), "--name", "more"],
         ["train", "--resume", "--out", str(joined.parent), "--name", joined.name],
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
-        assert "ensemble" in error or "num_members" in error
+        assert "has 3 members: expected --members 3, got 2" in error or "num_members" in error
         assert error.count("\n") == 1
 
 

@@ -49,7 +49,7 @@ for text in sys.argv[1:]:
     own = settings.updated({"optimizer": {"accumulation": 2 if option == "micro" else 1}})
     devices = Devices.make(own, Layout.parse(mesh, fsdp=option == "fsdp"))
     trainer = TrainSetup.make(own, dataset, devices, config, normalizer)
-    state, losses = trainer.init_state(params), []
+    state, losses = trainer.init_state([params]), []
     compiled = trainer.train_step.lower(state, trainer.put(with_features(trainer.draw(0)))).compile()
     size = lambda tree: sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))
     bytes_of_state = size(state)

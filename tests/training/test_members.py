@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.data.load import load_dataset
+from emmi_jax.models.init import init_params
 from emmi_jax.runs.load import load_run
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.settings import model_config
@@ -91,6 +92,17 @@ def test_a_run_of_members_resumes_and_predicts_their_mean(tmp_path: Path):
     assert not jax.tree.all(jax.tree.map(np.array_equal, whole.params, whole.others[0]))
     metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert metrics["test"]["surface/pressure_coefficient"]["relative_l2"] > 0
+
+
+def test_members_start_from_one_model_or_each_from_its_own():
+    settings = tiny_settings(None, members=2)
+    dataset = load_dataset(settings)
+    config = model_config(settings, dataset.fields)
+    setup = TrainSetup.make(settings, dataset, Devices.make(settings, Layout()), config)
+    each = [init_params(setup.model, seed=seed) for seed in (5, 6)]
+    for given, expected in ((each, each), (each[1:], [each[1]] * 2)):
+        params = setup.init_state(given).trained_params
+        jax.tree.map(lambda found, *of: np.testing.assert_array_equal(found, np.stack(of)), params, *expected)
 
 
 def test_members_with_sharded_parameters_are_refused():

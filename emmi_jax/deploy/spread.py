@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+MEMBERS, DRAWS = "_deviation_members", "_deviation_draws"
+"""Added to the name of a field for its deviation between members, and between draws."""
+
 
 class Spread(NamedTuple):
     """Statistics over members and draws, in the unit of the values.

@@ -5,19 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.data.normalization import Normalizer
-from emmi_jax.deploy.streaming import Queries, StreamedChunk
-from emmi_jax.deploy.surrogate import Encoded
-from emmi_jax.inference.intervals import Intervals
-from emmi_jax.inference.spread import Spread
+from .spread import DRAWS, MEMBERS, Spread
+from .streaming import Queries, StreamedChunk
+from .surrogate import Encoded
 
-MEMBERS, DRAWS = "_deviation_members", "_deviation_draws"
-"""Added to the name of a field for its deviation between members, and between draws."""
 LOW, HIGH = "_low", "_high"
 """Added for its interval."""
 
@@ -33,6 +29,13 @@ class VariantChunk(NamedTuple):
 Watch = Callable[[VariantChunk], object]
 
 
+class FieldIntervals(Protocol):
+    """Gives intervals of fields."""
+
+    def of_field(self, branch: str, name: str, spread: Spread) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Returns the lowest and the highest values [N, F] of a field."""
+
+
 def watch_nothing(chunk: VariantChunk) -> None:
     """Does nothing with a chunk."""
 
@@ -42,12 +45,12 @@ class EncodedSet(Encoded):
     """One case as several models and several draws of points have encoded it; they stream together.
 
     Args:
-        variants: The same case by member and draw, each an `EncodedCase`.
+        variants: The same case by member and draw, each an `Encoded`.
         intervals: Intervals to add to each field; None for none.
     """
 
     variants: tuple[tuple[Any, ...], ...]
-    intervals: Intervals | None = None
+    intervals: FieldIntervals | None = None
 
     @property
     def fields(self) -> dict[str, dict[str, int]]:
@@ -58,10 +61,9 @@ class EncodedSet(Encoded):
         }
 
     @property
-    def normalizer(self) -> Normalizer:
-        """Scales of positions and fields."""
-        scales: Normalizer = self.variants[0][0].normalizer
-        return scales
+    def normalizer(self) -> Any:
+        """Scales of positions and fields of a live model."""
+        return self.variants[0][0].normalizer
 
     @property
     def _suffixes(self) -> list[str]:
@@ -73,7 +75,7 @@ class EncodedSet(Encoded):
         ]
 
     def stream_each(self, queries: Mapping[str, Queries], **options: Any) -> Iterator[VariantChunk]:
-        """Yields the fields [members, draws, n, F] chunk by chunk; see `emmi_jax.stream`."""
+        """Yields the fields [members, draws, n, F] chunk by chunk; see `Encoded.stream`."""
         encoded = list(itertools.chain.from_iterable(self.variants))
         shape = len(self.variants), len(self.variants[0])
         sources = {branch: _copies(source, len(encoded)) for branch, source in queries.items()}
