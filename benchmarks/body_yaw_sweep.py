@@ -18,7 +18,7 @@ from benchmarks.body_yaw import SPEED
 from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.open import open_cases
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.jobs.evaluate import case_arguments
+from emmi_jax.jobs.evaluation_cases import case_arguments
 from emmi_jax.meshes.forces import field_forces
 from emmi_jax.plots.sweep import draw_sweep
 from emmi_jax.points import Array

@@ -136,7 +136,8 @@ def _num_members(value: Any, arrays: dict[str, Any]) -> int:
     """Returns the number of models; parameters of several have a leading axis for them."""
     number = _size(value, LARGEST_SIZE)
     stacked = [entry["shape"] for name, entry in arrays.items() if name.startswith("parameters/")]
-    if number < 1 or (number > 1 and any(shape[:1] != [number] for shape in stacked)):
+    is_stacked = bool(stacked) and all(shape[:1] == [number] for shape in stacked)
+    if number < 1 or (number > 1 and not is_stacked):
         raise ValueError(f"its parameters are not those of {number} members")
     return number
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
+import numpy as np
 
 from emmi_jax.config import Sampling
 from emmi_jax.data.normalization import Normalizer
@@ -17,12 +18,12 @@ from emmi_jax.deploy.conditions import in_model_units
 from emmi_jax.deploy.draws import Sampling as DeploySampling
 from emmi_jax.deploy.encoded_set import EncodedSet
 from emmi_jax.deploy.features import FeaturesLike
-from emmi_jax.deploy.streaming import Queries, StreamedChunk
+from emmi_jax.deploy.streaming import Queries, StreamedChunk, model_positions
 from emmi_jax.deploy.surrogate import ConditionLike, Encoded, Inputs
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.case_encoding import shape_points
-from emmi_jax.inference.chunks import ChunkSize, to_model_units
+from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.intervals import Intervals
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
@@ -104,7 +105,7 @@ class Surrogate(deploy.Surrogate):
         )
         shape = shape_points(case.anchors, case.geometry)
         if shape is not None:
-            shape = to_model_units("the shape", shape, self.model.config.num_position_axes, self.normalizer)
+            shape = model_positions("the shape", shape, np.shape(shape)[1], self.normalizer.normalize_position)
         return EncodedCase(under, cache, condition, shape)
 
     def encode_draws(

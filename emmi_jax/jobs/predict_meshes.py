@@ -17,7 +17,7 @@ from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources, read_sources
 from emmi_jax.data.notes import Box, box_warnings
 from emmi_jax.data.readers.openfoam import describe_foam
-from emmi_jax.deploy.encoded_set import EncodedSet, Watch, collect, field_columns, watch_nothing
+from emmi_jax.deploy.encoded_set import EncodedSet, Watch, collect, shown_columns, watch_nothing
 from emmi_jax.files.atomic import JsonDict, check_space, make_folder, write_json
 from emmi_jax.files.npy import scratch_array
 from emmi_jax.inference.chunks import ChunkSize
@@ -157,9 +157,9 @@ def _write(
         metrics = mesh_metrics(predicted, meshes)
         write_json(job.out / "comparison.json", dict(metrics))
         console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
-    fields_alone = {branch: {n: arrays[n] for n in field_columns(arrays)} for branch, arrays in predicted.items()}
     if job.figures is not None:
-        print_paths(DRAW[job.figures](job.out, fields_alone, meshes, geometry), console)
+        drawn = {branch: shown_columns(arrays) for branch, arrays in predicted.items()}
+        print_paths(DRAW[job.figures](job.out, drawn, meshes, geometry), console)
 
 
 def _num_columns(job: MeshJob, surrogate: Surrogate) -> int:
