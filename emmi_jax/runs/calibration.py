@@ -163,4 +163,7 @@ def read_familiarity(run: Path, surrogate: Surrogate) -> Familiarity | None:
     path = _encodings(run, calibration.familiarity)
     if not path.is_file() or zlib.crc32(path.read_bytes()) != calibration.familiarity:
         raise ValueError(f"{path}: damaged: calibrate the run again")
-    return Familiarity.from_arrays(read_arrays(path))
+    try:
+        return Familiarity.from_arrays(read_arrays(path))
+    except KeyError:
+        raise ValueError(f"{path}: of another version of emmi_jax: calibrate the run again") from None

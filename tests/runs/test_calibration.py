@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from emmi_jax.data.familiarity import fit_familiarity
+from emmi_jax.data.familiarity import Description, Familiarity, fit_familiarity
 from emmi_jax.files.atomic import UnwritableFileError, atomic_path, sealed
 from emmi_jax.runs import calibration
 from emmi_jax.runs.calibration import FILE, Calibration, read_calibration, read_familiarity, write_calibration
@@ -25,7 +25,8 @@ def calibrated(run, share):
         scores={"volume/velocity": (1.0, float("inf"))},
     )
     rng = np.random.default_rng(round(100 * share))
-    familiarity = fit_familiarity(list(rng.normal(size=(30, 4))), list(rng.normal(size=(5, 4))), num_conditions=0)
+    cases = [Description(rng.normal(size=2), rng.normal(size=4)) for _ in range(35)]
+    familiarity = fit_familiarity(cases[:30], cases[30:])
     return write_calibration(run, found, familiarity)
 
 
@@ -80,3 +81,10 @@ def test_a_calibration_of_another_version_says_so(change, run):
     (run / FILE).write_text(json.dumps(sealed(values)))
     with pytest.raises(ValueError, match="of another version of emmi_jax: calibrate the run again"):
         read_calibration(run, None)
+
+
+def test_distances_of_another_version_say_so(run, monkeypatch):
+    monkeypatch.setattr(Familiarity, "to_arrays", lambda found: {"center": found.center})
+    calibrated(run, 0.5)
+    with pytest.raises(ValueError, match="of another version of emmi_jax: calibrate the run again"):
+        read_familiarity(run, None)
