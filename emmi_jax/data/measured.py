@@ -13,7 +13,7 @@ from typing import Any
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.report import Report
 from emmi_jax.data.statistics import DataMoments, measure, point_chunks
-from emmi_jax.files.atomic import JsonDict, cache_folder, read_json_object, write_json
+from emmi_jax.files.atomic import cache_folder, read_sealed, sealed, write_json
 from emmi_jax.files.processes import run_in_processes
 
 CACHE_FILE = ".emmi_jax_statistics.json"
@@ -110,7 +110,7 @@ def _read_cache(path: Path) -> dict[str, tuple[str, DataMoments]]:
     """Returns the key and the statistics of each case that was measured before; an unreadable file counts as none."""
     for file in _cache_paths(path):
         with suppress(OSError, ValueError):
-            match read_json_object(file):
+            match read_sealed(file):
                 case {"version": 1, "cases": dict(cases)}:
                     return {name: _parse(entry) for name, entry in cases.items()}
     return {}
@@ -125,7 +125,7 @@ def _parse(entry: Any) -> tuple[str, DataMoments]:
 
 def _write_cache(path: Path, cases: Mapping[str, tuple[str, DataMoments]]) -> None:
     entries = {name: {"key": key, "statistics": moments.to_dict()} for name, (key, moments) in cases.items()}
-    content: JsonDict = {"version": _VERSION, "cases": entries}
+    content = sealed({"version": _VERSION, "cases": entries})
     for file in _cache_paths(path):
         with suppress(OSError):
             write_json(file, content)

@@ -34,7 +34,7 @@ from emmi_jax.data.stored_case import (
     read_case,
     read_store_index,
 )
-from emmi_jax.files.atomic import JsonDict
+from emmi_jax.files.atomic import JsonDict, sealed
 from emmi_jax.files.zarr import CHUNK_ROWS, ArrayFolder, Read, read_rows
 from emmi_jax.points import Array, PointSet
 
@@ -217,7 +217,7 @@ def write_case(
             order = rng.permutation(len(case.geometry))
             zeros[GEOMETRY] = folder.write_array(f"{name}/{GEOMETRY}", case.geometry, order, "float32")
         stored = replace(stored, zero_chunks={array: chunks for array, chunks in zeros.items() if chunks})
-        folder.write_json(f"{name}/{CASE_FILE}", stored.to_dict())
+        folder.write_json(f"{name}/{CASE_FILE}", sealed(stored.to_dict()))
     except BaseException:
         folder.delete(name)
         raise

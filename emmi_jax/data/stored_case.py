@@ -11,7 +11,7 @@ from emmi_jax.data.cases import BranchShape
 from emmi_jax.data.conditions import Conditions, parse_stored_conditions
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.statistics import DataMoments
-from emmi_jax.files.atomic import JsonDict
+from emmi_jax.files.atomic import CHECKSUM, JsonDict, unsealed
 from emmi_jax.files.zarr import ArrayFolder, Shape
 from emmi_jax.meshes.cells import POSITIONS
 
@@ -136,7 +136,7 @@ def read_store_index(folder: ArrayFolder) -> JsonDict:
     Raises:
         ValueError: There is none, it is of another kind or version, or its positions were computed in another way.
     """
-    values = folder.read_json(STORE_FILE)
+    values = _read(folder, STORE_FILE, "prepare the cases again into another folder")
     match values:
         case None:
             raise ValueError(f"{folder.location}: no store: it has no {STORE_FILE}")
@@ -159,7 +159,7 @@ def read_case(folder: ArrayFolder, dtype: str, name: str) -> StoredCase | None:
         ValueError: It is of another kind, or a file is missing or truncated.
     """
     key = f"{name}/{CASE_FILE}"
-    values = folder.read_json(key)
+    values = _read(folder, key, "prepare the cases again")
     if values is None:
         return None
     try:
@@ -169,6 +169,15 @@ def read_case(folder: ArrayFolder, dtype: str, name: str) -> StoredCase | None:
     for array, (shape, of_array) in case.arrays(dtype).items():
         folder.check_size(f"{name}/{array}", shape, of_array, case.zero_chunks.get(array, ()))
     return case
+
+
+def _read(folder: ArrayFolder, key: str, advice: str) -> Any:
+    """Reads JSON of a store, and compares its checksum; stores from before there were any have none."""
+    values = folder.read_json(key)
+    try:
+        return unsealed(values) if isinstance(values, dict) and CHECKSUM in values else values
+    except ValueError as error:
+        raise ValueError(f"{folder.location}/{key}: {error}: {advice}") from None
 
 
 def _branch_shape(values: Any) -> BranchShape:

@@ -21,7 +21,7 @@ JsonDict = dict[str, Any]
 
 _MAX_TEXT = 1 << 28
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_CHECKSUM = "checksum"
+CHECKSUM = "checksum"
 
 
 class UnwritableFileError(OSError):
@@ -132,17 +132,25 @@ def read_json_object(path: Path) -> JsonDict:
 
 
 def sealed(values: JsonDict) -> JsonDict:
-    """Returns an object that is written as JSON with its checksum, for `read_sealed`."""
-    return values | {_CHECKSUM: zlib.crc32(json.dumps(values, sort_keys=True).encode())}
+    """Returns an object that is written as JSON with its checksum."""
+    return values | {CHECKSUM: zlib.crc32(json.dumps(values, sort_keys=True).encode())}
+
+
+def unsealed(values: JsonDict) -> JsonDict:
+    """Returns an object as it was before it was `sealed`; raises a ValueError where a value has changed since."""
+    inner = {name: value for name, value in values.items() if name != CHECKSUM}
+    if values != sealed(inner):
+        raise ValueError("wrong checksum")
+    return inner
 
 
 def read_sealed(path: Path) -> JsonDict:
-    """Reads a JSON object that was written `sealed`; raises a ValueError where a value has changed, too."""
+    """Reads a JSON object that was written `sealed`; raises as `read_json_object` and `unsealed` do."""
     values = read_json_object(path)
-    checksum = values.pop(_CHECKSUM, None)
-    if checksum != sealed(values)[_CHECKSUM]:
-        raise ValueError(f"{path}: wrong checksum")
-    return values
+    try:
+        return unsealed(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _parse(path: Path, kind: str, parse: Callable[[bytes], Any]) -> Any:

@@ -30,7 +30,7 @@ from emmi_jax.data.notes import (
 from emmi_jax.data.open import OpenFolders, check_selection
 from emmi_jax.data.store import write_case
 from emmi_jax.data.stored_case import DTYPES, SPLIT_FILE, STORE_FILE, VERSION, read_case, read_store_index
-from emmi_jax.files.atomic import JsonDict, make_folder
+from emmi_jax.files.atomic import JsonDict, make_folder, sealed
 from emmi_jax.files.locks import locked
 from emmi_jax.files.processes import run_in_processes
 from emmi_jax.files.zarr import ArrayFolder
@@ -144,7 +144,7 @@ def _write_head(folder: ArrayFolder, head: JsonDict, split: JsonDict | None) -> 
     known = set(head["cases"])
     if split is not None:
         split = {part: [name for name in listed if name in known] for part, listed in split.items()}
-    for key, content in ((STORE_FILE, head), (SPLIT_FILE, split)):
+    for key, content in ((STORE_FILE, sealed(head)), (SPLIT_FILE, split)):
         if content is not None and folder.read_json(key) != content:
             folder.write_json(key, content)
 

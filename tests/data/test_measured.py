@@ -50,8 +50,13 @@ def test_a_case_is_measured_once_until_its_files_change(data, measured):
     assert normalizer(data) != first
     assert len(measured) == 3
     os.utime(data / "run_0" / "volume_1.vtu", (1, 1))
-    normalizer(data)
+    last = normalizer(data)
     assert len(measured) == 4
+    text = (data / CACHE_FILE).read_text()
+    (data / CACHE_FILE).write_text(text.replace("7", "6"))  # damaged
+    assert normalizer(data) == last
+    assert len(measured) == 7
+    assert json.loads((data / CACHE_FILE).read_text()) == json.loads(text)
 
 
 def test_processes_measure_the_same(data, monkeypatch, measured):

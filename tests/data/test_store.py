@@ -14,6 +14,7 @@ from emmi_jax.data.statistics import measure, merge, point_chunks
 from emmi_jax.data.store import Store, write_case
 from emmi_jax.data.stored_case import STORE_FILE, VERSION
 from emmi_jax.files import zarr
+from emmi_jax.files.atomic import sealed, unsealed
 from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.points import PointSet
@@ -136,7 +137,8 @@ def test_a_field_that_does_not_fit_into_half_precision_is_named(tmp_path):
 
 
 def edited(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(sealed(unsealed(values) | changes) if "checksum" in values else values | changes))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,10 @@ def edited(path: Path, **changes: object) -> None:
         (
             lambda p: edited(p / "run_1/case.json", branches={"surface": {"num_points": 10**15, "fields": {"p": 1}}}),
             "run_1/case.json: not a case of a store|has 0 bytes|expected",
+        ),
+        (
+            lambda p: (p / "run_1/case.json").write_text((p / "run_1/case.json").read_text().replace("40", "41")),
+            r"run_1/case\.json: wrong checksum: prepare the cases again",
         ),
         (lambda p: (p / "run_1/volume/position/c/0/0").unlink(), "volume/position/c/0/0: has 0 bytes, expected"),
         (lambda p: (p / "run_1/geometry/c/0/0").write_bytes(b"x"), "geometry/c/0/0: has 1 bytes, expected"),
