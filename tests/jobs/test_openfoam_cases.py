@@ -22,6 +22,7 @@ from emmi_jax.jobs.prepare import prepare
 from emmi_jax.jobs.stats import file_statistics
 from emmi_jax.meshes.mesh import FieldSource
 from emmi_jax.runs.directory import RunDirectory
+from emmi_jax.runs.load import load_run
 from tests.data.case_folders import write_case_folder
 from tests.jobs import tiny_runs
 from tests.jobs.tiny_runs import run, tiny_settings
@@ -59,9 +60,16 @@ def test_a_folder_of_openfoam_cases_is_a_data_set_with_its_split(cases):
         assert np.ptp(case.geometry, axis=0) == pytest.approx([0.5, 0.4, 0.3], rel=1e-3)
 
 
-def test_a_run_is_trained_evaluated_and_remembers_its_patches(cases, tmp_path):
-    run(tiny_settings(cases, steps=1, **CHANGES), tmp_path / "run")
+def test_a_run_is_trained_evaluated_and_remembers_its_patches_and_features(cases, tmp_path):
+    features = {"surface": ("normal",), "volume": ("distance", "wallShearStress"), "geometry": ("normal",)}
+    few = {"num_geometry_points": 6, "num_supernodes": 3, "num_test_supernodes": 3}
+    run(tiny_settings(cases, steps=1, features=features, **CHANGES | few), tmp_path / "run")
     config = RunDirectory.open(tmp_path / "run").read_config()
+    assert {branch: sum(names.values()) for branch, names in load_run(tmp_path / "run").features.items()} == {
+        "surface": 3,
+        "volume": 4,
+        "geometry": 3,
+    }
     assert config.foam(None, None) == BODY
     assert config.foam(("ground",), "0") == FoamSelection(("ground",), "0")
     # Of several patches, each has its share of the forces.
