@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from emmi_jax.convert.names import CONSTANTS
 from emmi_jax.files.pt import BFLOAT16, to_numpy
+
+_COUNTER = "n_averaged"
+"""Of `AveragedModel`."""
 
 
 def read_entries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,10 +24,11 @@ def read_entries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         state_dict: Torch tensors or arrays by name, or a checkpoint that holds them under ``"state_dict"``.
 
     Returns:
-        Numpy arrays by name, without constants; a value that is no readable array comes back as it is.
+        Numpy arrays by name, without constants, and without what `torch.compile`, `DataParallel` and `AveragedModel`
+        add to names; a value that is no readable array comes back as it is.
 
     Raises:
-        ValueError: This is no mapping, or a name is no string.
+        ValueError: This is no mapping, a name is no string, or two names differ by such additions alone.
     """
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"expected a state dict, a mapping of names to tensors, got {type(state_dict).__name__}")
@@ -31,7 +37,19 @@ def read_entries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for name in state_dict:
         if not isinstance(name, str):
             raise ValueError(f"the names in a state dict are strings, got {name!r}")
-    return {name: to_numpy(value) for name, value in state_dict.items() if name.rpartition(".")[2] not in CONSTANTS}
+    names = [name for name in state_dict if name.rpartition(".")[2] not in (*CONSTANTS, _COUNTER)]
+    plain = dict(zip(names, _without_wrappers(names), strict=True))
+    counts = Counter(plain.values())
+    if twice := [name for name, short in plain.items() if counts[short] > 1]:
+        raise ValueError(f"the state dict has several entries for one parameter: {twice}")
+    return {short: to_numpy(state_dict[name]) for name, short in plain.items()}
+
+
+def _without_wrappers(names: Sequence[str]) -> list[str]:
+    plain = [re.sub(r"(^|\.)_orig_mod\.", r"\1", name) for name in names]
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = [name.removeprefix("module.") for name in plain]
+    return plain
 
 
 def to_tensor(array: np.ndarray) -> Any:

@@ -64,6 +64,25 @@ def test_jax_arrays_go_to_torch():
         assert torch.equal(tensor, params_to_torch(params)[name])
 
 
+@pytest.mark.parametrize("place", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "module.module.{}"])
+def test_what_torch_adds_to_names_is_ignored(place):
+    state_dict = attention(torch.float32)
+    wrapped = {place.format(name): tensor for name, tensor in state_dict.items()} | {"n_averaged": torch.tensor(3)}
+    got, expected = params_from_torch(wrapped), params_from_torch(state_dict)
+    assert all(got["qkv"][leaf].tobytes() == array.tobytes() for leaf, array in expected["qkv"].items())
+
+
+def test_names_of_a_part_that_was_compiled_alone_are_read_and_two_of_one_parameter_refused():
+    state_dict = attention(torch.float32)
+    state_dict["proj._orig_mod.bias"] = state_dict.pop("proj.bias")
+    assert params_from_torch(state_dict)["proj"]["bias"].shape == (8,)
+    state_dict["proj.bias"] = torch.zeros(8)
+    with pytest.raises(
+        ValueError, match=r"several entries for one parameter: \['proj\._orig_mod\.bias', 'proj\.bias'\]"
+    ):
+        params_from_torch(state_dict)
+
+
 def test_a_tensor_without_values_is_listed():
     state_dict = attention(torch.float32)
     state_dict["proj.bias"] = torch.empty(8, device="meta")
