@@ -139,6 +139,12 @@ class OpenStore(OpenCases):
         self.names = self.cases.names
         self.sources = parse_sources(self.cases.sources, f"{location}/{STORE_FILE}")
 
+    def reading(self, options: ReadOptions) -> OpenStore:
+        """Returns the same cases; a store has all that is read but whether NaN is masked."""
+        other = copy.copy(self)
+        other.mask_nan = options.mask_nan
+        return other
+
     def branches_of(self, name: str) -> tuple[str, ...]:
         """Returns the branches of a case."""
         return tuple(self.cases.shapes(name))

@@ -38,9 +38,9 @@ class OpenCases(ABC):
         """The sources as in a `fields.json`."""
         return sources_to_json(self.sources)
 
+    @abstractmethod
     def reading(self, options: ReadOptions) -> OpenCases:
         """Returns the same cases with other options of reading, without looking for them again."""
-        return self
 
     @abstractmethod
     def branches_of(self, name: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from emmi_jax.files.atomic import JsonDict
 from emmi_jax.inference.meshes import coefficient_spreads
 from emmi_jax.jobs.progress import new_table
 from emmi_jax.meshes.forces import ForceReference, ForceSurface, check_direction, force_fields
-from emmi_jax.points import Array, Fields
+from emmi_jax.points import Array, Fields, is_unknown
 
 NAMES = ("cd", "cl")
 _PAIRS = (("predicted", "reference"), ("predicted", "solver"), ("reference", "solver"))
@@ -84,6 +84,8 @@ class CaseForces:
                 "forces need a surface of polygons with fields in its cells, or a store that was prepared from one"
             )
         self.reference, exact = reference, {name: case.points[GEOMETRY_BRANCH].fields[name] for name in names}
+        if unknown := [name for name, values in exact.items() if is_unknown(values).any()]:
+            raise ValueError(f"forces need all of the {unknown[0]} of the surface, some values are NaN")
         area = np.linalg.norm(np.asarray(vector, np.float64), axis=1)
         self._surface = ForceSurface(
             normal=vector / np.where(area > 0, area, 1.0)[:, None],

@@ -11,8 +11,11 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.config import TrainSettings
+from emmi_jax.data.cases import Case
+from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.load import load_dataset
 from emmi_jax.data.store import Store
+from emmi_jax.jobs.evaluation_details import CaseDetails
 from emmi_jax.runs.directory import RunDirectory
 from tests.data.case_folders import write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
@@ -146,3 +149,13 @@ def test_a_run_is_not_resumed_after_a_condition_has_changed(trained, cases, tmp_
     path = shutil.copytree(trained, tmp_path / "run")
     with pytest.raises(ValueError, match="not the data that the run was started with, or they have changed since"):
         run(settings(other), path, resume=True)
+
+
+def test_bins_of_an_angle_know_its_turns():
+    """359 degrees are -1, in the first of four parts of -1 … 3."""
+    scales = {"yaw": ConditionScale(unit="deg", kind="angle", low=-15, high=15)}
+    details, values = CaseDetails(scales), {"a": 359.0, "b": -0.5, "c": 3.0}
+    for name, value in values.items():
+        details.add(name, {}, Case({}, None, condition={"yaw": value}))
+    found = details.to_dict({name: {"f": {"relative_l2": 1.0}} for name in values})["conditions"]["yaw"]
+    assert [(b["low"], b["high"], b["cases"]) for b in found] == [(-1, 0, 2), (2, 3, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,22 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.data.load import load_dataset
+from emmi_jax.data.report import Report
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.data.case_folders import write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
 NUM_UNKNOWN = 7
+
+
+class Lines(Report):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, lines: Iterable[str]) -> None:
+        self.lines += lines
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +70,13 @@ def test_a_field_that_is_unknown_everywhere_or_infinite_is_refused(rows, value, 
 
 def test_statistics_of_cases_and_of_a_store_are_those_of_the_known_values(cases, tmp_path):
     assert main(["prepare", str(cases), "--out", str(tmp_path / "store"), "--mask-nan"]) == 0
+    report = Lines()
     found = [
-        load_dataset(tiny_settings(data, steps=1, **NO_GEOMETRY, mask_nan=True)).measure()
+        load_dataset(tiny_settings(data, steps=1, **NO_GEOMETRY, mask_nan=True)).measure(report)
         for data in (cases, tmp_path / "store")
+    ]
+    assert [line.partition(": ")[2] for line in report.lines] == 2 * [
+        "surface/pressure_coefficient is NaN at 7 of 448 points (and the like 1 more times)"
     ]
     whole = import_pyvista().read(cases / "run_0" / "boundary_1.vtp").cell_data["Cp"]
     known = np.concatenate([whole, whole[NUM_UNKNOWN:]]).astype(np.float64)
@@ -77,6 +93,8 @@ def test_a_run_trains_and_is_evaluated_on_the_known_values(cases, tmp_path, caps
     assert all(np.isfinite(list(row.values())).all() for row in metrics.values())
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(cases)]) == 0
     assert "run_2: surface/pressure_coefficient is NaN at 7 points" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(cases), "--speed", "1", "--area", "1"]) == 2
+    assert "run_2: forces need all of the pressure_coefficient of the surface" in capsys.readouterr().err
     found = json.loads((tmp_path / "run" / "evaluation_test.json").read_text())
     assert found["masked"] == {"run_2": {"surface/pressure_coefficient": NUM_UNKNOWN}}
     assert np.isfinite(found["mean"]["surface/pressure_coefficient"]["relative_l2"])
