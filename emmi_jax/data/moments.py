@@ -34,24 +34,27 @@ class Moments:
     @classmethod
     def of(cls, values: ArrayLike) -> Moments:
         """Measures values [N] or [N, F]."""
-        x = np.asarray(values, dtype=np.float64)
-        x = x.reshape(len(x), -1) if x.size else x.reshape(0, *x.shape[1:] or (1,))
-        finite = np.isfinite(x).all(axis=1)
-        num_all = len(x)
-        x = x if finite.all() else x[finite]
-        if not len(x):
-            zero, infinite = np.zeros(x.shape[1]), np.full(x.shape[1], np.inf)
+        rows = np.asarray(values)
+        rows = rows.reshape(len(rows), -1) if rows.size else rows.reshape(0, *rows.shape[1:] or (1,))
+        num_all = len(rows)
+        # NumPy reduces along rows of memory many times as fast as across them.
+        x = np.array(rows.T, np.float64, order="C")
+        if num_all and not np.isfinite([x.min(axis=1), x.max(axis=1)]).all():
+            x = x[:, np.isfinite(x).all(axis=0)]
+        if not x.shape[1]:
+            zero, infinite = np.zeros(len(x)), np.full(len(x), np.inf)
             return cls(
                 count=0, num_not_finite=num_all, minimum=infinite, maximum=-infinite, mean=zero, squares=zero.copy()
             )
-        mean = x.mean(axis=0)
+        mean, minimum, maximum = x.mean(axis=1), x.min(axis=1), x.max(axis=1)
+        x -= mean[:, None]
         return cls(
-            count=len(x),
-            num_not_finite=num_all - len(x),
-            minimum=x.min(axis=0),
-            maximum=x.max(axis=0),
+            count=x.shape[1],
+            num_not_finite=num_all - x.shape[1],
+            minimum=minimum,
+            maximum=maximum,
             mean=mean,
-            squares=np.square(x - mean).sum(axis=0),
+            squares=np.einsum("fn,fn->f", x, x),
         )
 
     @classmethod

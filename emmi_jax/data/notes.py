@@ -44,7 +44,8 @@ class Box(NamedTuple):
     @classmethod
     def of(cls, position: Array) -> Box:
         """Returns the box of points [N, n]."""
-        chunks = [(chunk.min(axis=0), chunk.max(axis=0)) for chunk in row_chunks(position)]
+        columns = (np.array(chunk.T, order="C") for chunk in row_chunks(position))  # many times as fast as across rows
+        chunks = [(chunk.min(axis=1), chunk.max(axis=1)) for chunk in columns]
         low, high = (np.asarray(ends, np.float64) for ends in zip(*chunks, strict=True))
         return cls(low.min(axis=0), high.max(axis=0))
 

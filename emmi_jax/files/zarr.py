@@ -115,7 +115,7 @@ class ArrayFolder:
         array = self._open(name, values.shape, dtype, ts.OpenMode(create=True, delete_existing=True))
         step, chunk_rows, zeros = _shard_rows(len(values)), _chunk_rows(len(values)), list[int]()
         for start in range(0, len(values), step):
-            rows = values[order[start : start + step]].astype(dtype)
+            rows = values.take(order[start : start + step], axis=0).astype(dtype, copy=False)
             array[start : start + len(rows)].write(rows).result()
             chunks = range(0, len(rows), chunk_rows)
             zeros += [(start + at) // chunk_rows for at in chunks if not rows[at : at + chunk_rows].any()]
