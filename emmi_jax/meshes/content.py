@@ -71,7 +71,7 @@ def main_content(dataset: Any) -> tuple[Any, tuple[str, ...]]:
         if not is_kept.all() or dataset.GetNumberOfStrips():
             dataset = _of_polydata(dataset, is_kept)
     elif not is_kept.all():
-        dataset = dataset.extract_cells(np.flatnonzero(is_kept), pass_cell_ids=False, pass_point_ids=False)
+        dataset = extracted(dataset, np.flatnonzero(is_kept))
     return dataset, tuple(left_out)
 
 
@@ -95,6 +95,16 @@ def used_points(dataset: Any) -> Any:
         for name in data.keys():  # noqa: SIM118 - not a mapping
             own[name] = np.asarray(data[name])[rows]
     return made
+
+
+def extracted(dataset: Any, cells: NDArray[np.int64]) -> Any:
+    """Returns some cells as a `pyvista.UnstructuredGrid`, without the numbers that pyvista gives them."""
+    found = dataset.extract_cells(cells)
+    for kind in ("Cell", "Point"):
+        name, which = f"vtkOriginal{kind}Ids", f"{kind.lower()}_data"
+        if name not in getattr(dataset, which):
+            getattr(found, which).pop(name, None)
+    return found
 
 
 def cell_arrays(cells: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.components import ArrayName
-from emmi_jax.meshes.content import cell_arrays, cell_dim, main_content, polydata
+from emmi_jax.meshes.content import cell_arrays, cell_dim, extracted, main_content, polydata
 from emmi_jax.meshes.ensight import EnsightCase
 from emmi_jax.meshes.hdf_files import READABLE, REFUSED, CgnsFile, HdfFile, VtkHdfFile
 from emmi_jax.meshes.parts_file import Part, PartsFile, chosen_names
@@ -205,7 +205,7 @@ def split(dataset: Any, patches: Sequence[tuple[str, int]]) -> Iterator[tuple[st
 
 def _cut(dataset: Any, first: int, end: int) -> Any:
     if not dataset.IsA("vtkPolyData"):
-        return dataset.extract_cells(np.arange(first, end), pass_cell_ids=False, pass_point_ids=False)
+        return extracted(dataset, np.arange(first, end))
     corners, offsets = cell_arrays(dataset.GetPolys())
     used, corner = np.unique(corners[offsets[first] : offsets[end]], return_inverse=True)
     cut = polydata(np.asarray(dataset.points)[used], corner.reshape(-1), offsets[first : end + 1] - offsets[first])

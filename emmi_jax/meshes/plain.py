@@ -12,6 +12,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 _HEAD_BYTES, _STL_HEADER, _STL_FACET = 1024, 84, 50
 _STL_BODY = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _VERTEX = re.compile(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)")
+_MORE_NUMBERS = re.compile(r"(?m)^(\s*v(?:\s+\S+){3}).*$")
 _FACET_END, _SOLID_END = re.compile(r"\bendfacet\b"), re.compile(r"\bendsolid\b")
 _NAME = re.compile(r"(?m)^[ \t]*(end)?solid\b(?!.*\bvertex\b.*\bvertex\b).*$")
 
@@ -29,7 +30,7 @@ def rewritten(path: Path, *, has_failed: bool = False) -> bytes | None:
 
     An `.stl` file may be a text in capitals, in one line, with a byte order mark, in UTF-16, with comments or with
     exponents of Fortran; or have more bytes than its triangles. The others may have a byte order mark, an `.obj` file
-    comments behind numbers.
+    comments or colours behind coordinates.
 
     Args:
         path: An `.stl`, `.obj` or `.ply` file.
@@ -52,7 +53,7 @@ def rewritten(path: Path, *, has_failed: bool = False) -> bytes | None:
                     return file.read(size)
         case ".obj" if encoding or has_failed:
             text = path.read_bytes().decode(encoding or "latin-1", errors="replace")
-            return re.sub("#.*", "", text).encode()
+            return _MORE_NUMBERS.sub(r"\1", re.sub("#.*", "", text)).encode()
         case ".ply" if encoding == "utf-8-sig":
             return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     return None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.meshes.mesh import Location
 from emmi_jax.meshes.surfaces import fan_triangles
-from emmi_jax.meshes.vtk import vtk_messages
+from emmi_jax.meshes.vtk import import_pyvista, vtk_class, vtk_messages
 from emmi_jax.plots.panels import Quantity, View, draw_comparison, draw_signed, field_label, magnitude
 from emmi_jax.plots.parity import draw_parity
 from emmi_jax.plots.rasterize import Window, rasterize
@@ -157,13 +157,21 @@ def cut_planes(dataset: Any, position: Array, viewpoints: Sequence[Viewpoint], g
         inside = np.flatnonzero(
             ((centres >= low) & (centres <= high) | (np.arange(3) == viewpoint.towards[1])).all(axis=1)
         )
-        cuts.append(cut.extract_cells(inside).extract_surface(algorithm=None) if len(inside) < cut.n_cells else cut)
+        cuts.append(_polygons(cut.extract_cells(inside)) if len(inside) < cut.n_cells else cut)
     return cuts
 
 
 def _cut(dataset: Any, axis: int, origin: Array) -> Any:
     with vtk_messages():
         return dataset.slice(normal="xyz"[axis], origin=origin)
+
+
+def _polygons(grid: Any) -> Any:
+    """Returns flat cells as `pyvista.PolyData`; the arguments of its own method depend on its version."""
+    geometry = vtk_class("vtkFiltersGeometry", "vtkGeometryFilter")()
+    geometry.SetInputData(grid)
+    geometry.Update()
+    return import_pyvista().wrap(geometry.GetOutput())
 
 
 def _origin(low: Array, high: Array, geometry: Array | None) -> Array:
