@@ -23,7 +23,7 @@ import pytest
 
 from emmi_jax import Geometry, SupernodePoolingConfig, Surrogate, deploy
 from emmi_jax.inference.exporting import Program, export_surrogate
-from emmi_jax.layers.supernode_pooling import with_neighbors
+from emmi_jax.layers.supernode_pooling import search_neighbors
 from emmi_jax.points import PointSet
 from tests.deploy_cases import KINDS, surrogate
 
@@ -107,7 +107,8 @@ def test_any_sizes_give_the_numbers_of_the_run_to_rounding(pair: Any) -> None:
 
 
 CLOUD, FEW = POINTS["surface"][:20], np.arange(6)
-WITH_NEIGHBORS = with_neighbors(Geometry(CLOUD.astype(np.float32), FEW), SupernodePoolingConfig(radius=None, k=3))
+CLOSE = search_neighbors(CLOUD.astype(np.float32), FEW, SupernodePoolingConfig(radius=None, k=3), on_host=True)
+WITH_NEIGHBORS = Geometry(CLOUD.astype(np.float32), FEW, CLOSE)
 ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "geometry points": ({"geometry": CLOUD}, None),
     "integer geometry points": ({"geometry": (100 * CLOUD).astype(np.int8)}, None),

@@ -1,4 +1,4 @@
-"""Where the conditions of cases are found."""
+"""Sources of the conditions of cases."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from emmi_jax.config.checks import check_choice, check_name
 from emmi_jax.config.setting import setting
 
 KINDS = ("plain", "logarithmic", "angle")
-"""What conditions are, as `emmi_jax.deploy.conditions` knows them."""
+"""Kinds of conditions, as `emmi_jax.deploy.conditions` knows them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingLaw(Config):
-    """Which conditions fields are relative to."""
+    """The conditions that fields are relative to."""
 
     speed: str = setting(MISSING, "Condition with the speed U: velocities are learned as u/U.")
     density: str | None = setting(
@@ -36,7 +36,7 @@ class ScalingLaw(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionSource(Config):
-    """Where the conditions of cases are found, and which of them a model takes.
+    """Source of the conditions of cases, and those of them that a model takes.
 
     Raises:
         ValueError: A kind is unknown, or a table has no columns.

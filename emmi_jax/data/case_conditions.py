@@ -27,7 +27,7 @@ from emmi_jax.meshes.openfoam_inlet import patch_velocity
 
 CONDITIONS_FILE = "conditions.json"
 BESIDE_CASES = ConditionSource()
-"""What `conditions.json` says, in the folder of each case or in that of all of them."""
+"""Content of `conditions.json`, in the folder of each case or in that of all of them."""
 
 _ANGLES = ("deg", "degree", "degrees", "°", "rad", "radian", "radians")
 _INLET = {"speed": "m/s", "yaw": "deg", "pitch": "deg"}

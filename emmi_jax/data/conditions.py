@@ -66,7 +66,7 @@ def parse_stored_conditions(values: Any) -> dict[str, CaseCondition]:
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionScale(Config):
-    """How a condition reaches the model: as (x - mean) / std, of its logarithm where it is logarithmic.
+    """Scale of a condition, which reaches the model as (x - mean) / std, of its logarithm where it is logarithmic.
 
     An angle whose range spans more than half a turn reaches it as sine and cosine.
     """

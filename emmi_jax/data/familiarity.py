@@ -1,4 +1,4 @@
-"""How far a case is from the training cases: whether it is beyond their ranges, and a distance of their encodings.
+"""Distance of a case from the training cases: whether it is beyond their ranges, and that of their encodings.
 
 The distance is the larger of two. The first is taken from numbers that mean something by themselves, such as lengths
 and conditions: how far the farthest of them is from the middle of the training cases' range, in halves of it. The
@@ -43,7 +43,7 @@ class Description(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Familiarity:
-    """What cases are usual.
+    """Usual cases.
 
     Args:
         middle: Middle [R] of the range of each trait in the training cases.

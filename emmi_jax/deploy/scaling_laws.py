@@ -1,4 +1,4 @@
-"""What fields are divided by to have no unit: powers of the speed and the density of the stream."""
+"""Divisors that leave fields without a unit: powers of the speed and the density of the stream."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What a backend computes fields at queries with.
+    """Means by which a backend computes fields at queries.
 
     Attributes:
         fields: Number of channels by branch and field.

@@ -20,7 +20,7 @@ ConditionLike: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
 
 
 class Inputs(NamedTuple):
-    """What a model is shown of a case: how much is drawn, whether it has a geometry, and what a run has stored."""
+    """Parts of a case that a model sees: numbers of drawn points, whether there is a geometry, and stored points."""
 
     sampling: Sampling
     has_geometry: bool

@@ -19,8 +19,8 @@ from emmi_jax.deploy.features import GEOMETRY, FeaturesLike, chosen_features
 from emmi_jax.design.features import cell_features
 from emmi_jax.design.surface import MovingPoints, Surface
 from emmi_jax.inference.surrogate import Surrogate
-from emmi_jax.layers.supernode_pooling import Geometry
-from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
+from emmi_jax.layers.supernode_pooling import Geometry, search_neighbors
+from emmi_jax.ops.neighbors import Neighbors
 from emmi_jax.points import Array, PointSet, as_points
 
 
@@ -151,17 +151,9 @@ def _with_geometry(
     number = min(sampling.num_test_supernodes, len(position))
     supernode_idx = np.asarray(add_supernodes(rng, position, sampling, num_supernodes=number).supernode_idx)
     scaled = surrogate.normalizer.normalize_position(position)
-    neighbors = _neighbors(surrogate.model.config, scaled, supernode_idx)
+    found = search_neighbors(scaled, supernode_idx, surrogate.model.config.supernode_pooling)
+    neighbors = jax.tree.map(np.asarray, found)
     return replace(draws, geometry=moving, supernode_idx=supernode_idx, neighbors=neighbors, geometry_features=features)
-
-
-def _neighbors(config: AbUptConfig, position: Array, supernode_idx: NDArray[np.int32]) -> Neighbors:
-    pooling = config.supernode_pooling
-    if pooling.k is not None:
-        found = nearest_neighbors(position, supernode_idx, k=pooling.k)
-    else:
-        found = radius_neighbors(position, supernode_idx, radius=pooling.radius or 0.0, max_degree=pooling.max_degree)
-    return jax.tree.map(np.asarray, found)
 
 
 def _check(config: AbUptConfig, surface: Surface, geometry: Surface | None, others: Mapping[str, Any]) -> None:

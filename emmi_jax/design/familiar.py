@@ -1,4 +1,4 @@
-"""How far a shape is from the training cases, with derivatives, and a penalty that keeps it near them."""
+"""Distance of a shape from the training cases, with derivatives, and a penalty that keeps it near them."""
 
 from __future__ import annotations
 

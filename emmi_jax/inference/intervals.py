@@ -51,7 +51,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Certainty:
-    """How to say how sure a prediction is.
+    """Draws, intervals and usual cases that tell how sure a prediction is.
 
     Args:
         repeats: Draws of points to average over.

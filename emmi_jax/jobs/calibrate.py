@@ -139,7 +139,7 @@ def _force_options(job: CalibrationJob, chosen: ChosenCases) -> ForceOptions:
 
 
 def _options(config: RunConfig) -> ReadOptions:
-    """What is computed of cases is a part of their fingerprints."""
+    """The computation on cases is a part of their fingerprints."""
     return ReadOptions(inputs=input_names(config.normalizer.features), mask_nan=config.mask_nan)
 
 

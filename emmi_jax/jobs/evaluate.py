@@ -21,7 +21,7 @@ from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.evaluation_cases import case_arguments, checked_case, chosen_cases, query_features
 from emmi_jax.jobs.evaluation_coverage import Coverage
 from emmi_jax.jobs.evaluation_details import CaseDetails
-from emmi_jax.jobs.evaluation_forces import ForceEvaluation, ForceMetrics
+from emmi_jax.jobs.evaluation_forces import ForceEvaluation
 from emmi_jax.jobs.evaluation_pictures import ParityPoints, draw_forces
 from emmi_jax.jobs.progress import (
     ProgressBar,
@@ -101,11 +101,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     console.print(metrics_table(f"Mean over {cases}", mean))
     for table in details.tables(more):
         console.print(table)
-    if found is not None:
-        paths += _report_forces(found, out / f"{stem}_forces", sides, console)
-    elif forces.problem is not None:
-        say(console, f"no forces: {forces.problem}")
-    print_paths(paths, console)
+    print_paths([*paths, *_report_forces(forces, out / f"{stem}_forces", sides, console)], console)
 
 
 def _write_metrics(out: Path, stem: str, content: JsonDict, by_case: Mapping[str, dict[str, Metrics]]) -> list[Path]:
@@ -121,8 +117,12 @@ def _print_notes(unusable: Mapping[str, str], left_out: _Lines, warnings: _Lines
     print_warnings(gathered(warnings), console)
 
 
-def _report_forces(found: ForceMetrics, stem: Path, sides: Mapping[str, str], console: Console) -> list[Path]:
-    """Writes and prints coefficients; returns the files."""
+def _report_forces(forces: ForceEvaluation, stem: Path, sides: Mapping[str, str], console: Console) -> list[Path]:
+    """Writes and prints coefficients, or why there are none; returns the files."""
+    if (found := forces.metrics()) is None:
+        if forces.problem is not None:
+            say(console, f"no forces: {forces.problem}")
+        return []
     table = stem.with_name(f"{stem.name}.csv")
     write_atomically(table, _csv(found.rows()))
     print_sides(sides, console)

@@ -1,4 +1,4 @@
-"""What the commands say of how far a case is from the training cases."""
+"""Lines of the commands about the distance of a case from the training cases."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ from emmi_jax.runs.directory import RunDirectory
 from emmi_jax.runs.load import load_run
 
 PENALTIES = {"volume": keep_volume, "clearance": keep_clearance}
-"""What `--keep` keeps, whatever the model."""
+"""Names for `--keep` that serve any model."""
 FAMILIAR = "familiar"
-"""What it keeps near the training cases."""
+"""Name for `--keep` of the distance from the training cases."""
 
 _PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blue: pulled out"
 

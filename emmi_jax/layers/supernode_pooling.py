@@ -74,18 +74,21 @@ def supernodes(geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     return jnp.where(is_real[..., None], position, 0), is_real
 
 
-def with_neighbors(geometry: Geometry, pooling: SupernodePoolingConfig) -> Geometry:
-    """Returns a geometry with its neighbours, searched for on the host: the same as the device finds.
+def search_neighbors(
+    position: AnyArray, supernode_idx: AnyArray, pooling: SupernodePoolingConfig, *, on_host: bool = False
+) -> Neighbors:
+    """Returns the points around supernodes; the host finds the same as the device.
 
     Args:
-        geometry: NumPy arrays, all of whose supernodes are real.
+        position: Coordinates [..., P, n]; on the host, NumPy arrays.
+        supernode_idx: Indices [..., M]; on the device, -1 has no neighbours.
         pooling: The neighbourhood.
+        on_host: Whether to search on the host.
     """
-    position, idx = geometry.position, geometry.supernode_idx
     if pooling.k is not None:
-        return geometry._replace(neighbors=nearest_neighbors_host(position, idx, k=pooling.k))
-    radius, max_degree = pooling.radius or 0.0, pooling.max_degree
-    return geometry._replace(neighbors=radius_neighbors_host(position, idx, radius=radius, max_degree=max_degree))
+        return (nearest_neighbors_host if on_host else nearest_neighbors)(position, supernode_idx, k=pooling.k)
+    search = radius_neighbors_host if on_host else radius_neighbors
+    return search(position, supernode_idx, radius=pooling.radius or 0.0, max_degree=pooling.max_degree)
 
 
 class SupernodePooling(nn.Module):
@@ -146,9 +149,7 @@ class SupernodePooling(nn.Module):
             is_point = _is_inside(given.idx, geometry) & _gather(_is_present(position)[..., None], given.idx)[..., 0]
             return Neighbors(_as_idx(given.idx), given.mask & is_point & is_real[..., None])
         idx = jnp.where(is_real, _as_idx(geometry.supernode_idx), -1)
-        if pooling.k is not None:
-            return nearest_neighbors(position, idx, k=pooling.k)
-        return radius_neighbors(position, idx, radius=pooling.radius or 0.0, max_degree=pooling.max_degree)
+        return search_neighbors(position, idx, pooling)
 
     def _relative(self, position: jax.Array, centers: jax.Array, neighbor_idx: jax.Array) -> jax.Array | None:
         """Returns the embedding [B, M, K, C] of each edge, if messages hold it."""

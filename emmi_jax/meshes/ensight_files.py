@@ -34,7 +34,7 @@ class EnsightData(ABC):
     @property
     @abstractmethod
     def most(self) -> int:
-        """How many lines or numbers may follow."""
+        """Most lines or numbers that may follow."""
 
     @abstractmethod
     def peek(self) -> str:

@@ -27,7 +27,7 @@ _LONGEST = 1 << 12
 _SLOW = 1e6
 """Bytes a second that are read at least."""
 READABLE, REFUSED = 40, 41
-"""What the process that tries a file returns: numbers that no crash has."""
+"""Results of the process that tries a file: numbers that no crash has."""
 
 
 class HdfFile(PartsFile):

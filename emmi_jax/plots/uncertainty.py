@@ -1,4 +1,4 @@
-"""How well intervals hold: coverage against level, and error against deviation."""
+"""Pictures of intervals: coverage against level, and error against deviation."""
 
 from __future__ import annotations
 

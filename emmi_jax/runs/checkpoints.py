@@ -24,7 +24,7 @@ LATEST, BEST = "latest", "best"
 _KEPT = 2
 _SCORE = "mean"
 _SPECIAL = frozenset("[]*?\\")
-"""What orbax takes for a pattern in the name of a folder, or TensorStore for a separator: they get a link."""
+"""Characters of folders that orbax takes for a pattern, or TensorStore for a separator: they get a link."""
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""How orbax writes what we add to a checkpoint, and what it says when it cannot read or write."""
+"""Additions of ours to checkpoints that orbax writes, and its errors in words."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import numpy as np
 from emmi_jax.config import SupernodePoolingConfig, TrainSettings
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.data.samples import Dataset, Sample, normalize_condition, normalize_sample, stack_samples
-from emmi_jax.layers.supernode_pooling import with_neighbors
+from emmi_jax.layers.supernode_pooling import search_neighbors
 
 _T = TypeVar("_T")
 
@@ -65,9 +65,10 @@ class DrawBatch:
         else:
             drawn = [normalize_sample(self.normalizer, sample) for sample in drawn]
         batch = stack_samples(drawn)
-        if batch.geometry is None or self.pooling is None:
+        if (shown := batch.geometry) is None or self.pooling is None:
             return batch
-        return batch._replace(geometry=with_neighbors(batch.geometry, self.pooling))
+        neighbors = search_neighbors(shown.position, shown.supernode_idx, self.pooling, on_host=True)
+        return batch._replace(geometry=shown._replace(neighbors=neighbors))
 
 
 def made_ahead(make: Callable[[int], _T], start: int, stop: int, *, workers: int = 0) -> Generator[_T]:

@@ -44,7 +44,7 @@ class LoopEnd(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """When the loop does what: first and last step, and steps between checkpoints and validations, if any."""
+    """Steps of the loop: first and last step, and steps between checkpoints and validations, if any."""
 
     start: int
     steps: int
