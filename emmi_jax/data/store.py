@@ -159,7 +159,10 @@ class Store(Cases):
         return finish
 
     def _damage(self, name: str, array: str, error: ValueError) -> ValueError:
-        return ValueError(f"{self.location}/{name}/{array}: the store is damaged: {str(error).splitlines()[0]}")
+        return ValueError(
+            f"{self.location}/{name}/{array}: the store is damaged: remove {name}/{CASE_FILE} there and prepare them "
+            f"again: {str(error).splitlines()[0]}"
+        )
 
 
 def write_case(
