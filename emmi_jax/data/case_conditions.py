@@ -56,8 +56,9 @@ def condition_source(root: Path, given: ConditionSource) -> ConditionSource:
         return dataset.conditions.with_names(given.names)
     if not file.is_file():
         return given
+    values = read_json_object(file)
     try:
-        found = ConditionSource.from_dict(read_json_object(file))
+        found = ConditionSource.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
     return found.with_names(given.names)

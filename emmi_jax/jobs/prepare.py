@@ -76,7 +76,7 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
     if job.skip_unusable:
         unusable = _header_problems(opened) | dict(conditions.problems)
         names = [name for name in names if name not in unusable]
-    opened.check(names, conditions.problems)
+    opened.check(names or opened.names, conditions.problems)
     folder, sources = ArrayFolder(job.out), sources_to_json(opened.cases.folders[names[0]].sources())
     under = {name: conditions.by_case[name] for name in names}
     prints = {name: opened.cases.fingerprint(name) + _digest(of_case) for name, of_case in under.items()}
@@ -92,7 +92,10 @@ def prepare(job: PrepareJob, *, console: Console) -> None:
             tasks = {name: (job, name, opened.cases.folders[name], prints[name], under[name]) for name in missing}
             unusable |= _complete(job, tasks, console)
         if unusable:
-            _write_head(folder, head | {"cases": [name for name in names if name not in unusable]}, split)
+            if not (usable := [name for name in names if name not in unusable]):
+                name, problem = next(iter(unusable.items()))
+                raise ValueError(f"{job.data}: no case is usable: {name}: {problem}")
+            _write_head(folder, head | {"cases": usable}, split)
             print_unusable(unusable, console)
 
 

@@ -177,6 +177,22 @@ def test_unusable_cases_are_left_out_of_a_store_when_told(workers, data, tmp_pat
     assert contents(tmp_path / "store") == before
 
 
+def test_cases_of_which_none_is_usable_make_no_store(data, tmp_path, capsys):
+    cars = shutil.copytree(data, tmp_path / "cars")
+    for case in cars.glob("run_*"):
+        (case / "conditions.json").write_text("[]")
+    assert main(["prepare", str(cars), "--out", str(tmp_path / "store"), "--skip-unusable"]) == 2
+    assert "3 of 3 cases are unusable: run_0: conditions.json: expected numbers" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+    volume = volume_dataset(9)
+    volume.cell_data["U"][3, 1] = np.nan
+    for case in cars.glob("run_*"):
+        (case / "conditions.json").unlink()
+        volume.save(case / "volume_1.vtu")
+    assert main(["prepare", str(cars), "--out", str(tmp_path / "store"), "--skip-unusable"]) == 2
+    assert "no case is usable: run_" in capsys.readouterr().err
+
+
 def test_a_run_on_a_store_trains_resumes_and_is_evaluated(prepared, data, tmp_path):
     settings = tiny_settings(prepared, steps=1, **GEOMETRY)
     run(settings, tmp_path / "run")
