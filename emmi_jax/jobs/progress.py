@@ -88,7 +88,8 @@ def new_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] 
     """Returns a table in the style of all tables: names at the left, numbers at the right."""
     table = Table(title=Text(printable(title), "table.title"), title_justify="left", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", justify="right" if number else "left", no_wrap=number > 0)
+        head = Text(printable(column))  # brackets are no markup
+        table.add_column(head, overflow="fold", justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
         add_row(table, *row)
     return table

@@ -174,6 +174,7 @@ def test_a_sweep_gives_the_coefficients_of_single_predictions_and_compiles_once(
     assert _query._cache_size() <= before + 1
     printed = capsys.readouterr().out
     assert printed.count("warning: the condition yaw is -16 deg, outside the trained range -15 … 15 by 1 deg") == 1
+    assert "yaw [deg]" in printed
     with open(tmp_path / "sweep" / "sweep.csv") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["yaw [deg]"]) for row in rows] == [-16, -8, 0, 8]
