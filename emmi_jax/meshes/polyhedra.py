@@ -65,41 +65,47 @@ def shape_geometry(points: Floats, corners: Ints, faces: list[list[int]]) -> tup
     def measure(start: int) -> None:
         rows = slice(start, start + _ROWS)
         origin, found = _relative(columns, np.ascontiguousarray(corners[rows].T))
-        if are_hexahedra and (boxes := _parallelepipeds(origin, found)) is not None:
-            middle, volume[rows] = boxes
-            centre[rows] = (middle + origin).T
-            return
-        parts = [_polygons([found.take(corner, axis=1) for corner in table]) for table in tables]
-        offset, pyramid = (
-            parts[0] if len(parts) == 1 else (np.concatenate(of, axis=1) for of in zip(*parts, strict=True))
-        )
-        guess = offset.mean(axis=1)
-        offset -= guess[:, None]
-        pyramid *= offset
-        pyramids = pyramid[0] + pyramid[1] + pyramid[2]
-        total = pyramids.sum(axis=0)
-        offset *= pyramids
-        guess += offset.sum(axis=1) * (0.75 / np.where(np.abs(total) > _TINY, total, np.inf))
-        centre[rows] = (guess + origin).T
-        volume[rows] = np.abs(total) / 3
+        middle, volume[rows] = _hexahedra(origin, found, tables) if are_hexahedra else _cells(found, tables)
+        centre[rows] = (middle + origin).T
 
     _in_blocks(measure, len(corners), _ROWS)
     return centre, volume
 
 
-def _parallelepipeds(origin: Floats, corner: Floats) -> tuple[Floats, Floats] | None:
-    """Returns the centres [3, N] and volumes [N] of hexahedra [3, 8, N]; None if one is no parallelepiped.
+def _cells(corner: Floats, tables: list[Ints]) -> tuple[Floats, Floats]:
+    """Returns centroids [3, N] and volumes [N] from corners [3, K, N], and those of the faces with as many corners."""
+    parts = [_polygons([corner.take(place, axis=1) for place in table]) for table in tables]
+    offset, pyramid = parts[0] if len(parts) == 1 else (np.concatenate(of, axis=1) for of in zip(*parts, strict=True))
+    guess = offset.mean(axis=1)
+    offset -= guess[:, None]
+    pyramid *= offset
+    pyramids = pyramid[0] + pyramid[1] + pyramid[2]
+    total = pyramids.sum(axis=0)
+    offset *= pyramids
+    guess += offset.sum(axis=1) * (0.75 / np.where(np.abs(total) > _TINY, total, np.inf))
+    return guess, np.abs(total) / 3
 
-    Corners may differ by their rounding. Most meshes that are none show it in their first cells.
-    """
-    for cells in (slice(0, _FEW), slice(None)):
-        _, a, ab, b, c, ac, abc, bc = (corner[:, k, cells] for k in range(8))
-        across, diagonal = a + b, b + c
-        rounding = _ROUNDING * (np.abs(origin[:, cells]).max() + np.abs(abc).max())
-        for found, expected in ((ab, across), (bc, diagonal), (ac, a + c), (abc, a + diagonal)):
-            if np.abs(found - expected).max() > rounding:
-                return None
-    return 0.5 * (a + diagonal), np.abs((a * _cross(b, c)).sum(axis=0))
+
+def _hexahedra(origin: Floats, corner: Floats, tables: list[Ints]) -> tuple[Floats, Floats]:
+    """Does as `_cells`; in most meshes nearly all hexahedra are boxes, and the first ones tell whether they are."""
+    if 2 * np.count_nonzero(_is_warped(origin[:, :_FEW], few := corner[:, :, :_FEW])) > few.shape[2]:
+        return _cells(corner, tables)
+    a, b, c = corner[:, 1], corner[:, 3], corner[:, 4]
+    middle, volume = 0.5 * (a + b + c), np.abs((a * _cross(b, c)).sum(axis=0))
+    if len(warped := np.flatnonzero(_is_warped(origin, corner))):
+        middle[:, warped], volume[warped] = _cells(corner[:, :, warped], tables)
+    return middle, volume
+
+
+def _is_warped(origin: Floats, corner: Floats) -> NDArray[np.bool_]:
+    """Returns which hexahedra [3, 8, N] are no parallelepipeds; corners may differ by their rounding."""
+    _, a, ab, b, c, ac, abc, bc = (corner[:, k] for k in range(8))
+    diagonal = b + c
+    error = np.abs(ab - (a + b))
+    for found, expected in ((bc, diagonal), (ac, a + c), (abc, a + diagonal)):
+        np.maximum(error, np.abs(found - expected), out=error)
+    rounding = _ROUNDING * (np.abs(origin).max() + np.abs(abc).max())
+    return np.asarray(error.max(axis=0) > rounding)
 
 
 def poly_geometry(
