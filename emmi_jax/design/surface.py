@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.surfaces import polygons, surface_dataset, surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
@@ -110,18 +111,22 @@ class Surface:
         return fans[following + 1 < self.num_corners[:, None]]
 
 
-def read_surface(path: Path | str, *, require_closed: bool = True) -> Surface:
+def read_surface(
+    path: Path | str, *, require_closed: bool = True, selection: FoamSelection = DEFAULT_SELECTION
+) -> Surface:
     """Reads a surface of polygons from a mesh file.
 
     Args:
-        path: A `.vtp`, `.vtk`, `.stl`, `.ply` or `.obj` file.
+        path: A `.vtp`, `.vtk`, `.stl`, `.ply` or `.obj` file, or one of several meshes.
         require_closed: Whether to refuse a surface with open edges, whose outward side is a guess.
+        selection: The parts and the time of a file of several meshes.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is unusable, is not a surface of polygons, or must be closed but is not.
     """
-    return Surface.from_mesh(read_mesh(Path(path), branch="surface"), require_closed=require_closed)
+    mesh = read_mesh(Path(path), branch="surface", selection=selection)
+    return Surface.from_mesh(mesh, require_closed=require_closed)
 
 
 class MovingPoints(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.design import DesignJob
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources
@@ -100,18 +101,24 @@ def check_design(job: DesignJob, surrogate: Surrogate) -> None:
     check_output(job.out, [job.surface, job.geometry, job.volume], written)
 
 
-def read_design(job: DesignJob, surrogate: Surrogate, sources: Sources, console: Console) -> DesignMeshes:
+def read_design(
+    job: DesignJob,
+    surrogate: Surrogate,
+    sources: Sources,
+    console: Console,
+    foam: FoamSelection = DEFAULT_SELECTION,
+) -> DesignMeshes:
     """Reads the meshes of a job with their features, and warns of what makes its results doubtful.
 
     Raises:
         FileNotFoundError: A file does not exist.
         ValueError: A file is unusable, or the surface is open but must not be.
     """
-    surface = read_surface(job.surface, require_closed=not job.allow_open)
-    geometry = None if job.geometry is None else read_surface(job.geometry, require_closed=False)
+    surface = read_surface(job.surface, require_closed=not job.allow_open, selection=foam)
+    geometry = None if job.geometry is None else read_surface(job.geometry, require_closed=False, selection=foam)
     taken, points, features = surrogate.features, {}, {}
     if job.volume is not None:
-        read = query_mesh(job.volume, inputs=feature_sources("volume", taken, sources))
+        read = query_mesh(job.volume, "volume", foam, inputs=feature_sources("volume", taken, sources))
         mesh = with_features({"volume": read}, taken, sources, None)["volume"]
         is_weighted = surrogate.sampling.method == "weighted"
         points["volume"] = mesh.points(with_cell_sizes=is_weighted)

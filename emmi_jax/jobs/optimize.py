@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.design import OptimizationJob
 from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.data.mesh_dataset import Sources
@@ -54,16 +55,17 @@ _PICTURE_LABEL = "displacement along the normal (mesh unit)\nred: pushed in, blu
 def run_job(job: OptimizationJob, *, console: Console) -> None:
     """Runs `emmi-jax optimize`; see `optimize_surface`."""
     design_reference(job)  # what is missing there costs no time to load a run
-    surrogate, sources = load_run(job.run), RunDirectory.open(job.run).read_config().field_sources()
+    surrogate, config = load_run(job.run), RunDirectory.open(job.run).read_config()
+    sources, foam = config.field_sources(), config.foam(None, None)
     familiarity = read_familiarity(job.run, surrogate)
     if familiarity is None and FAMILIAR in job.keep:
         raise ValueError(f"--keep familiar needs a run that knows its training cases: emmi-jax calibrate {job.run}")
     if len(job.condition) > 1:
         conditions = weighted_conditions(surrogate, job.condition, console)
-        optimize_surface(job, surrogate, conditions, sources, familiarity=familiarity, console=console)
+        optimize_surface(job, surrogate, conditions, sources, familiarity=familiarity, foam=foam, console=console)
     else:
         under = under_condition(surrogate, job.condition[0] if job.condition else None, console)
-        optimize_surface(job, under, sources=sources, familiarity=familiarity, console=console)
+        optimize_surface(job, under, sources=sources, familiarity=familiarity, foam=foam, console=console)
 
 
 def optimize_surface(
@@ -73,6 +75,7 @@ def optimize_surface(
     sources: Sources | None = None,
     *,
     familiarity: Familiarity | None = None,
+    foam: FoamSelection = DEFAULT_SELECTION,
     console: Console,
 ) -> None:
     """Moves a surface until a coefficient is lower, and writes the new shape and how it got there to a folder.
@@ -83,6 +86,7 @@ def optimize_surface(
         conditions: Weights and conditions, of which the mean is lowered; none for that of the surrogate.
         sources: The arrays that the run was trained on, by branch and name.
         familiarity: What cases are usual; None for nothing about it.
+        foam: The parts of files of several meshes, as in training.
         console: Where progress, warnings and results are printed.
 
     Raises:
@@ -93,7 +97,7 @@ def optimize_surface(
     """
     check_design(job, surrogate)
     penalties = _penalties(job)
-    meshes = read_design(job, surrogate, sources or {}, console)
+    meshes = read_design(job, surrogate, sources or {}, console, foam)
     surface, geometry, points, features = meshes
     channels = 6 + 2 * sum(surrogate.model.config.fields["surface"].values())
     check_space(job.out, 2 * sum(largest_output(mesh, channels) for mesh in (surface, geometry) if mesh is not None))

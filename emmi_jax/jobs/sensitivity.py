@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.design import SensitivityJob
 from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.data.mesh_dataset import Sources
@@ -40,9 +41,10 @@ def run_job(job: SensitivityJob, *, console: Console) -> None:
     """Runs `emmi-jax sensitivity`; see `differentiate_surface`."""
     design_reference(job)  # what is missing there costs no time to load a run
     surrogate = under_condition(load_run(job.run, job.checkpoint), job.condition, console)
-    sources = RunDirectory.open(job.run).read_config().field_sources()
+    config = RunDirectory.open(job.run).read_config()
+    sources, foam = config.field_sources(), config.foam(None, None)
     familiarity = read_familiarity(job.run, surrogate)
-    differentiate_surface(job, surrogate, sources, familiarity=familiarity, console=console)
+    differentiate_surface(job, surrogate, sources, familiarity=familiarity, foam=foam, console=console)
 
 
 def differentiate_surface(
@@ -51,6 +53,7 @@ def differentiate_surface(
     sources: Sources | None = None,
     *,
     familiarity: Familiarity | None = None,
+    foam: FoamSelection = DEFAULT_SELECTION,
     console: Console,
 ) -> None:
     """Computes where to push a surface and writes everything to a folder.
@@ -60,6 +63,7 @@ def differentiate_surface(
         surrogate: What predicts.
         sources: The arrays that the run was trained on, by branch and name.
         familiarity: What cases are usual; None for nothing about it.
+        foam: The parts of files of several meshes, as in training.
         console: Where progress, warnings and results are printed.
 
     Raises:
@@ -71,7 +75,7 @@ def differentiate_surface(
         raise ValueError(f"smoothing must be 0 or a positive length, got {job.smoothing}")
     check_figures(job.figures)
     check_design(job, surrogate)
-    surface, geometry, points, features = read_design(job, surrogate, sources or {}, console)
+    surface, geometry, points, features = read_design(job, surrogate, sources or {}, console, foam)
     check_space(job.out, sum(largest_output(mesh, 5) for mesh in (surface, geometry) if mesh is not None))
     # Forward and back again.
     with ProgressBar(console, 2 * surface.num_cells) as progress:

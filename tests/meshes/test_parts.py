@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emmi_jax.config import FoamSelection
+from emmi_jax.design.surface import read_surface as surface_to_move
 from emmi_jax.meshes.forces import integrate_forces
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh, write_mesh
 from emmi_jax.meshes.openfoam import case_folder
@@ -192,3 +193,7 @@ def test_polyhedra_survive_ensight(formats, tmp_path):
     write_mesh(tmp_path / "out.case", mesh, {"v": mesh.cell_sizes()}, location="cells")
     found = read_mesh(tmp_path / "out.case")
     np.testing.assert_allclose(found.cell_sizes(), found.dataset["v"], rtol=1e-5)
+
+
+def test_the_surface_to_differentiate_is_that_of_the_chosen_parts(formats):
+    assert surface_to_move(formats / FILES["EnSight"], selection=BODY).num_cells == 96
