@@ -72,7 +72,7 @@ def calibrate_run(job: CalibrationJob, *, console: Console) -> None:
     print_unusable(chosen.unusable, console)
     if forces.problem is not None:
         say(console, f"no forces: {forces.problem}")
-    _print(calibration, console)
+    _print(calibration, len(surrogate.members), console)
     print_paths([path], console)
 
 
@@ -164,16 +164,23 @@ def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: Run
         )
 
 
-def _print(calibration: Calibration, console: Console) -> None:
+def unit_of_widths(num_members: int, num_draws: int) -> str:
+    """Says what the half widths of intervals are multiples of."""
+    sources = {"members": num_members, "draws": num_draws}
+    several = [f"{number} {name}" for name, number in sources.items() if number > 1]
+    if several:
+        return f"deviations of {' and '.join(several)}"
+    return "deviations of the training data; those of coefficients are in m²"
+
+
+def _print(calibration: Calibration, num_members: int, console: Console) -> None:
     num_cases = len(calibration.cases)
     levels = [level for level in LEVELS if level <= num_cases / (num_cases + 1)]
     rows = [
         [name, *(f"{conformal_quantile(scores, level):#.4g}" for level in levels)]
         for name, scores in calibration.scores.items()
     ]
-    unit = (
-        "deviations of the training data" if calibration.repeats == 1 else f"deviations of {calibration.repeats} draws"
-    )
+    unit = unit_of_widths(num_members, calibration.repeats)
     columns = ["quantity", *(f"{100 * level:g} %" for level in levels)]
     console.print(new_table(f"Half widths of intervals, in {unit}", columns, rows))
     cases = "1 case" if num_cases == 1 else f"{num_cases} cases"

@@ -10,6 +10,7 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.data.conformal import conformal_quantile, covering_score
+from emmi_jax.jobs.calibrate import unit_of_widths
 from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.runs.calibration import read_calibration
 from emmi_jax.runs.load import load_run
@@ -142,6 +143,12 @@ def test_an_evaluation_counts_the_cases_inside_the_intervals(calibrated, cases, 
     capsys.readouterr()
     assert main([*words, "--split", "validation"]) == 0
     assert "no coverage of intervals: the run was calibrated on these cases" in capsys.readouterr().out
+
+
+def test_widths_are_said_in_deviations_of_what_varies():
+    assert unit_of_widths(3, 1) == "deviations of 3 members"
+    assert unit_of_widths(3, 2) == "deviations of 3 members and 2 draws"
+    assert unit_of_widths(1, 1).startswith("deviations of the training data")
 
 
 def test_what_cannot_be_guaranteed_is_refused(calibrated, trained, cases, tmp_path, capsys):
