@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from emmi_jax.cli import main
+from emmi_jax.config.design import SensitivityJob
 from emmi_jax.data.load import load_dataset
 from emmi_jax.data.store import Store
-from emmi_jax.meshes.mesh import read_mesh
+from emmi_jax.design import drag, evaluate, read_surface
+from emmi_jax.jobs.sensitivity import differentiate_surface
+from emmi_jax.meshes.mesh import FieldSource, read_mesh
 from emmi_jax.runs.load import load_run
 from tests.data.case_folders import FIELDS, write_case_folder
 from tests.jobs import tiny_runs
-from tests.jobs.tiny_runs import run, tiny_settings
+from tests.jobs.tiny_runs import run, tiny_settings, untrained_surrogate
 
 FEATURES = {"surface": ("normal", "part"), "volume": ("distance",), "geometry": ("normal",)}
 SETTINGS: dict[str, Any] = tiny_runs.GEOMETRY | {"physics_blocks": ("perceiver", "cross"), "features": FEATURES}
@@ -127,6 +132,21 @@ def test_one_line_says_what_a_mesh_lacks(
     options += ["--geometry", str(tmp_path / "body.stl")] if change == "geometry" else []
     assert main(["predict", str(trained), *options, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_derivatives_take_the_features_of_the_cells_of_a_surface(cases: Path, tmp_path: Path) -> None:
+    features = {"surface": {"part": 1}, "geometry": {"part": 1}}
+    surrogate = untrained_surrogate({"surface": {"pressure_coefficient": 1}}, -2.0, 2.0, features)
+    file, sources = cases / "run_1" / "boundary_1.vtp", {"surface": {"part": FieldSource("patch")}}
+    job = SensitivityJob(run=Path("run"), surface=file, out=tmp_path, area=1.0, speed=1.0)
+    differentiate_surface(job, surrogate, sources, console=Console(file=io.StringIO()))
+    found = json.loads((tmp_path / "sensitivity.json").read_text())["drag"]
+    surface = read_surface(file)
+    part = np.arange(surface.num_cells) % 3
+    of_drag = drag(speed=1.0, area=1.0)
+    values = [evaluate(surrogate, surface, of_drag, features=dict.fromkeys(features, p)) for p in (part, -part)]
+    assert found == pytest.approx(values[0], rel=1e-4)
+    assert found != pytest.approx(values[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("text", ["normal", "/part", "surface/"])

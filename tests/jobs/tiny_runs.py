@@ -95,7 +95,7 @@ def untrained_surrogate(
         dim=24,
         num_heads=2,
         fields=fields,
-        physics_blocks=("perceiver", "cross"),
+        physics_blocks=("perceiver", "cross" if len(fields) > 1 else "self"),
         decoder_depths={},
         supernode_pooling=SupernodePoolingConfig(radius=None, k=2, input_features_dim=of_geometry),
         feature_dims={branch: sum(names.values()) for branch, names in features.items() if branch in fields},
