@@ -160,7 +160,7 @@ def asked(monkeypatch) -> list[tuple[TrainSettings, Path]]:
     """What the command asks to train; nothing is trained."""
     calls = []
 
-    def train(settings: TrainSettings, path: Path, job: TrainJob, **kwargs: object) -> Outcome:
+    def train(settings: TrainSettings, path: Path, job: TrainJob, cases: object, **options: object) -> Outcome:
         calls.append((settings, path))
         return Outcome(path, None)
 

@@ -196,7 +196,7 @@ def test_what_is_streamed_must_fit_what_was_encoded():
     zeros, wide = jax.tree.map(np.zeros_like, options["condition"]), {"volume": np.zeros((7, 3), np.float32)}
     with pytest.raises(ValueError, match="the cache was encoded with another condition"):
         predict(model, variables, cache, queries, **options | {"condition": zeros})
-    with pytest.raises(ValueError, match="query_features of 'volume' must have 2 channels for each query"):
+    with pytest.raises(ValueError, match=r"features of the query volume must be numbers of shape \[3, 2\]"):
         predict(model, variables, cache, queries, **options | {"query_features": wide})
 
 

@@ -56,11 +56,12 @@ for some in (devices[:1], None):
     chunk = streaming.Chunk("volume", 0, 64, np.zeros((64, 3), np.float32))
     constants = variables | {"cache": cache.entries}, condition[None]
     constants = jax.device_put(constants, jax.NamedSharding(mesh, jax.P()))
-    out = streaming._start(model, mesh, chunk, constants, None)["velocity"]
+    position = jax.device_put(chunk.position, jax.NamedSharding(mesh, jax.P("queries")))
+    arguments = model, "volume", mesh, *constants, position, None
+    with jax.set_mesh(mesh):
+        out = streaming._query(*arguments)["velocity"]
+        flops.append(streaming._query.lower(*arguments).compile().cost_analysis()["flops"])
     shards.append(sorted((shard.device.id, shard.data.shape[0]) for shard in out.addressable_shards))
-    lowered = streaming._query.lower(model, "volume", mesh, *constants, jax.device_put(
-        chunk.position, jax.NamedSharding(mesh, jax.P("queries"))), None)
-    flops.append(lowered.compile().cost_analysis()["flops"])
 with jax.set_mesh(jax.make_mesh((4, 2), ("data", "tokens"))):
     again = streaming.encode(model, variables, anchors=anchors, **geometry, condition=condition)
     fields = streaming.predict(model, variables, again, queries, chunk_size=61, condition=condition)
