@@ -86,9 +86,8 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
                     parity.add(predicted, case)
                 progress.advance(1, name)
             by_case[name] = mean_metrics(repeats)
+            warnings[name] += details.notes(name)
             coverage.add(name, case, forces.cases.get(name))
-    for name, of_case in details.masked.items():
-        warnings[name] += [f"{name}: {field} is NaN at {number:,} points" for field, number in of_case.items()]
     _print_notes(chosen.unusable, left_out, warnings, console)
     mean, found = mean_metrics(list(by_case.values())), forces.metrics()
     stem = "evaluation" if chosen.split is None else f"evaluation_{chosen.split}"
@@ -98,8 +97,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
     covered, pictures = coverage.report(out / stem, console)
     content |= more | covered | ({} if found is None else {"forces": found.to_dict()})
     paths = [*_write_metrics(out, stem, content, by_case), *parity.draw(out / stem, cases), *pictures]
-    console.print(metrics_table(f"Mean over {cases}", mean))
-    for table in details.tables(more):
+    for table in (metrics_table(f"Mean over {cases}", mean), *details.tables(more)):
         console.print(table)
     print_paths([*paths, *_report_forces(forces, out / f"{stem}_forces", sides, console)], console)
 

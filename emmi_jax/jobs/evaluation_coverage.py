@@ -1,4 +1,4 @@
-"""How well the intervals of a calibrated run hold on known cases."""
+"""Coverage of the intervals of a calibrated run on known cases."""
 
 from __future__ import annotations
 

@@ -70,6 +70,10 @@ class CaseDetails:
                         for i, axis in enumerate(_AXES)
                     }
 
+    def notes(self, name: str) -> list[str]:
+        """Returns the fields of a case that are NaN somewhere, a line each."""
+        return [f"{name}: {field} is NaN at {number:,} points" for field, number in self.masked.get(name, {}).items()]
+
     def to_dict(self, by_case: Mapping[str, Mapping[str, Metrics]]) -> JsonDict:
         """Returns all as JSON has it.
 
