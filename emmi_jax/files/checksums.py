@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor
 from functools import cache
 from typing import Any
 
@@ -37,25 +36,24 @@ def checksums(tree: Any) -> dict[str, int]:
     return {jax.tree_util.keystr(path): _joined(found) for path, found in sums.items()}
 
 
-def begin_checksums(tree: Any, executor: Executor) -> Callable[[], dict[str, int]]:
-    """Begins to compute `checksums`: on the devices, or by the executor for arrays in the memory of the host.
+def begin_checksums(tree: Any) -> Callable[[], dict[str, int]]:
+    """Begins to compute `checksums` on the devices; those of arrays in the memory of the host are done when it returns.
+
+    In a thread beside other Python code they would take three times as long, for the interpreter's lock.
 
     Args:
-        tree: Arrays of JAX; they may be donated as soon as the executor has nothing left to do.
-        executor: Computes in threads.
+        tree: Arrays of JAX; they may be donated afterwards.
 
     Returns:
         A function that waits for them and returns them, in any thread.
     """
 
-    def begin(array: jax.Array) -> Callable[[], Any]:
-        if _is_shared(array) or array.device.platform != "cpu":  # type: ignore[union-attr]
-            sums = _device_sums(array)
-            return lambda: sums
-        return executor.submit(_host_sums, array).result
+    def begin(array: jax.Array) -> Any:
+        is_on_host = not _is_shared(array) and array.device.platform == "cpu"  # type: ignore[union-attr]
+        return _host_sums(array) if is_on_host else _device_sums(array)
 
     found = {path: begin(array) for path, array in jax.tree_util.tree_leaves_with_path(tree)}
-    return lambda: {jax.tree_util.keystr(path): _joined(wait()) for path, wait in found.items()}
+    return lambda: {jax.tree_util.keystr(path): _joined(sums) for path, sums in found.items()}
 
 
 def _is_shared(array: jax.Array) -> bool:

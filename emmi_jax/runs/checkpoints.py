@@ -6,8 +6,7 @@ import gc
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -123,7 +122,7 @@ class Checkpoints:
         if self._manager is None or step == self._manager.latest_step():
             return
         finite = {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()}
-        pending: dict[str, Callable[[], dict[str, int]]] = {}
+        pending = {name: begin_checksums(tree) for name, tree in items.items()}
         shapes = {name: _shapes(tree) for name, tree in items.items()}
 
         def record() -> JsonDict:
@@ -133,8 +132,7 @@ class Checkpoints:
         self._scores[step] = _score(finite)
         saved: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         saved[RECORD] = SaveRecord(record)
-        with ThreadPoolExecutor(1) as thread, naming_the_folder(self._directory):
-            pending.update((name, begin_checksums(tree, thread)) for name, tree in items.items())
+        with naming_the_folder(self._directory):
             self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def restore(self, *likes: Mapping[str, Any], which: str = LATEST) -> Restored:
