@@ -1,4 +1,4 @@
-"""Frozen, hashable configurations that convert to JSON and back."""
+"""Every configuration, declared once: models, training, data, jobs; `base` has what they share."""
 
 from emmi_jax.config.base import Config as Config
 from emmi_jax.config.base import FrozenMapping as FrozenMapping

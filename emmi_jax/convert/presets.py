@@ -50,6 +50,6 @@ PRESETS: dict[str, Preset] = {
             num_supernodes=16_384,
             num_test_supernodes=16_384,
         ),
-        {branch: dict(of.fields) for branch, of in published("drivaerml").branches.items()},
+        {branch: dict(of.fields) for branch, of in published()["drivaerml"].branches.items()},
     ),
 }

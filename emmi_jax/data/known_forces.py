@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emmi_jax.config.mesh_dataset import ForceTable
-from emmi_jax.data.mesh_dataset import published
+from emmi_jax.data.mesh_dataset import published_tables
 from emmi_jax.files.atomic import JsonDict, read_json
 from emmi_jax.meshes.reference_area import AREA_NAMES, read_number, read_reference_area
 
 FORCES_FILE = "forces.json"
-PUBLISHED_TABLE = published("drivaerml").forces
 
 
 class KnownForces(NamedTuple):
@@ -47,13 +47,14 @@ class KnownForces(NamedTuple):
         raise ValueError(f"expected finite cd and cl and positive area, speed and density, got {values!r:.120}")
 
 
-def read_known_forces(path: Path, table: ForceTable | None = PUBLISHED_TABLE) -> KnownForces | None:
+def read_known_forces(path: Path, tables: Sequence[ForceTable] | None = None) -> KnownForces | None:
     """Reads the forces beside a case.
 
     Args:
         path: A case folder, perhaps with `forces.json` (`CdA` and `ClA` in m², and perhaps `speed` and `density`).
-        table: The table that counts where that file is not there, by default that of DrivAerML and AhmedML:
-            `force_mom_N.csv` (`Cd`, `Cl`); its reference area is `aRef` of `geo_ref_N.csv`, and unknown without that.
+        tables: What to look for where that file is not there, by default the tables of published data sets, such as
+            `force_mom_N.csv` (`Cd`, `Cl`) of DrivAerML; its reference area is `aRef` of `geo_ref_N.csv`, and unknown
+            without that.
 
     Returns:
         The forces; None if there are none.
@@ -63,7 +64,9 @@ def read_known_forces(path: Path, table: ForceTable | None = PUBLISHED_TABLE) ->
     """
     if (file := path / FORCES_FILE).is_file():
         return _from_json(file, read_json(file))
-    if table is None or not (found := sorted(path.glob(table.file))):
+    there = ((table, sorted(path.glob(table.file))) for table in (published_tables() if tables is None else tables))
+    table, found = next((pair for pair in there if pair[1]), (None, []))
+    if table is None:
         return None
     of_area = [] if table.area_file is None else sorted(path.glob(table.area_file))[:1]
     areas = [read_reference_area(file, tuple(dict.fromkeys((table.area, *AREA_NAMES)))) for file in of_area]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from emmi_jax.config.mesh_dataset import MeshDataset
+from emmi_jax.config.mesh_dataset import ForceTable, MeshDataset
 from emmi_jax.files.atomic import JsonDict, parse_toml, read_json, read_toml
 from emmi_jax.meshes.components import all_found
 from emmi_jax.meshes.mesh import FieldSource
@@ -23,9 +23,24 @@ _FOLDER = files("emmi_jax.data") / "mesh_datasets"
 
 
 @cache
-def published(name: str) -> MeshDataset:
-    """Returns a published data set: `drivaerml` or `ahmedml`."""
-    return MeshDataset.from_dict(parse_toml((_FOLDER / f"{name}.toml").read_bytes()))
+def published() -> Mapping[str, MeshDataset]:
+    """Returns the data sets of `mesh_datasets/` by name; first DrivAerML, whose names are proposed for other data."""
+    paths = {file.name.removesuffix(".toml"): file for file in _FOLDER.iterdir() if file.name.endswith(".toml")}
+    names = sorted(paths, key=lambda name: (name != "drivaerml", name))
+    return {name: MeshDataset.from_dict(parse_toml(paths[name].read_bytes())) for name in names}
+
+
+@cache
+def published_patterns() -> tuple[Mapping[str, str], ...]:
+    """Returns the patterns of the meshes of published data sets, by branch; each once."""
+    patterns = (((branch, of.files) for branch, of in dataset.branches.items()) for dataset in published().values())
+    return tuple(map(dict, dict.fromkeys(map(tuple, patterns))))
+
+
+@cache
+def published_tables() -> tuple[ForceTable, ...]:
+    """Returns the tables of forces of published data sets; each once."""
+    return tuple(dict.fromkeys(dataset.forces for dataset in published().values() if dataset.forces is not None))
 
 
 def dataset_file(path: Path) -> Path | None:
@@ -52,8 +67,9 @@ def read_dataset(path: Path) -> MeshDataset | None:
 
 def published_sources(branch: str, arrays: Collection[str]) -> Sources:
     """Returns the sources of the published data set whose arrays a mesh of a branch has; else those of DrivAerML."""
-    for sources in (DRIVAERML, AHMEDML):
-        if all_found((source.array for source in sources[branch].values()), arrays) is not None:
+    for name, dataset in published().items():
+        sources = dataset_sources(dataset, f"{name}.toml")
+        if branch in sources and all_found((s.array for s in sources[branch].values()), arrays) is not None:
             return sources
     return DRIVAERML
 
@@ -115,4 +131,4 @@ def _as_json(source: FieldSource) -> JsonDict:
     return {"array": array, "scale": source.scale} | ({} if source.unit is None else {"unit": source.unit})
 
 
-DRIVAERML, AHMEDML = (dataset_sources(published(name), f"{name}.toml") for name in ("drivaerml", "ahmedml"))
+DRIVAERML, AHMEDML = (dataset_sources(published()[name], f"{name}.toml") for name in ("drivaerml", "ahmedml"))

@@ -1,4 +1,4 @@
-"""Named conditions of a case, such as a speed or an angle: from numbers in their units to what a model takes."""
+"""Named conditions of a case, such as a speed: their scaling to what a model takes, and the range of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The description of an exported file in itself."""
+"""The manifest of an exported file, parsed and checked; `inference/exporting.py` writes it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Query(NamedTuple):
         chunk_size: Queries of a chunk.
         start: Starts to compute the fields of a chunk, by name, from its features [chunk_size, C] in model units, or
             None; waits for nothing.
-        in_flight: Most chunks that have been started and not finished.
+        in_flight: Most chunks that have been started and not finished; exported files set their own number.
     """
 
     fields: Mapping[str, Mapping[str, int]]

@@ -1,1 +1,1 @@
-"""The commands from start to end, console included: one file per command."""
+"""The commands from start to end, console included: a file per command, and what several of them share."""

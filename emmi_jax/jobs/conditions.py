@@ -1,4 +1,4 @@
-"""The condition that an option names."""
+"""The condition that an option names: parsed, checked, and announced where it is outside of the trained range."""
 
 from __future__ import annotations
 

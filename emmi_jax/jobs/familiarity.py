@@ -1,4 +1,4 @@
-"""Lines of the commands about the distance of a case from the training cases."""
+"""Lines of the commands about the distance of a whole case, shape and conditions, from the training cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Centroids and sizes of the cells of any VTK data set, computed here: VTK's own depend on its version."""
+"""Centroids and sizes of the cells of any VTK data set, kind by kind: VTK's own depend on its version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Centroids and volumes of cells as OpenFOAM's `primitiveMesh` defines them, whatever the number of their faces.
+"""The formulas of centroids and volumes of polygons, hexahedra and polyhedra, as in OpenFOAM's `primitiveMesh`.
 
 A face is cut into triangles around the mean of its corners. Its vector is the sum of theirs; its centre is the mean of
 their centres, weighted by area. A cell is cut into pyramids from its faces to the mean of their centres. For planar

@@ -1,1 +1,1 @@
-"""Figures: arrays in, PNG files out."""
+"""Figures: arrays in, PNG files and HTML pages out."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from emmi_jax.data import mesh_dataset
 from emmi_jax.data.case_folder import CaseFolder
+from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import AHMEDML, DRIVAERML, published, read_sources, sources_to_json
 from emmi_jax.data.open import open_cases
 from tests.data.case_folders import FIELDS, read_case_folder, surface_dataset, volume_dataset
@@ -53,6 +56,24 @@ def data(tmp_path: Path) -> Path:
         (case / "size.csv").write_text("frontal\n1.5\n")
     (tmp_path / "parts.json").write_text(json.dumps({"train": ["case_0", "case_2"], "test": ["case_1"]}))
     return tmp_path
+
+
+def test_a_data_set_of_the_package_is_one_file_too(data, monkeypatch):
+    packaged = data / "packaged"
+    shutil.copytree(mesh_dataset._FOLDER, packaged)
+    (data / "dataset.toml").rename(packaged / "hulls.toml")
+    cached = (mesh_dataset.published, mesh_dataset.published_patterns, mesh_dataset.published_tables)
+    monkeypatch.setattr(mesh_dataset, "_FOLDER", packaged)
+    try:
+        for function in cached:
+            function.cache_clear()
+        case = CaseFolder.open(data / "case_1")
+        assert case.branches == ("surface", "wake")
+        assert case.sources()["surface"]["pressure"].array == "Cp"
+        assert case.forces == KnownForces(0.2, 0.1, 1.5)
+    finally:
+        for function in cached:
+            function.cache_clear()
 
 
 def test_one_file_names_meshes_fields_geometry_split_and_forces(data):
@@ -104,7 +125,7 @@ def test_an_unusable_file_costs_one_line_with_its_name(text, message, data):
 
 
 def test_published_data_sets_are_such_files():
-    assert {name: list(branch.fields) for name, branch in published("ahmedml").branches.items()} == {
+    assert {name: list(branch.fields) for name, branch in published()["ahmedml"].branches.items()} == {
         branch: list(fields) for branch, fields in AHMEDML.items()
     }
     assert {source.array for fields in DRIVAERML.values() for source in fields.values()} == {

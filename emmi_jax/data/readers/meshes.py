@@ -1,6 +1,6 @@
 """Case folders of meshes: a file per branch, or its parts, and perhaps a surface of the geometry.
 
-Names and arrays are those of a `dataset.toml` or a `fields.json` beside them, or else those of DrivAerML or AhmedML.
+Names and arrays are those of a `dataset.toml` or a `fields.json` beside them, or else those of a published data set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.features import Names, with_distances, with_normals
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
-from emmi_jax.data.mesh_dataset import DRIVAERML, Sources, dataset_file, published_sources, read_dataset, read_sources
+from emmi_jax.data.mesh_dataset import (
+    DRIVAERML,
+    Sources,
+    dataset_file,
+    published_patterns,
+    published_sources,
+    read_dataset,
+    read_sources,
+)
 from emmi_jax.data.readers.reader import Reader, describing_files, is_data_name, read_geometry
 from emmi_jax.files.atomic import check_space
 from emmi_jax.meshes.components import found_arrays, quoted
@@ -33,8 +41,6 @@ from emmi_jax.meshes.vtk import GHOSTS, array_names
 from emmi_jax.points import PointSet
 
 SUFFIXES = (".vtp", ".vtu", ".vtk", *PART_SUFFIXES)
-PATTERNS = {"surface": "boundary*", "volume": "volume*"}
-"""Patterns of the names of the meshes, unless a file says others."""
 
 _PART = re.compile(r"(.*)\.(\d+|\w+)\.part", re.IGNORECASE)
 _PIECE, _COUNT = re.compile(rb"<Piece [^>]*>"), re.compile(rb'NumberOf(\w+)="(\d+)"')
@@ -152,7 +158,7 @@ class MeshReader(Reader):
     def forces(self, path: Path) -> KnownForces | None:
         """Returns the forces that a solver wrote in the table of the data set."""
         dataset = read_dataset(path)
-        return read_known_forces(path) if dataset is None else read_known_forces(path, dataset.forces)
+        return read_known_forces(path, None if dataset is None else [dataset.forces] if dataset.forces else [])
 
     def _read_points(
         self, file: Path, branch: str, sources: Mapping[str, FieldSource], options: ReadOptions
@@ -202,8 +208,10 @@ def mesh_files(path: Path) -> dict[str, list[Path]]:
     if not path.is_dir() or any(path.glob("internal.vt[uk]")):  # output of foamToVTK
         return {}
     dataset = read_dataset(path)
-    patterns = PATTERNS if dataset is None else {b: of.files for b, of in dataset.branches.items()}
-    return {branch: _meshes(path, pattern) for branch, pattern in patterns.items()}
+    own = None if dataset is None else {branch: of.files for branch, of in dataset.branches.items()}
+    known = published_patterns() if own is None else (own,)
+    found = ({branch: _meshes(path, pattern) for branch, pattern in patterns.items()} for patterns in known)
+    return next((files for files in found if any(files.values())), {})
 
 
 def geometry_mesh_file(path: Path) -> Path | None:
@@ -226,10 +234,9 @@ def check_named_branches(path: Path, there: Collection[str]) -> None:
     for branch in read_sources(file):
         if branch not in there:
             dataset = read_dataset(path)
-            pattern = PATTERNS.get(branch) if dataset is None else dataset.branches[branch].files
-            wanted = (
-                f"the branches {', '.join(PATTERNS)}" if pattern is None else f"{pattern} with {', '.join(SUFFIXES)}"
-            )
+            known = published_patterns()[0]
+            pattern = known.get(branch) if dataset is None else dataset.branches[branch].files
+            wanted = f"the branches {', '.join(known)}" if pattern is None else f"{pattern} with {', '.join(SUFFIXES)}"
             found = [name for name in _other_kinds(path) if pattern and pattern.strip("*").lower() in name.lower()]
             others = f", found {', '.join(found)}" if found else ""
             raise ValueError(
@@ -272,7 +279,7 @@ def _is_mesh(name: str) -> bool:
 
 
 def _nothing_to_read(path: Path) -> str:
-    wanted = [f"{pattern}{suffix}" for pattern, suffix in zip(PATTERNS.values(), SUFFIXES, strict=False)]
+    wanted = [f"{pattern}{suffix}" for pattern, suffix in zip(published_patterns()[0].values(), SUFFIXES, strict=False)]
     wanted += ["tensors such as surface_position_vtp.pt", "quadpress_smpl.vtk", "hexvelo_smpl.vtk", "folders with them"]
     found = _other_kinds(path)
     others = f"; meshes are read from {', '.join(SUFFIXES)}, not from {', '.join(found[:5])}" if found else ""
@@ -282,7 +289,7 @@ def _nothing_to_read(path: Path) -> str:
 def _other_kinds(path: Path) -> list[str]:
     """Returns the names of meshes that would be those of a branch if their kind were read, here or a folder deeper."""
     found = (p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file())
-    stems = tuple(pattern.strip("*") for pattern in PATTERNS.values())
+    stems = tuple(pattern.strip("*").lower() for patterns in published_patterns() for pattern in patterns.values())
     return sorted(
         p.relative_to(path).as_posix()
         for p in found

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.features import with_distances, with_normals
-from emmi_jax.data.mesh_dataset import Sources, published
+from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.meshes import check_named_branches, unused_arrays
 from emmi_jax.data.readers.reader import NUM_GEOMETRY_POINTS, Reader, describing_files
 from emmi_jax.data.sampling import sample_triangles
+from emmi_jax.files.atomic import parse_toml
 from emmi_jax.meshes.components import all_found, found_arrays, quoted
 from emmi_jax.meshes.mesh import FieldSource, Location, Mesh
 from emmi_jax.meshes.openfoam import foam_arrays, foam_branches, foam_files, foam_patches, is_foam, read_foam
 from emmi_jax.meshes.openfoam_times import foam_time, other_files, passed_over, roots_at
 from emmi_jax.meshes.surfaces import area_vectors, surface_triangles
 
-KNOWN_ARRAYS: Mapping[str, Mapping[str, str]] = {b: of.fields for b, of in published("openfoam").branches.items()}
-"""Names of OpenFOAM's arrays by branch and field; where there is a mean in time, such as `UMean`, it is preferred."""
+KNOWN_ARRAYS: Mapping[str, Mapping[str, str]] = parse_toml((files(__package__) / "openfoam.toml").read_bytes())
+"""Names of OpenFOAM's arrays by branch and field."""
 
 
 def proposed_sources(arrays: Mapping[str, Collection[str]]) -> Sources:

@@ -1,4 +1,4 @@
-"""Folders of tensors, one file per array, as published beside DrivAerML, AhmedML and ShapeNet-Car."""
+"""Folders of PyTorch tensors (`.pt`), one file per array, as published beside DrivAerML and others."""
 
 from __future__ import annotations
 
