@@ -27,7 +27,7 @@ from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, Ellipsoid, random_elli
 from emmi_jax.data.samples import Sample, normalize_sample, stack_samples
 from emmi_jax.deploy.spread import Spread
 from emmi_jax.inference.case_encoding import case_traits, pooled
-from emmi_jax.inference.intervals import field_scores, number_score
+from emmi_jax.inference.intervals import field_deviation, field_scores, number_score
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.plots.uncertainty import draw_coverage, draw_errors_over_deviations
 from emmi_jax.runs.load import load_run
@@ -113,7 +113,7 @@ def evaluate(surrogate: Surrogate, dataset: EllipsoidDataset, bodies: Sequence[E
         for branch, points in sample.queries.items():
             for name, known in points.fields.items():
                 spread = Spread.of(each[branch, name])
-                pointwise = field_scores(surrogate.normalizer, branch, name, spread, known)
+                pointwise = field_scores(spread, field_deviation(surrogate.normalizer, branch, name, spread), known)
                 scores.setdefault(f"{branch}/{name}", []).append(covering_score(pointwise, share))
         key = "surface", "pressure_coefficient"
         spread, known = Spread.of(each[key].mean(axis=(2, 3))), float(sample.queries[key[0]].fields[key[1]].mean())

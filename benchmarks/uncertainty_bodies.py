@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     calibration = read_calibration(options.run, load_run(options.run))
     new = found_of(options.run, options.data, "test", options.share)
-    split = coverage_of(calibration, new)
+    split = coverage_of(calibration, new, has_deviations=True)
     known, by_fold = crossed(options.folds, options.data, options.share)
     rows = []
     for quantity, cases in new.items():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.data.conformal import p_value
 
@@ -104,12 +104,16 @@ class Familiarity:
         return cls(**found | numbers)  # type: ignore[arg-type]
 
 
-def fit_familiarity(train: Sequence[Description], calibration: Sequence[Description]) -> Familiarity:
+def fit_familiarity(
+    train: Sequence[Description], calibration: Sequence[Description], least_reach: ArrayLike = 0.0
+) -> Familiarity:
     """Learns what cases are usual.
 
     Args:
         train: The training cases.
         calibration: Cases that the model was not trained on.
+        least_reach: What half of the range of a trait counts as at least, [R] or for all: a length that is the same in
+            all training cases may still be off by a share of the size.
 
     Raises:
         ValueError: There are fewer than `MIN_CASES` training cases, or a number is not finite.
@@ -135,7 +139,7 @@ def fit_familiarity(train: Sequence[Description], calibration: Sequence[Descript
     farthest = float(np.sqrt(((along / spread).mean(axis=1) + rest / across).max() / 2))
     found = Familiarity(
         middle=(low + high) / 2,
-        reach=np.maximum((high - low) / 2, _TINY + 1e-6 * np.maximum(abs(low), abs(high))),
+        reach=np.maximum(np.maximum((high - low) / 2, least_reach), _TINY + 1e-6 * np.maximum(abs(low), abs(high))),
         center=origin,
         unit=unit,
         directions=directions,

@@ -32,7 +32,7 @@ Watch = Callable[[VariantChunk], object]
 class FieldIntervals(Protocol):
     """Gives intervals of fields."""
 
-    def of_field(self, branch: str, name: str, spread: Spread) -> tuple[NDArray[Any], NDArray[Any]]:
+    def of_field(self, branch: str, name: str, spread: Spread, normalizer: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Returns the lowest and the highest values [N, F] of a field."""
 
 
@@ -62,7 +62,7 @@ class EncodedSet(Encoded):
 
     @property
     def normalizer(self) -> Any:
-        """Scales of positions and fields of a live model."""
+        """Scales of positions and fields of a live model, those of fields under the condition."""
         return self.variants[0][0].normalizer
 
     @property
@@ -99,7 +99,7 @@ class EncodedSet(Encoded):
                 spread = Spread.of(values)
                 columns = {"": spread.mean, MEMBERS: spread.members, DRAWS: spread.draws}
                 if self.intervals is not None:
-                    columns[LOW], columns[HIGH] = self.intervals.of_field(chunk.branch, name, spread)
+                    columns[LOW], columns[HIGH] = self.intervals.of_field(chunk.branch, name, spread, self.normalizer)
                 fields |= {f"{name}{suffix}": _single(columns[suffix]) for suffix in self._suffixes}
             yield StreamedChunk(chunk.branch, chunk.start, fields)
 

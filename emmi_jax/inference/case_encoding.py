@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,14 @@ def case_traits(points: Any, condition: Any) -> jax.Array:
     radius = jnp.sqrt((offset**2).sum(axis=1))
     radii = jnp.stack([radius.min(), radius.mean(), radius.max()])
     return jnp.concatenate([points.min(axis=0), points.max(axis=0), radii, condition.astype(points.dtype)])
+
+
+def least_reach(cases: Sequence[Description], num_conditions: int) -> NDArray[np.float64]:
+    """Returns what half of the range of each trait counts as at least: of lengths a hundredth of the largest radius."""
+    traits = np.array([case.traits for case in cases])
+    num_lengths = traits.shape[1] - num_conditions
+    radius = traits[:, num_lengths - 1].mean() if num_lengths else 0.0
+    return np.concatenate([np.full(num_lengths, 0.01 * radius), np.zeros(num_conditions)])
 
 
 @jax.jit

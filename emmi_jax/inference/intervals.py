@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.data.conformal import half_width, normalized_scores
 from emmi_jax.data.familiarity import Familiarity
+from emmi_jax.data.metrics import known_rows
 from emmi_jax.data.normalization import Normalizer
 from emmi_jax.deploy.spread import Spread
 from emmi_jax.points import Array
@@ -23,16 +24,16 @@ class Intervals:
     Args:
         level: The probability that a new case is within them.
         quantiles: Conformal quantiles of the scores, by ``<branch>/<field>`` and by coefficient.
-        normalizer: Its deviations are the unit of the scores of fields where there is a single prediction.
     """
 
     level: float
     quantiles: Mapping[str, float]
-    normalizer: Normalizer
 
-    def of_field(self, branch: str, name: str, spread: Spread) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Returns the lowest and the highest values [N, F] of a field."""
-        width = field_deviation(self.normalizer, branch, name, spread)
+    def of_field(
+        self, branch: str, name: str, spread: Spread, normalizer: Normalizer
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Returns the lowest and the highest values [N, F] of a field; see `field_deviation`."""
+        width = field_deviation(normalizer, branch, name, spread)
         half = np.broadcast_to(half_width(self.quantiles[f"{branch}/{name}"], width), spread.mean.shape)
         return spread.mean - half, spread.mean + half
 
@@ -71,7 +72,7 @@ SINGLE = Certainty()
 def field_deviation(normalizer: Normalizer, branch: str, name: str, spread: Spread) -> NDArray[Any]:
     """Returns the deviation that the errors of a field are divided by: [N, F], or [F] where it is the same everywhere.
 
-    Those of the training data, in the unit of the field, serve where there is a single prediction.
+    Those of the training data, under the condition of the case, serve where there is a single prediction.
     """
     if spread.deviation is not None:
         return spread.deviation
@@ -79,9 +80,10 @@ def field_deviation(normalizer: Normalizer, branch: str, name: str, spread: Spre
     return np.asarray(scale.std) if scale.limit is None else np.asarray(scale.limit)
 
 
-def field_scores(normalizer: Normalizer, branch: str, name: str, spread: Spread, known: Array) -> NDArray[np.float64]:
-    """Returns the scores [N, F] of the predicted values of a field, with known values [N, F]."""
-    return normalized_scores(spread.mean - known, field_deviation(normalizer, branch, name, spread))
+def field_scores(spread: Spread, deviation: NDArray[Any], known: Array) -> NDArray[np.float64]:
+    """Returns the scores of the predicted values of a field where known values [N, F] are not NaN."""
+    deviation = np.broadcast_to(deviation, spread.mean.shape)
+    return normalized_scores(*known_rows(known, spread.mean - known, deviation))
 
 
 def number_score(spread: Spread, known: float) -> float:

@@ -15,7 +15,7 @@ from emmi_jax.data.familiarity import MIN_CASES, Description, Familiarity, fit_f
 from emmi_jax.data.open import open_cases
 from emmi_jax.deploy.spread import Spread
 from emmi_jax.files.atomic import make_folder
-from emmi_jax.inference.case_encoding import describe
+from emmi_jax.inference.case_encoding import describe, flat_condition, least_reach
 from emmi_jax.inference.intervals import number_score
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.evaluation_cases import ChosenCases, case_arguments, checked_case, chosen_cases
@@ -124,7 +124,9 @@ def _familiarity(
                 encoded = surrogate.encode_draws(1, **case_arguments(surrogate, checked_case(name, read(), surrogate)))
                 known.append(describe(encoded))
                 progress.advance(1, name)
-        return fit_familiarity(known, described)
+        return fit_familiarity(
+            known, described, least_reach(known, len(flat_condition(encoded.variants[0][0].condition)))
+        )
     except (OSError, ValueError) as error:
         say(console, f"no distances from the training cases: {str(error).splitlines()[0]}")
         return None

@@ -12,7 +12,7 @@ from rich.console import Console
 from emmi_jax.data.cases import Case
 from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_score
 from emmi_jax.data.draws import GEOMETRY_BRANCH
-from emmi_jax.data.metrics import rank_correlation
+from emmi_jax.data.metrics import known_rows, rank_correlation
 from emmi_jax.deploy.encoded_set import EncodedSet, collect
 from emmi_jax.deploy.spread import Spread
 from emmi_jax.files.atomic import JsonDict
@@ -60,11 +60,10 @@ def field_coverage(
             watch(chunk)
         for name in names:
             spread, known = Spread.of(values[name]), points[branch].fields[name]
-            pointwise = field_scores(surrogate.normalizer, branch, name, spread, known)
-            deviation = field_deviation(surrogate.normalizer, branch, name, spread)
-            found[f"{branch}/{name}"] = Found(
-                covering_score(pointwise, share), _rms(spread.mean - known), _rms(deviation)
-            )
+            deviation = field_deviation(encoded.normalizer, branch, name, spread)
+            pointwise = field_scores(spread, deviation, known)
+            (error,) = known_rows(known, spread.mean - known)
+            found[f"{branch}/{name}"] = Found(covering_score(pointwise, share), _rms(error), _rms(deviation))
         if branch == GEOMETRY_BRANCH and forces is not None:
             spreads = forces.spreads(values)
     return found, spreads
@@ -105,7 +104,7 @@ class Coverage:
         encoded = surrogate.encode_draws(calibration.repeats, **case_arguments(surrogate, case))
         found, spreads = field_coverage(encoded, surrogate, case, forces, share=calibration.share)
         kind = calibration.known_forces
-        if forces is not None and kind in forces.known:
+        if forces is not None and kind in forces.known and forces.has_usual_directions:
             area = forces.reference.area
             for coefficient in NAMES:
                 known = forces.known[kind][coefficient]
@@ -122,7 +121,11 @@ class Coverage:
         if not self.found:
             say(console, "no coverage of intervals: the run was calibrated on these cases")
             return {}, []
-        found = coverage_of(self._calibration, self.found)
+        # A later case may have had no coefficients, or all have another direction.
+        most = max(map(len, self.found.values()))
+        whole = {name: of_cases for name, of_cases in self.found.items() if len(of_cases) == most}
+        has_deviations = self._calibration.repeats > 1 or len(self._surrogate.members) > 1
+        found = coverage_of(self._calibration, whole, has_deviations=has_deviations)
         _print(found, console)
         return {"coverage": found}, self._draw(stem, found)
 
@@ -139,8 +142,11 @@ class Coverage:
         return paths
 
 
-def coverage_of(calibration: Calibration, found: Mapping[str, list[Found]]) -> JsonDict:
-    """Returns the shares of cases that intervals cover, by level, with their bounds, as JSON has it."""
+def coverage_of(calibration: Calibration, found: Mapping[str, list[Found]], *, has_deviations: bool) -> JsonDict:
+    """Returns the shares of cases that intervals cover, by level, with their bounds, as JSON has it.
+
+    Deviations are compared with errors where members or draws have some.
+    """
     num_known, num_new = len(calibration.cases), len(next(iter(found.values())))
     levels: JsonDict = {}
     for level in (level for level in LEVELS if level <= num_known / (num_known + 1)):
@@ -163,7 +169,7 @@ def coverage_of(calibration: Calibration, found: Mapping[str, list[Found]]) -> J
     correlations = {
         name: rank_correlation(*np.array([(of.deviation, abs(of.error)) for of in all_of]).T)
         for name, all_of in found.items()
-        if len({of.deviation for of in all_of}) > 1
+        if has_deviations and len({of.deviation for of in all_of}) > 1
     }
     return {
         "calibration_cases": num_known,

@@ -17,7 +17,14 @@ from emmi_jax.deploy.spread import Spread
 from emmi_jax.files.atomic import JsonDict
 from emmi_jax.inference.meshes import coefficient_spreads
 from emmi_jax.jobs.progress import new_table
-from emmi_jax.meshes.forces import ForceReference, ForceSurface, check_direction, force_fields
+from emmi_jax.meshes.forces import (
+    DRAG_DIRECTION,
+    LIFT_DIRECTION,
+    ForceReference,
+    ForceSurface,
+    check_direction,
+    force_fields,
+)
 from emmi_jax.points import Array, Fields, is_unknown
 
 NAMES = ("cd", "cl")
@@ -101,6 +108,8 @@ class CaseForces:
             ratio = 1.0 if known.area is None else known.area / reference.area
             self.known["solver"] = {"cd": ratio * known.cd, "cl": ratio * known.cl}
         self.notes = self._surface.notes(exact)
+        directions = (options.drag_direction, DRAG_DIRECTION), (options.lift_direction, LIFT_DIRECTION)
+        self.has_usual_directions = all(np.array_equal(given, usual) for given, usual in directions)
         self.predicted: list[dict[str, float]] = []
         self.predicted_patches: list[dict[str, dict[str, float]]] = []
 

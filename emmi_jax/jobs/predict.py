@@ -117,7 +117,7 @@ def _certainty(job: PredictionJob, surrogate: Surrogate) -> Certainty:
     calibration = read_calibration(job.run, surrogate)
     if job.repeats not in (None, calibration.repeats):
         raise ValueError(f"the run was calibrated with --repeats {calibration.repeats}, got {job.repeats}")
-    return Certainty(calibration.repeats, calibration.intervals(job.interval, surrogate), familiarity)
+    return Certainty(calibration.repeats, calibration.intervals(job.interval), familiarity)
 
 
 def force_reference(options: ReferenceOptions, speed: float | None) -> ForceReference | None:

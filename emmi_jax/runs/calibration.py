@@ -50,7 +50,7 @@ class Calibration:
     familiarity: int | None
     scores: Mapping[str, tuple[float, ...]]
 
-    def intervals(self, level: float, surrogate: Surrogate) -> Intervals:
+    def intervals(self, level: float) -> Intervals:
         """Returns the intervals at a level.
 
         Raises:
@@ -58,7 +58,7 @@ class Calibration:
         """
         quantile_rank(len(self.cases), level)
         quantiles = {name: conformal_quantile(scores, level) for name, scores in self.scores.items()}
-        return Intervals(level, quantiles, surrogate.normalizer)
+        return Intervals(level, quantiles)
 
 
 def is_calibrated(run: Path) -> bool:

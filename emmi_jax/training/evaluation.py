@@ -81,11 +81,13 @@ def validate(surrogate: Surrogate, samples: Sequence[Sample]) -> Metrics:
         The errors by "branch/field", and their mean as `mean`; the same in every process.
     """
     names = [f"{branch}/{name}" for branch, fields in surrogate.model.config.fields.items() for name in fields]
-    own, total = samples[jax.process_index() :: jax.process_count()], np.zeros(len(names))
-    if own:
-        errors = evaluate(surrogate, own, lambda number, sample: {})
-        total += len(own) * np.array([errors[name]["relative_l2"] if name in errors else np.nan for name in names])
+    total, count = np.zeros(len(names)), np.zeros(len(names))
+    for sample in samples[jax.process_index() :: jax.process_count()]:
+        errors = evaluate(surrogate, [sample], lambda number, sample: {})
+        is_known = [name in errors for name in names]
+        total += [errors[name]["relative_l2"] if name in errors else 0.0 for name in names]
+        count += is_known
     if jax.process_count() > 1:
-        total = multihost_utils.process_allgather(total).sum(axis=0)
-    means = dict(zip(names, (total / len(samples)).tolist(), strict=True))
+        total, count = (multihost_utils.process_allgather(own).sum(axis=0) for own in (total, count))
+    means = dict(zip(names, np.where(count > 0, total / np.maximum(count, 1), np.nan).tolist(), strict=True))
     return {**means, "mean": float(np.mean(list(means.values())))}

@@ -78,6 +78,13 @@ def test_copies_of_one_case_make_everything_else_unfamiliar():
         assert found.p_value(found.distance(other)) == pytest.approx(0.2)
 
 
+def test_a_length_that_all_cases_share_may_differ_by_a_share_of_the_size():
+    same = cases(1, RNG) * 10
+    near = Description(same[0].traits + 1e-3, same[0].encoding)
+    assert fit_familiarity(same, same[:4]).distances(near)[0] > 100
+    assert fit_familiarity(same, same[:4], np.full(len(near.traits), 0.01)).distances(near)[0] == pytest.approx(0.1)
+
+
 def test_cases_may_have_no_traits():
     bare = [Description(np.zeros(0), case.encoding) for case in cases(30, RNG)]
     found = fit_familiarity(bare[:20], bare[20:])

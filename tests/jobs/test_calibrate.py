@@ -140,6 +140,10 @@ def test_an_evaluation_counts_the_cases_inside_the_intervals(calibrated, cases, 
         assert set(of_level["covered"]) == set(scores)
     assert coverage["levels"]["0.8"]["promised"] == pytest.approx(0.8)
     assert (out / "evaluation_test_coverage.png").is_file()
+    assert coverage["rank_correlation"] == {}
+    assert main([*words, "--lift-direction", "0,1,0"]) == 0
+    found = json.loads((out / "evaluation_test.json").read_text())["coverage"]["levels"]["0.5"]
+    assert {"cd", "cl"} & set(found["covered"]) == set()
     capsys.readouterr()
     assert main([*words, "--split", "validation"]) == 0
     assert "no coverage of intervals: the run was calibrated on these cases" in capsys.readouterr().out

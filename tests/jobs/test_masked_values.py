@@ -14,6 +14,8 @@ from emmi_jax.cli import main
 from emmi_jax.data.load import load_dataset
 from emmi_jax.data.report import Report
 from emmi_jax.meshes.vtk import import_pyvista
+from emmi_jax.runs.calibration import read_calibration
+from emmi_jax.runs.load import load_run
 from tests.data.case_folders import write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
 
@@ -98,3 +100,6 @@ def test_a_run_trains_and_is_evaluated_on_the_known_values(cases, tmp_path, caps
     found = json.loads((tmp_path / "run" / "evaluation_test.json").read_text())
     assert found["masked"] == {"run_2": {"surface/pressure_coefficient": NUM_UNKNOWN}}
     assert np.isfinite(found["mean"]["surface/pressure_coefficient"]["relative_l2"])
+    assert main(["calibrate", str(tmp_path / "run"), "--split", "test"]) == 0
+    scores = read_calibration(tmp_path / "run", load_run(tmp_path / "run")).scores
+    assert np.isfinite(scores["surface/pressure_coefficient"]).all()

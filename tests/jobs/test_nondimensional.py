@@ -19,7 +19,9 @@ from emmi_jax.data.load import load_dataset
 from emmi_jax.deploy.scaling_laws import field_factor
 from emmi_jax.design import drag, sensitivity
 from emmi_jax.design.surface import read_surface
+from emmi_jax.inference.intervals import Intervals
 from emmi_jax.meshes.vtk import import_pyvista
+from emmi_jax.points import PointSet
 from emmi_jax.runs.directory import RunDirectory
 from tests.data.case_folders import write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
@@ -74,6 +76,20 @@ def test_scales_under_a_condition_are_inverse_to_one_another(trained):
     values = np.random.default_rng(0).normal(size=(9, 3)) * 30
     there = normalizer.normalize_field("volume", "velocity", values)
     np.testing.assert_allclose(normalizer.denormalize_field("volume", "velocity", there), values, rtol=1e-5, atol=1e-4)
+
+
+def test_intervals_grow_with_the_units_of_the_condition(trained):
+    position, widths = np.random.default_rng(0).uniform(-1, 1, (9, 3)), {}
+    surrogate = emmi_jax.load_run(trained)
+    intervals = Intervals(0.5, {"surface/pressure": 2.0, "volume/velocity": 2.0, "volume/pressure": 2.0})
+    for speed in (20.0, 60.0):
+        points = {branch: PointSet(position, {}) for branch in ("surface", "volume")}
+        condition = {"speed": speed, "density": 1.0}
+        encoded = surrogate.encode_draws(1, points=points, condition=condition, intervals=intervals)
+        found = encoded.predict({"surface": position, "volume": position})
+        widths[speed] = [found[f"{name}_high"] - found[name] for name in ("volume_pressure", "volume_velocity")]
+    for of_slow, of_fast, factor in zip(widths[20.0], widths[60.0], (9, 3), strict=True):
+        np.testing.assert_allclose(of_fast, factor * of_slow, rtol=1e-2)
 
 
 def test_predictions_are_in_physical_units_live_and_exported(trained, cases, tmp_path):

@@ -14,7 +14,7 @@ from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.init import init_params
 from emmi_jax.points import PointSet
 from emmi_jax.training import evaluation
-from emmi_jax.training.evaluation import evaluate, predict_queries
+from emmi_jax.training.evaluation import evaluate, predict_queries, validate
 
 FIELDS = {"surface": {"pressure": 1}, "volume": {"velocity": 3}}
 
@@ -88,3 +88,17 @@ def test_metrics_are_averaged_over_cases_beside_the_baselines():
     metrics = evaluate(Constant(), samples, zero)
     assert metrics == {"volume/velocity": {"relative_l2": pytest.approx((0.5 + 0.25) / 2), "zero": 1.0}}
     assert numbers == [0, 1]
+
+
+def test_a_field_that_a_case_does_not_know_counts_where_it_is_known(monkeypatch):
+    exact = (1.0, np.nan, 2.0, 2.0)
+    samples = [Sample({}, {"volume": PointSet(np.zeros((3, 3)), {"velocity": np.full((3, 1), x)})}) for x in exact]
+    expected = pytest.approx((0.5 + 0.25 + 0.25) / 3)
+    assert validate(Constant(), samples) == {"volume/velocity": expected, "mean": expected}
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    gathered = []
+    gather = lambda own: gathered.append(own) or np.stack([own, np.zeros_like(own)])  # noqa: E731
+    monkeypatch.setattr("emmi_jax.training.evaluation.multihost_utils.process_allgather", gather)
+    assert validate(Constant(), samples)["mean"] == pytest.approx(0.25)
+    assert [own.tolist() for own in gathered] == [[0.25], [1.0]]
