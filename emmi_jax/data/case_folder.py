@@ -11,11 +11,13 @@ from emmi_jax.data.cases import DEFAULT_OPTIONS, Case, ReadOptions
 from emmi_jax.data.features import NO_INPUTS, Names
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.notes import unknown_input
 from emmi_jax.data.readers import reader_of
 from emmi_jax.data.readers.reader import Reader
 from emmi_jax.files.fingerprint import fingerprint
 from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.meshes.mesh import FieldSource
+from emmi_jax.points import is_unknown
 
 
 class CaseFolder(NamedTuple):
@@ -60,8 +62,15 @@ class CaseFolder(NamedTuple):
         return fingerprint(files, root, with_times=with_times, selected=selected)
 
     def read(self, options: ReadOptions = DEFAULT_OPTIONS) -> Case:
-        """Reads the case; raises as `Reader.read`."""
-        return self.reader.read(self.path, options._replace(inputs=self.inputs, mask_nan=self.mask_nan))
+        """Reads the case; raises as `Reader.read`, and where an input is NaN: only fields may be unknown."""
+        case = self.reader.read(self.path, options._replace(inputs=self.inputs, mask_nan=self.mask_nan))
+        if self.mask_nan:
+            for branch, names in self.inputs.items():
+                fields = case.points[branch].fields if branch in case.points else {}
+                for name in set(names) & set(fields):
+                    if num := int(is_unknown(fields[name]).sum()):
+                        raise ValueError(unknown_input(str(self.path), branch, name, num))
+        return case
 
     def left_out(self, sources: Sources, *, with_arrays: bool = True) -> list[str]:
         """Returns what `read` leaves out, one line each."""

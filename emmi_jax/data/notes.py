@@ -25,6 +25,11 @@ _MOST_ROUNDING = 0.01
 MASK_ADVICE = "mask_nan = true leaves such points out"
 
 
+def unknown_input(where: str, branch: str, name: str, number: int) -> str:
+    """Says that an input of the model is unknown."""
+    return f"{where}: the feature {name!r} of {branch!r} is NaN at {number:,} points: only fields may be unknown"
+
+
 def masked(moments: DataMoments) -> list[str]:
     """Returns how many values of each field are unknown, one line per field that has such."""
     plain = {f"{branch}/{name}": pair[0] for branch, of in moments.fields.items() for name, pair in of.items()}

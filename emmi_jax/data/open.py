@@ -16,7 +16,7 @@ from emmi_jax.data.cases import DEFAULT_OPTIONS, ReadOptions
 from emmi_jax.data.folder_cases import FolderCases
 from emmi_jax.data.known_forces import KnownForces
 from emmi_jax.data.mesh_dataset import parse_sources, read_dataset
-from emmi_jax.data.notes import MASK_ADVICE, gathered, masked
+from emmi_jax.data.notes import MASK_ADVICE, gathered, masked, unknown_input
 from emmi_jax.data.open_cases import ADVICE, NOTHING, OpenCases
 from emmi_jax.data.readers import case_names
 from emmi_jax.data.readers.openfoam import OpenFoamReader
@@ -129,20 +129,20 @@ class OpenStore(OpenCases):
 
     Args:
         location: Its path or URL.
-        mask_nan: Whether a field may have NaN at some points.
+        options: What of them to read: which fields are inputs, and whether the others may have NaN at some points.
     """
 
     cases: Store
 
-    def __init__(self, location: str, *, mask_nan: bool = False) -> None:
-        self.location, self.cases, self.mask_nan = location, Store(location), mask_nan
+    def __init__(self, location: str, options: ReadOptions = DEFAULT_OPTIONS) -> None:
+        self.location, self.cases, self._options = location, Store(location), options
         self.names = self.cases.names
         self.sources = parse_sources(self.cases.sources, f"{location}/{STORE_FILE}")
 
     def reading(self, options: ReadOptions) -> OpenStore:
-        """Returns the same cases; a store has all that is read but whether NaN is masked."""
+        """Returns the same cases under other options."""
         other = copy.copy(self)
-        other.mask_nan = options.mask_nan
+        other._options = options
         return other
 
     def branches_of(self, name: str) -> tuple[str, ...]:
@@ -165,9 +165,19 @@ class OpenStore(OpenCases):
     def check(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> None:
         """Refuses what is known to be wrong, and NaN unless it is masked; the store was checked when it was opened."""
         problems = {name: known.get(name) for name in names}
-        if not self.mask_nan:
+        if not self._options.mask_nan:
             problems |= {n: f"{lines[0]}: {MASK_ADVICE}" for n in names if (lines := masked(self.cases.measure(n)))}
+        elif self._options.inputs:
+            problems |= {n: line for n in names if (line := self._unknown_input(n))}
         _refuse(self.location, problems)
+
+    def _unknown_input(self, name: str) -> str | None:
+        moments = self.cases.measure(name).fields
+        for branch, inputs in self._options.inputs.items():
+            for of_input in set(inputs) & set(moments.get(branch, {})):
+                if number := moments[branch][of_input][0].num_not_finite:
+                    return unknown_input(name, branch, of_input, number)
+        return None
 
 
 def open_cases(
@@ -187,7 +197,7 @@ def open_cases(
         ValueError: The store, or what describes the cases, is unusable.
     """
     if is_store(data):
-        return OpenStore(data, mask_nan=options.mask_nan)
+        return OpenStore(data, options)
     opened = OpenFolders(Path(data), options, foam)
     return opened if opened.names else None
 

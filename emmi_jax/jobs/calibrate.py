@@ -156,7 +156,7 @@ def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: Run
     found: Sequence[str] = []
     if Path(chosen.data).resolve() == Path(trained_on).resolve():
         found = [name for name in chosen.read if name in train]
-    elif (own := open_cases(trained_on, _options(config))) is not None:
+    elif (own := open_cases(trained_on, _options(config), config.foam(job.surface_patches, job.time))) is not None:
         prints = {own.cases.fingerprint(name) for name in train if name in own.names}
         found = [name for name in chosen.read if chosen.opened.cases.fingerprint(name) in prints]
     if found:

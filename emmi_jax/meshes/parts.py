@@ -144,7 +144,13 @@ def _of_branch(path: Path, parts: Sequence[Part], branch: str | None, patterns: 
     here = [part for part, dim in zip(parts, dims, strict=True) if dim == highest - is_beside]
     if not here:
         raise ValueError(f"{path}: has no cells for the branch {branch!r}: its parts are all volumes")
-    chosen = chosen_names(path, [*dict.fromkeys(part.name for part in parts)], patterns)
+    all_names, chosen = [*dict.fromkeys(part.name for part in parts)], set[str]()
+    for pattern in patterns:
+        try:
+            chosen |= chosen_names(path, all_names, (pattern,))
+        except ValueError:
+            if branch in (None, _SURFACE):  # patterns are those of the surface, which may lie in another file
+                raise
     if found := [part for part in here if part.name in chosen]:
         return found
     if not is_beside:

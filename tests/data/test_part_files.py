@@ -9,6 +9,7 @@ from emmi_jax.config import FoamSelection
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.cases import DEFAULT_OPTIONS, ReadOptions
 from emmi_jax.data.open import OpenFolders, check_selection
+from tests.data.case_folders import write_case_folder
 from tests.meshes.format_files import FILES, formats, read
 
 __all__ = ["formats"]
@@ -66,3 +67,20 @@ def test_a_missing_array_or_file_is_said_before_reading(cases):
     opened = OpenFolders(cases, DEFAULT_OPTIONS, FoamSelection(("body",)))
     with pytest.raises(ValueError, match=r"1 of 2 cases are unusable: run_2: .*no such file, which case.case names"):
         opened.check(opened.names)
+
+
+PVD = '<?xml version="1.0"?><VTKFile type="Collection"><Collection>{}</Collection></VTKFile>'
+
+
+@pytest.mark.parametrize("num_times", [1, 2])
+def test_meshes_and_a_collection_of_them_are_one(num_times, tmp_path):
+    case = write_case_folder(tmp_path / "run_1")
+    names = [f"volume_1_{number}.vtu" for number in range(num_times)]
+    for name in names:
+        shutil.copy(case / "volume_1.vtu", case / name)
+    (case / "volume_1.vtu").unlink()
+    links = "".join(f'<DataSet timestep="{number}" file="{name}"/>' for number, name in enumerate(names))
+    (case / "volume_1.pvd").write_text(PVD.format(links))
+    found = CaseFolder.open(case)
+    assert set(found.branches) == {"surface", "volume"}
+    assert len(found.read().points["volume"].position)

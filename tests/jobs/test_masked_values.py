@@ -70,6 +70,16 @@ def test_a_field_that_is_unknown_everywhere_or_infinite_is_refused(rows, value, 
         load_dataset(settings).measure()
 
 
+def test_an_input_that_is_unknown_is_refused_before_training_in_cases_and_in_a_store(cases, tmp_path, capsys):
+    store = tmp_path / "store"
+    features = ["--set", 'features={surface=["pressure_coefficient"]}', "--set", "mask_nan=true"]
+    assert main(["prepare", str(cases), "--out", str(tmp_path / "a"), "--mask-nan", "--feature", "surface/Cp"]) == 2
+    assert "run_1: the feature 'Cp' of 'surface' is NaN at 7 points" in capsys.readouterr().err
+    assert main(["prepare", str(cases), "--out", str(store), "--mask-nan"]) == 0
+    assert main(["train", "--data", str(store), "--out", str(tmp_path / "runs"), "--dry-run", *features]) == 2
+    assert "run_1: the feature 'pressure_coefficient' of 'surface' is NaN at 7 points" in capsys.readouterr().err
+
+
 def test_statistics_of_cases_and_of_a_store_are_those_of_the_known_values(cases, tmp_path):
     assert main(["prepare", str(cases), "--out", str(tmp_path / "store"), "--mask-nan"]) == 0
     report = Lines()

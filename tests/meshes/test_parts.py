@@ -52,7 +52,13 @@ def test_a_foam_file_is_its_case(formats):
 
 @pytest.mark.parametrize(
     ("branch", "patterns", "num_cells"),
-    [("surface", ("body",), 96), ("surface", ("b.*|gr.*",), 132), ("volume", ("body",), 256), ("volume", (), 256)],
+    [
+        ("surface", ("body",), 96),
+        ("surface", ("b.*|gr.*",), 132),
+        ("volume", ("body",), 256),
+        ("volume", (), 256),
+        ("volume", ("a part of the surface in another file",), 256),
+    ],
 )
 def test_parts_are_chosen_by_pattern_and_the_others_named(branch, patterns, num_cells, formats):
     mesh = read(formats / FILES["EnSight"], branch, FoamSelection(patterns))

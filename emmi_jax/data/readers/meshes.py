@@ -34,7 +34,7 @@ from emmi_jax.files.atomic import check_space
 from emmi_jax.meshes.components import found_arrays, quoted
 from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
-from emmi_jax.meshes.parts import PART_SUFFIXES, has_parts, linked_files, part_arrays
+from emmi_jax.meshes.parts import PART_SUFFIXES, has_parts, linked_files, open_parts, part_arrays
 from emmi_jax.meshes.point_inputs import DISTANCE
 from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
 from emmi_jax.meshes.vtk import GHOSTS, array_names
@@ -269,9 +269,22 @@ def _matching(path: Path, pattern: str) -> list[Path]:
 
 
 def _meshes(path: Path, pattern: str) -> list[Path]:
-    whole = [p for p in _matching(path, pattern) if _is_mesh(p.name)]
+    if whole := [p for p in _matching(path, pattern) if _is_mesh(p.name)]:
+        return _without_copies(whole) if len(whole) > 1 else whole
     parts = _matching(path, f"{pattern}*.part")
-    return whole or [p for p in parts if (part := _PART.fullmatch(p.name)) and _is_mesh(part[1])]
+    return [p for p in parts if (part := _PART.fullmatch(p.name)) and _is_mesh(part[1])]
+
+
+def _without_copies(files: list[Path]) -> list[Path]:
+    """Returns the only file of one mesh, or else the files without those that another consists of."""
+    plain, linked = [file for file in files if not has_parts(file)], set[Path]()
+    if len(plain) == 1:
+        return plain
+    for file in filter(has_parts, files):
+        with contextlib.suppress(ValueError, OSError):  # it is read and refused later
+            parts = open_parts(file)
+            linked.update(each for time in (None, *parts.times()) for each in parts.files(time))
+    return [file for file in files if file not in linked]
 
 
 def _is_mesh(name: str) -> bool:
