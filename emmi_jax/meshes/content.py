@@ -85,6 +85,7 @@ def used_points(dataset: Any) -> Any:
     if (
         dataset.IsA("vtkPolyData")
         or not hasattr(dataset, "celltypes")
+        or not dataset.n_cells
         or not np.isin(dataset.celltypes, (5, 7, 9)).all()
     ):
         return dataset

@@ -42,6 +42,7 @@ SHAPES = {
 POLYGON, POLYHEDRON = 7, 42
 _FLAT = (5, 7, 9)
 _COMPONENTS = {"scalar": 1, "vector": 3, "tensor symm": 6, "tensor asym": 9}
+_SECTION = re.compile(r"[A-Z][A-Z_ ]*")
 _VARIABLE = re.compile(r"(scalar|vector|tensor symm|tensor asym|tensor) per (node|element):\s*(.*)", re.IGNORECASE)
 
 
@@ -76,7 +77,7 @@ class EnsightCase(PartsFile):
         found, section = dict[str, list[str]](), ""
         for line in self.path.read_text(errors="replace").splitlines():
             line = line.split("#")[0].strip()
-            if line.isupper() and ":" not in line:
+            if _SECTION.fullmatch(line):
                 section = line
             elif line:
                 found.setdefault(section, []).append(line)
@@ -95,10 +96,10 @@ class EnsightCase(PartsFile):
                 listed = [int(word) for word in _after(text, "filename numbers:")]
                 start, step = (_after(text, f"filename {key}:") for key in ("start number", "increment"))
                 count = int(_after(text, "number of steps:")[0])
-                made = [int(start[0]) + int(step[0] if step else 1) * i for i in range(count)] if start else []
+                made = [int(start[0]) + int(step[0] if step else 1) * i for i in range(len(values))] if start else []
             except (ValueError, IndexError):
                 raise ValueError(f"{self.path}: not a time set: {text.strip()!r:.80}") from None
-            if len(values) != count or len(numbers := listed or made or list(range(count))) != count:
+            if len(values) != count or len(numbers := listed or made or list(range(len(values)))) != count:
                 raise ValueError(f"{self.path}: time set {number} has {len(values)} values, expected {count}")
             found[number] = _TimeSet(values, numbers)
         return found
@@ -106,9 +107,10 @@ class EnsightCase(PartsFile):
     @cached_property
     def _model(self) -> tuple[int | None, str]:
         lines = [line for line in self._sections.get("GEOMETRY", []) if line.lower().startswith("model:")]
-        if not lines:
+        words = [word for line in lines[:1] for word in _words(line.partition(":")[2])]
+        words = [word for word in words if word not in ("", "change_coords_only", "cstep")]
+        if not words:
             raise ValueError(f"{self.path}: it names no model under GEOMETRY")
-        words = [w for w in _words(lines[0].partition(":")[2]) if w not in ("change_coords_only", "cstep")]
         numbers = [int(word) for word in words[:-1] if word.isdigit()]
         self._refuse_file_sets(numbers)
         return (numbers[0] if numbers else None), words[-1]
@@ -152,7 +154,7 @@ class EnsightCase(PartsFile):
         data = open_data(self._file(*self._model, time))
         lines, found = [data.word(), data.word()], dict[int, _Geometry]()
         has_ids = [_has_ids(data, kind) for kind in ("node", "element")]
-        if data.peek().strip() == "extents":
+        if data.peek() == "extents":
             data.word()
             data.floats(6, num_rows=3)
         while (number := data.part()) is not None:
@@ -266,7 +268,7 @@ def _add(variable: _Variable, data: EnsightData, parts: Mapping[int, _Geometry])
 
 
 def _has_ids(data: EnsightData, kind: str) -> bool:
-    line = data.word().lower().split()
+    line = (data.element() or "").lower().split()
     if line[:2] != [kind, "id"] or line[2:] not in (["off"], ["given"], ["assign"], ["ignore"]):
         raise ValueError(f"{data.path}: expected '{kind} id off', given, assign or ignore, got {' '.join(line)!r:.80}")
     return line[2] in ("given", "ignore")

@@ -37,8 +37,8 @@ class EnsightData(ABC):
         """Most lines or numbers that may follow."""
 
     @abstractmethod
-    def peek(self) -> str:
-        """Returns the next line; nothing at the end."""
+    def peek(self) -> str | None:
+        """Returns the next line, in text the next one that is not blank; None at the end."""
 
     def part(self) -> int | None:
         """Takes the line `part` and the number of a part; None at the end.
@@ -46,15 +46,22 @@ class EnsightData(ABC):
         Raises:
             ValueError: Something else follows.
         """
-        if not self.peek():
+        if (found := self.peek()) is None:
             return None
-        if (found := self.word()).split()[:1] != ["part"]:
-            raise ValueError(f"{self.path}: damaged: expected 'part', got {found!r:.80}")
+        if found.split()[:1] != ["part"]:
+            raise self.damage(f"expected 'part', got {found!r:.80}")
+        self.word()
         return int(self.ints(1)[0])
 
     def element(self) -> str | None:
-        """Takes the line that begins elements or values; None before the next part and at the end."""
-        return None if self.peek().split()[:1] in ([], ["part"]) else self.word()
+        """Takes the line that begins elements or values; None before the next part and at the end.
+
+        Raises:
+            ValueError: It is empty.
+        """
+        if (found := self.peek()) == "":
+            raise self.damage("expected a keyword, got an empty line")
+        return None if found is None or found.split()[0] == "part" else self.word()
 
     def count(self) -> int:
         """Takes a number of things, each of which takes a number."""
@@ -101,8 +108,12 @@ class _Lines(EnsightData):
     def most(self) -> int:
         return self._size
 
-    def peek(self) -> str:
-        return self._lines[self._place].decode(errors="replace") if self._place < len(self._lines) else ""
+    def peek(self) -> str | None:
+        while self._place < len(self._lines):
+            if found := self._lines[self._place].decode(errors="replace").strip():
+                return found
+            self._place += 1
+        return None
 
     def _numbers(self, number: int, num_rows: int) -> NDArray[np.float64]:
         rows = self._lines[self._place : self._place + num_rows]
@@ -141,10 +152,10 @@ class _Binary(EnsightData):
     def most(self) -> int:
         return (len(self._bytes) - self._place) // 4
 
-    def peek(self) -> str:
+    def peek(self) -> str | None:
         place = self._place
         if place >= len(self._bytes):
-            return ""
+            return None
         found, self._place = self.word(), place
         return found
 

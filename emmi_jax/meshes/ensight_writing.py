@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +26,7 @@ def write_ensight(path: Path, folder: Path, parts: Sequence[tuple[str, Sequence[
 
     Args:
         path: The `.case` file.
-        folder: The folder.
+        folder: The folder; the format cannot quote its name.
         parts: Name and pieces, `pyvista.DataSet`s, of each part.
 
     Raises:
@@ -44,8 +45,10 @@ def write_ensight(path: Path, folder: Path, parts: Sequence[tuple[str, Sequence[
             _write_elements(path, file, grid, order)
     lines = []
     for location in ("element", "node"):
-        for name in dict.fromkeys(name for _, grid in grids for name in _data(grid, location).keys()):  # noqa: SIM118
-            lines += _write_variable(folder, name, location, grids, orders)
+        names = list(dict.fromkeys(name for _, grid in grids for name in _data(grid, location).keys()))  # noqa: SIM118
+        taken = set(names)
+        for name in names:
+            lines += _write_variable(folder, name, location, grids, orders, taken)
     head = ["FORMAT", "type: ensight gold", "", "GEOMETRY", f"model: {folder.name}/geometry", "", "VARIABLE"]
     write_atomically(path, "\n".join([*head, *lines, ""]))
 
@@ -69,9 +72,17 @@ def _write_elements(path: Path, file: IO[bytes], grid: Any, order: NDArray[np.in
 
 
 def _write_variable(
-    folder: Path, name: str, location: str, grids: Sequence[tuple[str, Any]], orders: Sequence[NDArray[np.int64]]
+    folder: Path,
+    name: str,
+    location: str,
+    grids: Sequence[tuple[str, Any]],
+    orders: Sequence[NDArray[np.int64]],
+    taken: set[str],
 ) -> list[str]:
-    """Writes an array, or its columns where the format has no such number of them; returns lines of the case file."""
+    """Writes an array, or its columns where the format has no such number of them; returns lines of the case file.
+
+    A name that the format cannot hold becomes one that is not taken, and takes it.
+    """
     shown = re.sub(r"[^\w.-]+", "_", name)
     values = {i: np.asarray(_data(g, location)[name]) for i, (_, g) in enumerate(grids) if name in _data(g, location)}
     if any(array.dtype.kind not in "fiu" for array in values.values()):
@@ -82,6 +93,10 @@ def _write_variable(
     lines = []
     for column in columns:
         own = shown if column == slice(None) else f"{shown}_{column.start}"
+        if own != name:
+            others = (f"{own}_{number}" for number in count(2))
+            own = own if own not in taken else next(other for other in others if other not in taken)
+            taken.add(own)
         file_name = f"{own}_{location}"
         with atomic_path(folder / file_name) as partial, partial.open("wb") as file:
             file.write(_line(own))

@@ -26,6 +26,8 @@ _OF_KIND = {np.dtype(kind): name for name, kind in _NAMES.items()}
 def write_parts(path: Path, dataset: Any, patches: Sequence[tuple[str, int]]) -> None:
     """Writes a mesh of parts; the files of the parts go to a folder beside it of the same name.
 
+    That of a `.case` file has `_` for what its format cannot hold.
+
     Args:
         path: A file with one of the extensions `WRITABLE_PARTS`.
         dataset: A `pyvista.DataSet`.
@@ -40,10 +42,12 @@ def write_parts(path: Path, dataset: Any, patches: Sequence[tuple[str, int]]) ->
     if suffix == ".vtkhdf":
         _write_hdf(path, parts)
         return
-    make_folder(folder)
     if suffix == ".case":
+        folder = path.with_name(re.sub(r"[^A-Za-z0-9_.-]", "_", folder.name))
+        make_folder(folder)
         write_ensight(path, folder, parts)
         return
+    make_folder(folder)
     numbered = [(name, list(_write_leaves(folder, f"{i:02d}_{name}", found))) for i, (name, found) in enumerate(parts)]
     with atomic_path(path) as partial:
         partial.write_text(_XML[suffix](numbered, parts), encoding="utf-8")

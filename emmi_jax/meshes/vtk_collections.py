@@ -20,13 +20,15 @@ from emmi_jax.meshes.vtk import ArrayNames, array_names, read_dataset
 SUFFIXES = (".pvtu", ".pvtp", ".vtm", ".vtpc", ".pvd")
 _KINDS = ("PUnstructuredGrid", "PPolyData", "vtkMultiBlockDataSet", "vtkPartitionedDataSetCollection", "Collection")
 _LEAVES = (".vtp", ".vtu", ".vtk", ".stl", ".ply", ".obj")
-_MOST_BYTES, _DEEPEST = 1 << 26, 8
+_MOST_BYTES, _MOST_LINKS = 1 << 26, 100_000
+_DEEPEST, _DEEPEST_BLOCK = 8, 32
 
 
 class _Link(NamedTuple):
     name: str
     file: Path
     time: float | None
+    nested: CollectionFile | None
 
 
 class CollectionFile(PartsFile):
@@ -35,11 +37,12 @@ class CollectionFile(PartsFile):
     Args:
         path: The file.
         depth: How many files lead to it.
+        root: The first of those.
     """
 
-    def __init__(self, path: Path, depth: int = 0) -> None:
+    def __init__(self, path: Path, depth: int = 0, root: CollectionFile | None = None) -> None:
         super().__init__(path)
-        self._depth = depth
+        self._depth, self._root, self._num_links = depth, root or self, 0
 
     @cached_property
     def _links(self) -> list[_Link]:
@@ -60,16 +63,25 @@ class CollectionFile(PartsFile):
             raise ValueError(f"{self.path}: it names no file")
         return found
 
-    def _below(self, element: ElementTree.Element, name: str) -> Iterator[_Link]:
+    def _below(self, element: ElementTree.Element, name: str, level: int = 0) -> Iterator[_Link]:
+        if level > _DEEPEST_BLOCK:
+            raise ValueError(f"{self.path}: blocks in blocks, expected at most {_DEEPEST_BLOCK} levels")
         for index, child in enumerate(element):
             own = child.get("name") or (child.get("part") if element.tag == "Collection" else None)
             if own is None and child.tag in ("Block", "Partitions"):
                 own = f"block{child.get('index', index)}"
             below = "/".join(filter(None, (name, own)))
             if (file := child.get("file") or child.get("Source")) is not None:
-                yield _Link(below, linked_file(self.path, file), self._time(child.get("timestep")))
+                yield self._link(below, linked_file(self.path, file), self._time(child.get("timestep")))
             else:
-                yield from self._below(child, below)
+                yield from self._below(child, below, level + 1)
+
+    def _link(self, name: str, file: Path, time: float | None) -> _Link:
+        self._root._num_links += 1
+        if self._root._num_links > _MOST_LINKS:
+            raise ValueError(f"{self._root.path}: it leads to more than {_MOST_LINKS:,} files")
+        is_leaf = file.suffix.lower() not in SUFFIXES
+        return _Link(name, file, time, None if is_leaf else CollectionFile(file, self._depth + 1, self._root))
 
     def _time(self, text: str | None) -> float | None:
         try:
@@ -84,9 +96,11 @@ class CollectionFile(PartsFile):
         suffix = link.file.suffix.lower()
         if suffix in _LEAVES:
             return None
-        if suffix not in SUFFIXES or self._depth == _DEEPEST:
+        if link.nested is None:
             raise ValueError(f"{self.path}: it names {link.file.name}, expected {', '.join((*_LEAVES, *SUFFIXES))}")
-        return CollectionFile(link.file, self._depth + 1)
+        if self._depth == _DEEPEST:
+            raise ValueError(f"{self._root.path}: files in files, expected at most {_DEEPEST} levels")
+        return link.nested
 
     def times(self) -> list[float]:
         """Returns the times that a `.pvd` file lists."""

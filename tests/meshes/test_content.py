@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emmi_jax.meshes.content import field_names, main_content
+from emmi_jax.meshes.content import field_names, main_content, used_points
 from emmi_jax.meshes.forces import integrate_forces
 from emmi_jax.meshes.legacy import legacy_array_names
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
@@ -126,6 +126,11 @@ def test_a_surface_may_be_an_unstructured_grid(kind, suffix, tmp_path):
     np.testing.assert_allclose(area.sum(), 2 * (2 * 3 + 3 * 4 + 2 * 4), rtol=1e-6)
     np.testing.assert_allclose(area_vectors(mesh)[0].sum(axis=0), 0, atol=1e-6)
     assert len(surface_triangles(mesh)) == 12
+
+
+def test_points_without_cells_are_kept():
+    cloud = pyvista.UnstructuredGrid(np.empty(0, np.int64), np.empty(0, np.uint8), SQUARE)
+    assert used_points(cloud) is cloud
 
 
 def test_cells_that_are_no_polygons_are_named(tmp_path):

@@ -10,10 +10,11 @@ import pytest
 
 from emmi_jax.config import FoamSelection
 from emmi_jax.design.surface import read_surface as surface_to_move
+from emmi_jax.meshes import vtk_collections
 from emmi_jax.meshes.forces import integrate_forces
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh, write_mesh
 from emmi_jax.meshes.openfoam import case_folder
-from emmi_jax.meshes.parts import linked_files, part_arrays
+from emmi_jax.meshes.parts import linked_files, open_parts, part_arrays
 from emmi_jax.meshes.surfaces import surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
 from tests.meshes.format_files import BODY, FILES, FORMS, formats, read
@@ -132,6 +133,77 @@ def test_a_variable_with_the_wrong_number_of_values_is_refused(formats, tmp_path
     file.write_text("\n".join([*lines[:10], *lines[11:]]))
     with pytest.raises(ValueError, match=r"part .internalMesh. has values|truncated or damaged"):
         read(tmp_path / "copy/case.case", "volume")
+
+
+def test_blank_lines_before_keywords_hide_no_part(formats, tmp_path):
+    shutil.copytree(formats / "ensight_ascii", tmp_path / "copy")
+    for name in ("geometry", "data/00000001/p"):
+        file = tmp_path / "copy" / name
+        file.write_text(re.sub(r"(?m)^(?=part$|coordinates$|node id|hexa8$)", " \n\n", file.read_text()))
+    found, wanted = (read(f / "case.case", "volume") for f in (tmp_path / "copy", formats / "ensight_ascii"))
+    np.testing.assert_array_equal(found.dataset["p"], wanted.dataset["p"])
+    assert len(read(tmp_path / "copy/case.case", "surface").patches) == 1
+
+
+@pytest.mark.parametrize("name", ["geometry", "data/00000001/p"])
+def test_an_empty_record_hides_no_part(name, formats, tmp_path):
+    shutil.copytree(formats / "ensight", tmp_path / "copy")
+    content = (tmp_path / "copy" / name).read_bytes()
+    place = content.rindex(b"part".ljust(8, b"\0"))
+    (tmp_path / "copy" / name).write_bytes(content[:place] + bytes(80) + content[place:])
+    with pytest.raises(ValueError, match="damaged: expected a keyword, got an empty line"):
+        read(tmp_path / "copy/case.case", "volume")
+
+
+def test_times_may_go_on_in_further_lines_with_capital_exponents(formats, tmp_path):
+    file = tmp_path / "copy/case.case"
+    shutil.copytree(formats / "ensight_ascii", file.parent)
+    text = re.sub(r"number of steps: +1", "number of steps: 3", file.read_text())
+    text = text.replace("filename increment:     1", "filename numbers: 1 1 1").replace(
+        "filename start number:  1\n", ""
+    )
+    file.write_text(text.replace(" 1.00000e+01", "0.0000E+00\n1.0000E-03 2.0000E-03"))
+    assert open_parts(file).times() == [0, 1e-3, 2e-3]
+
+
+def test_a_case_without_a_model_is_one_line(tmp_path):
+    file = tmp_path / "a.case"
+    file.write_text("FORMAT\ntype: ensight gold\nGEOMETRY\nmodel: cstep\n")
+    with pytest.raises(ValueError, match="names no model"):
+        read_mesh(file)
+
+
+@pytest.mark.parametrize("name", ["my car.case", "a#b*.case", "7 é'.x.case"])
+def test_any_name_of_a_case_file_is_read_again(name, tmp_path):
+    plane = pyvista.Plane(i_resolution=2, j_resolution=1)
+    plane.clear_data()
+    names = ("a b", "a_b", "a#b", "c_0", "c")
+    for i, field in enumerate(names):
+        plane.cell_data[field] = np.full((2, 2) if field == "c" else 2, i, np.float32)
+    write_mesh(tmp_path / name, Mesh(tmp_path / "plane.vtp", plane), {"q": np.ones(2, np.float32)}, location="cells")
+    found = read_mesh(tmp_path / name).dataset
+    values = {field: found[field][0] for field in found.cell_data.keys()}  # noqa: SIM118
+    assert values == {"q": 1, "a_b_2": 0, "a_b": 1, "a_b_3": 2, "c_0": 3, "c_0_2": 4, "c_1": 4}
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("_DEEPEST_BLOCK", "b.vtm: blocks in blocks, expected at most 1 levels"),
+        ("_DEEPEST", "a.vtm: files in files, expected at most 0 levels"),
+        ("_MOST_LINKS", "a.vtm: it leads to more than 1 files"),
+    ],
+)
+def test_blocks_and_links_of_a_collection_are_limited(limit, message, tmp_path, monkeypatch):
+    pyvista.Plane().save(tmp_path / "c.vtp")
+    blocks = {"a": '<DataSet file="b.vtm"/>', "b": '<Block><Block><DataSet file="c.vtp"/></Block></Block>'}
+    for name, text in blocks.items():
+        below = f"<vtkMultiBlockDataSet>{text}</vtkMultiBlockDataSet>"
+        (tmp_path / f"{name}.vtm").write_text(f"<VTKFile>{below}</VTKFile>")
+    assert len(linked_files(tmp_path / "a.vtm")) == 2
+    monkeypatch.setattr(vtk_collections, limit, 0 if limit == "_DEEPEST" else 1)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_mesh(tmp_path / "a.vtm")
 
 
 @pytest.mark.parametrize("name", ["../secret.vtu", "/etc/passwd"])
