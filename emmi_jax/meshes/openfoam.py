@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from emmi_jax.meshes.openfoam_mesh import mesh_files, read_patches, read_poly_me
 from emmi_jax.meshes.openfoam_times import case_roots, field_files, foam_time, passed_over, roots_at
 from emmi_jax.meshes.openfoam_values import FoamField
 from emmi_jax.meshes.parts import join
+from emmi_jax.meshes.parts_file import chosen_names
 from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset
 
 
@@ -224,16 +224,7 @@ def _chosen_patches(path: Path, kinds: Mapping[str, str | None], patterns: Colle
                 f"{', '.join(kinds)}"
             )
         return {name for name, kind in kinds.items() if _is_wall(kind)}
-    chosen = set[str]()
-    for pattern in patterns:
-        try:
-            matching = {name for name in kinds if re.fullmatch(pattern, name)}
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        if not matching:
-            raise ValueError(f"{path}: no patch matches {pattern!r}, it has {', '.join(kinds) or 'none'}")
-        chosen |= matching
-    return chosen
+    return chosen_names(path, kinds, patterns, kind="patch")
 
 
 def _vtk_files(path: Path, selection: FoamSelection) -> VtkFiles:

@@ -102,8 +102,14 @@ def linked_file(path: Path, name: str) -> Path:
     return path.parent / name
 
 
-def chosen_names(path: Path, names: Collection[str], patterns: Sequence[str]) -> set[str]:
+def chosen_names(path: Path, names: Collection[str], patterns: Collection[str], *, kind: str = "part") -> set[str]:
     """Returns the parts whose whole name, or the last word of it, matches one of some regular expressions.
+
+    Args:
+        path: The file or case, for messages.
+        names: Names of the parts.
+        patterns: The regular expressions.
+        kind: What a part is called there.
 
     Raises:
         ValueError: A regular expression is none, or matches no part.
@@ -115,7 +121,7 @@ def chosen_names(path: Path, names: Collection[str], patterns: Sequence[str]) ->
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         if not matching:
-            raise ValueError(f"{path}: no part matches {pattern!r}, it has {_shortened(list(names)) or 'none'}")
+            raise ValueError(f"{path}: no {kind} matches {pattern!r}, it has {_shortened(list(names)) or 'none'}")
         chosen |= matching
     return chosen
 
