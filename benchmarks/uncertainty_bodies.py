@@ -24,7 +24,7 @@ from emmi_jax.data.conformal import cross_interval, cross_p_value
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.inference.case_encoding import describe
 from emmi_jax.jobs.evaluation_cases import case_arguments, checked_case, chosen_cases
-from emmi_jax.jobs.evaluation_coverage import Found, coverage_of, field_coverage, number_coverage
+from emmi_jax.jobs.evaluation_coverage import CaseScore, coverage_of, field_coverage, number_coverage
 from emmi_jax.jobs.evaluation_forces import NAMES, ForceEvaluation
 from emmi_jax.runs.calibration import read_calibration, read_familiarity
 from emmi_jax.runs.directory import RunDirectory
@@ -34,7 +34,7 @@ LEVELS = (0.5, 0.8, 0.9)
 FAR = 0.5
 """How far the parameters of a body are beyond their ranges, in ranges."""
 
-FoundBy = dict[str, list[Found]]
+ScoresBy = dict[str, list[CaseScore]]
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     calibration = read_calibration(options.run, load_run(options.run))
-    new = found_of(options.run, options.data, "test", options.share)
+    new = scores_of(options.run, options.data, "test", options.share)
     split = coverage_of(calibration, new, has_deviations=True)
     known, by_fold = crossed(options.folds, options.data, options.share)
     rows = []
@@ -77,12 +77,12 @@ def main() -> None:
     measure.report("distance from the training cases", distances, name)
 
 
-def found_of(run: Path, data: Path, split: str, share: float) -> FoundBy:
+def scores_of(run: Path, data: Path, split: str, share: float) -> ScoresBy:
     """Returns what a run finds of the cases of a split, by quantity."""
     surrogate, config = replace(load_run(run), context=None), RunDirectory.open(run).read_config()
     chosen = chosen_cases(EvaluationJob(run=run, data=str(data), split=split), config, surrogate)
     forces = ForceEvaluation(ForceOptions(area=1.0), chosen.known_forces, surrogate.model.config.fields)
-    found: FoundBy = {}
+    scores: ScoresBy = {}
     for name, read in chosen.read.items():
         case = checked_case(name, read(), surrogate)
         forces.begin(name, case)
@@ -92,24 +92,24 @@ def found_of(run: Path, data: Path, split: str, share: float) -> FoundBy:
             known = forces.cases[name].known["solver"][coefficient]
             of_case[coefficient] = number_coverage(spreads[coefficient], known, area=1.0)
         for quantity, of in of_case.items():
-            found.setdefault(quantity, []).append(of)
+            scores.setdefault(quantity, []).append(of)
         print(f"{run.name} {split} {name}", flush=True)
-    return found
+    return scores
 
 
-def crossed(folds: Sequence[Path], data: Path, share: float) -> tuple[FoundBy, dict[str, list[list[Found]]]]:
+def crossed(folds: Sequence[Path], data: Path, share: float) -> tuple[ScoresBy, dict[str, list[list[CaseScore]]]]:
     """Returns what each fold finds of the cases that it left out, and for each of those what it finds of new cases."""
-    known: FoundBy = {}
-    new: dict[str, list[list[Found]]] = {}
+    known: ScoresBy = {}
+    new: dict[str, list[list[CaseScore]]] = {}
     for run in folds:
-        left_out, of_fold = (found_of(run, data, split, share) for split in ("validation", "test"))
-        for quantity, found in left_out.items():
-            known.setdefault(quantity, []).extend(found)
-            new.setdefault(quantity, []).extend([of_fold[quantity]] * len(found))
+        left_out, of_fold = (scores_of(run, data, split, share) for split in ("validation", "test"))
+        for quantity, scores in left_out.items():
+            known.setdefault(quantity, []).extend(scores)
+            new.setdefault(quantity, []).extend([of_fold[quantity]] * len(scores))
     return known, new
 
 
-def _crossed_row(quantity: str, level: float, known: list[Found], by_fold: list[list[Found]]) -> dict[str, Any]:
+def _crossed_row(quantity: str, level: float, known: list[CaseScore], by_fold: list[list[CaseScore]]) -> dict[str, Any]:
     scores, cases = [of.score for of in known], list(zip(*by_fold, strict=True))
     p_values = [cross_p_value(scores, [of.score for of in case]) for case in cases]
     row: dict[str, Any] = {"cross_%": 100 * float(np.mean([p > 1 - level for p in p_values]))}

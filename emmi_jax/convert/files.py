@@ -62,8 +62,8 @@ def _state_dict_of(path: Path, content: Any) -> TorchFile:
         state_dict, extra = content, {}
     others = [name for name, value in state_dict.items() if not isinstance(name, str) or not pt.is_tensor(value)]
     if others or not state_dict:
-        found = f"no tensors are {others!s:.160}" if others else "it has no entries"
-        raise ValueError(f"{path} holds no state dict, at the top or under 'state_dict': {found}")
+        reason = f"no tensors are {others!s:.160}" if others else "it has no entries"
+        raise ValueError(f"{path} holds no state dict, at the top or under 'state_dict': {reason}")
     return TorchFile({name: pt.stored_numbers(f"{path}: {name!r}", value) for name, value in state_dict.items()}, extra)
 
 

@@ -100,7 +100,7 @@ def _nearest(
 
     distances = [distance(module) for module in modules]
     nearest = [m for m, far in zip(modules, distances, strict=True) if far == min(distances)]
-    return min(((module, find_problems(arrays, module.table)) for module in nearest), key=lambda found: len(found[1]))
+    return min(((module, find_problems(arrays, module.table)) for module in nearest), key=lambda pair: len(pair[1]))
 
 
 def _raise_for(what: str, module: _Module, problems: list[str]) -> None:

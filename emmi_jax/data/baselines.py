@@ -51,12 +51,12 @@ def nearest_neighbors(known: PointSet, position: Array, *, num_neighbors: int = 
         Values [T, F] by field.
     """
     weight, idx = _nearest(known.position, position, num_neighbors)
-    found = {}
+    fields = {}
     for name, values in known.fields.items():
         there, given = known_rows(values, known.position, values)
         pair = (weight, idx) if there is known.position else _nearest(there, position, num_neighbors)
-        found[name] = np.einsum("tk,tkf->tf", pair[0], given[pair[1]])
-    return found
+        fields[name] = np.einsum("tk,tkf->tf", pair[0], given[pair[1]])
+    return fields
 
 
 def _nearest(known: Array, position: Array, num_neighbors: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -101,8 +101,8 @@ class CaseCollection(Dataset):
 
         Cases to validate and to test on are measured as well, so that one that is unusable is found before training.
         """
-        found = self._measure([*self.split.train, *self._held_out], report)
-        return merge(self._nondimensional(name, found[name]) for name in self.split.train)
+        by_case = self._measure([*self.split.train, *self._held_out], report)
+        return merge(self._nondimensional(name, by_case[name]) for name in self.split.train)
 
     def _nondimensional(self, name: str, moments: DataMoments) -> DataMoments:
         """Returns the statistics of a case as its fields are learned: relative to its conditions."""
@@ -132,11 +132,11 @@ class CaseCollection(Dataset):
             )
 
     def _measure(self, names: Sequence[str], report: Report) -> dict[str, DataMoments]:
-        found = self.cases.measure_all(names, report)
-        for name, moments in found.items():
+        by_case = self.cases.measure_all(names, report)
+        for name, moments in by_case.items():
             self.check_shapes(name, _shapes(moments))
-        report.warn(gathered({name: [f"{name}: {line}" for line in masked(found[name])] for name in found}))
-        return found
+        report.warn(gathered({name: [f"{name}: {line}" for line in masked(by_case[name])] for name in by_case}))
+        return by_case
 
     @property
     def _held_out(self) -> list[str]:
@@ -228,9 +228,9 @@ class CaseCollection(Dataset):
 
     def check_shapes(self, name: str, shapes: Mapping[str, BranchShape]) -> None:
         """Refuses a case with other fields than the first, or with fewer points than a step draws."""
-        found = {branch: dict(shape.fields) for branch, shape in shapes.items()}
-        if found != self._arrays:
-            raise ValueError(f"{name}: has the fields {found}, the case {self.split.train[0]} has {self._arrays}")
+        channels = {branch: dict(shape.fields) for branch, shape in shapes.items()}
+        if channels != self._arrays:
+            raise ValueError(f"{name}: has the fields {channels}, the case {self.split.train[0]} has {self._arrays}")
         for branch, shape in shapes.items():
             if shape.num_points < self._points_per_step:
                 raise ValueError(

@@ -58,10 +58,10 @@ def condition_source(root: Path, given: ConditionSource) -> ConditionSource:
         return given
     values = read_json_object(file)
     try:
-        found = ConditionSource.from_dict(values)
+        source = ConditionSource.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
-    return found.with_names(given.names)
+    return source.with_names(given.names)
 
 
 def read_conditions(
@@ -90,10 +90,10 @@ def read_conditions(
     problems: dict[str, str] = {}
     for name in names:
         try:
-            found = {condition: _condition(condition, value, source) for condition, value in read(name).items()}
+            of_case = {condition: _condition(condition, value, source) for condition, value in read(name).items()}
             if source.inlet is not None:
-                found |= _of_inlet(root / name, source.inlet, foam)
-            values[name] = found
+                of_case |= _of_inlet(root / name, source.inlet, foam)
+            values[name] = of_case
         except (OSError, ValueError) as error:
             problems[name] = str(error).splitlines()[0]
     return agreed(values, source.names, problems)
@@ -112,20 +112,20 @@ def agreed(
         problems: What is wrong with other cases.
     """
     problems, expected = dict(problems), _usual(list(values.values())) if names is None else names
-    for name, found in values.items():
-        missing = [condition for condition in expected if condition not in found]
-        extra = [condition for condition in found if condition not in expected] if names is None else []
+    for name, of_case in values.items():
+        missing = [condition for condition in expected if condition not in of_case]
+        extra = [condition for condition in of_case if condition not in expected] if names is None else []
         for what, which in (("no", missing), ("an extra", extra)):
             if which:
                 problems[name] = f"{what} condition {', '.join(map(repr, which))}"
-    by_case = {n: {c: found[c] for c in expected} for n, found in values.items() if n not in problems}
+    by_case = {n: {c: of_case[c] for c in expected} for n, of_case in values.items() if n not in problems}
     return CaseConditions(by_case, problems)
 
 
-def _usual(found: Sequence[Mapping[str, CaseCondition]]) -> list[str]:
+def _usual(by_case: Sequence[Mapping[str, CaseCondition]]) -> list[str]:
     """Returns the conditions that at least half of the cases have."""
-    counts = Counter(name for of_case in found for name in of_case)
-    return sorted(name for name, count in counts.items() if 2 * count >= len(found))
+    counts = Counter(name for of_case in by_case for name in of_case)
+    return sorted(name for name, count in counts.items() if 2 * count >= len(by_case))
 
 
 def _file_reader(root: Path, source: ConditionSource) -> Callable[[str], dict[str, Any]]:
@@ -204,10 +204,10 @@ def _table(root: Path, names: Sequence[str], source: ConditionSource) -> Callabl
         if twins := [other for other in names if labels[other] == label and other != name]:
             raise ValueError(f"{twins[0]} has the number {label} too: {key!r} must be the names of the cases")
         cases = [case for case in rows if (str(int(case)) if by_number else case) == label]
-        found = [row for case in cases for row in rows[case]]
-        if len(found) != 1:
-            raise ValueError(f"{len(found) or 'no'} rows in {file.name}")
-        return {condition: _number(found[0][head.index(column)]) for condition, column in source.columns.items()}
+        chosen = [row for case in cases for row in rows[case]]
+        if len(chosen) != 1:
+            raise ValueError(f"{len(chosen) or 'no'} rows in {file.name}")
+        return {condition: _number(chosen[0][head.index(column)]) for condition, column in source.columns.items()}
 
     return read
 

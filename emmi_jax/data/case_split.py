@@ -118,8 +118,8 @@ def parse_split(
     """Returns the split of cases that the content of a split file, or of one per part, describes; see `read_split`."""
     files, path = (path, next(iter(path.values()))) if isinstance(path, Mapping) else ({}, path)
     if not isinstance(parts, dict) or not {"train", "test"} <= set(parts) <= set(SPLITS):
-        found = sorted(parts) if isinstance(parts, dict) else type(parts).__name__
-        raise ValueError(f"{path}: expected lists 'train', 'test' and perhaps 'validation', got {found}")
+        given = sorted(parts) if isinstance(parts, dict) else type(parts).__name__
+        raise ValueError(f"{path}: expected lists 'train', 'test' and perhaps 'validation', got {given}")
     for part, listed in parts.items():
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             raise ValueError(f"{path}: {part!r} must be a list of names of cases, got {listed!r:.80}")

@@ -23,7 +23,7 @@ class Case(NamedTuple):
     Attributes:
         geometry_features: What the model takes beside those positions, [P, C]; see `with_features`.
         left_out: What its meshes have that was not read, one line each.
-        side: How the outward side of its surface was found, in words, if it has area vectors.
+        side: How the outward side of its surface was told, in words, if it has area vectors.
         condition: The values of the conditions that a run takes, by name in the units of the run.
         patches: The patches of its surface; see `Mesh`.
     """

@@ -54,14 +54,14 @@ def parse_stored_conditions(values: Any) -> dict[str, CaseCondition]:
         ValueError: They are of another form.
     """
     try:
-        found = {str(name): CaseCondition(**condition) for name, condition in values.items()}
+        conditions = {str(name): CaseCondition(**condition) for name, condition in values.items()}
     except (AttributeError, TypeError) as error:
         raise ValueError(f"expected conditions by name: {error}") from None
-    for name, (value, unit, kind) in found.items():
+    for name, (value, unit, kind) in conditions.items():
         if kind not in KINDS or not isinstance(unit, str | None):
             raise ValueError(f"the condition {name!r} must have a unit and be one of {', '.join(KINDS)}")
         finite_numbers(f"the condition {name!r}", [value])
-    return found
+    return conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,4 +130,4 @@ def measure_conditions(by_case: Mapping[str, Conditions]) -> dict[str, Condition
         ValueError: A condition is constant or has several units.
     """
     names = sorted({name for conditions in by_case.values() for name in conditions})
-    return {name: ConditionScale.of(name, {case: found[name] for case, found in by_case.items()}) for name in names}
+    return {name: ConditionScale.of(name, {case: of_case[name] for case, of_case in by_case.items()}) for name in names}

@@ -39,10 +39,10 @@ def geometry_points(
         return None
     if geometry is None and GEOMETRY_BRANCH in points:
         geometry = points[GEOMETRY_BRANCH].position
-    found = 0 if geometry is None else len(geometry)
-    if found < sampling.num_geometry_points:
+    available = 0 if geometry is None else len(geometry)
+    if available < sampling.num_geometry_points:
         raise ValueError(
-            f"{name}: the geometry branch draws {sampling.num_geometry_points} points, found {found}: "
+            f"{name}: the geometry branch draws {sampling.num_geometry_points} points, found {available}: "
             "--set sampling.num_geometry_points draws fewer, --no-geometry leaves it out"
         )
     return None if geometry is None else PointSet(geometry, {}, features=features)

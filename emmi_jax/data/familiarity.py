@@ -99,9 +99,9 @@ class Familiarity:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.float64]]) -> Familiarity:
         """Makes it of what `to_arrays` returns."""
-        found = {name: arrays[name] for name in cls.__annotations__}
-        numbers = {name: float(found[name]) for name in ("unit", "rest", "farthest")}
-        return cls(**found | numbers)  # type: ignore[arg-type]
+        stored = {name: arrays[name] for name in cls.__annotations__}
+        numbers = {name: float(stored[name]) for name in ("unit", "rest", "farthest")}
+        return cls(**stored | numbers)  # type: ignore[arg-type]
 
 
 def fit_familiarity(
@@ -137,7 +137,7 @@ def fit_familiarity(
     floor = _TINY * encodings.shape[1]
     spread, across = np.maximum(along.mean(axis=0), floor), max(float(rest.mean()), floor)
     farthest = float(np.sqrt(((along / spread).mean(axis=1) + rest / across).max() / 2))
-    found = Familiarity(
+    familiarity = Familiarity(
         middle=(low + high) / 2,
         reach=np.maximum(np.maximum((high - low) / 2, least_reach), _TINY + 1e-6 * np.maximum(abs(low), abs(high))),
         center=origin,
@@ -148,8 +148,8 @@ def fit_familiarity(
         farthest=max(farthest, 1.0),
         known=np.zeros((0, 2)),
     )
-    known = [found.distances(case) for case in calibration]
-    return replace(found, known=np.array(known, np.float64).reshape(-1, 2))
+    known = [familiarity.distances(case) for case in calibration]
+    return replace(familiarity, known=np.array(known, np.float64).reshape(-1, 2))
 
 
 def _deviation(values: NDArray[np.float64]) -> float:

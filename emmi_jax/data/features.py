@@ -95,12 +95,12 @@ def with_normals(points: PointSet, mesh: Mesh, location: Location, inputs: Seque
 
 def with_distances(points: Mapping[str, PointSet], triangles: Array, inputs: Names) -> dict[str, PointSet]:
     """Adds the distance to triangles [F, 3, 3] to the fields of branches that want it and have none."""
-    found = dict(points)
+    featured = dict(points)
     for branch, part in points.items():
         if DISTANCE in inputs.get(branch, ()) and DISTANCE not in part.fields:
             distance = surface_distance(part.position, triangles)
-            found[branch] = part._replace(fields={**part.fields, DISTANCE: distance})
-    return found
+            featured[branch] = part._replace(fields={**part.fields, DISTANCE: distance})
+    return featured
 
 
 def _joined(what: str, part: PointSet, names: Mapping[str, int]) -> Array:

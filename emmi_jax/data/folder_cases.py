@@ -35,9 +35,9 @@ class FolderCases(WholeCases):
 
     def measure_all(self, names: Sequence[str], report: Report = SILENT) -> dict[str, DataMoments]:
         """Returns the statistics of cases; those that were measured before and have not changed are not read."""
-        found = measure_folders(self.root, {name: self.folders[name] for name in names}, self.measure, report)
-        report.warn(unlike_cases({name: moments_box(moments) for name, moments in found.items()}))
-        return found
+        by_case = measure_folders(self.root, {name: self.folders[name] for name in names}, self.measure, report)
+        report.warn(unlike_cases({name: moments_box(moments) for name, moments in by_case.items()}))
+        return by_case
 
     def quick(self, names: Sequence[str]) -> list[str]:
         """Returns those of these cases that are known, and the first others up to a few hundred megabytes."""

@@ -65,23 +65,23 @@ def read_known_forces(path: Path, tables: Sequence[ForceTable] | None = None) ->
     if (file := path / FORCES_FILE).is_file():
         return _from_json(file, read_json(file))
     there = ((table, sorted(path.glob(table.file))) for table in (published_tables() if tables is None else tables))
-    table, found = next((pair for pair in there if pair[1]), (None, []))
+    table, files = next((pair for pair in there if pair[1]), (None, []))
     if table is None:
         return None
     of_area = [] if table.area_file is None else sorted(path.glob(table.area_file))[:1]
     areas = [read_reference_area(file, tuple(dict.fromkeys((table.area, *AREA_NAMES)))) for file in of_area]
-    cd, cl = (read_number(found[0], (name,), f"no {name}") for name in (table.drag, table.lift))
+    cd, cl = (read_number(files[0], (name,), f"no {name}") for name in (table.drag, table.lift))
     if not _is_finite(cd, cl):
-        raise ValueError(f"{found[0]}: expected finite numbers {table.drag} and {table.lift}, got {cd} and {cl}")
+        raise ValueError(f"{files[0]}: expected finite numbers {table.drag} and {table.lift}, got {cd} and {cl}")
     return KnownForces(cd, cl, areas[0] if areas else None)
 
 
 def _from_json(file: Path, values: JsonDict) -> KnownForces:
     match values:
         case {"CdA": cd, "ClA": cl}:
-            found = {"cd": cd, "cl": cl, "area": 1.0, "speed": values.get("speed"), "density": values.get("density", 1)}
+            whole = {"cd": cd, "cl": cl, "area": 1.0, "speed": values.get("speed"), "density": values.get("density", 1)}
             try:
-                return KnownForces.from_dict(found)
+                return KnownForces.from_dict(whole)
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from None
     raise ValueError(f"{file}: expected CdA and ClA in m², got {values!r:.80}")

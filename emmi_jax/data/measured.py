@@ -43,8 +43,8 @@ def measure_folders(
         ValueError: A case is unusable.
     """
     keys, kept = _keys(root, folders), _read_cache(root)
-    found = {name: kept[name][1] for name in folders if name in kept and kept[name][0] == keys[name]}
-    missing = {name: folder for name, folder in folders.items() if name not in found}
+    by_case = {name: kept[name][1] for name in folders if name in kept and kept[name][0] == keys[name]}
+    missing = {name: folder for name, folder in folders.items() if name not in by_case}
     if missing:
         with (
             report.progress(len(missing), "cases measured") as advance,
@@ -52,23 +52,23 @@ def measure_folders(
         ):
             try:
                 for name, moments in measured:
-                    found[name] = moments
+                    by_case[name] = moments
                     advance(1, name)
             finally:
-                _write_cache(root, kept | {name: (keys[name], moments) for name, moments in found.items()})
-    return {name: found[name] for name in folders}
+                _write_cache(root, kept | {name: (keys[name], moments) for name, moments in by_case.items()})
+    return {name: by_case[name] for name in folders}
 
 
 def quick_folders(root: Path, folders: Mapping[str, CaseFolder]) -> list[str]:
     """Returns the cases that were measured before, and the first others whose files are small all together."""
     keys, kept = _keys(root, folders), _read_cache(root)
-    found, num_bytes = list[str](), 0
+    quick, num_bytes = list[str](), 0
     for name, folder in folders.items():
         is_known = name in kept and kept[name][0] == keys[name]
         num_bytes += 0 if is_known else _size(folder)
         if is_known or num_bytes <= _SMALL_BYTES:
-            found.append(name)
-    return found
+            quick.append(name)
+    return quick
 
 
 def _keys(root: Path, folders: Mapping[str, CaseFolder]) -> dict[str, str]:

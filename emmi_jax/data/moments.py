@@ -114,12 +114,12 @@ class Moments:
             raise ValueError(f"expected numbers of rows, got {[values[name] for name in counts]}")
         if not all(isinstance(values[name], list) for name in arrays):
             raise ValueError(f"expected lists of numbers, got {values!r:.80}")
-        found = {name: np.array(values[name], np.float64) for name in arrays}
-        if len({array.shape for array in found.values()}) > 1 or not all(
-            array.ndim == 1 and np.isfinite(array).all() for array in found.values()
+        parsed = {name: np.array(values[name], np.float64) for name in arrays}
+        if len({array.shape for array in parsed.values()}) > 1 or not all(
+            array.ndim == 1 and np.isfinite(array).all() for array in parsed.values()
         ):
             raise ValueError(f"expected as many finite numbers of each kind, got {values!r:.80}")
-        return cls(**{**values, **found})
+        return cls(**{**values, **parsed})
 
     @property
     def std(self) -> NDArray[np.float64]:

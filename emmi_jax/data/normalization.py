@@ -212,8 +212,8 @@ class Normalizer(Config, CaseScales):
         known = self.feature_channels
         for part, names in features.items():
             for name, channels in names.items():
-                if (found := known.get(part, {}).get(name)) != channels:
-                    has = "lack" if found is None else f"have {found} channels for"
+                if (measured := known.get(part, {}).get(name)) != channels:
+                    has = "lack" if measured is None else f"have {measured} channels for"
                     raise ValueError(f"the statistics {has} the feature {name!r} of {part!r}, the data {channels}")
         scales = {part: {name: self.features[part][name] for name in names} for part, names in features.items()}
         return replace(self, features=scales)
@@ -227,9 +227,9 @@ class Normalizer(Config, CaseScales):
         Raises:
             ValueError: They differ.
         """
-        found = {branch: sum(names.values()) for branch, names in self.feature_channels.items()}
-        if found != dict(channels):
-            raise ValueError(f"the model takes features of {dict(channels)} channels, the statistics have {found}")
+        measured = {branch: sum(names.values()) for branch, names in self.feature_channels.items()}
+        if measured != dict(channels):
+            raise ValueError(f"the model takes features of {dict(channels)} channels, the statistics have {measured}")
 
     def num_outside(self, position: ArrayLike) -> int:
         """Counts the positions [N, n] outside the box by more than 1 % of its longest side; 0 if it is unknown."""

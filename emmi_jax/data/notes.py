@@ -127,6 +127,6 @@ def gathered(lines: Mapping[str, Sequence[str]]) -> list[str]:
         for kind, line in {re.sub(r"\d[\d.,e+-]*", "0", line): line for line in of_case}.items():
             kinds.setdefault(kind, []).append(line)
     return [
-        found[0] + (f" (and the like {len(found) - 1:,} more times)" if len(found) > 1 else "")
-        for found in kinds.values()
+        alike[0] + (f" (and the like {len(alike) - 1:,} more times)" if len(alike) > 1 else "")
+        for alike in kinds.values()
     ]

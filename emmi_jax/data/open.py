@@ -75,13 +75,13 @@ class OpenFolders(OpenCases):
 
     def split_content(self) -> JsonDict | None:
         """Returns the split beside the cases, as a split file has it, if there is one."""
-        return None if (found := self._stored()) is None else found[0]
+        return None if (stored := self._stored()) is None else stored[0]
 
     def stored_split(self, *, skip_absent: bool = False) -> CaseSplit | None:
         """Returns the split beside the cases, if there is one; messages name its file, or the lists of designs."""
-        if (found := self._stored()) is None:
+        if (stored := self._stored()) is None:
             return None
-        return parse_split(found[0], self.names, found[1], skip_absent=skip_absent)
+        return parse_split(stored[0], self.names, stored[1], skip_absent=skip_absent)
 
     def conditions(self, source: ConditionSource) -> CaseConditions:
         """Returns the conditions that lie beside the cases, or where the source says."""
@@ -100,10 +100,10 @@ class OpenFolders(OpenCases):
 
     def left_out(self, names: Sequence[str]) -> list[str]:
         """Returns what these cases have and no command reads: files of all of them, arrays of the first."""
-        found = {name: self.cases.folders[name].left_out(self.sources, with_arrays=name == names[0]) for name in names}
+        notes = {name: self.cases.folders[name].left_out(self.sources, with_arrays=name == names[0]) for name in names}
         if self.is_single:
-            return found[self.names[0]]
-        return gathered({name: [f"{name}/{line}" for line in lines] for name, lines in found.items()})
+            return notes[self.names[0]]
+        return gathered({name: [f"{name}/{line}" for line in lines] for name, lines in notes.items()})
 
     def describe(self) -> list[str]:
         """Says what is read of the first case, where there is a choice."""
@@ -116,10 +116,10 @@ class OpenFolders(OpenCases):
         return min(filter(None, rows), default=None)
 
     def _stored(self) -> tuple[Any, Path | Mapping[str, Path]] | None:
-        found = self.cases.folders[self.names[0]].reader.split(self.root)
+        split = self.cases.folders[self.names[0]].reader.split(self.root)
         dataset = read_dataset(self.root / self.names[0])
-        if found is not None or dataset is None or dataset.split is None:
-            return found
+        if split is not None or dataset is None or dataset.split is None:
+            return split
         file = self.root / dataset.split
         return split_content(str(file) if file.is_file() else dataset.split), file
 
@@ -214,9 +214,9 @@ def check_selection(data: str | Path | None, foam: FoamSelection, opened: OpenCa
         return
     if opened is None and data is not None and not is_store(str(data)):
         opened = OpenFolders(Path(data), DEFAULT_OPTIONS, DEFAULT_SELECTION)
-    found = next(iter(opened.cases.folders.values()), None) if isinstance(opened, OpenFolders) else None
+    folder = next(iter(opened.cases.folders.values()), None) if isinstance(opened, OpenFolders) else None
     is_file = data is not None and has_parts(Path(data))
-    if not is_file and (found is None or not found.reader.has_choice(found.path)):
+    if not is_file and (folder is None or not folder.reader.has_choice(folder.path)):
         given = f"time {foam.time!r}" if not foam.patches else f"surface patches {', '.join(map(repr, foam.patches))}"
         raise ValueError(
             f"{given}: only OpenFOAM cases and files of several meshes have them, "
@@ -225,10 +225,10 @@ def check_selection(data: str | Path | None, foam: FoamSelection, opened: OpenCa
 
 
 def _refuse(where: str, problems: Mapping[str, str | None]) -> None:
-    found = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
-    if found:
-        shown = "; ".join(found[:_MOST_SHOWN] + ["…"] * (len(found) > _MOST_SHOWN))
-        raise ValueError(f"{where}: {len(found)} of {len(problems)} cases are unusable: {shown}{ADVICE}")
+    unusable = [f"{name}: {problem.splitlines()[0]}" for name, problem in problems.items() if problem is not None]
+    if unusable:
+        shown = "; ".join(unusable[:_MOST_SHOWN] + ["…"] * (len(unusable) > _MOST_SHOWN))
+        raise ValueError(f"{where}: {len(unusable)} of {len(problems)} cases are unusable: {shown}{ADVICE}")
 
 
 def _is_case(folder: CaseFolder) -> bool:

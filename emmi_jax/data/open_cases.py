@@ -87,13 +87,13 @@ class OpenCases(ABC):
 
     def problems(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> dict[str, str]:
         """Reads cases whole, one after another, and returns what is wrong with those that are unusable."""
-        found = {name: known[name] for name in names if name in known}
+        by_case = {name: known[name] for name in names if name in known}
         for name in names:
-            if name in found:
+            if name in by_case:
                 continue
             try:
                 self.check([name])
                 self.cases.read(name)
             except (OSError, ValueError) as error:
-                found[name] = str(error).splitlines()[0].removesuffix(ADVICE)
-        return found
+                by_case[name] = str(error).splitlines()[0].removesuffix(ADVICE)
+        return by_case

@@ -122,9 +122,9 @@ class PointCloudDataset(Dataset):
 
     def measure(self, report: Report = SILENT) -> DataMoments:
         """Returns the statistics of the training points."""
-        found = measure(point_chunks(self._measured))
-        report.warn(masked(found))
-        return found
+        moments = measure(point_chunks(self._measured))
+        report.warn(masked(moments))
+        return moments
 
     def resampled(self, sampling: Sampling) -> Self:
         """Returns the same points, split in the same way, with other draws.

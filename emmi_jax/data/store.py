@@ -60,13 +60,13 @@ class Store(Cases):
         self.sources: JsonDict = head["sources"]
         self.dtype: str = head["dtype"]
         with ThreadPoolExecutor(_READERS) as pool:
-            found = list(pool.map(partial(read_case, self._folder, self.dtype), self.names))
-        if unfinished := [name for name, case in zip(self.names, found, strict=True) if case is None]:
+            cases = list(pool.map(partial(read_case, self._folder, self.dtype), self.names))
+        if unfinished := [name for name, case in zip(self.names, cases, strict=True) if case is None]:
             raise ValueError(
-                f"{location}: {len(unfinished)} of {len(found)} cases are not in the store, {unfinished[0]!r} is the "
+                f"{location}: {len(unfinished)} of {len(cases)} cases are not in the store, {unfinished[0]!r} is the "
                 "first: run emmi-jax prepare again"
             )
-        self.cases = dict(zip(self.names, filter(None, found), strict=True))
+        self.cases = dict(zip(self.names, filter(None, cases), strict=True))
         self._open = cache(self._folder.open_array)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:

@@ -117,17 +117,17 @@ class StoredCase:
 
     def arrays(self, dtype: str) -> dict[str, tuple[Shape, str]]:
         """Returns shape and type of each array of the case, by its name."""
-        found: dict[str, tuple[Shape, str]] = {}
+        layout: dict[str, tuple[Shape, str]] = {}
         for branch, (num_points, fields) in self.shapes.items():
-            found[position_array(branch)] = (num_points, 3), "float32"
-            found |= {field_array(branch, name): ((num_points, channels), dtype) for name, channels in fields.items()}
+            layout[position_array(branch)] = (num_points, 3), "float32"
+            layout |= {field_array(branch, name): ((num_points, channels), dtype) for name, channels in fields.items()}
             if branch in self.with_cell_sizes:
-                found[cell_size_array(branch)] = (num_points,), "float32"
+                layout[cell_size_array(branch)] = (num_points,), "float32"
             if branch in self.with_area_vectors:
-                found[area_vector_array(branch)] = (num_points, 3), "float32"
+                layout[area_vector_array(branch)] = (num_points, 3), "float32"
         if self.num_geometry_points:
-            found[GEOMETRY] = (self.num_geometry_points, 3), "float32"
-        return found
+            layout[GEOMETRY] = (self.num_geometry_points, 3), "float32"
+        return layout
 
 
 def read_store_index(folder: ArrayFolder) -> JsonDict:

@@ -83,8 +83,8 @@ def read_npy(members: Members, name: str, dtype: str, shape: tuple[int, ...]) ->
         header = read_header(file, size)
         expected = Header(shape, _BITS.get(dtype) or np.dtype(dtype), False)
         if header != expected:
-            found, named = (f"{x.dtype} {list(x.shape)}" for x in (header, expected))
-            raise ValueError(f"it holds {found}, the manifest says {named}")
+            held, named = (f"{x.dtype} {list(x.shape)}" for x in (header, expected))
+            raise ValueError(f"it holds {held}, the manifest says {named}")
         array = np.frombuffer(file.read(), header.dtype).reshape(shape)
         return array if dtype not in _BITS else array.view(jnp.dtype(dtype))
 

@@ -49,12 +49,12 @@ class Condition(NamedTuple):
 
 def parse_conditions(values: Mapping[str, Any]) -> dict[str, Condition]:
     """Reads the scales of a manifest; a KeyError, TypeError or ValueError says what is wrong."""
-    found = {}
+    conditions = {}
     for name, of_name in values.items():
         condition = Condition(**of_name)
         check_scale(name, condition)
-        found[str(name)] = condition
-    return found
+        conditions[str(name)] = condition
+    return conditions
 
 
 def check_scale(name: str, scale: Scale) -> None:

@@ -127,13 +127,13 @@ def field_columns(names: Collection[str]) -> list[str]:
 
 def shown_columns(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     """Returns what figures show of a prediction: fields [N, F], and deviations and half widths that vary."""
-    found = {name: arrays[name] for name in field_columns(arrays)}
-    widths = {name + kind: arrays[name + kind] for name in found for kind in (MEMBERS, DRAWS) if name + kind in arrays}
-    for name in found:
+    fields = {name: arrays[name] for name in field_columns(arrays)}
+    widths = {name + kind: arrays[name + kind] for name in fields for kind in (MEMBERS, DRAWS) if name + kind in arrays}
+    for name in fields:
         if name + LOW in arrays:
             widths[f"{name}_half_width"] = (arrays[name + HIGH] - arrays[name + LOW]) / np.float32(2)
     is_shown = {name: np.isfinite(values).all() and (values != values[:1]).any() for name, values in widths.items()}
-    return found | {name: values for name, values in widths.items() if is_shown[name]}
+    return fields | {name: values for name, values in widths.items() if is_shown[name]}
 
 
 def _copies(source: Queries, number: int) -> Sequence[Queries]:

@@ -144,10 +144,10 @@ def _num_members(value: Any, arrays: dict[str, Any]) -> int:
 
 def _feature_channels(model: dict[str, Any]) -> dict[str, int]:
     """Returns the channels of a model's features by branch, and those of the geometry's points."""
-    found = {str(branch): _size(channels) for branch, channels in model.get("feature_dims", {}).items()}
+    channels_of = {str(branch): _size(channels) for branch, channels in model.get("feature_dims", {}).items()}
     has_geometry = any(block.startswith("perceiver") for block in model["physics_blocks"])
     of_geometry = model["supernode_pooling"].get("input_features_dim") if has_geometry else None
-    return found if of_geometry is None else found | {GEOMETRY: _size(of_geometry)}
+    return channels_of if of_geometry is None else channels_of | {GEOMETRY: _size(of_geometry)}
 
 
 def _scale(field: str, values: dict[str, Any], channels: int) -> Scale:

@@ -176,9 +176,9 @@ def refusing_damage(place: str) -> Iterator[None]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in members:
             raise ValueError(f"the name {name!r:.80} occurs twice")
-        found[name] = value
-    return found
+        members[name] = value
+    return members

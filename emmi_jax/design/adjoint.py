@@ -80,8 +80,8 @@ def streamed_gradient(
         def start(number: int, chunk: Chunk, branch: str = branch, constants: Any = constants) -> Any:
             nonlocal totals
             d_sums = weights[branch][number] if same is None else same[branch]
-            totals, *found = vjp_chunk(program, branch, *constants, chunk, d_sums, totals)
-            return found
+            totals, *of_chunk = vjp_chunk(program, branch, *constants, chunk, d_sums, totals)
+            return of_chunk
 
         sums[branch] = []
         for number, (chunk, (result, d_offset)) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
@@ -159,11 +159,11 @@ def streamed_second_derivative(
                 collect(branch, number * streams.chunk_size, d_offset)
     first, second = _on_first(program, totals)
     with _first_device(program), forward_mode(True):
-        found = hvp_encoding(program.model, streams.variables, streams.inputs, first[0], dict(tangents), second[0])
-    for gradient, (_, d_condition) in zip(found, (first, second), strict=True):
+        gradients = hvp_encoding(program.model, streams.variables, streams.inputs, first[0], dict(tangents), second[0])
+    for gradient, (_, d_condition) in zip(gradients, (first, second), strict=True):
         if d_condition is not None:
             gradient["condition"] = jax.tree.map(jnp.add, gradient["condition"], d_condition)
-    return (value, derivative), found
+    return (value, derivative), gradients
 
 
 def _push(

@@ -151,8 +151,8 @@ def _with_geometry(
     number = min(sampling.num_test_supernodes, len(position))
     supernode_idx = np.asarray(add_supernodes(rng, position, sampling, num_supernodes=number).supernode_idx)
     scaled = surrogate.normalizer.normalize_position(position)
-    found = search_neighbors(scaled, supernode_idx, surrogate.model.config.supernode_pooling)
-    neighbors = jax.tree.map(np.asarray, found)
+    on_device = search_neighbors(scaled, supernode_idx, surrogate.model.config.supernode_pooling)
+    neighbors = jax.tree.map(np.asarray, on_device)
     return replace(draws, geometry=moving, supernode_idx=supernode_idx, neighbors=neighbors, geometry_features=features)
 
 

@@ -52,8 +52,8 @@ def strangeness(
 
     def excess(entries: Any, shape: Any) -> jax.Array:
         traits = case_traits(None if shape is None else shape[0], condition)
-        found = familiarity.distances(Description(traits, pooled(merged(entries, cache))))
-        ratios = [distance / limit for distance, limit in zip(found, familiarity.limits, strict=True)]
+        distances = familiarity.distances(Description(traits, pooled(merged(entries, cache))))
+        ratios = [distance / limit for distance, limit in zip(distances, familiarity.limits, strict=True)]
         return jnp.square(jnp.maximum(jnp.stack(ratios) - 1, 0)).sum()
 
     value, (d_cache, d_shape) = jax.value_and_grad(excess, argnums=(0, 1))(floats(cache), shape)

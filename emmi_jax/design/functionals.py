@@ -67,10 +67,10 @@ class Sums:
             return
         low, high = self.box
         if not any(((rows >= low) & (rows <= high)).all(axis=1).any() for rows in row_chunks(position)):
-            found = f"{position.min(axis=0).tolist()} … {position.max(axis=0).tolist()}"
+            extent = f"{position.min(axis=0).tolist()} … {position.max(axis=0).tolist()}"
             raise ValueError(
                 f"none of the {len(position)} points of {self.branch!r} lies in the box {_written(self.box)}; "
-                f"they lie in {found}"
+                f"they lie in {extent}"
             )
 
     def of_points(self, terms: Terms, is_real: jax.Array) -> Terms:

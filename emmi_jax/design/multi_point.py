@@ -51,22 +51,22 @@ class MultiPointCase(MorphedCase):
     def sensitivity(self, parameters: Parameters) -> Sensitivity:
         """Returns the mean of the functional and of its gradient; there is none by the conditions."""
         surface = self.moved(parameters)
-        found = [
+        results = [
             (weight, sensitivity(self.surrogate, surface, self.functional, **options))
             for weight, options in self._under_each(parameters)
         ]
-        first = found[0][1]
+        first = results[0][1]
 
         def mean(arrays: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-            return np.sum([weight * array for (weight, _), array in zip(found, arrays, strict=True)], axis=0)
+            return np.sum([weight * array for (weight, _), array in zip(results, arrays, strict=True)], axis=0)
 
-        geometry = [result.geometry for _, result in found if result.geometry is not None]
+        geometry = [result.geometry for _, result in results if result.geometry is not None]
         return Sensitivity(
-            float(sum(weight * result.value for weight, result in found)),
-            mean([result.vertices for _, result in found]),
+            float(sum(weight * result.value for weight, result in results)),
+            mean([result.vertices for _, result in results]),
             mean(geometry) if geometry else None,
             None,
-            {branch: mean([result.anchors[branch] for _, result in found]) for branch in first.anchors},
+            {branch: mean([result.anchors[branch] for _, result in results]) for branch in first.anchors},
             first.draws,
         )
 

@@ -184,8 +184,8 @@ def hvp_chunk(
             function = _sums_of_chunk(program, branch, variables, cache, chunk)
             return jax.vjp(function, moving, condition, offset)[1](weights)
 
-        found = jax.jvp(gradient, (floats(cache), condition, chunk.offset, d_sums), (*shared, *own))
-        return tuple(_total(tuple(part[:2])) for part in found), tuple(part[2] for part in found)
+        tangents = jax.jvp(gradient, (floats(cache), condition, chunk.offset, d_sums), (*shared, *own))
+        return tuple(_total(tuple(part[:2])) for part in tangents), tuple(part[2] for part in tangents)
 
     specs = (_SHARED, _SHARED, _SHARED, _SHARE, _SHARE, _SHARED, _SHARE)
     shared, d_offset = _on_each_device(program, on_one_device, specs, (_SHARED, _SHARE))(
@@ -208,7 +208,7 @@ def _sums_of_chunk(
 
 
 def _total(tree: Tree) -> Tree:
-    """Adds up what all devices found."""
+    """Adds up the parts of all devices."""
     return jax.lax.psum(jax.tree.map(at_least_float32, tree), QUERY_AXIS)
 
 

@@ -30,7 +30,7 @@ class Surface:
         num_corners: Corners [N] of each cell.
         num_open_edges: Edges that do not join exactly two cells.
         mesh: The mesh that it was read from, if any.
-        side: How its outward side was found, in words.
+        side: How its outward side was told, in words.
 
     Example:
         >>> surface = read_surface(Path("car.vtp"))  # doctest: +SKIP

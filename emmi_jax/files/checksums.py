@@ -33,7 +33,7 @@ def checksums(tree: Any) -> dict[str, int]:
     """
     arrays = jax.tree_util.tree_leaves_with_path(tree)
     sums = {path: _device_sums(array) if _is_shared(array) else _host_sums(array) for path, array in arrays}
-    return {jax.tree_util.keystr(path): _joined(found) for path, found in sums.items()}
+    return {jax.tree_util.keystr(path): _joined(words) for path, words in sums.items()}
 
 
 def begin_checksums(tree: Any) -> Callable[[], dict[str, int]]:
@@ -52,8 +52,8 @@ def begin_checksums(tree: Any) -> Callable[[], dict[str, int]]:
         is_on_host = not _is_shared(array) and array.device.platform == "cpu"  # type: ignore[union-attr]
         return _host_sums(array) if is_on_host else _device_sums(array)
 
-    found = {path: begin(array) for path, array in jax.tree_util.tree_leaves_with_path(tree)}
-    return lambda: {jax.tree_util.keystr(path): _joined(sums) for path, sums in found.items()}
+    pending = {path: begin(array) for path, array in jax.tree_util.tree_leaves_with_path(tree)}
+    return lambda: {jax.tree_util.keystr(path): _joined(sums) for path, sums in pending.items()}
 
 
 def _is_shared(array: jax.Array) -> bool:
@@ -76,21 +76,21 @@ def _sums_on(sharding: NamedSharding | None) -> Any:
 
 
 def _sums(array: jax.Array) -> jax.Array:
-    words, found = jnp.atleast_1d(array).view(_WORDS[array.dtype.itemsize]).astype(jnp.uint32), []
+    words, mixed = jnp.atleast_1d(array).view(_WORDS[array.dtype.itemsize]).astype(jnp.uint32), []
     while words.ndim > 1:
-        found.append(_mixed(words.sum(tuple(range(1, words.ndim)), jnp.uint32), jnp))
+        mixed.append(_mixed(words.sum(tuple(range(1, words.ndim)), jnp.uint32), jnp))
         words = words.sum(0, jnp.uint32)
-    return jnp.stack([*found, _mixed(words, jnp)])
+    return jnp.stack([*mixed, _mixed(words, jnp)])
 
 
 def _host_sums(array: jax.Array) -> list[int]:
     values = np.atleast_1d(np.asarray(array))
-    words, found = np.ascontiguousarray(values).view(_WORDS[values.dtype.itemsize]), []
+    words, mixed = np.ascontiguousarray(values).view(_WORDS[values.dtype.itemsize]), []
     while words.ndim > 1:
         rows, sums = _along_both(words.reshape(len(words), math.prod(words.shape[1:])))
-        found.append(_mixed(rows, np))
+        mixed.append(_mixed(rows, np))
         words = sums.reshape(words.shape[1:])
-    return [*found, _mixed(words.astype(np.uint32), np)]
+    return [*mixed, _mixed(words.astype(np.uint32), np)]
 
 
 def _along_both(words: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:

@@ -85,14 +85,14 @@ class ArrayFolder:
         """
         try:
             with _silence(self._is_met):
-                found = self._root.read(key).result()
+                entry = self._root.read(key).result()
             self._is_met = True
         except ValueError as error:
             raise ValueError(f"{self.location}/{key}: cannot be read: {error}") from None
-        if found.state != "value":
+        if entry.state != "value":
             return None
         try:
-            return parse_json(found.value)
+            return parse_json(entry.value)
         except ValueError as error:
             raise ValueError(f"{self.location}/{key}: not JSON: {error}") from None
 
@@ -158,9 +158,9 @@ class ArrayFolder:
             num_zeros, expected = sum(at in chunks for at in zeros), len(chunks) * chunk_bytes + index_bytes
             if num_zeros == len(chunks) and not file.exists():
                 continue
-            found = file.stat().st_size if file.is_file() else 0
-            if found not in range(expected, expected - (num_zeros + 1) * chunk_bytes, -chunk_bytes):
-                raise ValueError(f"{file}: has {found} bytes, expected {expected}: the store is damaged")
+            num_bytes = file.stat().st_size if file.is_file() else 0
+            if num_bytes not in range(expected, expected - (num_zeros + 1) * chunk_bytes, -chunk_bytes):
+                raise ValueError(f"{file}: has {num_bytes} bytes, expected {expected}: the store is damaged")
 
     def _open(
         self, name: str, shape: Shape, dtype: DTypeLike, mode: ts.OpenMode, *, fill: bool = False

@@ -22,8 +22,8 @@ _GEOMETRY = "kv"
 def describe(encoded: EncodedSet) -> Description:
     """Describes a case by its first member and draw, in float64."""
     first = encoded.variants[0][0]
-    found = case_traits(first.shape, flat_condition(first.condition)), pooled(first.cache.entries)
-    return Description(*(np.asarray(values, np.float64) for values in found))
+    parts = case_traits(first.shape, flat_condition(first.condition)), pooled(first.cache.entries)
+    return Description(*(np.asarray(values, np.float64) for values in parts))
 
 
 def shape_points(anchors: Mapping[str, Any], geometry: Any) -> Any:

@@ -84,15 +84,15 @@ def _joined(
 ) -> Array:
     data = mesh.mesh.dataset.cell_data if mesh.location == "cells" else mesh.mesh.dataset.point_data
     present: Collection[str] = list(data.keys())
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for name in names:
         source = sources.get(branch, {}).get(name, FieldSource(name))
         if found_arrays(source.array, present):
-            found[name] = mesh.mesh.points({name: source}, location=mesh.location).fields[name]
+            arrays[name] = mesh.mesh.points({name: source}, location=mesh.location).fields[name]
         elif name == NORMAL and branch == GEOMETRY_BRANCH:
-            found[name] = surface_normals(mesh.mesh, mesh.location)
+            arrays[name] = surface_normals(mesh.mesh, mesh.location)
         elif name == DISTANCE and (geometry is not None or GEOMETRY_BRANCH in meshes):
-            found[name] = surface_distance(mesh.position, surface_triangles(geometry or meshes[GEOMETRY_BRANCH].mesh))
+            arrays[name] = surface_distance(mesh.position, surface_triangles(geometry or meshes[GEOMETRY_BRANCH].mesh))
         else:
             raise ValueError(
                 f"{mesh.mesh.path}: the model takes the feature {name!r} of {branch!r}: no array {source.array!r} on "
@@ -100,4 +100,4 @@ def _joined(
                 + "; a surface to compute it from is given by --surface or --geometry"
                 * (name == DISTANCE)
             )
-    return join_features(f"{mesh.mesh.path}: {branch}", found, names, len(mesh.position))
+    return join_features(f"{mesh.mesh.path}: {branch}", arrays, names, len(mesh.position))

@@ -30,7 +30,7 @@ class Forces(NamedTuple):
     Attributes:
         coefficients: Those of the whole surface, by name.
         patches: The share of each patch in them, where the surface has several.
-        side: How the outward side of the surface was found, in words.
+        side: How the outward side of the surface was told, in words.
         spreads: The predicted ones of all draws.
         has_shear: Whether friction is part of them.
         notes: Along which directions pressure gives no force, a line each.
@@ -124,13 +124,13 @@ def surface_forces(predicted: Mapping[str, Array], surface: BranchMesh, referenc
     elements, names = surface_elements(surface.mesh, require_closed=False), force_fields(predicted)
     whole = ForceSurface(normal=elements.normal, area=elements.area, reference=reference, patches=surface.mesh.patches)
     spreads = coefficient_spreads(predicted, whole.coefficients)
-    found = {"predicted": {name: float(spread.mean) for name, spread in spreads.items()}}
+    coefficients = {"predicted": {name: float(spread.mean) for name, spread in spreads.items()}}
     mean = {name: predicted[name].reshape(-1, *predicted[name].shape[-2:]).mean(axis=0) for name in names}
     patches = {"predicted": whole.by_patch(mean)}
     if set(names) <= set(surface.reference):
-        found["reference"] = whole.coefficients(surface.reference)
+        coefficients["reference"] = whole.coefficients(surface.reference)
         patches["reference"] = whole.by_patch(surface.reference)
-    return Forces(found, patches, elements.side, spreads, len(names) > 1, whole.notes(mean))
+    return Forces(coefficients, patches, elements.side, spreads, len(names) > 1, whole.notes(mean))
 
 
 def coefficient_spreads(
@@ -144,5 +144,5 @@ def coefficient_spreads(
     """
     each = {name: fields[name].reshape(-1, *fields[name].shape[-2:]) for name in force_fields(fields)}
     shape = next(iter(fields[name] for name in each)).shape[:-2] or (1, 1)
-    found = [coefficients({name: values[place] for name, values in each.items()}) for place in range(np.prod(shape))]
-    return {name: Spread.of(np.array([one[name] for one in found]).reshape(shape)) for name in found[0]}
+    of_each = [coefficients({name: values[place] for name, values in each.items()}) for place in range(np.prod(shape))]
+    return {name: Spread.of(np.array([one[name] for one in of_each]).reshape(shape)) for name in of_each[0]}

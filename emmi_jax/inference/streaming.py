@@ -171,9 +171,9 @@ def device_mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 def device_of(variables: Variables) -> jax.Device:
     """Returns the local device that variables lie on, or the first where they are on the host or on several."""
-    found = {device for leaf in jax.tree.leaves(variables) if isinstance(leaf, jax.Array) for device in leaf.devices()}
+    used = {device for leaf in jax.tree.leaves(variables) if isinstance(leaf, jax.Array) for device in leaf.devices()}
     local = jax.local_devices()
-    return found.pop() if len(found) == 1 and found <= {*local} else local[0]
+    return used.pop() if len(used) == 1 and used <= {*local} else local[0]
 
 
 def on_device(variables: Variables, device: jax.Device) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def _scores(
             of_case = forces.cases.get(name)
             encoded = surrogate.encode_draws(job.repeats, **case_arguments(surrogate, case))
             described.append(describe(encoded))
-            found, predicted[name] = field_coverage(encoded, surrogate, case, of_case, share=job.share)
-            for quantity, of_field in found.items():
+            by_quantity, predicted[name] = field_coverage(encoded, surrogate, case, of_case, share=job.share)
+            for quantity, of_field in by_quantity.items():
                 scores.setdefault(quantity, []).append(of_field.score)
             progress.advance(1, name)
     if not forces.cases:
@@ -153,15 +153,15 @@ def _refuse_training_cases(job: CalibrationJob, chosen: ChosenCases, config: Run
     trained_on = None if config.settings is None else config.settings.data
     if trained_on is None or not train:
         return
-    found: Sequence[str] = []
+    known: Sequence[str] = []
     if Path(chosen.data).resolve() == Path(trained_on).resolve():
-        found = [name for name in chosen.read if name in train]
+        known = [name for name in chosen.read if name in train]
     elif (own := open_cases(trained_on, _options(config), config.foam(job.surface_patches, job.time))) is not None:
         prints = {own.cases.fingerprint(name) for name in train if name in own.names}
-        found = [name for name in chosen.read if chosen.opened.cases.fingerprint(name) in prints]
-    if found:
+        known = [name for name in chosen.read if chosen.opened.cases.fingerprint(name) in prints]
+    if known:
         raise ValueError(
-            f"{chosen.data}: the run was trained on {', '.join(found[:3])}{' …' if len(found) > 3 else ''}: errors "
+            f"{chosen.data}: the run was trained on {', '.join(known[:3])}{' …' if len(known) > 3 else ''}: errors "
             f"there are too small to calibrate with; expected cases that it has not seen, got --split {job.split}"
         )
 

@@ -38,7 +38,7 @@ def weighted_conditions(surrogate: Surrogate, texts: Sequence[str], console: Con
     Raises:
         ValueError: A weight is no positive number, or a condition is missing, unknown or no number.
     """
-    found = []
+    weighted = []
     for text in texts:
         weight, is_weighted, condition = text.rpartition("*")
         try:
@@ -47,8 +47,8 @@ def weighted_conditions(surrogate: Surrogate, texts: Sequence[str], console: Con
             number = 0.0
         if not 0 < number < float("inf"):
             raise ValueError(f"a weighted condition has the form 0.3*speed=40,yaw=5, got {text!r}")
-        found.append((number, under_condition(surrogate, condition, console).condition or {}))
-    return tuple(found)
+        weighted.append((number, under_condition(surrogate, condition, console).condition or {}))
+    return tuple(weighted)
 
 
 def under_values(

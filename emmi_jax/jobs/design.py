@@ -128,9 +128,9 @@ def read_design(
         features = {} if own is None else {GEOMETRY_BRANCH: own}
         shown = geometry_with_features(cells, taken, sources, None, has_context=False)
         features |= {} if shown is None or shown.features is None else {GEOMETRY: shown.features}
-    for found in (surface, geometry):
-        if found is not None and found.mesh is not None:
-            print_left_out(found.mesh.left_out, console, found.mesh.path)
+    for part in (surface, geometry):
+        if part is not None and part.mesh is not None:
+            print_left_out(part.mesh.left_out, console, part.mesh.path)
     print_sides({str(job.surface): surface.side}, console)
     warn_outside(surrogate.normalizer, job.surface, surface.vertices, console)
     warn_few_anchors(surrogate.sampling, {GEOMETRY_BRANCH: surface.corners}, console)

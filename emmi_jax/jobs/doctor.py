@@ -113,19 +113,19 @@ def check_kernel(name: str, dtype: str) -> tuple[str, bool]:
         return f"not here: it {refusal}", True
     implementation = next(key for key, entry in IMPLEMENTATIONS.items() if entry.kernel == name)
     attend = partial(dot_product_attention, implementation=implementation, precision="highest")
-    found = jax.jit(attend)(q, k, v)
+    output = jax.jit(attend)(q, k, v)
     exact = [np.asarray(x, np.float64) for x in (q, k, v)]
     logits = np.einsum("btnh,bsnh->bnts", exact[0], exact[1]) / 8
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     expected = np.einsum("bnts,bsnh->btnh", weights / weights.sum(axis=-1, keepdims=True), exact[2])
-    return _verdict(np.asarray(found, np.float64), expected, TOLERANCES[dtype])
+    return _verdict(np.asarray(output, np.float64), expected, TOLERANCES[dtype])
 
 
 def check_model() -> tuple[str, bool]:
     """Compares a tiny model in float32 with recorded numbers; returns the result in words, and whether it is right."""
     fields = tiny_model_fields()
-    found = np.concatenate([fields[name][0, 0] for name in RECORDED])
-    return _verdict(found, np.concatenate([np.array(numbers) for numbers in RECORDED.values()]), 1e-4)
+    output = np.concatenate([fields[name][0, 0] for name in RECORDED])
+    return _verdict(output, np.concatenate([np.array(numbers) for numbers in RECORDED.values()]), 1e-4)
 
 
 def tiny_model_fields() -> dict[str, NDArray[np.float64]]:
@@ -165,8 +165,8 @@ def _waves(number: int, *shape: int) -> NDArray[np.float32]:
     return values.reshape(shape).astype(np.float32)
 
 
-def _verdict(found: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float) -> tuple[str, bool]:
-    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+def _verdict(output: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float) -> tuple[str, bool]:
+    error = float(np.abs(output - expected).max() / np.abs(expected).max())
     is_right = error <= tolerance
     return f"{'right' if is_right else 'WRONG'}, error {error:.0e} of at most {tolerance:.0e}", is_right
 

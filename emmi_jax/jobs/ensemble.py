@@ -56,8 +56,8 @@ def join_runs(job: EnsembleJob, *, console: Console) -> None:
 
 def _check_same(path: Path, config: RunConfig, other_path: Path, other: RunConfig) -> None:
     one, another = (
-        {name: value for name, value in _flat(found.to_dict()).items() if name.split(".")[-1] not in _FREE}
-        for found in (config, other)
+        {name: value for name, value in _flat(settings.to_dict()).items() if name.split(".")[-1] not in _FREE}
+        for settings in (config, other)
     )
     for name in [*one, *(name for name in another if name not in one)]:
         first, second = one.get(name), another.get(name)
@@ -69,10 +69,10 @@ def _check_same(path: Path, config: RunConfig, other_path: Path, other: RunConfi
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
-    return found
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return flat
 
 
 def _check_contexts(paths: Sequence[Path], surrogates: Sequence[Surrogate]) -> None:
@@ -80,7 +80,7 @@ def _check_contexts(paths: Sequence[Path], surrogates: Sequence[Surrogate]) -> N
     first = surrogates[0].context
     for path, surrogate in zip(paths[1:], surrogates[1:], strict=True):
         context = surrogate.context
-        kinds: Any = [jax.tree.structure(found) for found in (context, first)]
+        kinds: Any = [jax.tree.structure(each) for each in (context, first)]
         if kinds[0] != kinds[1] or not jax.tree.all(jax.tree.map(np.array_equal, context, first)):
             raise ValueError(f"{path} shows the model other points of its case than {paths[0]}")
 
@@ -91,4 +91,4 @@ def _joined_split(configs: Sequence[RunConfig]) -> dict[str, str] | None:
         return None
     names = dict.fromkeys(name for split in splits for name in split)
     parts = {name: [split[name] for split in splits if name in split] for name in names}
-    return {name: "train" if "train" in found else found[0] for name, found in parts.items()}
+    return {name: "train" if "train" in roles else roles[0] for name, roles in parts.items()}

@@ -89,13 +89,13 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
             warnings[name] += details.notes(name)
             coverage.add(name, case, forces.cases.get(name))
     _print_notes(chosen.unusable, left_out, warnings, console)
-    mean, found = mean_metrics(list(by_case.values())), forces.metrics()
+    mean, force_metrics = mean_metrics(list(by_case.values())), forces.metrics()
     stem = "evaluation" if chosen.split is None else f"evaluation_{chosen.split}"
     content = {"data": chosen.data, "split": chosen.split, "repeats": job.repeats, "mean": mean, "cases": by_case}
     more = details.to_dict(by_case)
     cases = "1 case" if len(by_case) == 1 else f"{len(by_case)} cases"
     covered, pictures = coverage.report(out / stem, console)
-    content |= more | covered | ({} if found is None else {"forces": found.to_dict()})
+    content |= more | covered | ({} if force_metrics is None else {"forces": force_metrics.to_dict()})
     paths = [*_write_metrics(out, stem, content, by_case), *parity.draw(out / stem, cases), *pictures]
     for table in (metrics_table(f"Mean over {cases}", mean), *details.tables(more)):
         console.print(table)
@@ -117,16 +117,16 @@ def _print_notes(unusable: Mapping[str, str], left_out: _Lines, warnings: _Lines
 
 def _report_forces(forces: ForceEvaluation, stem: Path, sides: Mapping[str, str], console: Console) -> list[Path]:
     """Writes and prints coefficients, or why there are none; returns the files."""
-    if (found := forces.metrics()) is None:
+    if (metrics := forces.metrics()) is None:
         if forces.problem is not None:
             say(console, f"no forces: {forces.problem}")
         return []
     table = stem.with_name(f"{stem.name}.csv")
-    write_atomically(table, _csv(found.rows()))
+    write_atomically(table, _csv(metrics.rows()))
     print_sides(sides, console)
-    print_warnings(found.notes, console)
-    console.print(found.table())
-    return [table, draw_forces(stem.with_name(f"{stem.name}.png"), found)]
+    print_warnings(metrics.notes, console)
+    console.print(metrics.table())
+    return [table, draw_forces(stem.with_name(f"{stem.name}.png"), metrics)]
 
 
 def _predict(surrogate: Surrogate, case: Case, *, seed: int) -> Fields:

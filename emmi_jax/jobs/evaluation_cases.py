@@ -127,7 +127,7 @@ def _names_in_split(
 def _check_branches(branches: Mapping[str, Collection[str]], surrogate: Surrogate) -> None:
     """Refuses cases without a branch of the model, all at once."""
     needed = surrogate.model.config.branches
-    if lacking := [name for name, found in branches.items() if not set(needed) <= set(found)]:
+    if lacking := [name for name, present in branches.items() if not set(needed) <= set(present)]:
         raise ValueError(f"the model has the branches {list(needed)}; cases that lack one: {', '.join(lacking)}")
 
 
@@ -135,9 +135,9 @@ def checked_case(name: str, case: Case, surrogate: Surrogate) -> Case:
     """Returns a case with its features apart; refuses one without a field or a feature of the model."""
     case = with_features(name, case, surrogate.features)
     for branch, names in surrogate.model.config.fields.items():
-        found = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}
-        if not dict(names).items() <= found.items():
-            raise ValueError(f"{name}: {branch} has the fields {found}, expected {dict(names)}")
+        fields = {name: values.shape[-1] for name, values in case.points[branch].fields.items()}
+        if not dict(names).items() <= fields.items():
+            raise ValueError(f"{name}: {branch} has the fields {fields}, expected {dict(names)}")
     return case
 
 

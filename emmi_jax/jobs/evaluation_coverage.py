@@ -29,7 +29,7 @@ PROBABILITY = 0.95
 """The probability of the bounds for the number of cases that are covered."""
 
 
-class Found(NamedTuple):
+class CaseScore(NamedTuple):
     """A score, and what it is made of: an error and a deviation; of a field their root mean squares."""
 
     score: float
@@ -39,8 +39,8 @@ class Found(NamedTuple):
 
 def field_coverage(
     encoded: EncodedSet, surrogate: Surrogate, case: Case, forces: CaseForces | None, *, share: float
-) -> tuple[dict[str, Found], dict[str, Spread]]:
-    """Returns what is found of a case by field, and its predicted coefficients.
+) -> tuple[dict[str, CaseScore], dict[str, Spread]]:
+    """Returns the scores of a case by field, and its predicted coefficients.
 
     Args:
         encoded: The case as it was encoded.
@@ -52,7 +52,7 @@ def field_coverage(
     fields = surrogate.model.config.fields
     points = {branch: case.points[branch] for branch in fields}
     features = query_features(surrogate, case)
-    found, spreads = {}, {}
+    by_quantity, spreads = {}, {}
     for branch, names in fields.items():
         values, watch = collect(branch, len(points[branch].position), list(names))
         given = {branch: features[branch]} if branch in features else {}
@@ -63,17 +63,17 @@ def field_coverage(
             deviation = field_deviation(encoded.normalizer, branch, name, spread)
             pointwise = field_scores(spread, deviation, known)
             (error,) = known_rows(known, spread.mean - known)
-            found[f"{branch}/{name}"] = Found(covering_score(pointwise, share), _rms(error), _rms(deviation))
+            by_quantity[f"{branch}/{name}"] = CaseScore(covering_score(pointwise, share), _rms(error), _rms(deviation))
         if branch == GEOMETRY_BRANCH and forces is not None:
             spreads = forces.spreads(values)
-    return found, spreads
+    return by_quantity, spreads
 
 
-def number_coverage(spread: Spread, known: float, *, area: float) -> Found:
-    """Returns what is found of a coefficient; its score is that of the coefficient times the area."""
+def number_coverage(spread: Spread, known: float, *, area: float) -> CaseScore:
+    """Returns the score of a coefficient: that of the coefficient times the area."""
     deviation = 1 / area if spread.deviation is None else float(spread.deviation)
     unit = area if spread.deviation is None else 1.0
-    return Found(unit * number_score(spread, known), float(spread.mean) - known, deviation)
+    return CaseScore(unit * number_score(spread, known), float(spread.mean) - known, deviation)
 
 
 class Coverage:
@@ -87,7 +87,7 @@ class Coverage:
 
     def __init__(self, run: Path, surrogate: Surrogate, data: str) -> None:
         self._surrogate, self._calibration, self._problem = surrogate, None, ""
-        self.found: dict[str, list[Found]] = {}
+        self.scores: dict[str, list[CaseScore]] = {}
         if is_calibrated(run):
             try:
                 self._calibration = read_calibration(run, surrogate)
@@ -102,15 +102,15 @@ class Coverage:
         if calibration is None or name in self._left_out:
             return
         encoded = surrogate.encode_draws(calibration.repeats, **case_arguments(surrogate, case))
-        found, spreads = field_coverage(encoded, surrogate, case, forces, share=calibration.share)
+        by_quantity, spreads = field_coverage(encoded, surrogate, case, forces, share=calibration.share)
         kind = calibration.known_forces
         if forces is not None and kind in forces.known and forces.has_usual_directions:
             area = forces.reference.area
             for coefficient in NAMES:
                 known = forces.known[kind][coefficient]
-                found[coefficient] = number_coverage(spreads[coefficient], known, area=area)
-        for quantity, of_case in found.items():
-            self.found.setdefault(quantity, []).append(of_case)
+                by_quantity[coefficient] = number_coverage(spreads[coefficient], known, area=area)
+        for quantity, of_case in by_quantity.items():
+            self.scores.setdefault(quantity, []).append(of_case)
 
     def report(self, stem: Path, console: Console) -> tuple[JsonDict, list[Path]]:
         """Prints and draws the coverage; returns it as JSON has it, nothing where there is none, and the pictures."""
@@ -118,57 +118,61 @@ class Coverage:
             warn(f"no coverage of intervals: {self._problem}", console)
         if self._calibration is None:
             return {}, []
-        if not self.found:
+        if not self.scores:
             say(console, "no coverage of intervals: the run was calibrated on these cases")
             return {}, []
         # A later case may have had no coefficients, or all have another direction.
-        most = max(map(len, self.found.values()))
-        whole = {name: of_cases for name, of_cases in self.found.items() if len(of_cases) == most}
+        most = max(map(len, self.scores.values()))
+        whole = {name: of_cases for name, of_cases in self.scores.items() if len(of_cases) == most}
         has_deviations = self._calibration.repeats > 1 or len(self._surrogate.members) > 1
-        found = coverage_of(self._calibration, whole, has_deviations=has_deviations)
-        _print(found, console)
-        return {"coverage": found}, self._draw(stem, found)
+        coverage = coverage_of(self._calibration, whole, has_deviations=has_deviations)
+        _print(coverage, console)
+        return {"coverage": coverage}, self._draw(stem, coverage)
 
-    def _draw(self, stem: Path, found: JsonDict) -> list[Path]:
-        levels = [float(level) for level in found["levels"]]
-        of_levels = list(found["levels"].values())
+    def _draw(self, stem: Path, coverage: JsonDict) -> list[Path]:
+        levels = [float(level) for level in coverage["levels"]]
+        of_levels = list(coverage["levels"].values())
         covered = {name: np.array([of["covered"][name] for of in of_levels]) for name in of_levels[0]["covered"]}
         path = stem.with_name(f"{stem.name}_coverage.png")
         paths = [draw_coverage(path, levels, covered, [of["bounds"] for of in of_levels])]
-        for name in found["rank_correlation"]:
+        for name in coverage["rank_correlation"]:
             path = stem.with_name(f"{stem.name}_deviation_{name.replace('/', '_')}.png")
-            _, error, deviation = np.array(self.found[name]).T
+            _, error, deviation = np.array(self.scores[name]).T
             paths.append(draw_errors_over_deviations(path, name, error, deviation))
         return paths
 
 
-def coverage_of(calibration: Calibration, found: Mapping[str, list[Found]], *, has_deviations: bool) -> JsonDict:
+def coverage_of(
+    calibration: Calibration, by_quantity: Mapping[str, list[CaseScore]], *, has_deviations: bool
+) -> JsonDict:
     """Returns the shares of cases that intervals cover, by level, with their bounds, as JSON has it.
 
     Deviations are compared with errors where members or draws have some.
     """
-    num_known, num_new = len(calibration.cases), len(next(iter(found.values())))
+    num_known, num_new = len(calibration.cases), len(next(iter(by_quantity.values())))
     levels: JsonDict = {}
     for level in (level for level in LEVELS if level <= num_known / (num_known + 1)):
         law = coverage_law(num_known, level)
         quantiles = {
-            name: conformal_quantile(scores, level) for name, scores in calibration.scores.items() if name in found
+            name: conformal_quantile(scores, level)
+            for name, scores in calibration.scores.items()
+            if name in by_quantity
         }
         levels[f"{level:g}"] = {
             "promised": law.mean,
             "bounds": [count / num_new for count in law.counts(num_new, PROBABILITY)],
             "covered": {
-                name: float(np.mean([of.score <= quantile for of in found[name]]))
+                name: float(np.mean([of.score <= quantile for of in by_quantity[name]]))
                 for name, quantile in quantiles.items()
             },
             "half_width": {
-                name: _finite(quantile * np.mean([of.deviation for of in found[name]]))
+                name: _finite(quantile * np.mean([of.deviation for of in by_quantity[name]]))
                 for name, quantile in quantiles.items()
             },
         }
     correlations = {
         name: rank_correlation(*np.array([(of.deviation, abs(of.error)) for of in all_of]).T)
-        for name, all_of in found.items()
+        for name, all_of in by_quantity.items()
         if has_deviations and len({of.deviation for of in all_of}) > 1
     }
     return {
@@ -179,8 +183,8 @@ def coverage_of(calibration: Calibration, found: Mapping[str, list[Found]], *, h
     }
 
 
-def _print(found: Mapping[str, Any], console: Console) -> None:
-    levels = found["levels"]
+def _print(coverage: Mapping[str, Any], console: Console) -> None:
+    levels = coverage["levels"]
     rows = [
         [name, *(f"{100 * of['covered'][name]:.0f} %" for of in levels.values())]
         for name in next(iter(levels.values()), {"covered": {}})["covered"]
@@ -188,7 +192,7 @@ def _print(found: Mapping[str, Any], console: Console) -> None:
     rows.append(["promised", *(f"{100 * of['promised']:.0f} %" for of in levels.values())])
     bounds = [[f"{100 * share:.0f}" for share in of["bounds"]] for of in levels.values()]
     rows.append([f"range of {100 * PROBABILITY:g} %", *(f"{low} … {high}" for low, high in bounds)])
-    title = f"Share of {found['cases']} cases inside intervals, calibrated on {found['calibration_cases']}"
+    title = f"Share of {coverage['cases']} cases inside intervals, calibrated on {coverage['calibration_cases']}"
     console.print(new_table(title, ["quantity", *(f"{100 * float(level):g} %" for level in levels)], rows))
 
 

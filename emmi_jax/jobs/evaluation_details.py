@@ -81,26 +81,26 @@ class CaseDetails:
             by_case: The metrics by case and field.
         """
         fields = next(iter(by_case.values()))
-        found: JsonDict = {
+        content: JsonDict = {
             "intervals": {
                 field: mean_interval([metrics[field]["relative_l2"] for metrics in by_case.values()], LEVEL)
                 for field in fields
             }
         }
         if all(self._weighted.values()):
-            found["weighted"] = {"mean": mean_metrics(list(self._weighted.values())), "cases": self._weighted}
+            content["weighted"] = {"mean": mean_metrics(list(self._weighted.values())), "cases": self._weighted}
         if any(self._components.values()):
-            found["components"] = mean_metrics(list(self._components.values()))
+            content["components"] = mean_metrics(list(self._components.values()))
         if self.masked:
-            found["masked"] = self.masked
+            content["masked"] = self.masked
         if self._scales:
-            found["conditions"] = {name: self._bins(name, by_case) for name in self._scales}
-        return found
+            content["conditions"] = {name: self._bins(name, by_case) for name in self._scales}
+        return content
 
-    def tables(self, found: Mapping[str, Any]) -> list[Table]:
-        """Returns the tables of what `to_dict` found: errors by bins of each condition."""
+    def tables(self, content: Mapping[str, Any]) -> list[Table]:
+        """Returns the tables of what `to_dict` returns: errors by bins of each condition."""
         tables = []
-        for name, bins in found.get("conditions", {}).items():
+        for name, bins in content.get("conditions", {}).items():
             unit = self._scales[name].unit
             columns = [f"{b['low']:.4g} … {b['high']:.4g}" for b in bins]
             rows = [[field, *(f"{b['relative_l2'][field]:#.4g}" for b in bins)] for field in bins[0]["relative_l2"]]

@@ -165,13 +165,13 @@ class ForceEvaluation:
         if self._references is None:
             return False
         try:
-            found = CaseForces(self._options, self._references[name], case, self._known[name], self._fields)
+            forces = CaseForces(self._options, self._references[name], case, self._known[name], self._fields)
         except ValueError as error:
             if self._options.speed is not None:
                 raise ValueError(f"{name}: {error}") from None
             self.problem, self._references, self.cases = f"{name}: {error}", None, {}
             return False
-        self.cases[name] = found
+        self.cases[name] = forces
         return True
 
     def add(self, name: str, predicted: Fields) -> None:

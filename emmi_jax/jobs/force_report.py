@@ -41,7 +41,7 @@ def report_forces(
             for name, spread in forces.spreads.items()
             if name in intervals.quantiles
         }
-        summary["interval"] = {"level": intervals.level, **{name: _finite(found) for name, found in bounds.items()}}
+        summary["interval"] = {"level": intervals.level, **{name: _finite(bound) for name, bound in bounds.items()}}
     for kind in ("members", "draws"):
         deviations = {name: getattr(spread, kind) for name, spread in forces.spreads.items()}
         if None not in deviations.values():
@@ -62,9 +62,9 @@ def report_forces(
     write_json(folder / "forces.json", summary)
 
 
-def _bounds(found: tuple[float, float] | None) -> str:
-    return "" if found is None else f" [{found[0]:z.4f}, {found[1]:z.4f}]"
+def _bounds(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:z.4f}, {interval[1]:z.4f}]"
 
 
-def _finite(found: tuple[float, float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in found]
+def _finite(interval: tuple[float, float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in interval]

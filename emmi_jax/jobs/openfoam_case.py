@@ -78,14 +78,14 @@ def solver_arrays(surrogate: Surrogate, sources: Sources) -> dict[str, SolverArr
     fields = surrogate.model.config.fields
     if VOLUME not in fields:
         raise ValueError(f"a solver starts from fields of the volume; the model has the branches {list(fields)}")
-    found = {}
+    arrays = {}
     for field in fields[VOLUME]:
         source = sources.get(VOLUME, {}).get(field)
         known = KNOWN_ARRAYS[VOLUME].get(field, field)
         array = source.array if source is not None and isinstance(source.array, str) else known
         scale = 1.0 if source is None else source.scale
-        found[field] = SolverArray(array.removesuffix("Trim").removesuffix("Mean"), scale)
-    return found
+        arrays[field] = SolverArray(array.removesuffix("Trim").removesuffix("Mean"), scale)
+    return arrays
 
 
 def read_parts(

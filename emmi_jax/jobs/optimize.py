@@ -110,7 +110,7 @@ def optimize_surface(
         def advance(step: Step) -> None:
             progress.advance(1, f"{job.functional} {step.value:z.5f}  moved {step.displacement:.4g}")
 
-        found = optimize(
+        result = optimize(
             case,
             lattice.zeros(),
             max_displacement=job.max_displacement,
@@ -120,11 +120,11 @@ def optimize_surface(
             symmetry=job.symmetry,
             advance=advance,
         )
-    if found.stopped:
-        warn(f"{found.stopped}: stopped", console)
-    coefficients = _coefficients(job, surrogate, meshes, case, found)
-    usual = {} if familiarity is None else _familiarity(familiarity, case, found, console)
-    paths = _write(job, case, lattice, found, {"coefficients": coefficients, **usual}, console)
+    if result.stopped:
+        warn(f"{result.stopped}: stopped", console)
+    coefficients = _coefficients(job, surrogate, meshes, case, result)
+    usual = {} if familiarity is None else _familiarity(familiarity, case, result, console)
+    paths = _write(job, case, lattice, result, {"coefficients": coefficients, **usual}, console)
     rows = [[name, *(f"{value:z.5f}" for value in values.values())] for name, values in coefficients.items()]
     console.print(new_table("Predicted coefficients", ["coefficient", "before", "after"], rows))
     print_paths(paths, console)
@@ -149,7 +149,7 @@ def _joined(surface: Surface, geometry: Surface) -> Surface:
 
 
 def _coefficients(
-    job: OptimizationJob, surrogate: Surrogate, meshes: DesignMeshes, case: MorphedCase, found: Optimization
+    job: OptimizationJob, surrogate: Surrogate, meshes: DesignMeshes, case: MorphedCase, result: Optimization
 ) -> dict[str, dict[str, float]]:
     """Returns every coefficient before and after, on the same draws, which no step has seen; means for the one lowered.
 
@@ -158,23 +158,23 @@ def _coefficients(
     seed = job.seed + job.steps + 1
     surface, geometry, points, features = meshes
     unseen = draw_case(surrogate, surface, geometry=geometry, points=points, features=features, seed=seed)
-    table = {job.functional: {"before": float(found.before.mean()), "after": float(found.after.mean())}}
+    table = {job.functional: {"before": float(result.before.mean()), "after": float(result.after.mean())}}
     for name in known_coefficients(job):
         if name == job.functional:
             continue
         other = replace(case, functional=coefficient(job, name), draws=unseen)
-        start = np.zeros_like(found.parameters)
-        table[name] = {"before": other.value(start), "after": other.value(found.parameters)}
+        start = np.zeros_like(result.parameters)
+        table[name] = {"before": other.value(start), "after": other.value(result.parameters)}
     return table
 
 
-def _familiarity(familiarity: Familiarity, case: MorphedCase, found: Optimization, console: Console) -> JsonDict:
+def _familiarity(familiarity: Familiarity, case: MorphedCase, result: Optimization, console: Console) -> JsonDict:
     """Says how far the first and the last shape are from the training cases."""
-    start = np.zeros_like(found.parameters)
+    start = np.zeros_like(result.parameters)
     return {
         "familiarity": {
             when: report_familiarity(familiarity, case.encoded(parameters), console, what=when)
-            for when, parameters in (("before", start), ("after", found.parameters))
+            for when, parameters in (("before", start), ("after", result.parameters))
         }
     }
 
@@ -183,19 +183,19 @@ def _write(
     job: OptimizationJob,
     case: MorphedCase,
     lattice: Lattice,
-    found: Optimization,
+    result: Optimization,
     summary: JsonDict,
     console: Console,
 ) -> list[Path]:
     from emmi_jax.plots.meshes import draw_surface_push
 
     make_folder(job.out)
-    surface, start = found.surface, np.zeros_like(found.parameters)
+    surface, start = result.surface, np.zeros_like(result.parameters)
     displacement = surface.vertices - case.surface.vertices
     dataset = surface.dataset()
     dataset.point_data["displacement"] = displacement.astype(np.float32)
     fields: dict[str, Any] = {}
-    for when, parameters in (("before", start), ("after", found.parameters)):
+    for when, parameters in (("before", start), ("after", result.parameters)):
         fields |= {f"{when}_{name}": values for name, values in case.fields(parameters).items()}
     paths = [job.out / output_name(job.surface)]
     write_mesh(paths[0], Mesh(job.surface, dataset), fields, location="cells")
@@ -206,29 +206,29 @@ def _write(
             f"(a vertex may move by {job.max_displacement:g}): {paths[0].name} is exact",
             console,
         )
-    moved = case.moved_geometry(found.parameters)
+    moved = case.moved_geometry(result.parameters)
     if moved is not None and job.geometry is not None:
         paths.append(_write_stl(job.out / f"{job.geometry.stem}.stl", moved))
     along = np.einsum("vn,vn->v", displacement, vertex_normals(case.surface))
     before, after = summary["coefficients"][job.functional].values()
     title = f"How the surface moved: {job.functional.replace('_', ' ')} {before:z.4f} → {after:z.4f}"
     paths.append(draw_surface_push(job.out / "displacement.png", title, dataset, -along, _PICTURE_LABEL))
-    write_atomically(job.out / "history.csv", _history(found))
+    write_atomically(job.out / "history.csv", _history(result))
     summary |= {
-        "before": found.before.tolist(),
-        "after": found.after.tolist(),
-        "stopped": found.stopped,
-        "lattice": {"low": lattice.low, "high": lattice.high, "displacements": found.parameters.tolist()},
+        "before": result.before.tolist(),
+        "after": result.after.tolist(),
+        "stopped": result.stopped,
+        "lattice": {"low": lattice.low, "high": lattice.high, "displacements": result.parameters.tolist()},
     }
     write_json(job.out / "optimization.json", summary)
     return [*paths, job.out / "history.csv", job.out / "optimization.json"]
 
 
-def _history(found: Optimization) -> str:
+def _history(result: Optimization) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", *Step._fields])
-    writer.writerows([number, *step] for number, step in enumerate(found.history, start=1))
+    writer.writerows([number, *step] for number, step in enumerate(result.history, start=1))
     return text.getvalue()
 
 

@@ -133,12 +133,12 @@ def _feature_names(branches: Sequence[str], features: FeatureNames) -> dict[str,
     They are the names of the features, after that of the positions where there are several branches.
     """
     queries = _query_names(branches)
-    found = {}
+    names_of = {}
     for part, names in features.items():
         for points in (GEOMETRY,) if part == GEOMETRY else (queries[part], f"{part}{_ANCHORS}"):
             prefix = "" if points == "position" else f"{points}_"
-            found[points] = {name: f"{prefix}{name}" for name in names}
-    return found
+            names_of[points] = {name: f"{prefix}{name}" for name in names}
+    return names_of
 
 
 def _sort_arrays(arrays: Mapping[str, NDArray[Any]], branches: Sequence[str], features: FeatureNames) -> PointArrays:
@@ -187,18 +187,18 @@ def _read_arrays(
     """
     names = [*positions, *(name for of_points in features.values() for name in of_points.values())]
     if path.suffix.lower() != ".npy" and not path.is_dir():
-        found = {name: (path, array) for name, array in read_arrays(path, names).items()}
+        arrays = {name: (path, array) for name, array in read_arrays(path, names).items()}
     else:
         files = [path / f"{name}.npy" for name in names] if path.is_dir() else [path]
-        found = {file.stem: (file, map_array(file)) for file in files if file.is_file() or file == path}
-        if not set(found) <= set(names) or not found:
-            raise ValueError(f"{path}: expected .npy files named {', '.join(names)}, got {list(found)}")
-    for name in filter(found.__contains__, positions):
-        checked_positions(found[name][0], name, found[name][1])
+        arrays = {file.stem: (file, map_array(file)) for file in files if file.is_file() or file == path}
+        if not set(arrays) <= set(names) or not arrays:
+            raise ValueError(f"{path}: expected .npy files named {', '.join(names)}, got {list(arrays)}")
+    for name in filter(arrays.__contains__, positions):
+        checked_positions(arrays[name][0], name, arrays[name][1])
     for points, of_points in features.items():
         for feature, name in of_points.items():
-            if points in found and name not in found:
+            if points in arrays and name not in arrays:
                 raise ValueError(f"{path}: no array {name!r}: the model takes the feature {feature!r} of {points!r}")
-            if name in found:
-                check_range(found[name][0], name, found[name][1])
-    return found
+            if name in arrays:
+                check_range(arrays[name][0], name, arrays[name][1])
+    return arrays

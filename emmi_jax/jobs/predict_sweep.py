@@ -100,8 +100,8 @@ def predict_sweep(
                 watch=watch,
                 chunk_size=job.chunk_size,
             )
-            found = surface_forces(each, surface, forces).coefficients["predicted"]
-            rows.append((value, found["cd"], found["cl"]))
+            coefficients = surface_forces(each, surface, forces).coefficients["predicted"]
+            rows.append((value, coefficients["cd"], coefficients["cl"]))
             progress.advance(1, f"{sweep.name} {value:g}")
     _report(job, surrogate, sweep.name, rows, console)
 

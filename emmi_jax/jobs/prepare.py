@@ -39,7 +39,7 @@ from emmi_jax.meshes.cells import POSITIONS
 
 
 class _Prepared(NamedTuple):
-    """Notes on a case, the box of its points, and how its outward side was found."""
+    """Notes on a case, the box of its points, and how its outward side was told."""
 
     left_out: list[str]
     warnings: list[str]
@@ -105,13 +105,13 @@ def _inputs(job: PrepareJob) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: One is not BRANCH/NAME.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    inputs: dict[str, tuple[str, ...]] = {}
     for text in job.feature:
         branch, _, name = text.partition("/")
         if not branch or not name:
             raise ValueError(f"--feature takes BRANCH/NAME, such as surface/normal, got {text!r}")
-        found[branch] = (*found.get(branch, ()), name)
-    return found
+        inputs[branch] = (*inputs.get(branch, ()), name)
+    return inputs
 
 
 def _digest(conditions: Conditions) -> str:
@@ -153,13 +153,13 @@ def _write_head(folder: ArrayFolder, head: JsonDict, split: JsonDict | None) -> 
 
 
 def _header_problems(opened: OpenFolders) -> dict[str, str]:
-    found = {}
+    problems = {}
     for name in opened.names:
         try:
             opened.check([name])
         except ValueError as error:
-            found[name] = str(error).splitlines()[0]
-    return found
+            problems[name] = str(error).splitlines()[0]
+    return problems
 
 
 @contextlib.contextmanager
@@ -194,14 +194,14 @@ def _missing(folder: ArrayFolder, head: JsonDict, prints: Mapping[str, str]) -> 
             f"{where}: a store of other data: they lack {len(others)} of its {len(stored['cases'])} cases, "
             f"{others[0]!r} is the first: choose another store, or remove this one"
         )
-    found = {name: _source(folder, head["dtype"], name) for name in stored["cases"]}
-    finished = [name for name, source in found.items() if source is not None]
-    if finished and all(found[name] != prints[name] for name in finished):
+    sources = {name: _source(folder, head["dtype"], name) for name in stored["cases"]}
+    finished = [name for name, source in sources.items() if source is not None]
+    if finished and all(sources[name] != prints[name] for name in finished):
         raise ValueError(
             f"{where}: a store of other data with cases of the same names, such as {finished[0]!r}: choose another "
             "store, or remove this one"
         )
-    return [name for name, source in prints.items() if found.get(name) != source]
+    return [name for name, source in prints.items() if sources.get(name) != source]
 
 
 def _source(folder: ArrayFolder, dtype: str, name: str) -> str | None:

@@ -125,7 +125,7 @@ def warn_few_anchors(sampling: Sampling, points: Mapping[str, NDArray[Any]], con
 
 
 def print_sides(sides: Mapping[str, str], console: Console) -> None:
-    """Prints how the outward sides of surfaces were found, one line per kind; only numbers differ within a kind."""
+    """Prints how the outward sides of surfaces were told, one line per kind; only numbers differ within a kind."""
     alike: dict[str, list[str]] = {}
     for name, side in sides.items():
         if side:

@@ -41,7 +41,7 @@ class Notes:
     """Notes on meshes beside their statistics.
 
     Attributes:
-        sides: How the outward side of each surface is found, by path.
+        sides: How the outward side of each surface is told, by path.
         left_out: What was not read, by path and branch.
         boxes: Boxes by path and branch, those of each case together, and those of files together.
     """
@@ -113,17 +113,17 @@ def file_statistics(
     for path in paths:
         check_selection(path, foam)
     notes = Notes() if notes is None else notes
-    found: dict[str, Moments] = {}
+    moments: dict[str, Moments] = {}
     for path in paths:
         num_arrays = 0
         for name, chunks in _arrays(path, foam, notes):
             num_arrays += 1
             with refusing_damage(f"{path}: array {name!r}"):
                 here = Moments.of_chunks(chunks)
-                found[name] = found[name].merge(here) if name in found else here
+                moments[name] = moments[name].merge(here) if name in moments else here
         if not num_arrays:
             raise ValueError(f"{path}: holds no array")
-    return found
+    return moments
 
 
 def store_statistics(location: str) -> dict[str, Moments]:
@@ -146,13 +146,13 @@ def condition_statistics(data: str, foam: FoamSelection = DEFAULT_SELECTION) -> 
     """
     if (opened := open_cases(data, foam=foam)) is None:
         return {}
-    found = opened.conditions(BESIDE_CASES)
-    for name, problem in found.problems.items():
+    conditions = opened.conditions(BESIDE_CASES)
+    for name, problem in conditions.problems.items():
         raise ValueError(f"{data}: {name}: {problem}")
-    first = next(iter(found.by_case.values()), {})
+    first = next(iter(conditions.by_case.values()), {})
     units = {name: "" if c.unit is None else f" [{c.unit}]" for name, c in first.items()}
     return {
-        f"condition {name}{unit}": Moments.of([of_case[name].value for of_case in found.by_case.values()])
+        f"condition {name}{unit}": Moments.of([of_case[name].value for of_case in conditions.by_case.values()])
         for name, unit in units.items()
     }
 

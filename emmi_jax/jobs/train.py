@@ -304,8 +304,8 @@ def _model(settings: TrainSettings, dataset: Dataset, weights: RunConfig | None)
         return model
     if settings.statistics is not None:
         raise ValueError(f"the run has statistics of its own, got {settings.statistics!r}")
-    if (known := sorted(weights.normalizer.conditions)) != (found := sorted(dataset.conditions)):
-        raise ValueError(f"the run takes the conditions {known}, the data have {found}")
+    if (known := sorted(weights.normalizer.conditions)) != (measured := sorted(dataset.conditions)):
+        raise ValueError(f"the run takes the conditions {known}, the data have {measured}")
     for name, scale in weights.normalizer.conditions.items():
         units = scale.unit, dataset.conditions[name].unit
         if None not in units and units[0] != units[1]:

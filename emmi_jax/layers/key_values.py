@@ -31,8 +31,8 @@ class KeyValues(NamedTuple):
         """
         batch, _, num_heads, head_dim = q.shape
         if not isinstance(entry, Mapping) or not {"key", "value"} <= set(entry) <= {"key", "value", "mask"}:
-            found = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
-            raise ValueError(f"the cache entry of {name!r} must hold key, value and at most a mask, got {found!r}")
+            content = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
+            raise ValueError(f"the cache entry of {name!r} must hold key, value and at most a mask, got {content!r}")
         group = cls(entry["key"], entry["value"], entry.get("mask"))
         size = group.key.shape[1] if group.key.ndim == 4 else -1
         for part, array in (("key", group.key), ("value", group.value)):

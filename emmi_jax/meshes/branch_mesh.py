@@ -94,17 +94,17 @@ def reference_mesh(
     sought = {name: sources.get(name, FieldSource(name)) for name in fields}
     mesh = read_branch(path, branch, foam, _foam_arrays(path, branch, foam, {**inputs, **sought}))
     present = {*mesh.dataset.cell_data.keys(), *mesh.dataset.point_data.keys()}
-    found = {name: source for name, source in sought.items() if found_arrays(source.array, present)}
-    if not found:
+    present_fields = {name: source for name, source in sought.items() if found_arrays(source.array, present)}
+    if not present_fields:
         expected = {name: source.array for name, source in sought.items()}
         raise ValueError(
             f"{path}: nothing to compare with: expected the arrays {expected}; the mesh has {sorted(present)}"
         )
-    points = mesh.points(found)
+    points = mesh.points(present_fields)
     for name, values in points.fields.items():
         if values.shape[1] != fields[name]:
             raise ValueError(f"{path}: array of {name!r} has {values.shape[1]} channels, the model {fields[name]}")
-    return BranchMesh(mesh, mesh.location_of(s.array for s in found.values()), points.position, points.fields)
+    return BranchMesh(mesh, mesh.location_of(s.array for s in present_fields.values()), points.position, points.fields)
 
 
 def _foam_arrays(path: Path, branch: str, foam: FoamSelection, sources: Mapping[str, FieldSource]) -> set[str] | None:

@@ -53,7 +53,7 @@ def measure_cells(dataset: Any) -> CellGeometry:
     if dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() == dataset.n_cells:
         return _flat(points, *cell_arrays(dataset.GetPolys()))
     grid = dataset.cast_to_unstructured_grid()
-    kinds, found = np.asarray(grid.celltypes), CellGeometry(np.empty((grid.n_cells, 3)), np.zeros(grid.n_cells))
+    kinds, geometry = np.asarray(grid.celltypes), CellGeometry(np.empty((grid.n_cells, 3)), np.zeros(grid.n_cells))
     corners, offsets = cell_arrays(grid.GetCells())
     for kind in np.unique(kinds):
         cells = np.flatnonzero(kinds == kind)
@@ -75,8 +75,8 @@ def measure_cells(dataset: Any) -> CellGeometry:
             raise ValueError(f"{len(cells):,} cells are of the kind {name}, expected linear ones")
         if len(cells) == len(kinds):
             return CellGeometry(*parts)
-        found.centre[cells], found.size[cells] = parts
-    return found
+        geometry.centre[cells], geometry.size[cells] = parts
+    return geometry
 
 
 def flat_cells(kinds: NDArray[np.uint8], corners: Ints, offsets: Ints) -> tuple[Ints, Ints]:

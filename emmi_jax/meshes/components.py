@@ -37,8 +37,8 @@ def found_arrays(name: ArrayName, present: Collection[str]) -> tuple[str, ...] |
 
 def all_found(names: Iterable[ArrayName], present: Collection[str]) -> set[str] | None:
     """Returns all arrays that hold fields; None if one of them is not present."""
-    found = [found_arrays(name, present) for name in names]
-    return None if None in found else {array for arrays in found if arrays is not None for array in arrays}
+    arrays_of = [found_arrays(name, present) for name in names]
+    return None if None in arrays_of else {array for arrays in arrays_of if arrays is not None for array in arrays}
 
 
 def quoted(name: ArrayName) -> str:

@@ -100,12 +100,12 @@ def used_points(dataset: Any) -> Any:
 
 def extracted(dataset: Any, cells: NDArray[np.int64]) -> Any:
     """Returns some cells as a `pyvista.UnstructuredGrid`, without the numbers that pyvista gives them."""
-    found = dataset.extract_cells(cells)
+    part = dataset.extract_cells(cells)
     for kind in ("Cell", "Point"):
         name, which = f"vtkOriginal{kind}Ids", f"{kind.lower()}_data"
         if name not in getattr(dataset, which):
-            getattr(found, which).pop(name, None)
-    return found
+            getattr(part, which).pop(name, None)
+    return part
 
 
 def cell_arrays(cells: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -154,16 +154,16 @@ def _dims(dataset: Any) -> NDArray[np.int8]:
 
 
 def _is_hidden(dataset: Any) -> NDArray[np.bool_]:
-    found = np.zeros(dataset.n_cells, bool)
+    is_hidden = np.zeros(dataset.n_cells, bool)
     if GHOSTS in dataset.cell_data:
-        found |= (np.asarray(dataset.cell_data[GHOSTS]) & _HIDDEN_CELL) != 0
+        is_hidden |= (np.asarray(dataset.cell_data[GHOSTS]) & _HIDDEN_CELL) != 0
     if GHOSTS in dataset.point_data:
         is_hidden_point = (np.asarray(dataset.point_data[GHOSTS]) & _HIDDEN_POINT) != 0
         if is_hidden_point.any():
             corners, offsets = cell_arrays(dataset.cast_to_unstructured_grid().GetCells())
             cell = np.repeat(np.arange(dataset.n_cells), np.diff(offsets))
-            found[cell[is_hidden_point[corners]]] = True
-    return found
+            is_hidden[cell[is_hidden_point[corners]]] = True
+    return is_hidden
 
 
 def _of_polydata(dataset: Any, is_kept: NDArray[np.bool_]) -> Any:

@@ -51,10 +51,10 @@ def check_cells(path: Path, dataset: Any) -> None:
         ValueError: There is one.
     """
     if dataset.IsA("vtkPolyData"):
-        found: tuple[Any, ...] = dataset.GetVerts(), dataset.GetLines(), dataset.GetPolys(), dataset.GetStrips()
+        lists: tuple[Any, ...] = dataset.GetVerts(), dataset.GetLines(), dataset.GetPolys(), dataset.GetStrips()
     elif dataset.IsA("vtkUnstructuredGrid"):
         faces = dataset.GetPolyhedronFaces() if hasattr(dataset, "GetPolyhedronFaces") else None  # VTK 9.4
-        found = dataset.GetCells(), faces
+        lists = dataset.GetCells(), faces
         locations = None if faces is None else dataset.GetPolyhedronFaceLocations()
         if faces is not None and locations is not None and locations.GetNumberOfCells():
             low, high = locations.GetConnectivityArray().GetRange()
@@ -62,7 +62,7 @@ def check_cells(path: Path, dataset: Any) -> None:
                 raise ValueError(f"{path}: damaged: its cells have faces {low:.0f} to {high:.0f}")
     else:
         return
-    for cells in found:
+    for cells in lists:
         if cells is None or not cells.GetNumberOfCells():
             continue
         corners = cells.GetConnectivityArray()
@@ -76,8 +76,8 @@ def _check_stl(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(1024)
     expected = _STL_HEAD + _STL_TRIANGLE * int.from_bytes(head[_STL_HEAD - 4 : _STL_HEAD], "little")
-    if not is_stl_text(head) and (found := path.stat().st_size) < expected:
-        raise ValueError(f"{path}: not a .stl file, or a truncated one: {found} bytes, expected {expected}")
+    if not is_stl_text(head) and (num_bytes := path.stat().st_size) < expected:
+        raise ValueError(f"{path}: not a .stl file, or a truncated one: {num_bytes} bytes, expected {expected}")
 
 
 def _check_claims(path: Path) -> None:
@@ -100,8 +100,8 @@ def _check_legacy(path: Path) -> None:
                 case [keyword, number, length] if keyword.upper() in _LEGACY_CELLS and (number + length).isdigit():
                     fits = int(length) <= (size - file.tell()) // (4 if kind == b"BINARY" else 2) + 1
                     how = {"dtype": ">i4"} if kind == b"BINARY" else {"dtype": np.int64, "sep": " "}
-                    found = np.fromfile(file, count=int(length), **how) if fits else np.empty(0, np.int64)
-                    if len(found) != int(length) or not _is_list(found, int(number)):
+                    numbers = np.fromfile(file, count=int(length), **how) if fits else np.empty(0, np.int64)
+                    if len(numbers) != int(length) or not _is_list(numbers, int(number)):
                         words = line.decode("latin-1").strip()
                         raise ValueError(f"{path}: truncated or damaged: its list of cells is not {words!r}")
 
@@ -164,9 +164,9 @@ def _check_text(file: IO[bytes], elements: Elements, num_points: int) -> None:
 def _check_rows(content: NDArray[np.uint8], place: int, order: str, elements: Elements, num_points: int) -> None:
     def take(dtype: Any, number: int) -> Any:
         nonlocal place
-        found = np.frombuffer(content, dtype, number, place)
-        place += found.nbytes
-        return found
+        taken = np.frombuffer(content, dtype, number, place)
+        place += taken.nbytes
+        return taken
 
     def check(name: str, corners: Any) -> None:
         if corners.size and not (corners.min() >= 0 and corners.max() < num_points):
@@ -188,5 +188,5 @@ def _check_rows(content: NDArray[np.uint8], place: int, order: str, elements: El
             place = start
         for _ in range(count):
             for (is_list, _, of_corners), kind in zip(properties, kinds, strict=True):
-                found = take(kind[-1], int(take(kind[0], 1)[0]) if is_list else 1)
-                check(name, found if of_corners else found[:0])
+                items = take(kind[-1], int(take(kind[0], 1)[0]) if is_list else 1)
+                check(name, items if of_corners else items[:0])

@@ -74,21 +74,21 @@ class EnsightCase(PartsFile):
 
     @cached_property
     def _sections(self) -> dict[str, list[str]]:
-        found, section = dict[str, list[str]](), ""
+        sections, section = dict[str, list[str]](), ""
         for line in self.path.read_text(errors="replace").splitlines():
             line = line.split("#")[0].strip()
             if _SECTION.fullmatch(line):
                 section = line
             elif line:
-                found.setdefault(section, []).append(line)
-        kind = " ".join(found.get("FORMAT", [])).lower()
+                sections.setdefault(section, []).append(line)
+        kind = " ".join(sections.get("FORMAT", [])).lower()
         if not re.search(r"type:\s*ensight\s+gold", kind):
             raise ValueError(f"{self.path}: expected 'type: ensight gold' under FORMAT, got {kind!r:.80}")
-        return found
+        return sections
 
     @cached_property
     def _time_sets(self) -> dict[int, _TimeSet]:
-        words, found = re.split(r"time set:", " ".join(self._sections.get("TIME", []))), dict[int, _TimeSet]()
+        words, time_sets = re.split(r"time set:", " ".join(self._sections.get("TIME", []))), dict[int, _TimeSet]()
         for text in words[1:]:
             try:
                 number = int(text.split()[0])
@@ -101,8 +101,8 @@ class EnsightCase(PartsFile):
                 raise ValueError(f"{self.path}: not a time set: {text.strip()!r:.80}") from None
             if len(values) != count or len(numbers := listed or made or list(range(len(values)))) != count:
                 raise ValueError(f"{self.path}: time set {number} has {len(values)} values, expected {count}")
-            found[number] = _TimeSet(values, numbers)
-        return found
+            time_sets[number] = _TimeSet(values, numbers)
+        return time_sets
 
     @cached_property
     def _model(self) -> tuple[int | None, str]:
@@ -117,7 +117,7 @@ class EnsightCase(PartsFile):
 
     @cached_property
     def _variables(self) -> list[_Variable]:
-        found = []
+        variables = []
         for line in self._sections.get("VARIABLE", []):
             if (match := _VARIABLE.match(line)) is None:
                 continue
@@ -127,8 +127,8 @@ class EnsightCase(PartsFile):
             self._refuse_file_sets(numbers)
             components = _COMPONENTS[{"tensor": "tensor symm"}.get(kind := match[1].lower(), kind)]
             time_set = numbers[0] if numbers else None
-            found.append(_Variable(" ".join(head), components, match[2].lower() == "node", time_set, file))
-        return found
+            variables.append(_Variable(" ".join(head), components, match[2].lower() == "node", time_set, file))
+        return variables
 
     def _refuse_file_sets(self, numbers: list[int]) -> None:
         if len(numbers) > 1:
@@ -152,20 +152,20 @@ class EnsightCase(PartsFile):
     def read(self, time: float | None, arrays: Collection[ArrayName] | None) -> list[Part]:
         """Reads the parts; see `PartsFile`."""
         data = open_data(self._file(*self._model, time))
-        lines, found = [data.word(), data.word()], dict[int, _Geometry]()
+        lines, geometries = [data.word(), data.word()], dict[int, _Geometry]()
         has_ids = [_has_ids(data, kind) for kind in ("node", "element")]
         if data.peek() == "extents":
             data.word()
             data.floats(6, num_rows=3)
         while (number := data.part()) is not None:
-            found[number] = _Geometry(data, *has_ids)
+            geometries[number] = _Geometry(data, *has_ids)
         names = {variable.name for variable in self._variables}
         wanted = names if arrays is None else all_found(arrays, names) or set()
         for variable in self._variables:
             if variable.name in wanted:
-                _add(variable, open_data(self._file(variable.time_set, variable.pattern, time), data), found)
+                _add(variable, open_data(self._file(variable.time_set, variable.pattern, time), data), geometries)
         is_patch = any("OpenFOAM" in line for line in lines)
-        return [Part(part.name, part.dataset(), is_patch=is_patch) for part in found.values()]
+        return [Part(part.name, part.dataset(), is_patch=is_patch) for part in geometries.values()]
 
     def _file(self, time_set: int | None, pattern: str, time: float | None) -> Path:
         if "*" in pattern:
@@ -219,8 +219,8 @@ class _Geometry:
 
     def _corners(self, data: EnsightData, corners: NDArray[np.int64]) -> NDArray[np.int64]:
         if len(corners) and not 1 <= corners.min() <= corners.max() <= self._num_points:
-            found = f"part {self.name!r} has corners {corners.min()} to {corners.max()} of {self._num_points} points"
-            raise data.damage(found)
+            problem = f"part {self.name!r} has corners {corners.min()} to {corners.max()} of {self._num_points} points"
+            raise data.damage(problem)
         return corners - 1
 
     def add(self, variable: _Variable, data: EnsightData) -> None:
@@ -239,8 +239,8 @@ class _Geometry:
         if absent := [kind for kind, number in counts.items() if number and kind not in rows]:
             raise ValueError(f"{data.path}: part {self.name!r} has no values of {', '.join(absent)}")
         kept = [rows[kind] for kind, number in counts.items() if number and not kind.startswith("g_")]
-        found = np.concatenate(kept) if kept else np.empty((0, variable.num_components), np.float32)
-        self._arrays[variable.is_nodal][variable.name] = found[:, 0] if variable.num_components == 1 else found
+        array = np.concatenate(kept) if kept else np.empty((0, variable.num_components), np.float32)
+        self._arrays[variable.is_nodal][variable.name] = array[:, 0] if variable.num_components == 1 else array
 
     def dataset(self) -> Any:
         """Returns a `pyvista.PolyData` of polygons, or an `UnstructuredGrid`, without elements of other processors."""

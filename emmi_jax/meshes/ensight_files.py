@@ -46,10 +46,10 @@ class EnsightData(ABC):
         Raises:
             ValueError: Something else follows.
         """
-        if (found := self.peek()) is None:
+        if (word := self.peek()) is None:
             return None
-        if found.split()[:1] != ["part"]:
-            raise self.damage(f"expected 'part', got {found!r:.80}")
+        if word.split()[:1] != ["part"]:
+            raise self.damage(f"expected 'part', got {word!r:.80}")
         self.word()
         return int(self.ints(1)[0])
 
@@ -59,9 +59,9 @@ class EnsightData(ABC):
         Raises:
             ValueError: It is empty.
         """
-        if (found := self.peek()) == "":
+        if (word := self.peek()) == "":
             raise self.damage("expected a keyword, got an empty line")
-        return None if found is None or found.split()[0] == "part" else self.word()
+        return None if word is None or word.split()[0] == "part" else self.word()
 
     def count(self) -> int:
         """Takes a number of things, each of which takes a number."""
@@ -110,8 +110,8 @@ class _Lines(EnsightData):
 
     def peek(self) -> str | None:
         while self._place < len(self._lines):
-            if found := self._lines[self._place].decode(errors="replace").strip():
-                return found
+            if line := self._lines[self._place].decode(errors="replace").strip():
+                return line
             self._place += 1
         return None
 
@@ -119,12 +119,12 @@ class _Lines(EnsightData):
         rows = self._lines[self._place : self._place + num_rows]
         self._place += num_rows
         try:
-            found = np.array(b" ".join(rows).split(), np.float64)
+            numbers = np.array(b" ".join(rows).split(), np.float64)
         except ValueError as error:
             raise self.damage(f"{error}") from None
-        if len(found) != number:
-            raise self.damage(f"{len(found):,} numbers, expected {number:,}")
-        return found
+        if len(numbers) != number:
+            raise self.damage(f"{len(numbers):,} numbers, expected {number:,}")
+        return numbers
 
 
 class _Binary(EnsightData):
@@ -136,8 +136,8 @@ class _Binary(EnsightData):
         self._place, self.order = 0, order
 
     def word(self) -> str:
-        found = self._take(_RECORD).tobytes()
-        return found.split(b"\0")[0].decode(errors="replace").strip()
+        record = self._take(_RECORD).tobytes()
+        return record.split(b"\0")[0].decode(errors="replace").strip()
 
     def ints(self, number: int, *, num_rows: int | None = None) -> NDArray[np.int64]:
         taken = self._take(4 * number)
@@ -156,15 +156,15 @@ class _Binary(EnsightData):
         place = self._place
         if place >= len(self._bytes):
             return None
-        found, self._place = self.word(), place
-        return found
+        word, self._place = self.word(), place
+        return word
 
     def _take(self, size: int) -> NDArray[np.uint8]:
-        found = np.array(self._bytes[self._place : self._place + size])
+        taken = np.array(self._bytes[self._place : self._place + size])
         self._place += size
-        if len(found) < size:
+        if len(taken) < size:
             raise self.damage(f"it ends at byte {len(self._bytes):,}, expected {self._place:,}")
-        return found
+        return taken
 
 
 def open_data(path: Path, like: EnsightData | None = None) -> EnsightData:
@@ -183,6 +183,6 @@ def open_data(path: Path, like: EnsightData | None = None) -> EnsightData:
         raise ValueError(f"{path}: Fortran binary is not read: expected ASCII or C binary")
     if head[:_RECORD].split(b"\0")[0].strip().lower() != b"c binary":
         return _Lines(path)
-    found = _Binary(path, None)
-    found.word()
-    return found
+    data = _Binary(path, None)
+    data.word()
+    return data

@@ -44,15 +44,15 @@ def vtk_times(path: Path) -> dict[str, VtkFiles]:
     folder = path / "VTK" if (path / "VTK").is_dir() else path
     if folder.name != "VTK":
         return {}
-    found = {}
+    times = {}
     for place in sorted(folder.iterdir()):
         time = _time_of(place.stem if place.suffix == ".vtk" else place.name)
         if time is not None and place.suffix == ".vtk":
             patches = {p.name: p / f"{p.name}_{time}.vtk" for p in sorted(folder.iterdir()) if p.is_dir()}
-            found[time] = VtkFiles(place, {name: file for name, file in patches.items() if file.is_file()})
+            times[time] = VtkFiles(place, {name: file for name, file in patches.items() if file.is_file()})
         elif time is not None and (files := _vtk_folder(place)):
-            found[time] = files
-    return found
+            times[time] = files
+    return times
 
 
 def _vtk_folder(path: Path) -> VtkFiles | None:

@@ -230,8 +230,8 @@ def force_coefficients(
     if total.shape != (3,) or not (is_jax or np.all(np.isfinite(total))):
         raise ValueError(f"force is {total if is_jax else total.tolist()}, expected 3 finite numbers")
     scale = (dynamic_pressure or 0.0) * area
-    found = {"cd": (total * drag).sum() / scale, "cl": (total * lift).sum() / scale}
-    return found if is_jax else {name: float(value) for name, value in found.items()}
+    coefficients = {"cd": (total * drag).sum() / scale, "cl": (total * lift).sum() / scale}
+    return coefficients if is_jax else {name: float(value) for name, value in coefficients.items()}
 
 
 def pressure_notes(

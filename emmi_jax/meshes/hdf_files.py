@@ -68,10 +68,10 @@ class HdfFile(PartsFile):
             else:
                 reader.UpdateTimeStep(time)
             output = reader.GetOutputDataObject(0)
-        found = list(self._parts(output, ""))
-        if not found:
+        parts = list(self._parts(output, ""))
+        if not parts:
             raise ValueError(f"{self.path}: the mesh is empty")
-        return found
+        return parts
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -94,8 +94,8 @@ class HdfFile(PartsFile):
 
     def _times(self, reader: Any) -> list[float]:
         pipeline = vtk_class("vtkCommonExecutionModel", "vtkStreamingDemandDrivenPipeline")
-        found = reader.GetOutputInformation(0).Get(pipeline.TIME_STEPS())
-        return sorted({float(time) for time in found or ()})
+        steps = reader.GetOutputInformation(0).Get(pipeline.TIME_STEPS())
+        return sorted({float(time) for time in steps or ()})
 
     def _parts(self, data: Any, name: str) -> Iterator[Part]:
         """Yields the meshes below a data object; the pieces of one have the same name."""
@@ -127,8 +127,8 @@ class HdfFile(PartsFile):
 
     def _name(self, data: Any, index: int) -> str:
         composite = vtk_class("vtkCommonDataModel", "vtkCompositeDataSet")
-        found = data.GetMetaData(index).Get(composite.NAME()) if data.HasMetaData(index) else None
-        return str(found or f"block{index}")
+        name = data.GetMetaData(index).Get(composite.NAME()) if data.HasMetaData(index) else None
+        return str(name or f"block{index}")
 
     def _check_lengths(self, data: Any) -> None:
         for values, number in (

@@ -35,7 +35,7 @@ def legacy_array_names(path: Path) -> ArrayNames:
 
 def _walk(file: IO[bytes], size: int, *, is_old: bool) -> ArrayNames:
     """Raises LookupError or ValueError for what is not known here."""
-    found, section, rows = ArrayNames(set(), set()), set[str](), 0
+    names, section, rows = ArrayNames(set(), set()), set[str](), 0
     while file.tell() < size:
         words = file.readline(1000).decode("latin-1").split()
         match [words[0].upper(), *words[1:]] if words else []:
@@ -57,7 +57,7 @@ def _walk(file: IO[bytes], size: int, *, is_old: bool) -> ArrayNames:
             case ["CELL_TYPES", number]:
                 _skip(file, 4 * int(number))
             case [("CELL_DATA" | "POINT_DATA") as keyword, number]:
-                section, rows = found.cells if keyword == "CELL_DATA" else found.points, int(number)
+                section, rows = names.cells if keyword == "CELL_DATA" else names.points, int(number)
             case ["SCALARS", name, kind, *columns]:
                 section.add(unquote(name))
                 _line(file)
@@ -84,7 +84,7 @@ def _walk(file: IO[bytes], size: int, *, is_old: bool) -> ArrayNames:
                 _skip(file, rows * _COLUMNS[keyword] * _SIZES[kind.lower()])
             case _:
                 raise LookupError(words[0])
-    return found
+    return names
 
 
 def _line(file: IO[bytes]) -> list[str]:

@@ -185,8 +185,8 @@ def read_mesh(
     """
     if has_parts(path):
         parts = read_parts(path, branch, selection, arrays)
-        found = checked_mesh(path, parts.dataset, is_patch=parts.is_patch)
-        return replace(found, left_out=(*parts.left_out, *found.left_out), patches=parts.patches)
+        joined = checked_mesh(path, parts.dataset, is_patch=parts.is_patch)
+        return replace(joined, left_out=(*parts.left_out, *joined.left_out), patches=parts.patches)
     dataset = read_dataset(path, arrays)
     mesh = checked_mesh(path, dataset, is_patch=is_foam_patch(path))
     return replace(mesh, left_out=(*lost_by_reader(path, dataset), *mesh.left_out))

@@ -85,11 +85,11 @@ def foam_arrays(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> dic
         names = {file.name.removesuffix(".gz") for file in field_files(roots[0], foam_time(path, selection))}
         return dict.fromkeys(branches, names)
     files = _vtk_files(path, selection)
-    found = {"volume": _file_arrays(files.internal)}
+    arrays = {"volume": _file_arrays(files.internal)}
     if "surface" in branches:
         chosen = [name for name, patch in foam_patches(path, selection).items() if patch.is_chosen]
-        found["surface"] = set.intersection(*(_file_arrays(files.patches[name]) for name in chosen))
-    return {branch: found[branch] for branch in branches}
+        arrays["surface"] = set.intersection(*(_file_arrays(files.patches[name]) for name in chosen))
+    return {branch: arrays[branch] for branch in branches}
 
 
 def read_foam(
@@ -141,10 +141,10 @@ def read_foam(
         patches = [(name, part.n_cells) for name, part in zip(chosen, parts.get("surface", ()), strict=False)]
     if missing := sorted(set(branches) - set(parts)):
         raise ValueError(f"{path}: has no cells for the branch {missing[0]!r}")
-    found = {b: checked_mesh(path, join(parts[b])[0], is_patch=b == "surface") for b in branches}
-    if "surface" in found and sum(number for _, number in patches) == found["surface"].dataset.n_cells:
-        found["surface"] = replace(found["surface"], patches=tuple(patches))
-    return {b: replace(mesh, left_out=(*mesh.left_out, *left_out.get(b, ()))) for b, mesh in found.items()}
+    meshes = {b: checked_mesh(path, join(parts[b])[0], is_patch=b == "surface") for b in branches}
+    if "surface" in meshes and sum(number for _, number in patches) == meshes["surface"].dataset.n_cells:
+        meshes["surface"] = replace(meshes["surface"], patches=tuple(patches))
+    return {b: replace(mesh, left_out=(*mesh.left_out, *left_out.get(b, ()))) for b, mesh in meshes.items()}
 
 
 def read_branch(
@@ -199,7 +199,7 @@ def _unless_needed(arrays: Collection[str] | None, left_out: list[str]) -> Itera
 
 def _native_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str | None, int | None]]:
     """Returns the types and the numbers of faces; those of the processors are added."""
-    found: dict[str, tuple[str | None, int | None]] = {}
+    patches: dict[str, tuple[str | None, int | None]] = {}
     time = foam_time(path, selection)
     for root in roots_at(path, selection):
         try:
@@ -207,8 +207,8 @@ def _native_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str
         except ValueError:  # reading names all files that are missing
             continue
         for name, patch in read_patches(file).items():
-            found[name] = patch.kind, patch.num_faces + (found.get(name, (None, 0))[1] or 0)
-    return found
+            patches[name] = patch.kind, patch.num_faces + (patches.get(name, (None, 0))[1] or 0)
+    return patches
 
 
 def _is_wall(kind: str | None) -> bool:

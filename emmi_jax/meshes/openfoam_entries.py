@@ -29,19 +29,19 @@ class FoamDict(dict[str, "FoamDict | Tokens"]):
         value = self.get(key)
         if value is None or isinstance(value, FoamDict):
             return None
-        found: Tokens = []
+        tokens_read: Tokens = []
         for token in value:
             if isinstance(token, str) and token.startswith("#"):
                 raise ValueError(f"{key} is computed by {token}")
             if not isinstance(token, str) or not token.startswith("$"):
-                found.append(token)
+                tokens_read.append(token)
                 continue
             scope, name = self._scope_of(token)
             of_macro = None if scope is None or depth > MOST_DEPTH else scope.tokens(name, depth + 1)
             if of_macro is None:
                 raise ValueError(f"{key} is {token}, which is not defined")
-            found += of_macro
-        return found
+            tokens_read += of_macro
+        return tokens_read
 
     def macro(self, token: str) -> FoamDict | None:
         """Returns the dictionary that a macro names, if it is one."""

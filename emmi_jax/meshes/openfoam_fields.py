@@ -63,8 +63,8 @@ def read_field_file(path: Path) -> FieldFile:
     header = _HEADER.search(content)
     kind = None if header is None else re.search(rb"\bclass\s+(\w+)\s*;", header[1])
     if header is None or kind is None or kind[1] not in _CHANNELS:
-        found = "no header" if kind is None else kind[1].decode("latin-1")
-        raise ValueError(f"{path}: expected a volScalarField or a volVectorField, got {found}")
+        given = "no header" if kind is None else kind[1].decode("latin-1")
+        raise ValueError(f"{path}: expected a volScalarField or a volVectorField, got {given}")
     dtype = _binary_dtype(path, header[1])
     start = _start_of_value(path, content, header.end())
     end = _end_of_value(path, content, start, kind[1], dtype)

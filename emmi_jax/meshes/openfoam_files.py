@@ -66,11 +66,11 @@ class FoamFile:
 
     def patches(self) -> FoamDict:
         """Reads a list of dictionaries with names, as `boundary` is one."""
-        found = FoamDict()
+        entries = FoamDict()
         self._blank()
         if re.compile(rb"\d*\s*\(").match(self._content, self._position):
             self._position = self._content.index(b"(", self._position) + 1
-        return self._entries(found, b")", 0)
+        return self._entries(entries, b")", 0)
 
     def labels(self) -> NDArray[np.int64]:
         """Reads a list of whole numbers, [N]."""
@@ -112,20 +112,20 @@ class FoamFile:
         return ValueError(f"{self.path}: damaged: {what}")
 
     def _blank(self) -> None:
-        found = _BLANK.match(self._content, self._position)
-        self._position = self._position if found is None else found.end()
+        match = _BLANK.match(self._content, self._position)
+        self._position = self._position if match is None else match.end()
 
     def _peek(self, pattern: re.Pattern[bytes]) -> str | None:
         self._blank()
-        found = pattern.match(self._content, self._position)
-        return None if found is None else found[0].decode("latin-1")
+        match = pattern.match(self._content, self._position)
+        return None if match is None else match[0].decode("latin-1")
 
     def _take(self, pattern: re.Pattern[bytes]) -> str:
-        found = self._peek(pattern)
-        if found is None:
+        token = self._peek(pattern)
+        if token is None:
             raise self._damage(f"unexpected {self._content[self._position : self._position + 20]!r}")
-        self._position += len(found)
-        return found
+        self._position += len(token)
+        return token
 
     def _next(self) -> bytes:
         self._blank()
@@ -171,9 +171,9 @@ class FoamFile:
 
     def _included(self, name: str) -> Path:
         """Returns a file beside this one, or one of the case."""
-        found = _OF_CASE.match(name)
+        match = _OF_CASE.match(name)
         cases = (folder for folder in self.path.absolute().parents if (folder / "system").is_dir())
-        return self.path.parent / name if found is None else next(cases, self.path.parent) / name[found.end() :]
+        return self.path.parent / name if match is None else next(cases, self.path.parent) / name[match.end() :]
 
     def _value(self) -> Tokens:
         tokens, closing = Tokens(), list[bytes]()

@@ -84,14 +84,14 @@ def mesh_files(root: Path, time: str | None) -> dict[str, Path]:
     places = instances(root, time) if time is not None else ["constant"]
     with_faces = next((name for name in places if _existing(root / name / "polyMesh/faces")), "constant")
     newer = places[: places.index(with_faces) + 1]
-    found = {}
+    files = {}
     for file in MESH_FILES:
         where = newer if file in ("boundary", "points") else [with_faces]
         paths = (_existing(root / name / "polyMesh" / file) for name in where)
-        found[file] = next((path for path in paths if path is not None), None)
-    if absent := [file for file, path in found.items() if path is None]:
+        files[file] = next((path for path in paths if path is not None), None)
+    if absent := [file for file, path in files.items() if path is None]:
         raise ValueError(f"{root / with_faces / 'polyMesh'}: no file {', '.join(absent)}")
-    return {file: path for file, path in found.items() if path is not None}
+    return {file: path for file, path in files.items() if path is not None}
 
 
 def read_patches(file: Path) -> dict[str, Patch]:
@@ -100,15 +100,15 @@ def read_patches(file: Path) -> dict[str, Patch]:
     Raises:
         ValueError: It is damaged.
     """
-    found = {}
+    patches = {}
     for name, entry in FoamFile(file).patches().items():
         if isinstance(entry, FoamDict) and not (kind := _word(file, name, entry, "type")).startswith(
             _BETWEEN_PROCESSORS
         ):
             groups = tuple(word for word in entry.tokens("inGroups") or () if isinstance(word, str))
             start, number = (int(_word(file, name, entry, key)) for key in ("startFace", "nFaces"))
-            found[name.strip('"')] = Patch(kind, groups, start, number)
-    return found
+            patches[name.strip('"')] = Patch(kind, groups, start, number)
+    return patches
 
 
 def read_neighbours(root: Path) -> set[int]:

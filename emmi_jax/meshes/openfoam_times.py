@@ -34,16 +34,16 @@ def processors(path: Path) -> list[Path]:
         ValueError: One is missing, or their files are collated.
     """
     there = {int(p.name[9:]): p for p in path.glob("processor*") if p.name[9:].isdigit() and p.is_dir()}
-    found = {number: there[number] for number in sorted(there) if has_mesh(there[number])}
-    if not found:
+    used = {number: there[number] for number in sorted(there) if has_mesh(there[number])}
+    if not used:
         if any(map(has_mesh, path.glob("processors*"))):
             raise ValueError(f"{path}: files of all processors are collated: run reconstructPar first")
         return []
-    wanted = set(range(max(there) + 1)).union(*(read_neighbours(root) for root in found.values()))
-    if missing := sorted(wanted - set(found)):
+    wanted = set(range(max(there) + 1)).union(*(read_neighbours(root) for root in used.values()))
+    if missing := sorted(wanted - set(used)):
         names = ", ".join(f"processor{number}" for number in missing[:5])
         raise ValueError(f"{path}: {len(missing)} of {len(wanted)} processors have no mesh here: {names}")
-    return list(found.values())
+    return list(used.values())
 
 
 def foam_time(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> str | None:
@@ -54,12 +54,12 @@ def foam_time(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> str |
     Raises:
         ValueError: The case does not have the time.
     """
-    found = _times(path)
+    times = _times(path)
     if selection.time is None:
-        return _latest(path, found)[0]
-    if not is_time(selection.time) or float(selection.time) not in map(float, found):
-        raise ValueError(f"{path}: no time {selection.time!r}, it has {', '.join(found) or 'none'}")
-    return next(name for name in found if float(name) == float(selection.time))
+        return _latest(path, times)[0]
+    if not is_time(selection.time) or float(selection.time) not in map(float, times):
+        raise ValueError(f"{path}: no time {selection.time!r}, it has {', '.join(times) or 'none'}")
+    return next(name for name in times if float(name) == float(selection.time))
 
 
 def passed_over(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> list[str]:
@@ -140,10 +140,10 @@ def _problem(path: Path, time: str, others: Sequence[str]) -> str | None:
 
 
 def _vtk_problem(path: Path, time: str, others: Sequence[str]) -> str | None:
-    found = vtk_times(path)
-    files = {file.name: file for file in (found[time].internal, *found[time].patches.values())}
-    common = set.intersection(*(set(found[other].patches) for other in others)) if others else set[str]()
-    if absent := sorted(common - set(found[time].patches)):
+    by_time = vtk_times(path)
+    files = {file.name: file for file in (by_time[time].internal, *by_time[time].patches.values())}
+    common = set.intersection(*(set(by_time[other].patches) for other in others)) if others else set[str]()
+    if absent := sorted(common - set(by_time[time].patches)):
         return f"no {', '.join(absent)}"
     for name, file in files.items():
         if file.suffix in (".vtu", ".vtp") and b"</VTKFile>" not in _tail(file):
@@ -157,8 +157,8 @@ def _listed(root: Path, time: str | None) -> dict[str, Path]:
     if folder is None or not folder.is_dir():
         return {}
     # As the solver does it, a compressed file counts where there is no other.
-    found = sorted(folder.iterdir(), key=lambda p: (p.suffix != ".gz", p.name))
-    return {p.name.removesuffix(".gz"): p for p in found if p.is_file() and p.name[0] != "."}
+    entries = sorted(folder.iterdir(), key=lambda p: (p.suffix != ".gz", p.name))
+    return {p.name.removesuffix(".gz"): p for p in entries if p.is_file() and p.name[0] != "."}
 
 
 def _common(path: Path, time: str) -> set[str]:
@@ -213,7 +213,7 @@ def _tail(file: Path) -> bytes:
 def _head(path: Path) -> bytes:
     with open_foam(path) as file:
         try:
-            found: bytes = file.read(_HEAD_BYTES)
-            return found
+            head: bytes = file.read(_HEAD_BYTES)
+            return head
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged: {error}") from None

@@ -43,12 +43,12 @@ class FoamField:
     def cells(self) -> Values:
         """Returns the values in the cells, [N] or [N, F]."""
         try:
-            found = self._rows(self._entries, "internalField", self._mesh.num_cells)
+            rows = self._rows(self._entries, "internalField", self._mesh.num_cells)
         except ValueError as error:
             raise ValueError(f"{self._file}: {error}") from None
-        if found is None:
+        if rows is None:
             raise ValueError(f"{self._file}: has no internalField")
-        return found[:, 0] if self._num_channels == 1 else found
+        return rows[:, 0] if self._num_channels == 1 else rows
 
     def faces(self, name: str) -> Values:
         """Returns the values on the faces of a patch, [N] or [N, F].
@@ -62,17 +62,17 @@ class FoamField:
         patch = self._mesh.patches[name]
         entry = self._entry(name, patch)
         try:
-            found = self._evaluated(patch, entry)
+            rows = self._evaluated(patch, entry)
         except ValueError as error:
             raise ValueError(f"{self._file}: patch {name!r}: {error}") from None
-        return found[:, 0] if self._num_channels == 1 else found
+        return rows[:, 0] if self._num_channels == 1 else rows
 
     def _entry(self, name: str, patch: Patch) -> FoamDict:
         """Returns the condition of a patch, as the solver finds it: by name, by group, by pattern, by its type."""
         patches = self._entries.get("boundaryField")
-        found = patches if isinstance(patches, FoamDict) else FoamDict()
-        exact = [found.get(key) for key in (name, *reversed(patch.groups))]
-        patterns = [value for key, value in found.items() if key[:1] == '"' and _matches(key[1:-1], name)]
+        entries = patches if isinstance(patches, FoamDict) else FoamDict()
+        exact = [entries.get(key) for key in (name, *reversed(patch.groups))]
+        patterns = [value for key, value in entries.items() if key[:1] == '"' and _matches(key[1:-1], name)]
         for entry in (*exact, *reversed(patterns)):
             if isinstance(entry, FoamDict):
                 return entry
@@ -95,11 +95,11 @@ class FoamField:
             gradient = self._rows(entry, "gradient", patch.num_faces)
             if gradient is not None:
                 return self._inside(inside) + gradient * self._distance(patch)[:, None]
-        found = self._rows(entry, "value", patch.num_faces) if kind != "empty" else None
-        found = self._rows(entry, "uniformValue", patch.num_faces) if found is None and kind[:7] == "uniform" else found
-        if found is None:
+        rows = self._rows(entry, "value", patch.num_faces) if kind != "empty" else None
+        rows = self._rows(entry, "uniformValue", patch.num_faces) if rows is None and kind[:7] == "uniform" else rows
+        if rows is None:
             raise ValueError(f"its condition {kind or 'none'!r} has no value in the file")
-        return found
+        return rows
 
     def _inside(self, cells: NDArray[np.int64]) -> Values:
         return self.cells().reshape(-1, self._num_channels)[cells]

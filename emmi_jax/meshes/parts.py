@@ -151,8 +151,8 @@ def _of_branch(path: Path, parts: Sequence[Part], branch: str | None, patterns: 
         except ValueError:
             if branch in (None, _SURFACE):  # patterns are those of the surface, which may lie in another file
                 raise
-    if found := [part for part in here if part.name in chosen]:
-        return found
+    if of_branch := [part for part in here if part.name in chosen]:
+        return of_branch
     if not is_beside:
         return here
     names = [*dict.fromkeys(part.name for part in here)]
@@ -189,16 +189,16 @@ def join(datasets: Sequence[Any]) -> tuple[Any, list[str]]:
 
 def _alike(datasets: Sequence[Any]) -> list[Any]:
     """Returns meshes whose arrays of one name have one type: VTK leaves out others."""
-    found = [dataset.copy(deep=False) for dataset in datasets]
+    alike = [dataset.copy(deep=False) for dataset in datasets]
     for location in ("cell_data", "point_data"):
-        for name in {name for dataset in found for name in getattr(dataset, location).keys()}:  # noqa: SIM118
-            having = [data for data in (getattr(dataset, location) for dataset in found) if name in data]
+        for name in {name for dataset in alike for name in getattr(dataset, location).keys()}:  # noqa: SIM118
+            having = [data for data in (getattr(dataset, location) for dataset in alike) if name in data]
             if len(types := {np.asarray(data[name]).dtype for data in having}) > 1 and all(
                 t.kind in "fiu" for t in types
             ):
                 for data in having:
                     data[name] = np.asarray(data[name]).astype(np.result_type(*types))
-    return found
+    return alike
 
 
 def split(dataset: Any, patches: Sequence[tuple[str, int]]) -> Iterator[tuple[str, list[Any]]]:

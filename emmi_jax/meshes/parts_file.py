@@ -80,11 +80,11 @@ class PartsFile(ABC):
             value = float(wanted)
         except ValueError:
             value = float("nan")
-        found = [time for time in times if abs(time - value) <= 1e-6 * max(abs(time), abs(value))]
-        if not found:
+        near = [time for time in times if abs(time - value) <= 1e-6 * max(abs(time), abs(value))]
+        if not near:
             listed = _shortened([f"{time:g}" for time in times])
             raise ValueError(f"{self.path}: no time {wanted!r}, it has {listed or 'none'} (or step:0, step:1, …)")
-        return min(found, key=lambda time: abs(time - value))
+        return min(near, key=lambda time: abs(time - value))
 
 
 def linked_file(path: Path, name: str) -> Path:
@@ -94,10 +94,10 @@ def linked_file(path: Path, name: str) -> Path:
         FileNotFoundError: It does not exist.
         ValueError: It lies outside the folder of the file that names it.
     """
-    folder, found = path.absolute().parent, path.absolute().parent / name
-    if not name or not found.resolve().is_relative_to(folder.resolve()):
+    folder, file = path.absolute().parent, path.absolute().parent / name
+    if not name or not file.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{path}: it names the file {name!r:.200}, expected one in its folder or deeper")
-    if not found.is_file():
+    if not file.is_file():
         raise FileNotFoundError(f"{path.parent / name}: no such file, which {path.name} names")
     return path.parent / name
 

@@ -48,7 +48,7 @@ def write_parts(path: Path, dataset: Any, patches: Sequence[tuple[str, int]]) ->
         write_ensight(path, folder, parts)
         return
     make_folder(folder)
-    numbered = [(name, list(_write_leaves(folder, f"{i:02d}_{name}", found))) for i, (name, found) in enumerate(parts)]
+    numbered = [(name, list(_write_leaves(folder, f"{i:02d}_{name}", part))) for i, (name, part) in enumerate(parts)]
     with atomic_path(path) as partial:
         partial.write_text(_XML[suffix](numbered, parts), encoding="utf-8")
 

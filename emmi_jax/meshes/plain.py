@@ -60,9 +60,9 @@ def rewritten(path: Path, *, has_failed: bool = False) -> bytes | None:
 
 
 def _binary_stl(path: Path, text: str) -> bytes:
-    text = _NAME.sub(lambda found: f"{found[1] or ''}solid", text.lower())
+    text = _NAME.sub(lambda match: f"{match[1] or ''}solid", text.lower())
     words, num_facets = _VERTEX.findall(text), len(_FACET_END.findall(text))
-    ends = [found.start() for found in _SOLID_END.finditer(text)]
+    ends = [match.start() for match in _SOLID_END.finditer(text)]
     if not ends or text.find("facet", ends[-1]) >= 0 or len(words) != 3 * num_facets:
         raise ValueError(
             f"{path}: not a .stl file, or a truncated one: {len(words)} corners in {num_facets} whole facets, "

@@ -21,11 +21,11 @@ _MOST_PAIRS = 1 << 19
 
 def input_names(names: Mapping[str, Iterable[str]], surface: str = "surface") -> dict[str, tuple[str, ...]]:
     """Returns the arrays that a model takes by branch; those of ``geometry`` are the surface's."""
-    found: dict[str, tuple[str, ...]] = {}
+    by_branch: dict[str, tuple[str, ...]] = {}
     for part, of_part in names.items():
         branch = surface if part == "geometry" else part
-        found[branch] = tuple(dict.fromkeys([*found.get(branch, ()), *of_part]))
-    return found
+        by_branch[branch] = tuple(dict.fromkeys([*by_branch.get(branch, ()), *of_part]))
+    return by_branch
 
 
 def surface_normals(mesh: Mesh, location: Location) -> NDArray[np.float64]:
@@ -50,7 +50,7 @@ def surface_distance(position: Array, triangles: Array) -> NDArray[np.float64]:
     def nearest(points: NDArray[np.float64], number: int) -> NDArray[np.float64]:
         """Returns distances, exact once those to `number` nearest centres say that no other triangle is nearer."""
         number = min(number, len(center))
-        found, size = np.empty(len(points)), max(_MOST_PAIRS // number, 1)
+        distances, size = np.empty(len(points)), max(_MOST_PAIRS // number, 1)
         for start in range(0, len(points), size):
             here = points[start : start + size]
             to_center, idx = tree.query(here, k=range(1, number + 1))
@@ -58,8 +58,8 @@ def surface_distance(position: Array, triangles: Array) -> NDArray[np.float64]:
             is_open = to_center[:, -1] - reach < distance
             if number < len(center) and is_open.any():
                 distance[is_open] = nearest(here[is_open], 4 * number)
-            found[start : start + size] = distance
-        return found
+            distances[start : start + size] = distance
+        return distances
 
     return np.concatenate([nearest(np.asarray(rows, np.float64), _NEIGHBORS) for rows in row_chunks(position)])[:, None]
 

@@ -56,10 +56,10 @@ class Copies(NamedTuple):
 
 def copies_of(edges: Edges, num_cells: int) -> Copies:
     """Finds polygons that have the same edges, beside which there are more."""
-    found = Copies(np.full(num_cells, -1), np.full(num_cells, -1))
+    copies = Copies(np.full(num_cells, -1), np.full(num_cells, -1))
     is_shared = (np.bincount(edges.edge) > 2)[edges.edge]
     if not is_shared.any():
-        return found
+        return copies
     is_suspect = np.bincount(edges.cell[is_shared], minlength=num_cells) > 0
     rows = np.flatnonzero(is_suspect[edges.cell])
     rows = rows[np.argsort(edges.cell[rows], kind="stable")]
@@ -73,9 +73,9 @@ def copies_of(edges: Edges, num_cells: int) -> Copies:
         group = np.cumsum(is_new) - 1
         is_copied = np.diff(start, append=len(order))[group] > 1
         of_group = cells[here[order]]
-        found.group[of_group] = np.where(is_copied, of_group[start[group]], -1)
-        found.rank[of_group] = np.where(is_copied, np.arange(len(order)) - start[group], -1)
-    return found
+        copies.group[of_group] = np.where(is_copied, of_group[start[group]], -1)
+        copies.rank[of_group] = np.where(is_copied, np.arange(len(order)) - start[group], -1)
+    return copies
 
 
 def connected_parts(points: Floats, middle: Floats, edges: Edges, copies: Copies, area: Floats) -> tuple[Ints, Bools]:
@@ -148,8 +148,8 @@ def components(one: Ints, other: Ints, num: int) -> Ints:
     """Returns the connected component [num] of each node of a graph, from both nodes of its edges."""
     sparse = importlib.import_module("scipy.sparse")
     graph = sparse.coo_array((np.ones(len(one), np.int8), (one, other)), shape=(num, num))
-    found = importlib.import_module("scipy.sparse.csgraph").connected_components(graph, directed=False)[1]
-    return np.asarray(found, np.int64)
+    labels = importlib.import_module("scipy.sparse.csgraph").connected_components(graph, directed=False)[1]
+    return np.asarray(labels, np.int64)
 
 
 def border_of(edges: Edges, part: Ints, is_turned: Bools) -> Edges:

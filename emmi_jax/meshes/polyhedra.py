@@ -41,8 +41,8 @@ def face_geometry(points: Floats, corners: Ints, offsets: Ints) -> tuple[Floats,
 
         def measure(start: int, rows: Ints = rows, number: int = number) -> None:
             part = rows[start : start + 4 * _ROWS]
-            origin, found = _relative(columns, corners[offsets[part] + np.arange(number)[:, None]])
-            middle, normal = _polygons([found[:, k] for k in range(number)])
+            origin, relative = _relative(columns, corners[offsets[part] + np.arange(number)[:, None]])
+            middle, normal = _polygons([relative[:, k] for k in range(number)])
             centre[part], vector[part] = (middle + origin).T, normal.T
 
         _in_blocks(measure, len(rows), 4 * _ROWS)
@@ -64,8 +64,8 @@ def shape_geometry(points: Floats, corners: Ints, faces: list[list[int]]) -> tup
 
     def measure(start: int) -> None:
         rows = slice(start, start + _ROWS)
-        origin, found = _relative(columns, np.ascontiguousarray(corners[rows].T))
-        middle, volume[rows] = _hexahedra(origin, found, tables) if are_hexahedra else _cells(found, tables)
+        origin, relative = _relative(columns, np.ascontiguousarray(corners[rows].T))
+        middle, volume[rows] = _hexahedra(origin, relative, tables) if are_hexahedra else _cells(relative, tables)
         centre[rows] = (middle + origin).T
 
     _in_blocks(measure, len(corners), _ROWS)
@@ -102,8 +102,8 @@ def _is_warped(origin: Floats, corner: Floats) -> NDArray[np.bool_]:
     _, a, ab, b, c, ac, abc, bc = (corner[:, k] for k in range(8))
     diagonal = b + c
     error = np.abs(ab - (a + b))
-    for found, expected in ((bc, diagonal), (ac, a + c), (abc, a + diagonal)):
-        np.maximum(error, np.abs(found - expected), out=error)
+    for sum_of_edges, expected in ((bc, diagonal), (ac, a + c), (abc, a + diagonal)):
+        np.maximum(error, np.abs(sum_of_edges - expected), out=error)
     rounding = _ROUNDING * (np.abs(origin).max() + np.abs(abc).max())
     return np.asarray(error.max(axis=0) > rounding)
 
@@ -155,10 +155,10 @@ def _in_blocks(measure: Callable[[int], None], num: int, size: int) -> None:
 
 def _relative(columns: Floats, corner: Ints) -> tuple[Floats, Floats]:
     """Returns the first corners [3, N], and corners [3, K, N] from them, which keep digits far from the origin."""
-    found = columns.take(corner, axis=1)
-    origin = found[:, 0].copy()
-    found -= origin[:, None]
-    return origin, found
+    relative = columns.take(corner, axis=1)
+    origin = relative[:, 0].copy()
+    relative -= origin[:, None]
+    return origin, relative
 
 
 def _polygons(corner: list[Floats]) -> tuple[Floats, Floats]:
@@ -213,12 +213,12 @@ def _fan(corner: list[Floats]) -> tuple[Floats, Floats]:
 
 
 def _cross(a: Floats, b: Floats) -> Floats:
-    found, term = np.empty_like(a), np.empty_like(a[0])
+    product, term = np.empty_like(a), np.empty_like(a[0])
     for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        np.multiply(a[j], b[k], out=found[i])
+        np.multiply(a[j], b[k], out=product[i])
         np.multiply(a[k], b[j], out=term)
-        found[i] -= term
-    return found
+        product[i] -= term
+    return product
 
 
 def _sums(values: Floats, cell: Ints, num_cells: int) -> Floats:

@@ -61,8 +61,8 @@ def read_number(path: Path, names: Sequence[str], problem: str) -> float:
             if not numbers:
                 raise ValueError(f"{path}: {cell.strip()!r} must be a number, got {candidates or 'nothing'}")
             return numbers[0]
-    found = ", ".join(cell.strip() for cell in rows[0])[:80] if rows else "nothing"
-    raise ValueError(f"{path}: {problem}: expected a column {' or '.join(names)}, got {found}")
+    head = ", ".join(cell.strip() for cell in rows[0])[:80] if rows else "nothing"
+    raise ValueError(f"{path}: {problem}: expected a column {' or '.join(names)}, got {head}")
 
 
 def _plain(name: str) -> str:

@@ -23,7 +23,7 @@ class SurfaceElements(NamedTuple):
         normal: Outward unit normals [N, 3]; zero for a cell without area.
         num_open_edges: Edges that do not join exactly two cells of one part; 0 for a closed surface.
         is_turned: Which polygons [N] turn clockwise seen from outside.
-        side: How the outward side was found, in words.
+        side: How the outward side was told, in words.
     """
 
     area: NDArray[np.float64]
@@ -71,18 +71,18 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     points = np.asarray(mesh.dataset.points, dtype=np.float64)
     points = points - (points.min(axis=0) + points.max(axis=0)) / 2
     vector_area = polygon_vectors(points, connectivity, offsets)
-    found = orient(points, connectivity, offsets, vector_area)
-    if require_closed and found.num_open_edges:
+    orientation = orient(points, connectivity, offsets, vector_area)
+    if require_closed and orientation.num_open_edges:
         raise ValueError(
-            f"{mesh.path}: the surface is not closed: {found.num_open_edges} edges do not join exactly two cells, so "
-            "it has no outward side"
+            f"{mesh.path}: the surface is not closed: {orientation.num_open_edges} edges do not join exactly two "
+            "cells, so it has no outward side"
         )
-    is_turned, side = found.is_turned, found.side
+    is_turned, side = orientation.is_turned, orientation.side
     if mesh.is_patch:
         is_turned, side = np.ones(len(vector_area), bool), "faces of OpenFOAM point out of the fluid"
     area = np.linalg.norm(vector_area, axis=1)
     normal = np.where(is_turned, -1.0, 1.0)[:, None] * vector_area / np.where(area > 0, area, 1.0)[:, None]
-    return SurfaceElements(area, normal, found.num_open_edges, is_turned, side)
+    return SurfaceElements(area, normal, orientation.num_open_edges, is_turned, side)
 
 
 def polygon_vectors(
@@ -98,7 +98,7 @@ def polygon_vectors(
 
 
 def area_vectors(mesh: Mesh) -> tuple[NDArray[np.float64], str]:
-    """Returns the outward normal of every cell times its area [N, 3], and how that side was found."""
+    """Returns the outward normal of every cell times its area [N, 3], and how that side was told."""
     elements = surface_elements(mesh, require_closed=False)
     return elements.normal * elements.area[:, None], elements.side
 
@@ -121,8 +121,8 @@ def surface_dataset(mesh: Mesh) -> Any:
     Raises:
         ValueError: The mesh is not a surface of polygons.
     """
-    found = polygons(mesh)
-    return mesh.dataset if mesh.dataset.IsA("vtkPolyData") else polydata(mesh.dataset.points, *found)
+    arrays = polygons(mesh)
+    return mesh.dataset if mesh.dataset.IsA("vtkPolyData") else polydata(mesh.dataset.points, *arrays)
 
 
 def fan_triangles(dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -148,12 +148,12 @@ def polygons(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     dataset: Any = mesh.dataset
     if dataset.IsA("vtkPolyData"):
-        found = cell_arrays(dataset.GetPolys()) if dataset.GetNumberOfPolys() == dataset.n_cells else None
+        arrays = cell_arrays(dataset.GetPolys()) if dataset.GetNumberOfPolys() == dataset.n_cells else None
     else:
-        found = _flat_cells(dataset)
-    if found is None or not dataset.n_cells:
+        arrays = _flat_cells(dataset)
+    if arrays is None or not dataset.n_cells:
         raise ValueError(f"{mesh.path}: expected a surface of polygons and no other cells, got {_kind(dataset)}")
-    connectivity, offsets = found
+    connectivity, offsets = arrays
     if np.diff(offsets).min() < 3:
         raise ValueError(f"{mesh.path}: a polygon has {np.diff(offsets).min()} corners, expected at least 3")
     return connectivity, offsets

@@ -199,7 +199,7 @@ def array_names(path: Path) -> ArrayNames:
     """
     if not path.stat().st_size:
         raise ValueError(f"{path}: empty")
-    found, section = ArrayNames(set(), set()), set[str]()
+    names, section = ArrayNames(set(), set()), set[str]()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b"<VTKFile", 0, _END_BYTES) < 0:
             raise ValueError(f"{path}: not a {path.suffix} file, or a damaged one: it has no <VTKFile>")
@@ -210,26 +210,26 @@ def array_names(path: Path) -> ArrayNames:
                 case b"AppendedData":
                     break
                 case b"CellData" | b"PointData":
-                    section = found.cells if tag[1] == b"CellData" else found.points
+                    section = names.cells if tag[1] == b"CellData" else names.points
                 case b"/CellData" | b"/PointData":
                     section = set()
                 case _ if name := _NAME.search(tag[2]):
                     section.add(html.unescape(name[2].decode(errors="replace")))
-    return found
+    return names
 
 
 def _select_arrays(reader: Any, path: Path, wanted: Collection[ArrayName]) -> None:
     """Leaves out the arrays that are not wanted, and those on points if cells have all; if any is absent, none."""
-    found = array_names(path)
-    if (in_cells := all_found(wanted, found.cells)) is not None:
+    present = array_names(path)
+    if (in_cells := all_found(wanted, present.cells)) is not None:
         kept = ArrayNames(in_cells, set())
-    elif (on_points := all_found(wanted, found.points)) is not None:
+    elif (on_points := all_found(wanted, present.points)) is not None:
         kept = ArrayNames(set(), on_points)
     else:
         return
     for selection, names, of_these in (
-        (reader.GetCellDataArraySelection(), found.cells, kept.cells),
-        (reader.GetPointDataArraySelection(), found.points, kept.points),
+        (reader.GetCellDataArraySelection(), present.cells, kept.cells),
+        (reader.GetPointDataArraySelection(), present.points, kept.points),
     ):
         for name in names - of_these - {GHOSTS}:
             selection.DisableArray(name)

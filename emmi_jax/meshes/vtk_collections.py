@@ -58,10 +58,10 @@ class CollectionFile(PartsFile):
         tops = [child for child in root if child.tag in _KINDS]
         if root.tag != "VTKFile" or not tops:
             raise ValueError(f"{self.path}: not a {self.path.suffix} file: expected one of {', '.join(_KINDS)}")
-        found = [link for top in tops for link in self._below(top, "")]
-        if not found:
+        links = [link for top in tops for link in self._below(top, "")]
+        if not links:
             raise ValueError(f"{self.path}: it names no file")
-        return found
+        return links
 
     def _below(self, element: ElementTree.Element, name: str, level: int = 0) -> Iterator[_Link]:
         if level > _DEEPEST_BLOCK:
@@ -108,15 +108,15 @@ class CollectionFile(PartsFile):
 
     def files(self, time: float | None) -> list[Path]:
         """Returns the files that are read at a time."""
-        found = []
+        files_of = []
         for link in self._at(time):
             nested = self._open(link)
-            found += [link.file, *([] if nested is None else nested.files(nested.time(None)))]
-        return found
+            files_of += [link.file, *([] if nested is None else nested.files(nested.time(None)))]
+        return files_of
 
     def array_names(self, time: float | None) -> ArrayNames:
         """Returns the names of the arrays of any part."""
-        found = ArrayNames(set(), set())
+        all_names = ArrayNames(set(), set())
         for link in self._at(time):
             nested = self._open(link)
             if nested is not None:
@@ -126,19 +126,19 @@ class CollectionFile(PartsFile):
             else:
                 dataset = read_dataset(link.file)
                 names = ArrayNames({*dataset.cell_data.keys()}, {*dataset.point_data.keys()})
-            found.cells.update(names.cells)
-            found.points.update(names.points)
-        return found
+            all_names.cells.update(names.cells)
+            all_names.points.update(names.points)
+        return all_names
 
     def read(self, time: float | None, arrays: Collection[ArrayName] | None) -> list[Part]:
         """Reads the parts; see `PartsFile`."""
-        found = []
+        parts = []
         for link in self._at(time):
             if (nested := self._open(link)) is None:
                 dataset = read_dataset(link.file, arrays)
                 if dataset.n_points:
-                    found.append(Part(link.name, dataset, is_patch=is_foam_patch(link.file)))
+                    parts.append(Part(link.name, dataset, is_patch=is_foam_patch(link.file)))
                 continue
             for part in nested.read(nested.time(None), arrays):
-                found.append(part._replace(name="/".join(filter(None, (link.name, part.name)))))
-        return found
+                parts.append(part._replace(name="/".join(filter(None, (link.name, part.name)))))
+        return parts

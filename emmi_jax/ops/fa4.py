@@ -55,8 +55,8 @@ def gradients(
         return dq, dk, dv
     lse = jnp.swapaxes(lse, 0, 1).reshape(q.shape[2], -1)
     packed = map(_packed, (q, k, v, out))
-    found = backend.vjp(config, *packed, lse, _packed(cotangent), None, (), _lengths(q, k, num_keys))
-    dq, dk, dv = (x.reshape(y.shape) for x, y in zip(found, (q, k, v), strict=True))
+    grads = backend.vjp(config, *packed, lse, _packed(cotangent), None, (), _lengths(q, k, num_keys))
+    dq, dk, dv = (x.reshape(y.shape) for x, y in zip(grads, (q, k, v), strict=True))
     return dq, dk, dv
 
 

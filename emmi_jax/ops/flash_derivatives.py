@@ -103,8 +103,8 @@ class Passes(NamedTuple):
         )
 
     @staticmethod
-    def _pick(found: Arrays, wanted: Sequence[str]) -> Arrays:
-        return [found["qkv".index(name)] for name in wanted]
+    def _pick(arrays: Arrays, wanted: Sequence[str]) -> Arrays:
+        return [arrays["qkv".index(name)] for name in wanted]
 
 
 def first_derivative(passes: Passes, moved: Sequence[str]) -> LinearFunction:
@@ -125,8 +125,8 @@ def first_derivative(passes: Passes, moved: Sequence[str]) -> LinearFunction:
         return [jax.jvp(attend, points, tangents)[1]]
 
     def plain_pull(attend: Callable[..., Array], points: Any, cotangents: Arrays) -> Arrays:
-        found = jax.vjp(attend, *points)[1](cotangents[0])
-        return [found["qkv".index(name)] for name in moved]
+        grads = jax.vjp(attend, *points)[1](cotangents[0])
+        return [grads["qkv".index(name)] for name in moved]
 
     # The derivative of a gradient is symmetric, and the transpose of that of a tangent.
     def pull_push(arrays: Arrays, moving: Sequence[str], directions: Arrays, cotangents: Arrays) -> Arrays:

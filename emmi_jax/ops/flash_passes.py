@@ -47,8 +47,8 @@ class Residuals(NamedTuple):
 def forward(q: Array, k: Array, v: Array, num_keys: Array | None, *, interpret: bool) -> tuple[Array, Array]:
     """Computes attention; returns ``out`` and ``lse`` of `Residuals`."""
     outputs: dict[str, Any] = {"out": q, "lse": jax.ShapeDtypeStruct((q.shape[0], q.shape[2], q.shape[1]), jnp.float32)}
-    found = _call("forward", {"q": q, "k": k, "v": v}, num_keys, outputs, interpret)
-    return found["out"], found["lse"]
+    results = _call("forward", {"q": q, "k": k, "v": v}, num_keys, outputs, interpret)
+    return results["out"], results["lse"]
 
 
 def tangents(x: Residuals, moved: Mapping[str, Array], *, interpret: bool) -> tuple[Array, Array]:
@@ -66,8 +66,8 @@ def tangents(x: Residuals, moved: Mapping[str, Array], *, interpret: bool) -> tu
     def group(moved: dict[str, Array]) -> tuple[Array, Array]:
         num = len(next(iter(moved.values())))
         outputs = {name: jax.ShapeDtypeStruct((num, *a.shape), a.dtype) for name, a in (("out", x.q), ("mu", x.lse))}
-        found = _call("tangents", _given(x, "q", "k", "v", "out", "lse") | moved, x.num_keys, outputs, interpret)
-        return found["out"], found["mu"]
+        results = _call("tangents", _given(x, "q", "k", "v", "out", "lse") | moved, x.num_keys, outputs, interpret)
+        return results["out"], results["mu"]
 
     return _in_groups(group, dict(moved))
 
@@ -89,8 +89,8 @@ def gradients(x: Residuals, cotangent: Array, *, interpret: bool) -> tuple[Array
     """Computes the gradients of q, k and v for a cotangent of the output."""
     dq = query_gradients(x, cotangent[None], interpret=interpret)[0]
     arrays = _given(x, "q", "k", "v", "lse") | {"c": cotangent, "dots": _dots(cotangent, x.out)}
-    found = _call("key_gradients", arrays, x.num_keys, {"dk": x.k, "dv": x.v}, interpret)
-    return dq, found["dk"], found["dv"]
+    of_keys = _call("key_gradients", arrays, x.num_keys, {"dk": x.k, "dv": x.v}, interpret)
+    return dq, of_keys["dk"], of_keys["dv"]
 
 
 def second_gradients(
@@ -109,8 +109,8 @@ def second_gradients(
     arrays = _given(x, "q", "k", "v", "lse") | dict(moved) | {"c": cotangent, "mu": mu[0]}
     arrays |= {"dots": _dots(cotangent, x.out), "second_dots": _dots(cotangent, d_out[0])}
     dq = _call("second_query_gradient", arrays, x.num_keys, {"dq": x.q}, interpret)["dq"]
-    found = _call("second_key_gradients", arrays, x.num_keys, {"dk": x.k, "dv": x.v}, interpret)
-    return dq, found["dk"], found["dv"]
+    of_keys = _call("second_key_gradients", arrays, x.num_keys, {"dk": x.k, "dv": x.v}, interpret)
+    return dq, of_keys["dk"], of_keys["dv"]
 
 
 def _given(x: Residuals, *names: str) -> dict[str, Array]:
@@ -178,7 +178,7 @@ def _call(
     # Wide heads leave no room for several stages in shared memory.
     params = triton.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES if channels <= 64 else 1)
     kernel = getattr(flash_kernels, name.removeprefix("second_") if owns_keys else name)
-    found = pl.pallas_call(
+    results = pl.pallas_call(
         lambda x, y: kernel(x, y, tiles._replace(first=pl.program_id(0) * tiles.own)),
         grid=(filled[owns_keys] // tiles.own, num_heads, batch),
         in_specs=(in_specs,),
@@ -188,7 +188,7 @@ def _call(
         interpret=interpret,
         name=f"attention_{name}",
     )(padded)
-    return {key: x[tuple(map(slice, outputs[key].shape))] for key, x in found.items()}
+    return {key: x[tuple(map(slice, outputs[key].shape))] for key, x in results.items()}
 
 
 def _pad(x: Array, shape: tuple[int, ...]) -> Array:

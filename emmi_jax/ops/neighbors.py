@@ -166,8 +166,8 @@ def _find(search: Callable[..., Neighbors], points: ArrayLike, supernode_idx: Ar
     points = lax.stop_gradient(jnp.asarray(in_single(points)))
     supernode_idx = supernode_idx.astype(jnp.int32)
     spec = P(*jax.typeof(supernode_idx).sharding.spec, None)
-    found = partition_automatically(search, spec, points, supernode_idx)(*vary_alike((points, supernode_idx)))
-    return Neighbors(*found)
+    arrays = partition_automatically(search, spec, points, supernode_idx)(*vary_alike((points, supernode_idx)))
+    return Neighbors(*arrays)
 
 
 @functools.partial(jax.jit, static_argnames="max_degree")
@@ -273,8 +273,8 @@ def _per_supernode(
         # Infinity minus minus infinity is infinity: absent supernodes are far from absent points, without a NaN.
         centers = jnp.where(is_inside[:, None] & jnp.isfinite(centers), centers, -np.inf)
         chunks = centers.reshape(num_chunks, rows, num_axes).swapaxes(1, 2)
-        found = lax.map(lambda centers: search(centers, groups), chunks)
-        return Neighbors(*(x.reshape(num_chunks * rows, x.shape[-1])[:num_supernodes] for x in found))
+        arrays = lax.map(lambda centers: search(centers, groups), chunks)
+        return Neighbors(*(x.reshape(num_chunks * rows, x.shape[-1])[:num_supernodes] for x in arrays))
 
     batch_size = max(max_rows // max(num_supernodes, 1), 1) if isinstance(batch, int) else None
     search_sample = search_share if shares[1] == 1 else jax.vmap(search_share, (None, 0))
@@ -292,5 +292,5 @@ def _per_supernode(
         points, supernode_idx = (
             x.reshape(shares[0], batch // shares[0], *x.shape[1:]) for x in (points, supernode_idx)
         )
-    found = search_samples(points, supernode_idx)
-    return Neighbors(*(x.reshape(batch, shares[1] * num_supernodes, x.shape[-1]) for x in found))
+    arrays = search_samples(points, supernode_idx)
+    return Neighbors(*(x.reshape(batch, shares[1] * num_supernodes, x.shape[-1]) for x in arrays))

@@ -54,8 +54,8 @@ def opaque_call(
             place = axes.index(axis)
             return jnp.moveaxis(x.reshape(*x.shape[:place], size, -1, *x.shape[place + 1 :]), place, 0)
 
-        found = opaque_call(kernel, operands, results, list(map(fold, arrays, operands, is_mapped)))
-        return tuple(map(unfold, found, results)), (True,) * len(results)
+        outputs = opaque_call(kernel, operands, results, list(map(fold, arrays, operands, is_mapped)))
+        return tuple(map(unfold, outputs, results)), (True,) * len(results)
 
     # A kernel does not say over which axes of `jax.shard_map` its results vary.
     return vary_alike((arrays[0], *call(*arrays)))[1:]
@@ -69,12 +69,12 @@ def _partitioned(kernel: Kernel, operands: Sequence[str], results: Sequence[str]
             return tuple(NamedSharding(mesh, P(*map(spec.get, axes))) for axes in all_axes)
 
         def on_one_device(*arrays: Array) -> tuple[Array, ...]:
-            found = kernel(*arrays)
+            outputs = kernel(*arrays)
             if spec.get("t") is None:
-                return found
+                return outputs
             return tuple(
                 x if "t" in axes else lax.psum(x.astype(jnp.float32), spec["t"]).astype(x.dtype)
-                for x, axes in zip(found, results, strict=True)
+                for x, axes in zip(outputs, results, strict=True)
             )
 
         return mesh, on_one_device, shardings(results), shardings(operands)

@@ -68,8 +68,8 @@ def is_calibrated(run: Path) -> bool:
 
 def parameters_of(surrogate: Surrogate) -> str:
     """Returns what changes if a model or its parameters do."""
-    found = [fingerprint(member.model.config, {"params": member.params}, None) for member in surrogate.members]
-    return "-".join([f"{found[0].model:x}", *(f"{of_member.parameters:x}" for of_member in found)])
+    prints = [fingerprint(member.model.config, {"params": member.params}, None) for member in surrogate.members]
+    return "-".join([f"{prints[0].model:x}", *(f"{of_member.parameters:x}" for of_member in prints)])
 
 
 def write_calibration(run: Path, calibration: Calibration, familiarity: Familiarity | None) -> Path:
@@ -122,8 +122,8 @@ def _read(path: Path) -> Calibration:
         raise ValueError(f"{path}: damaged: calibrate the run again") from None
     try:
         scores = {
-            name: tuple(math.inf if score is None else score for score in found)
-            for name, found in values["scores"].items()
+            name: tuple(math.inf if score is None else score for score in of_cases)
+            for name, of_cases in values["scores"].items()
         }
         return Calibration(**values | {"cases": tuple(values["cases"]), "scores": scores})
     except (KeyError, TypeError, AttributeError):

@@ -261,8 +261,8 @@ def _check_shapes(name: str, saved: Mapping[str, Any], asked: Mapping[str, Any])
 
 
 def _compare(name: str, saved: Mapping[str, int], tree: Any) -> None:
-    for path, found in checksums(tree).items():
-        if found != saved.get(path):
+    for path, checksum in checksums(tree).items():
+        if checksum != saved.get(path):
             raise _WrongChecksumError(f"wrong checksum of {name}{path}")
 
 

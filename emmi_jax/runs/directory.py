@@ -72,8 +72,8 @@ class RunConfig(Config):
         if named is not None and (self.model.conditioning_dims is not None or named != self.model.condition_dim):
             raise ValueError(f"the conditions have {named} channels, the model takes {self.model.condition_dim}")
         self.normalizer.check_features(self.model.input_features)
-        if (found := len(self.normalizer.position_low)) != self.model.num_position_axes:
-            raise ValueError(f"the model has {self.model.num_position_axes} position axes, the normalizer {found}")
+        if (num_axes := len(self.normalizer.position_low)) != self.model.num_position_axes:
+            raise ValueError(f"the model has {self.model.num_position_axes} position axes, the normalizer {num_axes}")
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -71,18 +71,18 @@ class Devices(NamedTuple):
                 equally; the message quotes the numbers.
         """
         data, tokens, fsdp = layout
-        found, cases = jax.device_count(), settings.batch_size // settings.optimizer.accumulation
+        number, cases = jax.device_count(), settings.batch_size // settings.optimizer.accumulation
         if settings.members > 1 and (fsdp or jax.process_count() > 1):
             what = "with --fsdp" if fsdp else "in several processes"
             raise ValueError(f"{settings.members} members cannot be trained {what}: train and join single runs")
-        shared = math.gcd(settings.members, max(1, found // (tokens * (data or 1))))
+        shared = math.gcd(settings.members, max(1, number // (tokens * (data or 1))))
         if data is None:
-            data = math.gcd(cases, max(1, found // (tokens * shared)))
-        if data * tokens > found:
-            raise ValueError(f"the mesh data={data},tokens={tokens} needs {data * tokens} devices, there are {found}")
-        if data * tokens < found and jax.process_count() > 1:
+            data = math.gcd(cases, max(1, number // (tokens * shared)))
+        if data * tokens > number:
+            raise ValueError(f"the mesh data={data},tokens={tokens} needs {data * tokens} devices, there are {number}")
+        if data * tokens < number and jax.process_count() > 1:
             raise ValueError(
-                f"several processes use all of their {found} devices, got the mesh data={data},tokens={tokens}"
+                f"several processes use all of their {number} devices, got the mesh data={data},tokens={tokens}"
             )
         if cases % data:
             raise ValueError(f"data={data} devices cannot share {cases} cases equally; change batch_size or the mesh")
@@ -114,10 +114,10 @@ class Devices(NamedTuple):
     @property
     def summary(self) -> str:
         """Describes the mesh in one line."""
-        used, found = self.mesh.size, jax.device_count()
+        used, number = self.mesh.size, jax.device_count()
         kind = jax.devices()[0].device_kind
         shape = "".join(f", {name}={size}" for name, size in self.mesh.shape.items()) if used > 1 else ""
-        return f"{used} of {found} × {kind}{shape}{', fsdp' if self.fsdp else ''}"
+        return f"{used} of {number} × {kind}{shape}{', fsdp' if self.fsdp else ''}"
 
     def batch_specs(self, batch: Sample) -> Sample:
         """Returns how each array of a batch is sharded; every device has the geometry points of its cases."""

@@ -189,12 +189,12 @@ def _make_loss(
 
 def _known_values(batch: Sample) -> Metrics:
     """Returns the values [B, T, F] of the fields at anchors and queries, by "branch/field"."""
-    found = {}
+    known = {}
     for branch, points in batch.anchors.items():
         for name, values in points.fields.items():
             queries = [batch.queries[branch].fields[name]] if branch in batch.queries else []
-            found[f"{branch}/{name}"] = jnp.concatenate([values, *queries], axis=1)
-    return found
+            known[f"{branch}/{name}"] = jnp.concatenate([values, *queries], axis=1)
+    return known
 
 
 def _known_shares(batch: Sample) -> Metrics:

@@ -36,6 +36,6 @@ def case_names(root: Path, foam: FoamSelection = DEFAULT_SELECTION) -> list[str]
         return listed
     for pattern in ("*/", "*/*/"):
         folders = (path for path in root.glob(pattern) if any(layout.owns(path) for layout in layouts))
-        if found := [path.relative_to(root).as_posix() for path in folders]:
-            return sorted(found, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+        if names := [path.relative_to(root).as_posix() for path in folders]:
+            return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
     return []

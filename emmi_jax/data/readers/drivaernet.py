@@ -74,8 +74,8 @@ class DrivAerNetReader(Reader):
 
 def _files_of(path: Path) -> dict[str, Path]:
     """Returns the files of a design by the folder that they come from; parts of that folder are looked through."""
-    found = {kind: _files(path.parent, kind).get(path.name) for kind in (PRESSURE, SHEAR, VOLUME)}
-    return {kind: file for kind, file in found.items() if file is not None}
+    files = {kind: _files(path.parent, kind).get(path.name) for kind in (PRESSURE, SHEAR, VOLUME)}
+    return {kind: file for kind, file in files.items() if file is not None}
 
 
 def read_design(path: Path, design: str, *, mask_nan: bool = False) -> dict[str, PointSet]:

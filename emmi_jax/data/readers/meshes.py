@@ -68,10 +68,10 @@ class MeshReader(Reader):
 
     def files(self, path: Path) -> list[Path]:
         """Returns the meshes, what describes them, and the surface of the geometry."""
-        found = dict.fromkeys(file for files in mesh_files(path).values() for file in files)
-        for file in [*found]:
-            found.update(dict.fromkeys(linked_files(file, self.selection) if has_parts(file) else ()))
-        return sorted(filter(None, (*found, *describing_files(path), geometry_mesh_file(path))))
+        own = dict.fromkeys(file for files in mesh_files(path).values() for file in files)
+        for file in [*own]:
+            own.update(dict.fromkeys(linked_files(file, self.selection) if has_parts(file) else ()))
+        return sorted(filter(None, (*own, *describing_files(path), geometry_mesh_file(path))))
 
     def known_sources(self, path: Path) -> Sources:
         """Returns those of the published data set whose arrays a mesh has."""
@@ -210,8 +210,8 @@ def mesh_files(path: Path) -> dict[str, list[Path]]:
     dataset = read_dataset(path)
     own = None if dataset is None else {branch: of.files for branch, of in dataset.branches.items()}
     known = published_patterns() if own is None else (own,)
-    found = ({branch: _meshes(path, pattern) for branch, pattern in patterns.items()} for patterns in known)
-    return next((files for files in found if any(files.values())), {})
+    choices = ({branch: _meshes(path, pattern) for branch, pattern in patterns.items()} for patterns in known)
+    return next((files for files in choices if any(files.values())), {})
 
 
 def geometry_mesh_file(path: Path) -> Path | None:
@@ -237,8 +237,8 @@ def check_named_branches(path: Path, there: Collection[str]) -> None:
             known = published_patterns()[0]
             pattern = known.get(branch) if dataset is None else dataset.branches[branch].files
             wanted = f"the branches {', '.join(known)}" if pattern is None else f"{pattern} with {', '.join(SUFFIXES)}"
-            found = [name for name in _other_kinds(path) if pattern and pattern.strip("*").lower() in name.lower()]
-            others = f", found {', '.join(found)}" if found else ""
+            matching = [name for name in _other_kinds(path) if pattern and pattern.strip("*").lower() in name.lower()]
+            others = f", found {', '.join(matching)}" if matching else ""
             raise ValueError(
                 f"{path}: {file.name} names the branch {branch!r}, which no file has: expected {wanted}{others}"
             )
@@ -246,8 +246,8 @@ def check_named_branches(path: Path, there: Collection[str]) -> None:
 
 def _check_mapped(path: Path, branch: str, file: Path, sources: Sources) -> None:
     if branch not in sources:
-        found = dataset_file(path)
-        what = "the run" if found is None else found.name
+        mapping = dataset_file(path)
+        what = "the run" if mapping is None else mapping.name
         raise ValueError(f"{path}: {what} has no fields for the branch {branch!r} of {file.name}")
 
 
@@ -256,7 +256,7 @@ def unused_arrays(arrays: Mapping[str, tuple[str, Collection[str]]], sources: So
     lines = []
     for branch, (what, names) in arrays.items():
         known = (found_arrays(source.array, names) or () for source in sources.get(branch, {}).values())
-        used = {name for found in known for name in found}
+        used = {name for mapping in known for name in mapping}
         if unused := sorted({*names} - used - {GHOSTS}):
             lines.append(f"{what}: the arrays {', '.join(unused)}")
     return lines
@@ -294,18 +294,18 @@ def _is_mesh(name: str) -> bool:
 def _nothing_to_read(path: Path) -> str:
     wanted = [f"{pattern}{suffix}" for pattern, suffix in zip(published_patterns()[0].values(), SUFFIXES, strict=False)]
     wanted += ["tensors such as surface_position_vtp.pt", "quadpress_smpl.vtk", "hexvelo_smpl.vtk", "folders with them"]
-    found = _other_kinds(path)
-    others = f"; meshes are read from {', '.join(SUFFIXES)}, not from {', '.join(found[:5])}" if found else ""
+    unread = _other_kinds(path)
+    others = f"; meshes are read from {', '.join(SUFFIXES)}, not from {', '.join(unread[:5])}" if unread else ""
     return f"{path}: no case in this folder: expected {' or '.join(wanted)}{others}"
 
 
 def _other_kinds(path: Path) -> list[str]:
     """Returns the names of meshes that would be those of a branch if their kind were read, here or a folder deeper."""
-    found = (p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file())
+    files = (p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file())
     stems = tuple(pattern.strip("*").lower() for patterns in published_patterns() for pattern in patterns.values())
     return sorted(
         p.relative_to(path).as_posix()
-        for p in found
+        for p in files
         if p.name.lower().startswith(stems) and not _is_mesh(p.name) and is_data_name(p.name)
     )
 
@@ -344,11 +344,11 @@ def _only_file(path: Path, files: Collection[Path] | Iterator[Path]) -> Path | N
     Raises:
         ValueError: There are several.
     """
-    found = sorted(files)
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    candidates = sorted(files)
+    if len(candidates) > 1:
+        names = ", ".join(file.name for file in candidates)
         raise ValueError(
             f"{path}: a case has one such file, found {names}: join them to one, name one in dataset.toml, or "
             "move the others away"
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None

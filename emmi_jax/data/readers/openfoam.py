@@ -27,12 +27,12 @@ KNOWN_ARRAYS: Mapping[str, Mapping[str, str]] = parse_toml((files(__package__) /
 
 def proposed_sources(arrays: Mapping[str, Collection[str]]) -> Sources:
     """Returns the arrays of a case that are fields, among its arrays by branch."""
-    found: Sources = {}
+    sources: Sources = {}
     for branch, names in arrays.items():
         candidates = {field: (f"{array}Mean", array) for field, array in KNOWN_ARRAYS[branch].items()}
         present = {field: next((n for n in both if found_arrays(n, names)), None) for field, both in candidates.items()}
-        found[branch] = {field: FieldSource(name) for field, name in present.items() if name is not None}
-    return found
+        sources[branch] = {field: FieldSource(name) for field, name in present.items() if name is not None}
+    return sources
 
 
 class OpenFoamReader(Reader):

@@ -119,9 +119,9 @@ def is_data_name(name: str) -> bool:
 def unread_files(path: Path, read: list[Path]) -> list[str]:
     """Returns what a case folder has of meshes or arrays beside the files that are read: files, and folders of them."""
     known = {file.name for file in read}
-    found = sorted(p for p in path.iterdir() if p.name not in known)
-    lines = [p.name for p in found if p.is_file() and is_data_name(p.name)]
-    for folder in (p for p in found if p.is_dir()):
+    entries = sorted(p for p in path.iterdir() if p.name not in known)
+    lines = [p.name for p in entries if p.is_file() and is_data_name(p.name)]
+    for folder in (p for p in entries if p.is_dir()):
         if number := sum(1 for p in folder.iterdir() if p.is_file() and is_data_name(p.name) and p not in read):
             lines.append(f"{folder.name}/: {number:,} {'file' if number == 1 else 'files'}")
     return lines

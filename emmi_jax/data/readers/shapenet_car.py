@@ -36,8 +36,8 @@ class ShapeNetCarReader(Reader):
 
     def problem(self, path: Path, sources: Sources | None) -> str | None:
         """Says which of the files are there, unless all are."""
-        found = [file.name for file in _files_of(path)]
-        return None if len(found) == 3 else f"expected 3 files, found {', '.join(found)}"
+        names = [file.name for file in _files_of(path)]
+        return None if len(names) == 3 else f"expected 3 files, found {', '.join(names)}"
 
     def read(self, path: Path, options: ReadOptions) -> Case:
         """Reads a folder; its geometry is a mesh, if there is one."""

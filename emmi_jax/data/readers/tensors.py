@@ -62,13 +62,13 @@ class TensorReader(Reader):
     def files(self, path: Path) -> list[Path]:
         """Returns the tensors and the surface of the geometry."""
         named = [path / name for files in _files_of(path).values() for name in (files.position, *files.fields.values())]
-        found = [*(file for file in named if file.is_file()), _geometry_tensor(path), geometry_mesh_file(path)]
-        return sorted(file for file in found if file is not None)
+        used = [*(file for file in named if file.is_file()), _geometry_tensor(path), geometry_mesh_file(path)]
+        return sorted(file for file in used if file is not None)
 
     def input_files(self, path: Path, inputs: Mapping[str, Sequence[str]]) -> list[Path]:
         """Returns the tensors of further arrays."""
-        found = (_input_files(path, files, inputs.get(branch, ())) for branch, files in _files_of(path).items())
-        return sorted(path / name for files in found for name in files.values())
+        by_branch = (_input_files(path, files, inputs.get(branch, ())) for branch, files in _files_of(path).items())
+        return sorted(path / name for files in by_branch for name in files.values())
 
     def problem(self, path: Path, sources: Sources | None) -> str | None:
         """Says what is wrong with the shapes of the tensors."""
@@ -99,17 +99,17 @@ class TensorReader(Reader):
 
 def _files_of(path: Path) -> dict[str, TensorFiles]:
     """Returns the files of the branches that a folder has positions of."""
-    found: dict[str, TensorFiles] = {}
+    files_of: dict[str, TensorFiles] = {}
     for layout in LAYOUTS:
-        found = found or {branch: files for branch, files in layout.items() if (path / files.position).is_file()}
-    return found
+        files_of = files_of or {branch: files for branch, files in layout.items() if (path / files.position).is_file()}
+    return files_of
 
 
 def _input_files(path: Path, files: TensorFiles, names: Sequence[str]) -> dict[str, str]:
     """Returns the files of further arrays, which are named as those of the fields are: `surface_normal.pt`."""
     field, file = next(iter(files.fields.items()))
-    found = {name: file.replace(f"{field}.pt", f"{name}.pt") for name in names if name not in files.fields}
-    return {name: named for name, named in found.items() if (path / named).is_file()}
+    candidates = {name: file.replace(f"{field}.pt", f"{name}.pt") for name in names if name not in files.fields}
+    return {name: named for name, named in candidates.items() if (path / named).is_file()}
 
 
 def _geometry_tensor(path: Path) -> Path | None:
