@@ -18,7 +18,7 @@ except ModuleNotFoundError:
 from emmi_jax.cli.deployment import doctor, export
 from emmi_jax.cli.design import optimize, sensitivity
 from emmi_jax.cli.evaluation import calibrate, evaluate
-from emmi_jax.cli.files import convert, info, stats
+from emmi_jax.cli.files import convert, data, info, stats
 from emmi_jax.cli.options import command
 from emmi_jax.cli.prediction import predict
 from emmi_jax.cli.preparation import prepare
@@ -28,7 +28,7 @@ from emmi_jax.jobs.platforms import keep_compiled_programs, missing_platform
 from emmi_jax.training.plan import default_settings
 
 _ON_RUNS = (prepare, train, ensemble, predict, evaluate, calibrate, sensitivity, optimize)
-_ON_FILES = (convert, info, stats, export, doctor)
+_ON_FILES = (convert, data, info, stats, export, doctor)
 _COMMANDS: dict[str, Callable[..., int | None]] = {run.__name__: run for run in (*_ON_RUNS, *_ON_FILES)}
 _DEFAULTS = (default_settings(None), default_settings("data"))
 """Settings for the built-in data, and for other data."""

@@ -1,8 +1,8 @@
-"""`emmi-jax convert`, `info` and `stats`."""
+"""`emmi-jax convert`, `data`, `info` and `stats`."""
 
 from __future__ import annotations
 
-from emmi_jax.config.jobs import ConvertJob, InfoJob, StatsJob
+from emmi_jax.config.jobs import ConvertJob, DataJob, InfoJob, StatsJob
 
 
 def convert(job: ConvertJob) -> None:
@@ -18,6 +18,24 @@ def convert(job: ConvertJob) -> None:
     from emmi_jax.jobs.convert import run_job
 
     run_job(job)
+
+
+def data(job: DataJob) -> None:
+    """Say which files of a published data set belong where.
+
+    Its arrays with units, conditions, split, licence, size and source, and
+    what of it was not compared with real files.
+
+    \b
+    Example:
+      emmi-jax data
+      emmi-jax data windsorml
+    """  # noqa: D301 - \b keeps the lines of the example
+    from rich.console import Console
+
+    from emmi_jax.jobs.data import run_job
+
+    run_job(job, console=Console(soft_wrap=False))
 
 
 def info(job: InfoJob) -> None:

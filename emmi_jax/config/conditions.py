@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, replace
 
@@ -39,7 +40,7 @@ class ConditionSource(Config):
     """Source of the conditions of cases, and those of them that a model takes.
 
     Raises:
-        ValueError: A kind is unknown, or a table has no columns.
+        ValueError: A kind is unknown, a table has no columns, or the pattern has no named groups.
     """
 
     names: tuple[str, ...] | None = setting(None, "Conditions that the model takes; none for all that are found.")
@@ -51,6 +52,11 @@ class ConditionSource(Config):
     key: str | None = setting(None, "Column of the table with the names or numbers of the cases; default: the first.")
     columns: Mapping[str, str] = setting(
         dict, "By condition its column of the table, key of the JSON, array, or number of the value in an array."
+    )
+    pattern: str | None = setting(
+        None,
+        "Regular expression that finds conditions in the name of a case: its named groups, as in "
+        "`AoA_(?P<angle_of_attack>[0-9]+)`.",
     )
     inlet: str | None = setting(
         None, "Patch of OpenFOAM cases whose velocity gives the conditions speed, yaw and pitch."
@@ -69,6 +75,8 @@ class ConditionSource(Config):
             self._set(**{name: given})
         for condition, kind in self.kinds.items():
             check_choice(f"the kind of {condition!r}", kind, KINDS)
+        if self.pattern is not None:
+            _check_pattern(self.pattern)
         if self.is_table and not self.columns:
             raise ValueError(f"{self.file}: columns must say which column is which condition, such as speed = 'U_inf'")
 
@@ -80,3 +88,14 @@ class ConditionSource(Config):
     def is_table(self) -> bool:
         """Whether the file has a row for each case."""
         return self.file is not None and self.file.lower().endswith(".csv")
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        names = re.compile(pattern).groupindex
+    except re.error as error:
+        raise ValueError(f"pattern must be a regular expression, got {pattern!r}: {error}") from None
+    if not names:
+        raise ValueError(
+            f"pattern must have a named group for each condition, such as (?P<speed>[0-9.]+), got {pattern!r}"
+        )

@@ -265,6 +265,13 @@ class InfoJob(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataJob(Config):
+    """A published data set to describe."""
+
+    name: str | None = setting(None, "The data set; without it, all are listed.", option="", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatsSource(Config):
     """Arrays to describe."""
 

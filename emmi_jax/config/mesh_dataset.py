@@ -42,6 +42,32 @@ class ForceTable(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetCard(Config):
+    """What is known of a published data set, for its users.
+
+    Raises:
+        ValueError: A description of a file is no text.
+    """
+
+    title: str = setting(dataclasses.MISSING, "What it is, in a line.")
+    source: str = setting(dataclasses.MISSING, "Where it is published.")
+    license: str = setting(dataclasses.MISSING, "Its licence.")
+    size: str = setting(dataclasses.MISSING, "Numbers of cases and bytes.")
+    split: str = setting(dataclasses.MISSING, "The parts to train and test on.")
+    files: Mapping[str, str] = setting(dataclasses.MISSING, "What is in which file, N being the number of a case.")
+    layout: tuple[str, ...] = setting(dataclasses.MISSING, "Where the layout is documented, each with the date.")
+    unchecked: str = setting(dataclasses.MISSING, "What was not compared with real files.")
+    notes: tuple[str, ...] = setting((), "What its users should know.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = as_mapping("files", self.files)
+        if wrong := [name for name, text in given.items() if not isinstance(text, str)]:
+            raise ValueError(f"files must be texts by file name, got {given[wrong[0]]!r} for {wrong[0]!r}")
+        self._set(files=given)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeshDataset(Config):
     """A data set of meshes: a folder of cases, each a folder of files.
 
@@ -61,6 +87,7 @@ class MeshDataset(Config):
     )
     forces: ForceTable | None = None
     conditions: ConditionSource = setting(ConditionSource, "Where the conditions of its cases are.")
+    about: DatasetCard | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

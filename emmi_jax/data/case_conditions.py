@@ -40,22 +40,22 @@ class CaseConditions(NamedTuple):
     problems: Mapping[str, str]
 
 
-def condition_source(root: Path, given: ConditionSource) -> ConditionSource:
+def condition_source(root: Path, given: ConditionSource, default: ConditionSource | None = None) -> ConditionSource:
     """Returns where the conditions of the cases of a folder are.
 
-    That is what is given, or what `dataset.toml` or `conditions.json` in the folder say.
+    That is what is given, or what `dataset.toml` or `conditions.json` in the folder say, or else the default.
 
     Raises:
         ValueError: The file is not a `ConditionSource`.
     """
     file = root / CONDITIONS_FILE
-    if given.file is not None or given.inlet is not None:
+    if (given.file, given.inlet, given.pattern) != (None, None, None):
         return given
     dataset = read_dataset(root) if (root / DATASET_FILE).is_file() else None
     if dataset is not None and dataset.conditions != BESIDE_CASES:
         return dataset.conditions.with_names(given.names)
     if not file.is_file():
-        return given
+        return given if default is None else default.with_names(given.names)
     values = read_json_object(file)
     try:
         source = ConditionSource.from_dict(values)
@@ -69,6 +69,7 @@ def read_conditions(
     names: Sequence[str],
     source: ConditionSource = BESIDE_CASES,
     foam: FoamSelection = DEFAULT_SELECTION,
+    default: ConditionSource | None = None,
 ) -> CaseConditions:
     """Reads the conditions of cases.
 
@@ -77,6 +78,7 @@ def read_conditions(
         names: Their names.
         source: Where they are, see `condition_source`.
         foam: The time of OpenFOAM cases.
+        default: Where a published data set has them.
 
     Raises:
         FileNotFoundError: There is no such table.
@@ -84,13 +86,14 @@ def read_conditions(
     """
     if source.names == ():
         return CaseConditions({name: {} for name in names}, {})
-    source = condition_source(root, source)
+    source = condition_source(root, source, default)
     read = _table(root, names, source) if source.is_table else _file_reader(root, source)
     values: dict[str, dict[str, CaseCondition]] = {}
     problems: dict[str, str] = {}
     for name in names:
         try:
-            of_case = {condition: _condition(condition, value, source) for condition, value in read(name).items()}
+            given = read(name) | _of_name(name, source)
+            of_case = {condition: _condition(condition, value, source) for condition, value in given.items()}
             if source.inlet is not None:
                 of_case |= _of_inlet(root / name, source.inlet, foam)
             values[name] = of_case
@@ -150,6 +153,15 @@ def _file_reader(root: Path, source: ConditionSource) -> Callable[[str], dict[st
         return {condition: _of_array(file, arrays, column) for condition, column in columns.items()}
 
     return read
+
+
+def _of_name(name: str, source: ConditionSource) -> dict[str, Any]:
+    """Returns the values in the name of a case."""
+    if source.pattern is None:
+        return {}
+    if (match := re.search(source.pattern, name)) is None:
+        raise ValueError(f"the name {name!r} does not match {source.pattern!r}")
+    return {condition: _number(text or "") for condition, text in match.groupdict().items()}
 
 
 def _of_json(file: Path, source: ConditionSource) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from emmi_jax.config.mesh_dataset import ForceTable, MeshDataset
+from emmi_jax.config.mesh_dataset import GEOMETRY_FILES, ForceTable, MeshDataset
 from emmi_jax.files.atomic import JsonDict, parse_toml, read_json, read_toml
 from emmi_jax.meshes.components import all_found
 from emmi_jax.meshes.mesh import FieldSource
@@ -35,6 +35,13 @@ def published_patterns() -> tuple[Mapping[str, str], ...]:
     """Returns the patterns of the meshes of published data sets, by branch; each once."""
     patterns = (((branch, of.files) for branch, of in dataset.branches.items()) for dataset in published().values())
     return tuple(map(dict, dict.fromkeys(map(tuple, patterns))))
+
+
+@cache
+def published_geometry() -> tuple[str, ...]:
+    """Returns the patterns of files of the geometry: those of published data sets first, then those of any."""
+    known = (pattern for dataset in published().values() for pattern in dataset.geometry)
+    return tuple(dict.fromkeys((*(p for p in known if p not in GEOMETRY_FILES), *GEOMETRY_FILES)))
 
 
 @cache
@@ -65,13 +72,19 @@ def read_dataset(path: Path) -> MeshDataset | None:
         raise ValueError(f"{file}: {error}") from None
 
 
-def published_sources(branch: str, arrays: Collection[str]) -> Sources:
-    """Returns the sources of the published data set whose arrays a mesh of a branch has; else those of DrivAerML."""
-    for name, dataset in published().items():
-        sources = dataset_sources(dataset, f"{name}.toml")
+def published_name(branch: str, arrays: Collection[str]) -> str | None:
+    """Returns the name of the published data set whose arrays a mesh of a branch has, if there is one."""
+    for name in published():
+        sources = published_sources(name)
         if branch in sources and all_found((s.array for s in sources[branch].values()), arrays) is not None:
-            return sources
-    return DRIVAERML
+            return name
+    return None
+
+
+@cache
+def published_sources(name: str) -> Sources:
+    """Returns the arrays by branch and field of a published data set."""
+    return dataset_sources(published()[name], f"{name}.toml")
 
 
 def read_sources(path: Path) -> Sources:
@@ -131,4 +144,4 @@ def _as_json(source: FieldSource) -> JsonDict:
     return {"array": array, "scale": source.scale} | ({} if source.unit is None else {"unit": source.unit})
 
 
-DRIVAERML, AHMEDML = (dataset_sources(published()[name], f"{name}.toml") for name in ("drivaerml", "ahmedml"))
+DRIVAERML, AHMEDML = map(published_sources, ("drivaerml", "ahmedml"))

@@ -85,7 +85,8 @@ class OpenFolders(OpenCases):
 
     def conditions(self, source: ConditionSource) -> CaseConditions:
         """Returns the conditions that lie beside the cases, or where the source says."""
-        return read_conditions(self.root.parent if self.is_single else self.root, self.names, source, self.foam)
+        first, root = self.cases.folders[self.names[0]], self.root.parent if self.is_single else self.root
+        return read_conditions(root, self.names, source, self.foam, first.reader.conditions(first.path))
 
     def check(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> None:
         """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.

@@ -163,3 +163,23 @@ def test_a_table_needs_columns_and_kinds_are_known():
         ConditionSource(file="cases.csv")
     with pytest.raises(ValueError, match="the kind of 'speed' must be one of plain, logarithmic, angle"):
         ConditionSource(kinds={"speed": "log"})
+
+
+def test_conditions_stand_in_the_names_of_cases(tmp_path):
+    source = ConditionSource(
+        pattern=r"_U(?P<speed>[0-9.]+)_a(?P<angle>-?[0-9.]+)", units={"speed": "m/s", "angle": "deg"}
+    )
+    names = ["foil_U30.5_a-2_3412", "foil_U40_a5.25", "foil"]
+    found = read_conditions(tmp_path, names, source)
+    assert found.by_case[names[0]] == {
+        "speed": CaseCondition(30.5, "m/s"),
+        "angle": CaseCondition(-2.0, "deg", "angle"),
+    }
+    assert found.by_case[names[1]]["angle"].value == 5.25
+    assert found.problems == {"foil": f"the name 'foil' does not match {source.pattern!r}"}
+    for pattern, message in (
+        ("_U(", "must be a regular expression, got '_U\\('"),
+        ("_U[0-9]", "must have a named group"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ConditionSource(pattern=pattern)

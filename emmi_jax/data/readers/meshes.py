@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
-from emmi_jax.config.mesh_dataset import GEOMETRY_FILES
+from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.features import Names, with_distances, with_normals
@@ -24,6 +24,9 @@ from emmi_jax.data.mesh_dataset import (
     DRIVAERML,
     Sources,
     dataset_file,
+    published,
+    published_geometry,
+    published_name,
     published_patterns,
     published_sources,
     read_dataset,
@@ -75,10 +78,20 @@ class MeshReader(Reader):
 
     def known_sources(self, path: Path) -> Sources:
         """Returns those of the published data set whose arrays a mesh has."""
+        name = self._published(path)
+        return DRIVAERML if name is None else published_sources(name)
+
+    def conditions(self, path: Path) -> ConditionSource | None:
+        """Returns where the published data set of a case has its conditions."""
+        name = None if dataset_file(path) is not None else self._published(path)
+        return None if name is None else published()[name].conditions
+
+    def _published(self, path: Path) -> str | None:
+        """Returns the name of the published data set whose arrays the first mesh has."""
         for branch, files in mesh_files(path).items():
             if files and _is_mesh(files[0].name):
-                return published_sources(branch, self._all_arrays(files[0]))
-        return DRIVAERML
+                return published_name(branch, self._all_arrays(files[0]))
+        return None
 
     def problem(self, path: Path, sources: Sources | None) -> str | None:
         """Says which parts or arrays are missing."""
@@ -157,8 +170,12 @@ class MeshReader(Reader):
 
     def forces(self, path: Path) -> KnownForces | None:
         """Returns the forces that a solver wrote in the table of the data set."""
-        dataset = read_dataset(path)
-        return read_known_forces(path, None if dataset is None else [dataset.forces] if dataset.forces else [])
+        if (dataset := read_dataset(path)) is not None:
+            return read_known_forces(path, [dataset.forces] if dataset.forces else [])
+        name = None if dataset_file(path) is not None else self._published(path)
+        if name is not None and published()[name].forces is None:  # its forces.json is another
+            return None
+        return read_known_forces(path)
 
     def _read_points(
         self, file: Path, branch: str, sources: Mapping[str, FieldSource], options: ReadOptions
@@ -209,9 +226,14 @@ def mesh_files(path: Path) -> dict[str, list[Path]]:
         return {}
     dataset = read_dataset(path)
     own = None if dataset is None else {branch: of.files for branch, of in dataset.branches.items()}
-    known = published_patterns() if own is None else (own,)
+    known = sorted(published_patterns(), key=_reach) if own is None else [own]
     choices = ({branch: _meshes(path, pattern) for branch, pattern in patterns.items()} for patterns in known)
     return next((files for files in choices if any(files.values())), {})
+
+
+def _reach(patterns: Mapping[str, str]) -> int:
+    """Orders patterns: those that name more of a file come first, as `volume_*[0-9].vtu` does before `volume*`."""
+    return -min(map(len, patterns.values()))
 
 
 def geometry_mesh_file(path: Path) -> Path | None:
@@ -221,7 +243,7 @@ def geometry_mesh_file(path: Path) -> Path | None:
         ValueError: There are several of the same kind.
     """
     dataset = read_dataset(path)
-    for pattern in GEOMETRY_FILES if dataset is None else dataset.geometry:
+    for pattern in published_geometry() if dataset is None else dataset.geometry:
         if file := _only_file(path, _matching(path, pattern)):
             return file
     return None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.known_forces import KnownForces, read_known_forces
@@ -69,6 +70,10 @@ class Reader(ABC):
     def known_sources(self, path: Path) -> Sources:
         """Returns the arrays that hold the fields of a case, by their names."""
         return DRIVAERML
+
+    def conditions(self, path: Path) -> ConditionSource | None:
+        """Returns where the published data set of a case has its conditions; None if it is of no such set."""
+        return None
 
     def problem(self, path: Path, sources: Sources | None) -> str | None:
         """Says why a case cannot be read, as far as headers of its files tell; None if nothing is wrong."""
