@@ -74,6 +74,7 @@ def test_points_outside_the_training_box_are_counted_file_by_file(trained, volum
 
 
 def test_a_full_disk_is_said_with_the_name_of_the_file_and_leaves_no_half_of_it(trained, volume, tmp_path):
+    predict(trained, tmp_path / "volume.npy", tmp_path / "before")  # leaves no module or program to be written below
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
