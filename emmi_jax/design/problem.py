@@ -24,7 +24,7 @@ from emmi_jax.design.program import ChunkProgram
 from emmi_jax.design.surface import Surface, Vertices
 from emmi_jax.inference.chunks import ChunkSize, resolve_chunk_size
 from emmi_jax.inference.inputs import condition_input
-from emmi_jax.inference.streaming import encode_inputs, on_device
+from emmi_jax.inference.streaming import encode_inputs, on_devices
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.models.inputs import Tokens, check_inputs
 from emmi_jax.points import Array, PointSet, as_points
@@ -110,7 +110,7 @@ class Problem:
         self.dtype = np.dtype(np.float64 if is_double else np.float32)
         devices = jax.local_devices() if case.devices is None else list(case.devices)
         self.program = ChunkProgram.on_devices(surrogate.model, surrogate.normalizer, functional, devices)
-        variables, inputs = on_device({"params": surrogate.params}, devices[0]), self._inputs()
+        variables, inputs = on_devices({"params": surrogate.params}, devices[:1]), self._inputs()
         chunks = {branch: self._chunks(branch) for branch in functional.branches}
         for sums in functional.sums:
             if sums.box is not None:

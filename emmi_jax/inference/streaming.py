@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 
 Variables: TypeAlias = Mapping[str, Any]
+_T = TypeVar("_T")
 
 QUERY_AXIS = "queries"
 """Axis of the mesh of devices that share a chunk."""
@@ -68,7 +69,7 @@ def encode(
     variables = without_cache(variables)
     inputs = case_inputs(model.config, anchors, geometry, condition, anchor_masks, anchor_features, normalizer)
     device = device_of(variables)
-    variables = on_device(variables, device)
+    variables = on_devices(variables, [device])
     with jax.set_mesh(device_mesh([device])):
         entries = encode_inputs(model, variables, inputs)
         return AnchorCache(entries, fingerprint(model.config, variables, inputs["condition"]))
@@ -115,12 +116,12 @@ def stream(
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices must name at least one device, got none")
-    variables = on_device(without_cache(variables), devices[0])
+    variables = on_devices(without_cache(variables), devices[:1])
     batched_condition, mesh = condition_input(condition), device_mesh(devices)
     with jax.set_mesh(device_mesh(devices[:1])):
         check_cache(cache, config, variables, batched_condition)
     size = resolve_chunk_size(chunk_size, config, cache.entries, devices)
-    constants = jax.device_put(({**variables, "cache": cache.entries}, batched_condition), NamedSharding(mesh, P()))
+    constants = on_devices(({**variables, "cache": cache.entries}, batched_condition), devices)
 
     def start(chunk: Chunk, features: Any) -> dict[str, jax.Array]:
         rows = jax.device_put((chunk.position, features), NamedSharding(mesh, P(QUERY_AXIS)))
@@ -176,14 +177,14 @@ def device_of(variables: Variables) -> jax.Device:
     return used.pop() if len(used) == 1 and used <= {*local} else local[0]
 
 
-def on_device(variables: Variables, device: jax.Device) -> dict[str, Any]:
-    """Returns variables on one device, wherever they lie.
+def on_devices(tree: _T, devices: Sequence[jax.Device]) -> _T:
+    """Returns arrays as copies on each of the devices, wherever they lie.
 
     Raises:
         ValueError: A part of them lies on devices of another process.
     """
     # Not the device itself: JAX 0.10 keeps the explicit axes of an array in its type then.
-    there = NamedSharding(device_mesh([device]), P())
+    there = NamedSharding(device_mesh(devices), P())
 
     def local(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -192,15 +193,12 @@ def on_device(variables: Variables, device: jax.Device) -> dict[str, Any]:
             leaf = leaf.addressable_data(0)
         return leaf
 
-    def is_there(leaf: Any) -> bool:
-        sharding = getattr(leaf, "sharding", None)
-        return isinstance(sharding, SingleDeviceSharding) and sharding.device_set == {device}
-
+    places = [there, *([SingleDeviceSharding(devices[0])] if len(devices) == 1 else [])]
+    leaves, structure = jax.tree.flatten(tree)
     # To put hundreds of arrays where they are would take as long as to encode.
-    leaves, tree = jax.tree.flatten(dict(variables))
-    if all(map(is_there, leaves)):
-        return dict(variables)
-    placed: dict[str, Any] = jax.tree.unflatten(tree, jax.device_put([local(leaf) for leaf in leaves], there))
+    if not all(getattr(leaf, "sharding", None) in places for leaf in leaves):
+        leaves = jax.device_put([local(leaf) for leaf in leaves], there)
+    placed: _T = jax.tree.unflatten(structure, leaves)
     return placed
 
 
