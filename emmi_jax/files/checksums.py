@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -12,11 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from numpy.typing import NDArray
 
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
-_BLOCK = 1 << 18
-"""Words that the host sums along both axes at once, so that they stay in its cache."""
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -37,23 +33,22 @@ def checksums(tree: Any) -> dict[str, int]:
 
 
 def begin_checksums(tree: Any) -> Callable[[], dict[str, int]]:
-    """Begins to compute `checksums` on the devices; those of arrays in the memory of the host are done when it returns.
-
-    In a thread beside other Python code they would take three times as long, for the interpreter's lock.
+    """Begins to compute `checksums` on the devices; the host sums what is in its memory when it is asked for it.
 
     Args:
-        tree: Arrays of JAX; they may be donated afterwards.
+        tree: Arrays of JAX; they may be donated afterwards, since a view keeps those of the host.
 
     Returns:
         A function that waits for them and returns them, in any thread.
     """
 
-    def begin(array: jax.Array) -> Any:
-        is_on_host = not _is_shared(array) and array.device.platform == "cpu"  # type: ignore[union-attr]
-        return _host_sums(array) if is_on_host else _device_sums(array)
+    def begin(array: jax.Array) -> Callable[[], Any]:
+        if not _is_shared(array) and array.device.platform == "cpu":  # type: ignore[union-attr]
+            return partial(_host_sums, np.asarray(array))
+        return partial(np.asarray, _device_sums(array))
 
     pending = {path: begin(array) for path, array in jax.tree_util.tree_leaves_with_path(tree)}
-    return lambda: {jax.tree_util.keystr(path): _joined(sums) for path, sums in pending.items()}
+    return lambda: {jax.tree_util.keystr(path): _joined(wait()) for path, wait in pending.items()}
 
 
 def _is_shared(array: jax.Array) -> bool:
@@ -83,24 +78,15 @@ def _sums(array: jax.Array) -> jax.Array:
     return jnp.stack([*mixed, _mixed(words, jnp)])
 
 
-def _host_sums(array: jax.Array) -> list[int]:
+def _host_sums(array: Any) -> list[int]:
     values = np.atleast_1d(np.asarray(array))
-    words, mixed = np.ascontiguousarray(values).view(_WORDS[values.dtype.itemsize]), []
+    words: Any = np.ascontiguousarray(values).view(_WORDS[values.dtype.itemsize])
+    mixed = []
+    # Few calls on much memory: each waits for the interpreter's lock, which other threads hold.
     while words.ndim > 1:
-        rows, sums = _along_both(words.reshape(len(words), math.prod(words.shape[1:])))
-        mixed.append(_mixed(rows, np))
-        words = sums.reshape(words.shape[1:])
+        mixed.append(_mixed(np.sum(words, tuple(range(1, words.ndim)), np.uint32), np))
+        words = np.sum(words, 0, np.uint32)
     return [*mixed, _mixed(words.astype(np.uint32), np)]
-
-
-def _along_both(words: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    rows, sums = np.empty(len(words), np.uint32), np.zeros(words.shape[1], np.uint32)
-    step = max(_BLOCK // max(words.shape[1], 1), 1)
-    for start in range(0, len(words), step):
-        block = words[start : start + step]
-        np.sum(block, 1, np.uint32, out=rows[start : start + step])
-        sums += np.sum(block, 0, np.uint32)
-    return rows, sums
 
 
 def _mixed(words: Any, numpy: Any) -> Any:

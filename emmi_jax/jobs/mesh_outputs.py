@@ -18,6 +18,7 @@ from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.meshes import FieldArrays
 from emmi_jax.meshes.branch_mesh import BranchMesh, output_name
 from emmi_jax.meshes.mesh import Mesh, write_mesh
+from emmi_jax.meshes.parts import has_parts, linked_files
 from emmi_jax.meshes.surfaces import is_surface, surface_dataset
 from emmi_jax.points import Array
 
@@ -135,7 +136,7 @@ def check_figures(kind: str | None) -> None:
 
 
 def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ()) -> None:
-    """Refuses a folder where meshes with fields would replace one another or what is read.
+    """Refuses a folder where meshes with fields would replace one another or what is read, the files of parts too.
 
     Raises:
         ValueError: They would, or the folder is a file.
@@ -145,7 +146,8 @@ def check_outputs(folder: Path, paths: list[Path], branches: Sequence[str] = ())
     names = list(map(output_name, paths, branches) if branches else map(output_name, paths))
     if len(set(names)) < len(names):
         raise ValueError(f"two meshes would become the same file {folder / names[0]}")
-    check_output(folder, paths, names)
+    linked = [file for path in paths if path.is_file() and has_parts(path) for file in linked_files(path)]
+    check_output(folder, [*paths, *linked], names)
 
 
 DRAW = {"png": draw_figures, "html": write_pages}

@@ -11,7 +11,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.files.atomic import atomic_path, write_atomically
 from emmi_jax.meshes.cells import polyhedron_faces
 from emmi_jax.meshes.content import cell_arrays
 from emmi_jax.meshes.ensight import POLYGON, POLYHEDRON, SHAPES
@@ -25,8 +24,8 @@ def write_ensight(path: Path, folder: Path, parts: Sequence[tuple[str, Sequence[
     """Writes a case file, and its geometry and variables to a folder beside it.
 
     Args:
-        path: The `.case` file.
-        folder: The folder; the format cannot quote its name.
+        path: The case file.
+        folder: The folder, which exists; the format cannot quote its name.
         parts: Name and pieces, `pyvista.DataSet`s, of each part.
 
     Raises:
@@ -36,7 +35,7 @@ def write_ensight(path: Path, folder: Path, parts: Sequence[tuple[str, Sequence[
         (name or f"part{i}", join(pieces)[0].cast_to_unstructured_grid()) for i, (name, pieces) in enumerate(parts)
     ]
     orders = [np.argsort(np.asarray(grid.celltypes), kind="stable") for _, grid in grids]
-    with atomic_path(folder / "geometry") as partial, partial.open("wb") as file:
+    with (folder / "geometry").open("wb") as file:
         for line in ("C Binary", "emmi_jax", "", "node id assign", "element id assign"):
             file.write(_line(line))
         for number, ((name, grid), order) in enumerate(zip(grids, orders, strict=True), start=1):
@@ -50,7 +49,7 @@ def write_ensight(path: Path, folder: Path, parts: Sequence[tuple[str, Sequence[
         for name in names:
             lines += _write_variable(folder, name, location, grids, orders, taken)
     head = ["FORMAT", "type: ensight gold", "", "GEOMETRY", f"model: {folder.name}/geometry", "", "VARIABLE"]
-    write_atomically(path, "\n".join([*head, *lines, ""]))
+    path.write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
 
 
 def _write_elements(path: Path, file: IO[bytes], grid: Any, order: NDArray[np.int64]) -> None:
@@ -98,7 +97,7 @@ def _write_variable(
             own = own if own not in taken else next(other for other in others if other not in taken)
             taken.add(own)
         file_name = f"{own}_{location}"
-        with atomic_path(folder / file_name) as partial, partial.open("wb") as file:
+        with (folder / file_name).open("wb") as file:
             file.write(_line(own))
             for i, array in values.items():
                 file.write(_line("part") + _ints([i + 1]))

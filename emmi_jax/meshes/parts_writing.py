@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -24,9 +29,7 @@ _OF_KIND = {np.dtype(kind): name for name, kind in _NAMES.items()}
 
 
 def write_parts(path: Path, dataset: Any, patches: Sequence[tuple[str, int]]) -> None:
-    """Writes a mesh of parts; the files of the parts go to a folder beside it of the same name.
-
-    That of a `.case` file has `_` for what its format cannot hold.
+    """Writes a mesh of parts atomically; the files of the parts go to a folder of their own beside it.
 
     Args:
         path: A file with one of the extensions `WRITABLE_PARTS`.
@@ -35,22 +38,45 @@ def write_parts(path: Path, dataset: Any, patches: Sequence[tuple[str, int]]) ->
 
     Raises:
         ValueError: The extension cannot hold it.
-        OSError: A file cannot be written.
+        OSError: A file cannot be written, or another process writes this mesh.
     """
     parts = list(split(dataset, patches)) if patches else [("", [dataset])]
-    folder, suffix = path.with_suffix(""), path.suffix.lower()
+    suffix = path.suffix.lower()
     if suffix == ".vtkhdf":
         _write_hdf(path, parts)
         return
-    if suffix == ".case":
-        folder = path.with_name(re.sub(r"[^A-Za-z0-9_.-]", "_", folder.name))
-        make_folder(folder)
-        write_ensight(path, folder, parts)
-        return
-    make_folder(folder)
-    numbered = [(name, list(_write_leaves(folder, f"{i:02d}_{name}", part))) for i, (name, part) in enumerate(parts)]
-    with atomic_path(path) as partial:
+    with _new_folder(path) as (partial, folder):
+        if suffix == ".case":
+            write_ensight(partial, folder, parts)
+            return
+        numbered = [
+            (name, list(_write_leaves(folder, f"{i:02d}_{name}", part))) for i, (name, part) in enumerate(parts)
+        ]
         partial.write_text(_XML[suffix](numbered, parts), encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields a path that becomes `path` at the end, and a new folder for its parts; that before is removed then.
+
+    Names of files differ, and so do those of their folders, which EnSight can hold.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)
+    if stem != path.name:
+        stem += f"-{zlib.crc32(os.fsencode(path.name)):08x}"
+    with atomic_path(path) as partial:
+        content = path.read_bytes() if path.is_file() else b""
+        earlier = re.findall(rf"{re.escape(stem)}\.parts\d+", content.decode(errors="replace"))
+        folders = (path.with_name(f"{stem}.parts{number}") for number in count(1))
+        folder = next(folder for folder in folders if not folder.exists())
+        make_folder(folder)
+        try:
+            yield partial, folder
+        except BaseException:
+            rmtree(folder, ignore_errors=True)
+            raise
+    for name in set(earlier):
+        rmtree(path.with_name(name), ignore_errors=True)
 
 
 def _write_leaves(folder: Path, name: str, datasets: Iterable[Any]) -> Iterator[str]:

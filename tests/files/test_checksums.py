@@ -46,3 +46,10 @@ def test_of_two_words_any_exchange_and_both_signs_count(shape):
             changed[-1][[one, other]] *= -1
     found = [checksums([jnp.asarray(array.reshape(shape))])["[0]"] for array in changed]
     assert found[0] not in found[1:]
+
+
+def test_what_is_summed_later_may_be_donated_meanwhile():
+    array = jnp.arange(5.0) + 0
+    expected, wait = checksums([array]), begin_checksums([array])
+    jax.block_until_ready(jax.jit(jnp.negative, donate_argnums=0)(array))
+    assert wait() == expected

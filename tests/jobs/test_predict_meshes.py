@@ -17,7 +17,7 @@ from emmi_jax.data.sampling import sample_points
 from emmi_jax.inference.meshes import geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.force_report import report_forces
-from emmi_jax.jobs.mesh_outputs import largest_output, write_predictions
+from emmi_jax.jobs.mesh_outputs import check_outputs, largest_output, write_predictions
 from emmi_jax.jobs.predict_meshes import MeshJob, predict_meshes
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.meshes.branch_mesh import BranchMesh, geometry_mesh, query_mesh, reference_mesh
@@ -345,6 +345,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(trained, folder,
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             predict(trained, folder, **{"out": tmp_path / "out"} | changes)
         assert sorted(folder.iterdir()) + sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_that_an_input_names_is_an_input(tmp_path):
+    link = '<DataSet index="0" file="volume.vtu"/>'
+    (tmp_path / "all.vtm").write_text(
+        f'<VTKFile type="vtkMultiBlockDataSet"><vtkMultiBlockDataSet>{link}</vtkMultiBlockDataSet></VTKFile>'
+    )
+    import_pyvista().examples.cells.Tetrahedron().save(tmp_path / "volume.vtu")
+    with pytest.raises(ValueError, match=r"volume\.vtu would replace .*volume\.vtu, which is read"):
+        check_outputs(tmp_path, [tmp_path / "all.vtm", Path("elsewhere/volume.vtu")], ["surface", "volume"])
 
 
 def test_a_disk_that_may_be_too_small_is_said_before_predicting(trained, folder, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from emmi_jax.config import FoamSelection
 from emmi_jax.design.surface import read_surface as surface_to_move
-from emmi_jax.meshes import vtk_collections
+from emmi_jax.meshes import parts_writing, vtk_collections
 from emmi_jax.meshes.forces import integrate_forces
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh, write_mesh
 from emmi_jax.meshes.openfoam import case_folder
@@ -184,6 +184,36 @@ def test_any_name_of_a_case_file_is_read_again(name, tmp_path):
     found = read_mesh(tmp_path / name).dataset
     values = {field: found[field][0] for field in found.cell_data.keys()}  # noqa: SIM118
     assert values == {"q": 1, "a_b_2": 0, "a_b": 1, "a_b_3": 2, "c_0": 3, "c_0_2": 4, "c_1": 4}
+
+
+@pytest.mark.parametrize("names", [("my car.case", "my_car.case"), ("car.vtm", "car.vtpc"), ("a.car.vtm", "a_car.vtm")])
+def test_each_file_of_parts_has_its_own_folder(names, tmp_path):
+    plane = pyvista.Plane(i_resolution=2, j_resolution=1)
+    for value, name in enumerate(names):
+        mesh = Mesh(tmp_path / "plane.vtp", plane, patches=(("body", 2),))
+        write_mesh(tmp_path / name, mesh, {"q": np.full(2, value, np.float32)}, location="cells")
+    for value, name in enumerate(names):
+        assert read_mesh(tmp_path / name).dataset.cell_data["q"].tolist() == [value, value]
+
+
+def test_a_mesh_of_parts_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    plane, path = pyvista.Plane(i_resolution=2, j_resolution=1), tmp_path / "car.vtm"
+    mesh = Mesh(tmp_path / "plane.vtp", plane, patches=(("one", 1), ("other", 1)))
+
+    def write(value):
+        write_mesh(path, mesh, {"q": np.full(2, value, np.float32)}, location="cells")
+
+    write(1)
+    write(2)
+    before = sorted(file.relative_to(tmp_path) for file in tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:
+        left = iter([parts_writing.write_dataset])
+        patch.setattr(parts_writing, "write_dataset", lambda *given: next(left)(*given))
+        with pytest.raises(RuntimeError):  # after the first part
+            write(3)
+    assert read_mesh(path).dataset.cell_data["q"].tolist() == [2, 2]
+    assert sorted(file.relative_to(tmp_path) for file in tmp_path.rglob("*")) == before
+    assert len([file for file in tmp_path.iterdir() if file.is_dir()]) == 1
 
 
 @pytest.mark.parametrize(
