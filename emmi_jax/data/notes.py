@@ -112,7 +112,8 @@ def rounding_warnings(moments: DataMoments, dtype: str) -> Iterator[str]:
         for name, (plain, _) in fields.items():
             largest = np.maximum(np.abs(plain.minimum), np.abs(plain.maximum))
             spacing = np.spacing(largest.astype(dtype)).astype(np.float64)
-            if np.any((share := spacing / np.maximum(plain.std, 1e-300)) > _MOST_ROUNDING) and plain.std.any():
+            share = np.where(plain.std > 0, spacing / np.maximum(plain.std, 1e-300), 0.0)  # one of U is 0 in a plane
+            if np.any(share > _MOST_ROUNDING):
                 worst = int(np.argmax(share))
                 yield (
                     f"{branch}/{name} is stored as {dtype}, which rounds it by {spacing[worst]:.2g}, "

@@ -73,7 +73,7 @@ def sample_points(
 def sample_triangles(
     rng: np.random.Generator | int, corners: NDArray[np.floating[Any]], num_points: int
 ) -> NDArray[np.float64]:
-    """Draws independent points on triangles, uniform in area.
+    """Draws independent points on triangles, uniform in area; or on lines, whose last two corners are one, in length.
 
     Args:
         rng: Source of randomness, or a seed; the same state gives the same points.
@@ -101,12 +101,16 @@ def draw_on_triangles(
     A point is the mean of its triangle's corners with these weights.
 
     Raises:
-        ValueError: The number is negative, or all triangles have no area.
+        ValueError: The number is negative, or all triangles have no area and are no lines.
     """
     rng = np.random.default_rng(rng)
     if num_points < 0:
         raise ValueError(f"num_points is {num_points}, expected 0 or more")
     corners = np.asarray(corners, dtype=np.float64)
+    length = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)
+    if length.sum() > 0 and np.array_equal(corners[:, 1], corners[:, 2]):
+        line, share = rng.choice(len(corners), num_points, p=length / length.sum()), rng.random(num_points)
+        return line, np.stack([1 - share, share, np.zeros(num_points)], axis=1)
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     if not area.sum() > 0:
         raise ValueError(f"none of {len(corners)} triangles has an area")

@@ -16,6 +16,7 @@ from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.jobs import StatsJob
 from emmi_jax.data.case_conditions import BESIDE_CASES
 from emmi_jax.data.cases import ReadOptions
+from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.moments import Moments
 from emmi_jax.data.notes import VOLUME, Box, box_warnings
 from emmi_jax.data.open import OpenFolders, check_selection, open_cases
@@ -212,7 +213,8 @@ def _case_arrays(path: Path, foam: FoamSelection, notes: Notes) -> NamedChunks:
             notes.add_mesh(f"{folder.path}: geometry", geometry)
         for branch, mesh in meshes.items():
             has_mesh = True
-            notes.add_side(folder.path, mesh)
+            if branch == GEOMETRY_BRANCH:
+                notes.add_side(folder.path, mesh)
             yield f"{branch}/position", row_chunks(mesh.position(folder.reader.location))
             for name, chunks in _mesh_arrays(f"{folder.path}: {branch}", mesh, notes):
                 yield f"{branch}/{name}", chunks

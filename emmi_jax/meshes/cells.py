@@ -34,7 +34,7 @@ _SOLIDS: dict[int, list[list[int]]] = {
 
 
 class CellGeometry(NamedTuple):
-    """Centroids [N, 3] of cells, and their sizes [N]: areas or volumes, 0 for lines and vertices."""
+    """Centroids [N, 3] of cells, and their sizes [N]: lengths, areas or volumes, 0 for vertices."""
 
     centre: Floats
     size: Floats
@@ -68,8 +68,7 @@ def measure_cells(dataset: Any) -> CellGeometry:
         elif kind in _FLAT:
             parts = _flat(points, *flat_cells(kinds[cells], *taken(corners, offsets, cells)))
         elif kind in _LOWER:
-            own, ends = taken(corners, offsets, cells)
-            parts = np.add.reduceat(points[own], ends[:-1], axis=0) / np.diff(ends)[:, None], np.zeros(len(cells))
+            parts = _lower(points, *taken(corners, offsets, cells))
         else:
             name = import_pyvista().CellType(kind).name.lower()
             raise ValueError(f"{len(cells):,} cells are of the kind {name}, expected linear ones")
@@ -99,6 +98,15 @@ def taken(corners: Ints, offsets: Ints, cells: Ints) -> tuple[Ints, Ints]:
 def _flat(points: Floats, corners: Ints, offsets: Ints) -> CellGeometry:
     centre, vector = face_geometry(points, corners, offsets)
     return CellGeometry(centre, np.linalg.norm(vector, axis=1))
+
+
+def _lower(points: Floats, corners: Ints, offsets: Ints) -> CellGeometry:
+    """Vertices and lines: the mean of the corners, and the length from the first to the last."""
+    step = np.linalg.norm(np.diff(points[corners], axis=0, append=points[corners[-1:]]), axis=1)
+    step[offsets[1:] - 1] = 0.0  # from one cell to the next
+    number = np.diff(offsets)
+    centre = np.add.reduceat(points[corners], offsets[:-1], axis=0) / number[:, None]
+    return CellGeometry(centre, np.where(number > 1, np.add.reduceat(step, offsets[:-1]), 0.0))
 
 
 def _polyhedra(points: Floats, grid: Any, cells: Ints) -> CellGeometry:

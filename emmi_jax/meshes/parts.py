@@ -19,6 +19,7 @@ from emmi_jax.meshes.parts_file import Part, PartsFile, chosen_names
 from emmi_jax.meshes.vtk import ArrayNames, import_pyvista, vtk_messages
 from emmi_jax.meshes.vtk_collections import SUFFIXES as _COLLECTIONS
 from emmi_jax.meshes.vtk_collections import CollectionFile
+from emmi_jax.points import flat_axis
 
 _FILES: dict[str, type[PartsFile]] = {**dict.fromkeys(_COLLECTIONS, CollectionFile), ".case": EnsightCase}
 _FILES |= {".vtkhdf": VtkHdfFile, ".cgns": CgnsFile}
@@ -88,7 +89,8 @@ def read_parts(
     """Reads the parts of a branch as one mesh.
 
     Cells of the highest dimension are the volume, those one below it beside them the surface; a file of surfaces alone
-    is a surface. Of several surfaces beside a volume, those are taken that the file calls walls, or that are chosen.
+    is a surface, unless it is a plane with lines. Of several surfaces beside a volume, those are taken that the file
+    calls walls, or that are chosen.
 
     Args:
         path: The file.
@@ -140,7 +142,8 @@ def _of_branch(path: Path, parts: Sequence[Part], branch: str | None, patterns: 
         raise ValueError(f"{path}: the mesh is empty")
     dims = [cell_dim(part.dataset) for part in parts]
     highest = max(dims)
-    is_beside = branch == _SURFACE and highest == 3
+    is_flat = highest == 2 and 1 in dims and _is_flat([part.dataset for part in parts])
+    is_beside = branch == _SURFACE and (highest == 3 or is_flat)
     here = [part for part, dim in zip(parts, dims, strict=True) if dim == highest - is_beside]
     if not here:
         raise ValueError(f"{path}: has no cells for the branch {branch!r}: its parts are all volumes")
@@ -161,6 +164,11 @@ def _of_branch(path: Path, parts: Sequence[Part], branch: str | None, patterns: 
     if patterns or len(names) > 1:
         raise ValueError(f"{path}: choose the parts of the surface with --surface-patches from {', '.join(names)}")
     return here
+
+
+def _is_flat(datasets: Sequence[Any]) -> bool:
+    """Returns whether meshes lie in one plane of two axes, so that lines are the surface of its faces."""
+    return flat_axis(np.concatenate([np.asarray(dataset.points) for dataset in datasets])) is not None
 
 
 def join(datasets: Sequence[Any]) -> tuple[Any, list[str]]:
@@ -212,9 +220,11 @@ def split(dataset: Any, patches: Sequence[tuple[str, int]]) -> Iterator[tuple[st
 def _cut(dataset: Any, first: int, end: int) -> Any:
     if not dataset.IsA("vtkPolyData"):
         return extracted(dataset, np.arange(first, end))
-    corners, offsets = cell_arrays(dataset.GetPolys())
+    dim = 2 if dataset.GetNumberOfPolys() else 1
+    corners, offsets = cell_arrays(dataset.GetPolys() if dim == 2 else dataset.GetLines())
     used, corner = np.unique(corners[offsets[first] : offsets[end]], return_inverse=True)
-    cut = polydata(np.asarray(dataset.points)[used], corner.reshape(-1), offsets[first : end + 1] - offsets[first])
+    ends = offsets[first : end + 1] - offsets[first]
+    cut = polydata(np.asarray(dataset.points)[used], corner.reshape(-1), ends, dim=dim)
     for data, own, rows in ((dataset.point_data, cut.point_data, used), (dataset.cell_data, cut.cell_data, None)):
         for name in data.keys():  # noqa: SIM118 - not a mapping
             own[name] = np.asarray(data[name])[slice(first, end) if rows is None else rows]

@@ -1,4 +1,4 @@
-"""Surfaces of polygons: areas, outward normals, and whether they are closed."""
+"""Surfaces of polygons, or of lines in a plane: areas, outward normals, and whether they are closed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from emmi_jax.meshes.cavities import fans
 from emmi_jax.meshes.cells import PIXEL, POLYGON, QUAD, TRIANGLE, flat_cells
 from emmi_jax.meshes.content import cell_arrays, polydata
+from emmi_jax.meshes.curves import curve_elements, segments
 from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.orientation import orient
 from emmi_jax.meshes.vtk import import_pyvista, vtk_messages
@@ -19,10 +20,10 @@ class SurfaceElements(NamedTuple):
     """Cells of a surface.
 
     Args:
-        area: Areas [N], in the squared unit of the positions.
+        area: Areas [N], in the squared unit of the positions; of lines, lengths.
         normal: Outward unit normals [N, 3]; zero for a cell without area.
-        num_open_edges: Edges that do not join exactly two cells of one part; 0 for a closed surface.
-        is_turned: Which polygons [N] turn clockwise seen from outside.
+        num_open_edges: Edges, or ends of lines, that do not join exactly two cells of one part; 0 for a closed surface.
+        is_turned: Which cells [N] turn clockwise seen from outside.
         side: How the outward side was told, in words.
     """
 
@@ -34,18 +35,21 @@ class SurfaceElements(NamedTuple):
 
 
 def check_surface(mesh: Mesh) -> None:
-    """Checks that a mesh is a surface of polygons.
+    """Checks that a mesh is a surface of polygons, or of lines in a plane.
 
     Raises:
         ValueError: It is not.
     """
-    polygons(mesh)
+    if (ends := segments(mesh.dataset)) is None:
+        polygons(mesh)
+    else:
+        _of_lines(mesh, ends, require_closed=False)
 
 
 def is_surface(mesh: Mesh) -> bool:
-    """Returns whether a mesh is a surface of polygons and nothing else."""
+    """Returns whether a mesh is a surface of polygons, or of lines, and nothing else."""
     try:
-        polygons(mesh)
+        check_surface(mesh)
     except ValueError:
         return False
     return True
@@ -58,7 +62,8 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     connected part; see `orient`.
 
     Args:
-        mesh: A surface of polygons. They should be planar; else area and normal are those of their boundary.
+        mesh: A surface of polygons. They should be planar; else area and normal are those of their boundary. Or of
+            lines in a plane of two axes, whose areas are those per unit of span.
         require_closed: Whether to refuse a surface with open edges.
 
     Returns:
@@ -67,6 +72,8 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     Raises:
         ValueError: The mesh is not a surface of polygons, or must be closed but is not.
     """
+    if (ends := segments(mesh.dataset)) is not None:
+        return _of_lines(mesh, ends, require_closed=require_closed)
     connectivity, offsets = polygons(mesh)
     points = np.asarray(mesh.dataset.points, dtype=np.float64)
     points = points - (points.min(axis=0) + points.max(axis=0)) / 2
@@ -83,6 +90,18 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
     area = np.linalg.norm(vector_area, axis=1)
     normal = np.where(is_turned, -1.0, 1.0)[:, None] * vector_area / np.where(area > 0, area, 1.0)[:, None]
     return SurfaceElements(area, normal, orientation.num_open_edges, is_turned, side)
+
+
+def _of_lines(mesh: Mesh, ends: NDArray[np.int64], *, require_closed: bool) -> SurfaceElements:
+    try:
+        found = curve_elements(np.asarray(mesh.dataset.points, dtype=np.float64), ends)
+    except ValueError as error:
+        raise ValueError(f"{mesh.path}: {error}") from None
+    if require_closed and found.num_ends:
+        raise ValueError(f"{mesh.path}: {found.num_ends} points do not join exactly two lines")
+    lids = f", {found.num_ends} ends joined by straight lines" if found.num_ends else ""
+    side = f"lines in the plane {found.plane} around the body{lids}; forces are per unit of span"
+    return SurfaceElements(found.length, found.normal, found.num_ends, found.is_turned, side)
 
 
 def polygon_vectors(
@@ -104,11 +123,13 @@ def area_vectors(mesh: Mesh) -> tuple[NDArray[np.float64], str]:
 
 
 def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
-    """Cuts a surface into triangles and returns their corners, [F, 3, 3].
+    """Cuts a surface into triangles and returns their corners, [F, 3, 3]; those of a line are its ends, the last twice.
 
     Raises:
-        ValueError: The mesh is not a surface of polygons.
+        ValueError: The mesh is not a surface of polygons or lines.
     """
+    if (ends := segments(mesh.dataset)) is not None:
+        return np.asarray(mesh.dataset.points, dtype=np.float64)[ends[:, [0, 1, 1]]]
     with vtk_messages():
         triangles = Mesh(mesh.path, surface_dataset(mesh).triangulate())
     connectivity, _ = polygons(triangles)
@@ -116,11 +137,14 @@ def surface_triangles(mesh: Mesh) -> NDArray[np.float64]:
 
 
 def surface_dataset(mesh: Mesh) -> Any:
-    """Returns the polygons of a surface as `pyvista.PolyData`, with its points and the order of its cells.
+    """Returns the cells of a surface as `pyvista.PolyData`, with its points and the order of its cells.
 
     Raises:
-        ValueError: The mesh is not a surface of polygons.
+        ValueError: The mesh is not a surface of polygons or lines.
     """
+    if (ends := segments(mesh.dataset)) is not None:
+        made = polydata(mesh.dataset.points, ends.reshape(-1), 2 * np.arange(len(ends) + 1), dim=1)
+        return mesh.dataset if mesh.dataset.IsA("vtkPolyData") else made
     arrays = polygons(mesh)
     return mesh.dataset if mesh.dataset.IsA("vtkPolyData") else polydata(mesh.dataset.points, *arrays)
 

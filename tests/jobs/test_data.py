@@ -15,6 +15,7 @@ from emmi_jax.data.mesh_dataset import published, published_sources
 from emmi_jax.data.open import open_cases
 from emmi_jax.meshes.vtk import import_pyvista
 
+FOIL = "airFoil2D_SST_43.597_-2.5_3.551_3.1_1.0_18.252"
 ANGLE = {"angle_of_attack": CaseCondition(16.0, "deg", "angle")}
 
 
@@ -81,6 +82,13 @@ LAYOUTS = {
         POINTS,
         ANGLE | {"mach": CaseCondition(0.8)},
     ),
+    "airfrans": Layout(
+        FOIL,
+        {"surface": f"{FOIL}_aerofoil.vtp", "volume": f"{FOIL}_internal.vtu", "other": f"{FOIL}_freestream.vtp"},
+        {},
+        {"surface": "cells", "volume": "points"},
+        {"speed": CaseCondition(43.597, "m/s"), "angle_of_attack": CaseCondition(-2.5, "deg", "angle")},
+    ),
 }
 """By data set; a new one of the package needs one here."""
 
@@ -92,13 +100,16 @@ def write_case(path: Path, name: str) -> dict[str, np.ndarray]:
     ball = pyvista.Sphere(theta_resolution=6, phi_resolution=6)
     ball.clear_data()
     box = pyvista.ImageData(dimensions=(3, 4, 5), origin=(-2, -2, -2), spacing=(2, 1, 1)).cast_to_unstructured_grid()
+    if name == "airfrans":
+        ball, box = pyvista.PolyData(ball.points * [1, 1, 0], lines=[2, 0, 1, 2, 1, 2]), pyvista.Plane()
+    box.clear_data()
     for kind, file in layout.meshes.items():
         mesh = (ball if file.endswith((".vtp", ".stl")) or kind == "surface" else box).copy()
         for field, source in published_sources(name).get(kind, {}).items():
             data = mesh.cell_data if layout.places[kind] == "cells" else mesh.point_data
             rows = mesh.n_cells if layout.places[kind] == "cells" else mesh.n_points
             arrays = [source.array] if isinstance(source.array, str) else source.array
-            is_vector = field in ("velocity", "wallshearstress", "vorticity") and len(arrays) == 1
+            is_vector = field in ("velocity", "wallshearstress", "wall_shear_stress", "vorticity") and len(arrays) == 1
             for number, array in enumerate(arrays):
                 size = rows * (3 if is_vector else 1)
                 values = np.arange(size, dtype=np.float32).reshape((rows, 3) if is_vector else (rows,)) + number

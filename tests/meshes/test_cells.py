@@ -129,7 +129,7 @@ def test_images_have_voxels_pixels_and_lines(dimensions):
     grid = pyvista.ImageData(dimensions=dimensions, spacing=(1.0, 0.5, 0.25), origin=(1, 2, 3))
     found = measure_cells(grid)
     np.testing.assert_allclose(found.centre[0], [1.5, 2 + 0.25 * (dimensions[1] > 1), 3 + 0.125 * (dimensions[2] > 1)])
-    np.testing.assert_allclose(found.size, {5: 0.125, 1: 0.5}[dimensions[2]] if dimensions[1] > 1 else 0.0)
+    np.testing.assert_allclose(found.size, {5: 0.125, 1: 0.5}[dimensions[2]] if dimensions[1] > 1 else 1.0)
 
 
 def test_surfaces_have_centroids_of_their_polygons():

@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emmi_jax.data.sampling import sample_triangles
+from emmi_jax.meshes.forces import integrate_forces
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.surfaces import surface_elements, surface_triangles
 from emmi_jax.meshes.vtk import import_pyvista
@@ -106,7 +108,6 @@ def test_a_cell_without_area_has_a_zero_normal():
             pyvista.ImageData(dimensions=(2, 2, 2)),
             "expected a surface of polygons and no other cells, got a vtkImageData",
         ),
-        (pyvista.Line(), "got 0 polygons among 1 cells"),
         (pyvista.PolyData(np.ones((3, 3))), "got 0 polygons among 3 cells"),
     ],
 )
@@ -250,3 +251,59 @@ def test_a_body_on_the_floor_of_a_tunnel_is_no_cavity_and_a_hole_in_it_is_one():
 
     on_floor, floating = normals((10.5, 11.5, -2, -1, 100, 101)), normals((10.5, 11.5, -2, -1, 101, 102))
     np.testing.assert_array_equal(on_floor, -floating)
+
+
+def ring(axis: int, num: int = 7) -> Any:
+    """A body in a plane and one beside it, of lines in any order and direction, whose ends are points of their own."""
+    angle = 2 * np.pi * np.arange(num) / num
+    loop = np.stack([np.cos(angle), 0.5 * np.sin(angle)], axis=1)
+    loops = [loop, 3 * loop[::-1] + [9, 0]]
+    ends = np.concatenate([np.stack([one, np.roll(one, -1, axis=0)], axis=1) for one in loops])
+    ends[::2] = ends[::2, ::-1]
+    points = np.insert(ends.reshape(-1, 2), axis, 0.5, axis=1)
+    shuffled = np.random.default_rng(0).permutation(2 * num)
+    lines = np.c_[np.full(2 * num, 2), np.arange(4 * num).reshape(-1, 2)][shuffled]
+    return pyvista.PolyData(points, lines=lines.reshape(-1))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("as_grid", [False, True])
+def test_lines_in_a_plane_are_a_surface_whose_forces_per_span_are_exact(axis, as_grid):
+    dataset = ring(axis)
+    surface = mesh(dataset.cast_to_unstructured_grid() if as_grid else dataset)
+    elements, (u, v) = surface_elements(surface), [a for a in range(3) if a != axis]
+    centre, num = surface.position("cells"), 7
+    np.testing.assert_allclose(elements.area, surface.cell_sizes(), rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(elements.normal, axis=1), 1.0, rtol=1e-12)
+    body = np.where(centre[:, u] > 4, 9.0, 0.0)
+    outward = (centre[:, u] - body) * elements.normal[:, u] + centre[:, v] * elements.normal[:, v]
+    assert outward.min() > 0
+    # By the theorem of Gauss, a pressure that is linear in u pushes by its slope times the area of both bodies.
+    enclosed = (1 + 9) * 0.5 * 0.5 * num * np.sin(2 * np.pi / num)
+    force = integrate_forces(elements.normal, elements.area, 2.0 + 3.0 * centre[:, u])
+    expected = np.zeros(3)
+    expected[u] = -3.0 * enclosed
+    np.testing.assert_allclose(force, expected, atol=1e-12)
+    assert elements.num_open_edges == 0
+    assert elements.side == f"lines in the plane {'xyz'[u]}-{'xyz'[v]} around the body; forces are per unit of span"
+
+
+def test_lines_that_have_no_outward_side_are_refused():
+    dataset = ring(2)
+    with pytest.raises(ValueError, match="4 points do not join exactly two lines"):
+        surface_elements(mesh(dataset.extract_cells(np.arange(12))))
+    points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0]], float)
+    star = pyvista.PolyData(points, lines=[2, 0, 1, 2, 0, 2, 2, 0, 3])
+    with pytest.raises(ValueError, match="1 points join more than two lines"):
+        surface_elements(mesh(star), require_closed=False)
+    for points in (np.eye(3), np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]], float)):
+        with pytest.raises(ValueError, match="planes x-y, x-z and y-z alone"):
+            surface_elements(mesh(pyvista.PolyData(points, lines=[2, 0, 1, 2, 1, 2])), require_closed=False)
+
+
+def test_points_on_lines_are_uniform_in_length():
+    points = np.array([[0, 0, 5], [0, 1, 5], [0, 0.5, 5]])
+    triangles = surface_triangles(mesh(pyvista.PolyData(points, lines=[2, 0, 2, 2, 2, 1])))
+    points = sample_triangles(0, triangles, 4000)
+    np.testing.assert_array_equal(points[:, [0, 2]], np.tile([0, 5], (4000, 1)))
+    np.testing.assert_allclose(np.histogram(points[:, 1], 4, (0, 1))[0], 1000, atol=100)
