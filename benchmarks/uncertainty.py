@@ -25,9 +25,10 @@ from emmi_jax.data.ellipsoids import EllipsoidDataset
 from emmi_jax.data.familiarity import Description, fit_familiarity
 from emmi_jax.data.potential_flow import SEMI_AXIS_RANGE, Ellipsoid, random_ellipsoids
 from emmi_jax.data.samples import Sample, normalize_sample, stack_samples
+from emmi_jax.deploy.intervals import field_deviation
 from emmi_jax.deploy.spread import Spread
 from emmi_jax.inference.case_encoding import case_traits, pooled
-from emmi_jax.inference.intervals import field_deviation, field_scores, number_score
+from emmi_jax.inference.intervals import field_scores, number_score
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.plots.uncertainty import draw_coverage, draw_errors_over_deviations
 from emmi_jax.runs.load import load_run

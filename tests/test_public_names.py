@@ -53,7 +53,17 @@ PUBLIC = {
         "params_from_torch",
         "params_to_torch",
     },
-    "emmi_jax.deploy": {"Encoded", "ExportedSurrogate", "Geometry", "Points", "StreamedChunk", "load"},
+    "emmi_jax.deploy": {
+        "Encoded",
+        "EncodedSet",
+        "ExportedSurrogate",
+        "Geometry",
+        "Intervals",
+        "Points",
+        "Spread",
+        "StreamedChunk",
+        "load",
+    },
     "emmi_jax.design": {
         "CaseInputs",
         "Draws",

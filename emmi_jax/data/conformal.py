@@ -13,11 +13,14 @@ Sources: Papadopoulos et al. 2002, "Inductive confidence machines for regression
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from emmi_jax.deploy.intervals import conformal_quantile as conformal_quantile
+from emmi_jax.deploy.intervals import exact_share, quantile_rank
+from emmi_jax.deploy.intervals import half_width as half_width
 
 
 class CoverageLaw(NamedTuple):
@@ -59,40 +62,6 @@ def coverage_law(num_cases: int, level: float) -> CoverageLaw:
     return CoverageLaw(rank, num_cases + 1 - rank)
 
 
-def quantile_rank(num_cases: int, level: float) -> int:
-    """Returns which of the sorted scores of so many cases bounds a new one: ⌈(num_cases + 1) · level⌉, from 1 on.
-
-    The level is taken as the decimal number that it is written as: 0.55 of 20 is 11.
-
-    Raises:
-        ValueError: The level is not between 0 and 1, or so many cases cannot give it.
-    """
-    exact = _share("level", level)
-    if exact == 1:
-        raise ValueError("level must be below 1, got 1: no number of cases guarantees it")
-    rank = math.ceil((num_cases + 1) * exact)
-    if rank > num_cases:
-        needed = math.ceil(exact / (1 - exact))
-        raise ValueError(f"level {level:g} needs at least {needed} calibration cases, there are {num_cases}")
-    return rank
-
-
-def conformal_quantile(scores: ArrayLike, level: float) -> float:
-    """Returns the bound of the score of a new case at a level; it may be infinite.
-
-    Args:
-        scores: Scores [n] of the calibration cases, in any order; ties and infinite ones are scores as any other.
-        level: The probability that the new score is at most the bound.
-
-    Raises:
-        ValueError: A score is NaN or negative, or the level is out of range or out of reach.
-    """
-    values = np.asarray(scores, np.float64)
-    if values.ndim != 1 or not (values >= 0).all():
-        raise ValueError(f"scores must be an array [cases] of numbers >= 0, got {values.tolist()!r:.80}")
-    return float(np.sort(values)[quantile_rank(len(values), level) - 1])
-
-
 def normalized_scores(error: ArrayLike, deviation: ArrayLike) -> NDArray[np.float64]:
     """Returns |error| / deviation; without any deviation 0 for no error, and else infinity.
 
@@ -104,12 +73,6 @@ def normalized_scores(error: ArrayLike, deviation: ArrayLike) -> NDArray[np.floa
         raise ValueError("errors must be numbers, and deviations numbers >= 0")
     missing: Any = np.where(size > 0, np.inf, 0.0)
     return np.divide(size, width, out=missing.copy(), where=width > 0)
-
-
-def half_width(quantile: float, deviation: ArrayLike) -> NDArray[np.float64]:
-    """Returns quantile · deviation, infinite for an infinite quantile even where there is no deviation."""
-    width = np.asarray(deviation, np.float64)
-    return np.full_like(width, np.inf) if math.isinf(quantile) else quantile * width
 
 
 def covering_score(scores: ArrayLike, share: float) -> float:
@@ -126,7 +89,7 @@ def covering_score(scores: ArrayLike, share: float) -> float:
     values = values.max(axis=1) if values.ndim == 2 else values
     if not values.size:
         raise ValueError("a case without points has no score")
-    place = math.ceil(len(values) * _share("share", share)) - 1
+    place = math.ceil(len(values) * exact_share("share", share)) - 1
     return float(np.partition(values, place)[place])
 
 
@@ -174,9 +137,3 @@ def cross_interval(scores: ArrayLike, centers: ArrayLike, deviations: ArrayLike,
     half[is_finite] = known[is_finite] * width[is_finite]
     ends = [np.sort(sign * center + half)[rank - 1] for sign in (-1, 1)]
     return -float(ends[0]), float(ends[1])
-
-
-def _share(name: str, value: float) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")
-    return Fraction(repr(float(value)))

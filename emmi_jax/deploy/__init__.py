@@ -13,7 +13,10 @@ JSON, numbers and programs for the accelerator, never Python code; nothing is ex
 
 from .draws import Geometry as Geometry
 from .draws import Points as Points
+from .encoded_set import EncodedSet as EncodedSet
 from .exported import ExportedSurrogate as ExportedSurrogate
+from .intervals import Intervals as Intervals
 from .reading import load as load
+from .spread import Spread as Spread
 from .streaming import StreamedChunk as StreamedChunk
 from .surrogate import Encoded as Encoded

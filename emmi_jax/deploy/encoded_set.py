@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .intervals import Intervals
 from .spread import DRAWS, MEMBERS, Spread
 from .streaming import Queries, StreamedChunk
-from .surrogate import Encoded
+from .surrogate import Encoded, Surrogate
 
 LOW, HIGH = "_low", "_high"
 """Added for its interval."""
@@ -29,13 +30,6 @@ class VariantChunk(NamedTuple):
 Watch = Callable[[VariantChunk], object]
 
 
-class FieldIntervals(Protocol):
-    """Gives intervals of fields."""
-
-    def of_field(self, branch: str, name: str, spread: Spread, normalizer: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Returns the lowest and the highest values [N, F] of a field."""
-
-
 def watch_nothing(chunk: VariantChunk) -> None:
     """Does nothing with a chunk."""
 
@@ -50,7 +44,7 @@ class EncodedSet(Encoded):
     """
 
     variants: tuple[tuple[Any, ...], ...]
-    intervals: FieldIntervals | None = None
+    intervals: Intervals | None = None
 
     @property
     def fields(self) -> dict[str, dict[str, int]]:
@@ -62,7 +56,7 @@ class EncodedSet(Encoded):
 
     @property
     def normalizer(self) -> Any:
-        """Scales of positions and fields of a live model, those of fields under the condition."""
+        """Scales of positions and fields, those of fields under the condition."""
         return self.variants[0][0].normalizer
 
     @property
@@ -102,6 +96,29 @@ class EncodedSet(Encoded):
                     columns[LOW], columns[HIGH] = self.intervals.of_field(chunk.branch, name, spread, self.normalizer)
                 fields |= {f"{name}{suffix}": _single(columns[suffix]) for suffix in self._suffixes}
             yield StreamedChunk(chunk.branch, chunk.start, fields)
+
+
+def encode_draws(
+    surrogate: Surrogate, repeats: int, *, seed: int = 0, intervals: Intervals | None = None, **case: Any
+) -> EncodedSet:
+    """Encodes one case by every member of a surrogate, for several draws; see `Surrogate.encode`.
+
+    Args:
+        surrogate: The surrogate.
+        repeats: Number of draws, with the seeds `seed`, `seed` + 1, ….
+        seed: Seed of the first.
+        intervals: Intervals to add to each field.
+        **case: The other arguments of `Surrogate.encode`.
+
+    Raises:
+        ValueError: See `Surrogate.encode`; or repeats is less than 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    draws = [surrogate.encode(**case, seed=seed + number) for number in range(repeats)]
+    by_draw = [draw.variants if isinstance(draw, EncodedSet) else ((draw,),) for draw in draws]
+    of_members = zip(*by_draw, strict=True)
+    return EncodedSet(tuple(tuple(one for (one,) in of_member) for of_member in of_members), intervals)
 
 
 def collect(branch: str, num_points: int, fields: Sequence[str]) -> tuple[dict[str, NDArray[np.float32]], Watch]:

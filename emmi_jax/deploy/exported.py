@@ -14,8 +14,9 @@ from .archive import Program
 from .case import Case, check_not_empty, padded_geometry
 from .conditions import Condition, in_model_units
 from .draws import Array, Geometry
-from .encoded_set import EncodedSet
+from .encoded_set import EncodedSet, encode_draws
 from .features import FeaturesLike
+from .intervals import CalibrationScores
 from .manifest import FileScales, Manifest
 from .streaming import Chunk, Query, StreamedChunk, model_positions, stream_fields
 from .surrogate import ConditionLike, Encoded, Inputs, Surrogate, check_chunk_size
@@ -73,6 +74,11 @@ class ExportedSurrogate(Surrogate):
         return dict(self._manifest.conditions)
 
     @property
+    def calibration(self) -> CalibrationScores | None:
+        """The scores of the cases that the run was calibrated with; None for a run that was not."""
+        return self._manifest.calibration
+
+    @property
     def kernels(self) -> dict[str, str]:
         """The attention kernel of each program, by function and sizes."""
         return {program.title: program.kernel for program in self._programs}
@@ -89,6 +95,23 @@ class ExportedSurrogate(Surrogate):
             of_points = context.get("context/geometry_features")
             geometry = Geometry(context["context/geometry"], context["context/supernode_idx"], features=of_points)
         return Inputs(manifest.sampling, manifest.geometry_sizes is not None, Case(anchors, geometry, features))
+
+    def encode_with_intervals(self, level: float, *, seed: int = 0, **case: Any) -> EncodedSet:
+        """Encodes one case as the calibration did; its fields have ``<field>_low`` and ``<field>_high`` beside them.
+
+        Args:
+            level: The probability that a new case is inside, such as 0.9.
+            seed: Seed of the first draw.
+            **case: The other arguments of `encode`.
+
+        Raises:
+            ValueError: See `encode`; or the run was not calibrated, or with too few cases for the level.
+        """
+        if self.calibration is None:
+            raise ValueError("the file has no intervals: calibrate its run, then export it again")
+        return encode_draws(
+            self, self.calibration.repeats, seed=seed, intervals=self.calibration.intervals(level), **case
+        )
 
     def _encoded(self, case: Case, condition: ConditionLike | None) -> Encoded:
         manifest, scales = self._manifest, self._manifest.scales
@@ -149,6 +172,11 @@ class ExportedCase(Encoded):
     def fields(self) -> Mapping[str, Mapping[str, int]]:
         """Numbers of channels by branch and field."""
         return self.surrogate.fields
+
+    @property
+    def normalizer(self) -> FileScales:
+        """Scales of positions and fields, those of fields under the condition."""
+        return self.scales
 
     def stream(
         self,

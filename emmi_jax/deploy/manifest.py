@@ -13,6 +13,7 @@ import jax
 from .conditions import Condition, condition_dim, parse_conditions
 from .draws import Sampling
 from .features import GEOMETRY
+from .intervals import CalibrationScores
 from .parsing import finite_numbers
 from .scales import CaseScales, ChannelScale
 
@@ -65,7 +66,8 @@ class Manifest(NamedTuple):
 
     `jax_version` is that which wrote the file. `condition_dim` is the size of the condition, or the sizes of named
     ones; `conditions` are the scales of its named numbers. `arrays` are dtypes and shapes by name. `geometry_sizes` are
-    the numbers of points and supernodes that programs take; None without a geometry branch.
+    the numbers of points and supernodes that programs take; None without a geometry branch. `calibration` are the
+    scores of the cases that the run was calibrated with; None where it was not.
     """
 
     jax_version: str
@@ -78,6 +80,7 @@ class Manifest(NamedTuple):
     arrays: dict[str, tuple[str, tuple[int, ...]]]
     programs: tuple[Entry, ...]
     num_members: int
+    calibration: CalibrationScores | None
 
     def newer_jax(self) -> str | None:
         """Says which jax wrote the file, and which this is, if that one is newer by more than a patch."""
@@ -129,6 +132,7 @@ def parse_manifest(values: dict[str, Any]) -> Manifest:
         },
         programs=tuple(_entry(**entry) for entry in values["programs"]),
         num_members=_num_members(values.get("num_members", 1), values["arrays"]),
+        calibration=_calibration(values.get("calibration"), channels),
     )
 
 
@@ -140,6 +144,23 @@ def _num_members(value: Any, arrays: dict[str, Any]) -> int:
     if number < 1 or (number > 1 and not is_stacked):
         raise ValueError(f"its parameters are not those of {number} members")
     return number
+
+
+def _calibration(values: Any, channels: Mapping[str, Mapping[str, Any]]) -> CalibrationScores | None:
+    """Returns the scores of a calibration, infinite where the file has null; there are some of each field."""
+    if values is None:
+        return None
+    scores = {}
+    for name, found in values["scores"].items():
+        known = finite_numbers(f"the scores of {name}", [score for score in found if score is not None])
+        scores[str(name)] = (*known, *[math.inf] * (len(found) - len(known)))
+    fields = {f"{branch}/{name}" for branch, names in channels.items() for name in names}
+    repeats, (share,) = _size(values["repeats"]), finite_numbers("the share", [values["share"]])
+    if not fields <= set(scores) or len({len(found) for found in scores.values()}) != 1 or repeats < 1:
+        raise ValueError("its calibration is not that of its fields")
+    if min(score for found in scores.values() for score in found) < 0 or not 0 < share <= 1:
+        raise ValueError("its calibration has negative scores, or a share that is none")
+    return CalibrationScores(repeats, share, scores)
 
 
 def _feature_channels(model: dict[str, Any]) -> dict[str, int]:

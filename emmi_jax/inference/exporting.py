@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from emmi_jax.config import AbUptConfig
 from emmi_jax.config.implementations import IMPLEMENTATIONS
+from emmi_jax.deploy.intervals import CalibrationScores
 from emmi_jax.deploy.manifest import FORMAT_VERSION, MANIFEST
 from emmi_jax.files.atomic import atomic_path
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE
@@ -70,6 +71,7 @@ def export_surrogate(
     *,
     platforms: Collection[str] = (),
     units: Mapping[str, str] | None = None,
+    calibration: CalibrationScores | None = None,
     advance: Callable[[Program], object] = lambda program: None,
 ) -> None:
     """Writes a surrogate to one file that `emmi_jax.deploy.load` reads.
@@ -83,6 +85,7 @@ def export_surrogate(
         path: The file.
         platforms: Some of `PLATFORMS`; by default the one that JAX computes on.
         units: The units of ``position`` and ``<branch>/<field or feature>``, for the reader.
+        calibration: The scores that intervals come from, those of this very model; None for no intervals.
         advance: Called with each program when it is done.
 
     Raises:
@@ -101,7 +104,7 @@ def export_surrogate(
     for program in _programs(surrogate, tuple(dict.fromkeys(platforms))):
         programs.append(program)
         advance(program)
-    _write(path, surrogate, dict(units or {}), programs)
+    _write(path, surrogate, dict(units or {}), calibration, programs)
 
 
 def _check_geometry(surrogate: Surrogate) -> None:
@@ -222,9 +225,17 @@ def _geometry_shapes(surrogate: Surrogate) -> tuple[jax.ShapeDtypeStruct, ...]:
     )
 
 
-def _write(path: Path, surrogate: Surrogate, units: dict[str, str], programs: Sequence[Program]) -> None:
+def _write(
+    path: Path,
+    surrogate: Surrogate,
+    units: dict[str, str],
+    calibration: CalibrationScores | None,
+    programs: Sequence[Program],
+) -> None:
     arrays = _arrays(surrogate)
     manifest = _manifest(surrogate, units, programs)
+    if calibration is not None:
+        manifest["calibration"] = calibration.to_dict()
     manifest["arrays"] = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in arrays.items()}
     with atomic_path(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:
         file.writestr(MANIFEST, json.dumps(manifest, indent=1))

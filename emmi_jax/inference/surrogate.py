@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,15 +16,15 @@ from emmi_jax.deploy import surrogate as deploy
 from emmi_jax.deploy.case import Case
 from emmi_jax.deploy.conditions import in_model_units
 from emmi_jax.deploy.draws import Sampling as DeploySampling
-from emmi_jax.deploy.encoded_set import EncodedSet
+from emmi_jax.deploy.encoded_set import EncodedSet, encode_draws
 from emmi_jax.deploy.features import FeaturesLike
+from emmi_jax.deploy.intervals import Intervals
 from emmi_jax.deploy.streaming import Queries, StreamedChunk, model_positions
 from emmi_jax.deploy.surrogate import ConditionLike, Encoded, Inputs
 from emmi_jax.inference import streaming
 from emmi_jax.inference.cache import AnchorCache
 from emmi_jax.inference.case_encoding import shape_points
 from emmi_jax.inference.chunks import ChunkSize
-from emmi_jax.inference.intervals import Intervals
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import Params
 from emmi_jax.points import Array
@@ -122,13 +122,7 @@ class Surrogate(deploy.Surrogate):
         Raises:
             ValueError: See `encode`; or repeats is less than 1.
         """
-        if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}")
-        variants = (
-            tuple(cast(EncodedCase, member.encode(**case, seed=seed + number)) for number in range(repeats))
-            for member in self.members
-        )
-        return EncodedSet(tuple(variants), intervals)
+        return encode_draws(self, repeats, seed=seed, intervals=intervals, **case)
 
     @property
     def members(self) -> tuple[Surrogate, ...]:

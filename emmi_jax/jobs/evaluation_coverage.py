@@ -14,9 +14,10 @@ from emmi_jax.data.conformal import conformal_quantile, coverage_law, covering_s
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.metrics import known_rows, rank_correlation
 from emmi_jax.deploy.encoded_set import EncodedSet, collect
+from emmi_jax.deploy.intervals import field_deviation
 from emmi_jax.deploy.spread import Spread
 from emmi_jax.files.atomic import JsonDict
-from emmi_jax.inference.intervals import field_deviation, field_scores, number_score
+from emmi_jax.inference.intervals import field_scores, number_score
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.evaluation_cases import case_arguments, query_features
 from emmi_jax.jobs.evaluation_forces import NAMES, CaseForces

@@ -7,6 +7,7 @@ from rich.console import Console
 from emmi_jax.config.jobs import ExportJob
 from emmi_jax.inference.exporting import Program, export_surrogate
 from emmi_jax.jobs.progress import say
+from emmi_jax.runs.calibration import is_calibrated, read_calibration
 from emmi_jax.runs.load import load_run
 
 
@@ -31,7 +32,15 @@ def export_run(job: ExportJob, *, console: Console) -> None:
         say(console, f"{program.function} for {where}: {sizes}{queries}, attention by {program.kernel}")
 
     surrogate = load_run(job.run, job.checkpoint)
-    export_surrogate(surrogate, out, platforms=platforms, units=named, advance=show)
+    calibration = None
+    if is_calibrated(job.run):
+        try:
+            calibration = read_calibration(job.run, surrogate).portable
+        except ValueError as error:
+            say(console, f"no intervals: {error}")
+    export_surrogate(surrogate, out, platforms=platforms, units=named, calibration=calibration, advance=show)
+    if calibration is not None:
+        say(console, f"intervals: calibrated on {len(next(iter(calibration.scores.values())))} cases")
     say(console, f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
 
 

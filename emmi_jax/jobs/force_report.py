@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from emmi_jax.deploy.intervals import Intervals
 from emmi_jax.files.atomic import JsonDict, write_json
-from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.meshes import Forces
 from emmi_jax.jobs.progress import say
 from emmi_jax.meshes.forces import ForceReference

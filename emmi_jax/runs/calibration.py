@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emmi_jax.data.conformal import conformal_quantile, quantile_rank
 from emmi_jax.data.familiarity import Familiarity
+from emmi_jax.deploy.intervals import CalibrationScores, Intervals
 from emmi_jax.files.atomic import JsonDict, atomic_path, read_sealed, sealed
 from emmi_jax.files.npz import read_arrays, write_arrays
 from emmi_jax.inference.cache import fingerprint
-from emmi_jax.inference.intervals import Intervals
 from emmi_jax.inference.surrogate import Surrogate
 
 FILE = "calibration.json"
@@ -56,9 +55,12 @@ class Calibration:
         Raises:
             ValueError: The level is out of range, or needs more cases.
         """
-        quantile_rank(len(self.cases), level)
-        quantiles = {name: conformal_quantile(scores, level) for name, scores in self.scores.items()}
-        return Intervals(level, quantiles)
+        return self.portable.intervals(level)
+
+    @property
+    def portable(self) -> CalibrationScores:
+        """What an exported file holds."""
+        return CalibrationScores(self.repeats, self.share, self.scores)
 
 
 def is_calibrated(run: Path) -> bool:
@@ -84,11 +86,7 @@ def write_calibration(run: Path, calibration: Calibration, familiarity: Familiar
     with atomic_path(path) as partial:
         if familiarity is not None:
             calibration = replace(calibration, familiarity=_write_familiarity(run, familiarity))
-        values: JsonDict = asdict(calibration)
-        values["scores"] = {
-            name: [score if math.isfinite(score) else None for score in scores]
-            for name, scores in values["scores"].items()
-        }
+        values: JsonDict = asdict(calibration) | calibration.portable.to_dict()
         values = sealed(json.loads(json.dumps(values)))  # tuples are lists there
         partial.write_text(json.dumps(values, indent=2) + "\n")
     if earlier not in (None, calibration.familiarity):

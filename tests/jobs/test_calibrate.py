@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emmi_jax import deploy
 from emmi_jax.cli import main
 from emmi_jax.data.conformal import conformal_quantile, covering_score
 from emmi_jax.jobs.calibrate import unit_of_widths
@@ -194,3 +195,26 @@ def test_copies_of_training_cases_are_found_by_their_content(trained, cases, tmp
     assert "the run was trained on run_0" in message
     case = error_of(capsys, "calibrate", str(trained), "--data", str(cases / "run_1"))
     assert "run_1 is a single case: a calibration needs several" in case
+
+
+def test_an_exported_file_gives_the_intervals_of_its_run(trained, cases, tmp_path, capsys):
+    ensemble = shutil.copytree(trained, tmp_path / "other")
+    assert main(["ensemble", str(trained), str(ensemble), "--out", str(tmp_path / "run")]) == 0
+    assert main(["calibrate", str(tmp_path / "run"), "--repeats", "2"]) == 0
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "run.emmi")]) == 0
+    assert "intervals: calibrated on 4 cases" in capsys.readouterr().out
+    live, exported = load_run(tmp_path / "run"), deploy.load(tmp_path / "run.emmi")
+    points = {branch: of.position for branch, of in read_case_folder(cases / "run_5")[0].items()}
+    expected = read_calibration(tmp_path / "run", live).intervals(0.7)
+    found = exported.encode_with_intervals(0.7, points=points, seed=3)
+    assert found.intervals == expected
+    whole = live.encode_draws(2, points=points, seed=3, intervals=expected).predict(points)
+    streamed = found.predict(points)
+    assert streamed.keys() == whole.keys() >= {"volume_velocity_low", "surface_pressure_coefficient_high"}
+    for name, values in whole.items():
+        np.testing.assert_allclose(streamed[name], values, rtol=1e-3, atol=1e-3 * np.abs(values).max(), err_msg=name)
+    values = deploy.Spread.of(np.array([[1.0, 1.2], [1.1, 1.3]]))
+    low, high = found.intervals.of_number("cd", values, unit=AREA)
+    assert high - 1.15 == pytest.approx(1.15 - low) == pytest.approx(expected.quantiles["cd"] * values.deviation)
+    with pytest.raises(ValueError, match=r"level 0\.9 needs at least 9 calibration cases, there are 4"):
+        exported.encode_with_intervals(0.9, points=points)
