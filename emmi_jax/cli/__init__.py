@@ -112,7 +112,7 @@ def _expected(error: Exception) -> str | None:
             return f"out of memory: {error}"
         case RecursionError():
             return "values are nested too deep"
-        case RuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
+        case RuntimeError() if any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Symlink loop")):
             return str(error).partition("\n")[0]
         case RuntimeError() | AssertionError():
             return missing_platform()

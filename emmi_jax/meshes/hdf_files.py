@@ -5,8 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +14,7 @@ from typing import Any, ClassVar
 from emmi_jax.meshes.components import ArrayName, all_found
 from emmi_jax.meshes.content import used_points
 from emmi_jax.meshes.damage import check_cells
+from emmi_jax.meshes.elsewhere import run_elsewhere
 from emmi_jax.meshes.parts_file import Part, PartsFile
 from emmi_jax.meshes.vtk import GHOSTS, ArrayNames, import_pyvista, vtk_class, vtk_messages
 
@@ -24,10 +23,6 @@ _OLD = (0, 1)
 _LINK = re.compile(rb"\x01[\x08-\x1f]\x40")
 """Begin of a link to another file: a version, flags of which one says that a type follows, and that type."""
 _LONGEST = 1 << 12
-_SLOW = 1e6
-"""Bytes a second that are read at least."""
-READABLE, REFUSED = 40, 41
-"""Results of the process that tries a file: numbers that no crash has."""
 
 
 class HdfFile(PartsFile):
@@ -37,6 +32,11 @@ class HdfFile(PartsFile):
 
     def times(self) -> list[float]:
         """Returns the times of the file."""
+        self._try(None)
+        return self.times_here()
+
+    def times_here(self) -> list[float]:
+        """Returns the times, read in this process, which ends where VTK's reader crashes."""
         with self._opened() as reader:
             return self._times(reader)
 
@@ -46,14 +46,19 @@ class HdfFile(PartsFile):
 
     def array_names(self, time: float | None) -> ArrayNames:
         """Returns the names of the arrays of any part."""
+        self._try(None)
         with self._opened() as reader:
             return ArrayNames(_names(reader, "Cell"), _names(reader, "Point"))
 
     def read(self, time: float | None, arrays: Collection[ArrayName] | None) -> list[Part]:
         """Reads the parts; see `PartsFile`."""
+        self._try(None if [time] == self.times()[-1:] else time)
+        return self.read_here(time, arrays)
+
+    def _try(self, time: float | None) -> None:
+        """Reads everything at a time, None for the latest, in another process first."""
         status = self.path.stat()
         _try_elsewhere(self.path, time, status.st_size, status.st_mtime_ns)
-        return self.read_here(time, arrays)
 
     def read_here(self, time: float | None, arrays: Collection[ArrayName] | None) -> list[Part]:
         """Reads the parts in this process, which ends where VTK's reader crashes."""
@@ -197,15 +202,9 @@ def _try_elsewhere(path: Path, time: float | None, size: int, modified: int) -> 
         ValueError: That process did not end by itself.
     """
     check_hdf(path)
-    words = f"from emmi_jax.meshes.parts import try_file; import sys; sys.exit(try_file({str(path)!r}, {time!r}))"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", words], stdin=subprocess.DEVNULL, capture_output=True, timeout=120 + size / _SLOW
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"{path}: damaged: VTK's reader does not end") from None
-    if done.returncode not in (READABLE, REFUSED):
-        raise ValueError(f"{path}: damaged: VTK's reader crashes")
+    run_elsewhere(
+        path, f"from emmi_jax.meshes.parts import try_file; import sys; sys.exit(try_file({str(path)!r}, {time!r}))"
+    )
 
 
 def _linked(message: bytes) -> str | None:

@@ -13,8 +13,9 @@ import numpy as np
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.components import ArrayName
 from emmi_jax.meshes.content import cell_arrays, cell_dim, extracted, main_content, polydata
+from emmi_jax.meshes.elsewhere import READABLE, REFUSED
 from emmi_jax.meshes.ensight import EnsightCase
-from emmi_jax.meshes.hdf_files import READABLE, REFUSED, CgnsFile, HdfFile, VtkHdfFile
+from emmi_jax.meshes.hdf_files import CgnsFile, HdfFile, VtkHdfFile
 from emmi_jax.meshes.parts_file import Part, PartsFile, chosen_names
 from emmi_jax.meshes.vtk import ArrayNames, import_pyvista, vtk_messages
 from emmi_jax.meshes.vtk_collections import SUFFIXES as _COLLECTIONS
@@ -126,11 +127,13 @@ def read_parts(
 
 
 def try_file(path: str, time: float | None) -> int:
-    """Reads an HDF5 file at a time in this process, and returns how that ended."""
+    """Reads an HDF5 file at a time, or the latest, in this process, and returns how that ended."""
     try:
         file = open_parts(Path(path))
-        for part in file.read_here(time, None) if isinstance(file, HdfFile) else ():
-            main_content(part.dataset)
+        if isinstance(file, HdfFile):
+            latest = None if time is not None else next(reversed(file.times_here()), None)
+            for part in file.read_here(latest if time is None else time, None):
+                main_content(part.dataset)
     except (ValueError, OSError):
         return REFUSED
     return READABLE
