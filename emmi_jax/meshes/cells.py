@@ -49,7 +49,7 @@ def measure_cells(dataset: Any) -> CellGeometry:
     Raises:
         ValueError: A cell is curved, or of an unknown kind.
     """
-    points = np.asarray(dataset.points, np.float64)
+    points = np.asarray(dataset.points, np.float64, order="F")
     if dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() == dataset.n_cells:
         return _flat(points, *cell_arrays(dataset.GetPolys()))
     grid = dataset.cast_to_unstructured_grid()

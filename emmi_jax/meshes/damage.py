@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -58,19 +59,25 @@ def check_cells(path: Path, dataset: Any) -> None:
         lists = dataset.GetCells(), faces
         locations = None if faces is None else dataset.GetPolyhedronFaceLocations()
         if faces is not None and locations is not None and locations.GetNumberOfCells():
-            low, high = locations.GetConnectivityArray().GetRange()
+            low, high = _range(locations.GetConnectivityArray())
             if not locations.IsValid() or low < 0 or high >= faces.GetNumberOfCells():
-                raise ValueError(f"{path}: damaged: its cells have faces {low:.0f} to {high:.0f}")
+                raise ValueError(f"{path}: damaged: its cells have faces {low} to {high}")
     else:
         return
     for cells in lists:
         if cells is None or not cells.GetNumberOfCells():
             continue
         corners = cells.GetConnectivityArray()
-        low, high = corners.GetRange() if corners.GetNumberOfValues() else (0, -1)
+        low, high = _range(corners)
         num_points = dataset.GetNumberOfPoints()
         if not cells.IsValid() or low < 0 or high >= num_points:
-            raise ValueError(f"{path}: damaged: its cells have corners {low:.0f} to {high:.0f} of {num_points} points")
+            raise ValueError(f"{path}: damaged: its cells have corners {low} to {high} of {num_points} points")
+
+
+def _range(array: Any) -> tuple[int, int]:
+    """Returns the least and the largest value, or 0 and -1 of none; NumPy is twice as fast as VTK."""
+    values = importlib.import_module("vtkmodules.util.numpy_support").vtk_to_numpy(array)
+    return (int(values.min()), int(values.max())) if len(values) else (0, -1)
 
 
 def _check_stl(path: Path) -> None:

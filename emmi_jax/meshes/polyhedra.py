@@ -18,10 +18,17 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
-_ROWS = 1 << 11
-"""Cells or faces at once, so that they stay in the cache."""
+_ROWS = 2560
+"""Cells or faces at once, so that they stay in the cache, and BLAS needs no threads."""
 _THREADS = min(8, os.cpu_count() or 1)
 _FEW = 32
+_QUAD_TERMS = np.array([[0.25, 0.25, 0.25, 0.25], [-1, -1, 1, 1], [-1, 1, 1, -1], [1, -1, 1, -1]])
+"""The mean of four corners, twice the vectors between the middles of opposite sides, and what parallelograms lack."""
+_BOX_ERRORS = np.array(
+    [[1, -1, 1, -1, 0, 0, 0, 0], [1, 0, 0, -1, -1, 0, 0, 1], [1, -1, 0, 0, -1, 1, 0, 0], [2, -1, 0, -1, -1, 0, 1, 0]],
+    np.float64,
+)
+"""What the corners of a parallelepiped sum to zero with."""
 _TINY, _ROUNDING = 1e-300, 8 * np.finfo(np.float64).eps
 
 
@@ -42,7 +49,7 @@ def face_geometry(points: Floats, corners: Ints, offsets: Ints) -> tuple[Floats,
         def measure(start: int, rows: Ints = rows, number: int = number) -> None:
             part = rows[start : start + 4 * _ROWS]
             origin, relative = _relative(columns, corners[offsets[part] + np.arange(number)[:, None]])
-            middle, normal = _polygons([relative[:, k] for k in range(number)])
+            middle, normal = _polygons(relative)
             centre[part], vector[part] = (middle + origin).T, normal.T
 
         _in_blocks(measure, len(rows), 4 * _ROWS)
@@ -74,12 +81,14 @@ def shape_geometry(points: Floats, corners: Ints, faces: list[list[int]]) -> tup
 
 def _cells(corner: Floats, tables: list[Ints]) -> tuple[Floats, Floats]:
     """Returns centroids [3, N] and volumes [N] from corners [3, K, N], and those of the faces with as many corners."""
-    parts = [_polygons([corner.take(place, axis=1) for place in table]) for table in tables]
+    parts = [_polygons(corner.take(table, axis=1)) for table in tables]
     offset, pyramid = parts[0] if len(parts) == 1 else (np.concatenate(of, axis=1) for of in zip(*parts, strict=True))
     guess = offset.mean(axis=1)
     offset -= guess[:, None]
     pyramid *= offset
-    pyramids = pyramid[0] + pyramid[1] + pyramid[2]
+    pyramids = pyramid[0]
+    pyramids += pyramid[1]
+    pyramids += pyramid[2]
     total = pyramids.sum(axis=0)
     offset *= pyramids
     guess += offset.sum(axis=1) * (0.75 / np.where(np.abs(total) > _TINY, total, np.inf))
@@ -99,13 +108,9 @@ def _hexahedra(origin: Floats, corner: Floats, tables: list[Ints]) -> tuple[Floa
 
 def _is_warped(origin: Floats, corner: Floats) -> NDArray[np.bool_]:
     """Returns which hexahedra [3, 8, N] are no parallelepipeds; corners may differ by their rounding."""
-    _, a, ab, b, c, ac, abc, bc = (corner[:, k] for k in range(8))
-    diagonal = b + c
-    error = np.abs(ab - (a + b))
-    for sum_of_edges, expected in ((bc, diagonal), (ac, a + c), (abc, a + diagonal)):
-        np.maximum(error, np.abs(sum_of_edges - expected), out=error)
-    rounding = _ROUNDING * (np.abs(origin).max() + np.abs(abc).max())
-    return np.asarray(error.max(axis=0) > rounding)
+    error = _BOX_ERRORS @ corner
+    np.abs(error, out=error)
+    return np.asarray(error.max(axis=(0, 1)) > _ROUNDING * (np.abs(origin).max() + np.abs(corner[:, 6]).max()))
 
 
 def poly_geometry(
@@ -161,42 +166,44 @@ def _relative(columns: Floats, corner: Ints) -> tuple[Floats, Floats]:
     return origin, relative
 
 
-def _polygons(corner: list[Floats]) -> tuple[Floats, Floats]:
-    """Returns centres and vectors [3, ...] of polygons, from each of their corners [3, ...]; may overwrite these."""
-    if len(corner) == 3:
-        a, b, c = corner
-        return (a + b + c) / 3, _cross(b - a, c - a) / 2
-    return _quads(*corner) if len(corner) == 4 else _fan(corner)
+def _polygons(corner: Floats) -> tuple[Floats, Floats]:
+    """Returns centres and vectors [3, ...] of polygons, from their corners [3, K, ...]."""
+    if (number := corner.shape[1]) == 4:
+        return _quads(corner)
+    ends = [corner[:, k] for k in range(number)]
+    if number > 4:
+        return _fan(ends)
+    a, b, c = ends
+    return (a + b + c) / 3, _cross(b - a, c - a) / 2
 
 
-def _quads(a: Floats, b: Floats, c: Floats, d: Floats) -> tuple[Floats, Floats]:
-    """As a fan of four triangles that share terms; `across ± skew` and `across ± twist` are eight times theirs."""
-    one, diagonal = c - a, d - b
-    two = one - diagonal
-    one += diagonal
-    a += c
-    b += d
-    gap = np.subtract(a, b, out=c)
-    a += b
-    across, skew, twist = _cross(two, one), _cross(gap, one), _cross(gap, two)
-    area, normal = np.empty((4, *across.shape[1:])), d
-    for k, (combine, term) in enumerate(
-        ((np.subtract, skew), (np.subtract, twist), (np.add, skew), (np.add, twist)),
-    ):
-        combine(across, term, out=normal)
-        normal *= normal
-        np.add(normal[0], normal[1], out=area[k])
-        area[k] += normal[2]
-    np.sqrt(area, out=area)
-    total = area.sum(axis=0)
-    share = 1 / np.where(total > 0, 6 * total, np.inf)
-    one *= (area[2] - area[0]) * share
-    two *= (area[1] - area[3]) * share
-    a *= 0.25
-    a += one
-    a += two
+def _quads(corner: Floats) -> tuple[Floats, Floats]:
+    """As a fan of four triangles that share terms: `across ± skew` is eight times the vectors of opposite ones."""
+    terms = _QUAD_TERMS @ corner.reshape(3, 4, -1)  # faster than sums of corners
+    centre, one, two, gap = (terms[:, k] for k in range(4))
+    across, triangle = _cross(two, one), np.empty_like(gap)
+    total, shares = np.zeros(gap.shape[1]), []
+    for side in (one, two):
+        skew = _cross(gap, side)
+        before, after = (_lengths(combine(across, skew, out=triangle)) for combine in (np.subtract, np.add))
+        total += before
+        total += after
+        shares.append(np.subtract(after, before, out=after))
+    total *= 6
+    total[total == 0] = np.inf
+    centre += np.multiply(one, shares[0] / total, out=one)
+    centre -= np.multiply(two, shares[1] / total, out=two)
     across *= 0.25
-    return a, across
+    shape = 3, *corner.shape[2:]
+    return centre.reshape(shape), across.reshape(shape)
+
+
+def _lengths(vector: Floats) -> Floats:
+    """Returns lengths [N] of vectors [3, N], which it overwrites."""
+    vector *= vector
+    squares: Floats = vector[0] + vector[1]
+    squares += vector[2]
+    return np.sqrt(squares, out=squares)
 
 
 def _fan(corner: list[Floats]) -> tuple[Floats, Floats]:
