@@ -99,10 +99,16 @@ class _Lines(EnsightData):
         return self._lines[self._place - 1].decode(errors="replace").strip()
 
     def ints(self, number: int, *, num_rows: int | None = None) -> NDArray[np.int64]:
-        return self._numbers(number, number if num_rows is None else num_rows).astype(np.int64)
+        numbers = self._numbers(number, number if num_rows is None else num_rows)
+        with np.errstate(invalid="ignore"):
+            whole = numbers.astype(np.int64)
+        if (whole != numbers).any():
+            raise self.damage(f"expected whole numbers, got {numbers[whole != numbers][0]:g}")
+        return whole
 
     def floats(self, number: int, *, num_rows: int | None = None) -> NDArray[np.float32]:
-        return self._numbers(number, number if num_rows is None else num_rows).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return self._numbers(number, number if num_rows is None else num_rows).astype(np.float32)
 
     @property
     def most(self) -> int:
@@ -121,7 +127,7 @@ class _Lines(EnsightData):
         try:
             numbers = np.array(b" ".join(rows).split(), np.float64)
         except ValueError as error:
-            raise self.damage(f"{error}") from None
+            raise self.damage(f"{error!s:.80}") from None
         if len(numbers) != number:
             raise self.damage(f"{len(numbers):,} numbers, expected {number:,}")
         return numbers

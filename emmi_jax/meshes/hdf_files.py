@@ -202,9 +202,7 @@ def _try_elsewhere(path: Path, time: float | None, size: int, modified: int) -> 
         ValueError: That process did not end by itself.
     """
     check_hdf(path)
-    run_elsewhere(
-        path, f"from emmi_jax.meshes.parts import try_file; import sys; sys.exit(try_file({str(path)!r}, {time!r}))"
-    )
+    run_elsewhere(path, "from emmi_jax.meshes.parts import try_file; try_file(*arguments)", str(path.absolute()), time)
 
 
 def _linked(message: bytes) -> str | None:

@@ -13,7 +13,6 @@ import numpy as np
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.components import ArrayName
 from emmi_jax.meshes.content import cell_arrays, cell_dim, extracted, main_content, polydata
-from emmi_jax.meshes.elsewhere import READABLE, REFUSED
 from emmi_jax.meshes.ensight import EnsightCase
 from emmi_jax.meshes.hdf_files import CgnsFile, HdfFile, VtkHdfFile
 from emmi_jax.meshes.parts_file import Part, PartsFile, chosen_names
@@ -126,17 +125,13 @@ def read_parts(
     return PartsMesh(joined, () if is_whole else patches, left, all(part.is_patch for part in chosen))
 
 
-def try_file(path: str, time: float | None) -> int:
-    """Reads an HDF5 file at a time, or the latest, in this process, and returns how that ended."""
-    try:
-        file = open_parts(Path(path))
-        if isinstance(file, HdfFile):
-            latest = None if time is not None else next(reversed(file.times_here()), None)
-            for part in file.read_here(latest if time is None else time, None):
-                main_content(part.dataset)
-    except (ValueError, OSError):
-        return REFUSED
-    return READABLE
+def try_file(path: str, time: float | None) -> None:
+    """Reads an HDF5 file at a time, or the latest, in this process, which ends where VTK's reader crashes."""
+    file = open_parts(Path(path))
+    if isinstance(file, HdfFile):
+        latest = next(reversed(file.times_here()), None)
+        for part in file.read_here(latest if time is None else time, None):
+            main_content(part.dataset)
 
 
 def _of_branch(path: Path, parts: Sequence[Part], branch: str | None, patterns: Sequence[str]) -> list[Part]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from emmi_jax.files.atomic import atomic_path
 from emmi_jax.meshes.components import ArrayName, all_found
 from emmi_jax.meshes.damage import check_cells, check_file
-from emmi_jax.meshes.elsewhere import try_polyhedra
+from emmi_jax.meshes.elsewhere import try_xml
 from emmi_jax.meshes.plain import rewritten
 
 _READERS = {
@@ -91,8 +91,8 @@ def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any
 def _read(path: Path, arrays: Collection[ArrayName] | None) -> tuple[Any, str | None]:
     """Returns what VTK reads of a file, and what it says is wrong with it."""
     suffix = path.suffix.lower()
-    if suffix == ".vtu":
-        try_polyhedra(path)
+    if suffix in (".vtp", ".vtu"):
+        try_xml(path, _READERS[suffix][1])
     with vtk_messages() as messages:
         reader = vtk_class(*_READERS[suffix])()
         reader.SetFileName(str(path))
