@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,14 +14,12 @@ from emmi_jax.meshes.components import ArrayName, all_found
 from emmi_jax.meshes.content import used_points
 from emmi_jax.meshes.damage import check_cells
 from emmi_jax.meshes.elsewhere import run_elsewhere
+from emmi_jax.meshes.hdf_links import other_files
 from emmi_jax.meshes.parts_file import Part, PartsFile
 from emmi_jax.meshes.vtk import GHOSTS, ArrayNames, import_pyvista, vtk_class, vtk_messages
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OLD = (0, 1)
-_LINK = re.compile(rb"\x01[\x08-\x1f]\x40")
-"""Begin of a link to another file: a version, flags of which one says that a type follows, and that type."""
-_LONGEST = 1 << 12
 
 
 class HdfFile(PartsFile):
@@ -173,7 +170,7 @@ class CgnsFile(HdfFile):
 
 
 def check_hdf(path: Path) -> None:
-    """Refuses a file that is no HDF5, is truncated, or has links to other files.
+    """Refuses a file that is no HDF5, is truncated, or takes anything from other files.
 
     Raises:
         ValueError: It is, or has.
@@ -189,9 +186,8 @@ def check_hdf(path: Path) -> None:
         if width not in (2, 4, 8) or (claimed := int.from_bytes(head[place : place + width], "little")) > size:
             raise ValueError(f"{path}: truncated or damaged: {size:,} bytes, expected more")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for begin in _LINK.finditer(content, 0, claimed):
-                if (target := _linked(content[begin.start() : begin.start() + _LONGEST])) is not None:
-                    raise ValueError(f"{path}: links to the file {target!r:.200}, expected everything in one file")
+            for what in other_files(content, claimed, width):
+                raise ValueError(f"{path}: {what}, expected everything in one file")
 
 
 @cache
@@ -203,22 +199,6 @@ def _try_elsewhere(path: Path, time: float | None, size: int, modified: int) -> 
     """
     check_hdf(path)
     run_elsewhere(path, "from emmi_jax.meshes.parts import try_file; try_file(*arguments)", str(path.absolute()), time)
-
-
-def _linked(message: bytes) -> str | None:
-    """Returns the file that a message links to; None if the bytes are no such message."""
-    flags = message[1]
-    place = 3 + (8 if flags & 4 else 0) + (1 if flags & 16 else 0)
-    width = 1 << (flags & 3)
-    length = int.from_bytes(message[place : place + width], "little")
-    name = message[place + width : place + width + length]
-    place += width + length
-    size = int.from_bytes(message[place : place + 2], "little")
-    file, end, inside = message[place + 3 : place + 2 + size].partition(b"\0")
-    if not 0 < length < _LONGEST or message[place + 2 : place + 3] != b"\0" or not (end and file):
-        return None
-    is_link = inside.endswith(b"\0") and inside.count(b"\0") == 1 and (name + file + inside).isascii()
-    return file.decode(errors="replace") if is_link else None
 
 
 @contextmanager

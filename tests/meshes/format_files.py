@@ -2,7 +2,8 @@
 
 `formats.tar.xz` was written by Debian's OpenFOAM 1912: `openfoam` by blockMesh, snappyHexMesh and simpleFoam, `ensight`
 and `ensight_ascii` by foamToEnsight, `foam_to_vtk` by foamToVTK. h5py wrote the `.vtkhdf` and `.cgns` files by the
-documents of the formats, with the script `write_hdf.py` beside them, from what `dump.py` there keeps of the case.
+documents of the formats, with the script `write_hdf.py` beside them, from what `dump.py` there keeps of the case;
+`write_linked.py` wrote those whose values lie in other files.
 """
 
 from __future__ import annotations

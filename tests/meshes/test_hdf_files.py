@@ -12,6 +12,8 @@ from tests.meshes.format_files import BODY, formats, read
 from tests.meshes.test_parts import force
 
 __all__ = ["formats"]
+FORMS = ("earliest", "latest")
+"""Of the HDF5 library: headers of objects, layouts and heaps differ."""
 
 
 @pytest.mark.parametrize(("name", "array"), [("volume.vtkhdf", "U"), ("case.cgns", "Velocity")])
@@ -68,6 +70,9 @@ def test_all_bases_are_read_and_numbers_of_both_precisions_joined(formats):
         ("short.cgns", None, "not a .cgns file, or a damaged one: cgio_read_data_type"),
         ("bare.cgns", None, "not a .cgns file, or a damaged one: Error while reading mesh coordinates"),
         ("linked.vtkhdf", None, "links to the file 'body.vtkhdf', expected everything in one file"),
+        *((f"external_{form}.vtkhdf", None, "has values in the file 'values.bin', expected") for form in FORMS),
+        *((f"virtual_{form}.vtkhdf", None, "virtual data set, whose values are in 'values.h5'") for form in FORMS),
+        *((f"own_{form}.vtkhdf", None, "virtual data set, whose values are in '.', expected") for form in FORMS),
     ],
 )
 def test_a_bad_file_is_one_line(name, size, message, formats, tmp_path, capfd):
