@@ -89,10 +89,13 @@ def used_points(dataset: Any) -> Any:
         or not np.isin(dataset.celltypes, (5, 7, 9)).all()
     ):
         return dataset
-    corners, offsets = cell_arrays(dataset.GetCells())
-    used, corner = np.unique(corners, return_inverse=True)
-    made = polydata(np.asarray(dataset.points)[used], corner.reshape(-1), offsets)
-    for data, own, rows in ((dataset.point_data, made.point_data, used), (dataset.cell_data, made.cell_data, ...)):
+    return cut_out(dataset, *cell_arrays(dataset.GetCells()), slice(None))
+
+
+def cut_out(dataset: Any, corners: NDArray[np.int64], offsets: NDArray[np.int64], cells: slice, *, dim: int = 2) -> Any:
+    """Returns some cells, of these corners, as polygons or lines with their arrays and the points that they use."""
+    made, used = compact_polydata(dataset.points, corners, offsets, dim=dim)
+    for data, own, rows in ((dataset.point_data, made.point_data, used), (dataset.cell_data, made.cell_data, cells)):
         for name in data.keys():  # noqa: SIM118 - not a mapping
             own[name] = np.asarray(data[name])[rows]
     return made
@@ -123,6 +126,14 @@ def polydata(points: Any, connectivity: NDArray[np.int64], offsets: NDArray[np.i
     made.points = points
     setattr(made, ("verts", "lines", "faces")[dim], flat)
     return made
+
+
+def compact_polydata(
+    points: Any, connectivity: NDArray[np.int64], offsets: NDArray[np.int64], *, dim: int = 2
+) -> tuple[Any, NDArray[np.int64]]:
+    """Returns the `polydata` of cells with the points that they use, and the numbers of these."""
+    used, corner = np.unique(connectivity, return_inverse=True)
+    return polydata(np.asarray(points)[used], corner.reshape(-1), offsets, dim=dim), used
 
 
 def _located(dataset: Any) -> Any:

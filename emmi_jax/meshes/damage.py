@@ -10,7 +10,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.meshes.plain import is_stl_text
+from emmi_jax.meshes.plain import binary_stl_size, is_stl_text
 
 Elements: TypeAlias = list[tuple[str, int, list[tuple[bool, tuple[str, ...], bool]]]]
 """Name, number and properties of each kind of row: whether one is a list, its types, whether it lists corners."""
@@ -21,7 +21,6 @@ _TYPES |= {"float32": "f4", "float64": "f8"}
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 _CORNERS = ("vertex_indices", "vertex_index")
 _MAX_LINE = 1 << 20
-_STL_HEAD, _STL_TRIANGLE = 84, 50
 _XML_HEAD = 1 << 20
 _MOST_COMPRESSION = 1100
 _PIECE, _COUNT = re.compile(rb"<Piece\b[^>]*>"), re.compile(rb"""NumberOf\w+\s*=\s*["']\s*(\d+)""")
@@ -82,8 +81,8 @@ def _range(array: Any) -> tuple[int, int]:
 def _check_stl(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(1024)
-    expected = _STL_HEAD + _STL_TRIANGLE * int.from_bytes(head[_STL_HEAD - 4 : _STL_HEAD], "little")
-    if not is_stl_text(head) and (num_bytes := path.stat().st_size) < expected:
+    expected, num_bytes = binary_stl_size(head), path.stat().st_size
+    if not is_stl_text(head) and num_bytes < expected:
         raise ValueError(f"{path}: not a .stl file, or a truncated one: {num_bytes} bytes, expected {expected}")
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.meshes.cells import polyhedron_faces
+from emmi_jax.meshes.cells import polyhedron_faces, taken
 from emmi_jax.meshes.content import cell_arrays
 from emmi_jax.meshes.ensight import POLYGON, POLYHEDRON, SHAPES
 from emmi_jax.meshes.parts import join
@@ -64,10 +64,8 @@ def _write_elements(path: Path, file: IO[bytes], grid: Any, order: NDArray[np.in
             face_corners, ends, number = polyhedron_faces(grid, cells)
             file.write(_ints(number) + _ints(np.diff(ends)) + _ints(face_corners + 1))
             continue
-        size = np.diff(offsets)[cells]
-        file.write(_ints(size) if kind == POLYGON else b"")
-        step = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        file.write(_ints(corners[np.repeat(offsets[cells], size) + step] + 1))
+        own, ends = taken(corners, offsets, cells)
+        file.write((_ints(np.diff(ends)) if kind == POLYGON else b"") + _ints(own + 1))
 
 
 def _write_variable(

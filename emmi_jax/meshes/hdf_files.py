@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from emmi_jax.meshes.components import ArrayName, all_found
+from emmi_jax.meshes.components import ArrayName
 from emmi_jax.meshes.content import used_points
 from emmi_jax.meshes.damage import check_cells
 from emmi_jax.meshes.elsewhere import run_elsewhere
 from emmi_jax.meshes.hdf_links import other_files
 from emmi_jax.meshes.parts_file import Part, PartsFile
-from emmi_jax.meshes.vtk import GHOSTS, ArrayNames, import_pyvista, vtk_class, vtk_messages
+from emmi_jax.meshes.vtk import GHOSTS, ArrayNames, chosen_arrays, import_pyvista, vtk_class, vtk_messages
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OLD = (0, 1)
@@ -61,7 +61,7 @@ class HdfFile(PartsFile):
         """Reads the parts in this process, which ends where VTK's reader crashes."""
         with self._opened() as reader:
             there = ArrayNames(_names(reader, "Cell"), _names(reader, "Point"))
-            kept = there if arrays is None else _kept(arrays, there)
+            kept = there if arrays is None else chosen_arrays(arrays, there)
             for kind, names, wanted in (("Cell", there.cells, kept.cells), ("Point", there.points, kept.points)):
                 for name in names:
                     self._choose(reader, kind, name, name in wanted or name == GHOSTS)
@@ -212,14 +212,6 @@ def quiet_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _kept(arrays: Collection[ArrayName], there: ArrayNames) -> ArrayNames:
-    """Returns the arrays that are wanted, in cells if those have all; or all, if neither cells nor points do."""
-    if (in_cells := all_found(arrays, there.cells)) is not None:
-        return ArrayNames(in_cells, set())
-    on_points = all_found(arrays, there.points)
-    return there if on_points is None else ArrayNames(set(), on_points)
 
 
 def _names(reader: Any, kind: str) -> set[str]:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import unquote
 
-from emmi_jax.meshes.vtk import ArrayNames, read_dataset
+from emmi_jax.meshes.vtk import ArrayNames, array_names, read_dataset
 
 _SIZES = {"bit": 0, "char": 1, "unsigned_char": 1, "short": 2, "unsigned_short": 2, "int": 4, "unsigned_int": 4}
 _SIZES |= {"long": 8, "unsigned_long": 8, "vtktypeint64": 8, "vtkidtype": 4, "float": 4, "double": 8}
 _COLUMNS = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9, "TENSORS6": 6, "GLOBAL_IDS": 1, "PEDIGREE_IDS": 1}
 _CELLS = ("VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS", "CELLS")
 _NO_DATA = ("DATASET", "DIMENSIONS", "SPACING", "ASPECT_RATIO", "ORIGIN")
+
+
+def file_arrays(path: Path) -> ArrayNames:
+    """Returns the names of the arrays of a file with one mesh, of any kind; those of most are not read."""
+    match path.suffix.lower():
+        case ".vtp" | ".vtu":
+            return array_names(path)
+        case ".vtk":
+            return legacy_array_names(path)
+    return dataset_arrays(read_dataset(path))
+
+
+def dataset_arrays(dataset: Any) -> ArrayNames:
+    """Returns the names of the arrays of a `pyvista.DataSet`."""
+    return ArrayNames(set(dataset.cell_data.keys()), set(dataset.point_data.keys()))
 
 
 def legacy_array_names(path: Path) -> ArrayNames:
@@ -29,8 +44,7 @@ def legacy_array_names(path: Path) -> ArrayNames:
                 return _walk(file, path.stat().st_size, is_old=version.split()[-1] < b"5")
             except (LookupError, ValueError):
                 pass
-    dataset = read_dataset(path)
-    return ArrayNames(set(dataset.cell_data.keys()), set(dataset.point_data.keys()))
+    return dataset_arrays(read_dataset(path))
 
 
 def _walk(file: IO[bytes], size: int, *, is_old: bool) -> ArrayNames:
@@ -41,8 +55,7 @@ def _walk(file: IO[bytes], size: int, *, is_old: bool) -> ArrayNames:
         match [words[0].upper(), *words[1:]] if words else []:
             case [] | ["METADATA", *_]:
                 if words:
-                    while file.readline(10_000).strip():
-                        pass
+                    _skip_metadata(file)
             case [keyword, *_] if keyword in _NO_DATA:
                 pass
             case ["POINTS", number, kind]:
@@ -74,8 +87,7 @@ def _walk(file: IO[bytes], size: int, *, is_old: bool) -> ArrayNames:
                 for _ in range(int(number)):
                     words = _line(file)
                     while words[0].upper() == "METADATA":
-                        while file.readline(10_000).strip():
-                            pass
+                        _skip_metadata(file)
                         words = _line(file)
                     section.add(unquote(words[0]))
                     _skip(file, int(words[1]) * int(words[2]) * _SIZES[words[3].lower()])
@@ -93,6 +105,11 @@ def _line(file: IO[bytes]) -> list[str]:
         if words := line.decode("latin-1").split():
             return words
     raise LookupError("the end")
+
+
+def _skip_metadata(file: IO[bytes]) -> None:
+    while file.readline(10_000).strip():
+        pass
 
 
 def _skip(file: IO[bytes], num_bytes: int) -> None:

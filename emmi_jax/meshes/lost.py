@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.meshes.content import cell_arrays
-from emmi_jax.meshes.plain import is_stl_text
+from emmi_jax.meshes.plain import STL_HEADER, binary_stl_size, is_stl_text
 
 _ROUNDED = (".stl", ".ply", ".obj")
 _COARSE, _COARSE_EDGE = 1e-5, 1e-2
 """Spacing of float32, as a share of the size of a mesh and of its edges, from which its shape suffers."""
 _NUM_CORNERS = 100_000
 
-_STL_HEADER, _STL_FACET = 84, 50
 _KNOWN_PLY = re.compile(
     r"n?[xyz]|(diffuse_)?(red|green|blue)|alpha|[rgba]|[uvst]|texture_[uv]|intensity|confidence|vertex_ind(ices|ex)"
 )
@@ -76,9 +75,9 @@ def _typical_edge(dataset: Any, points: NDArray[np.float32]) -> float:
 
 def _num_facets(path: Path) -> int:
     with path.open("rb") as file:
-        header = file.read(_STL_HEADER)
-        number = int.from_bytes(header[80:84], "little")
-        if path.stat().st_size >= _STL_HEADER + _STL_FACET * number and (number or not header.startswith(b"solid")):
+        header = file.read(STL_HEADER)
+        number = int.from_bytes(header[STL_HEADER - 4 :], "little")
+        if path.stat().st_size >= binary_stl_size(header) and (number or not header.startswith(b"solid")):
             return number
         file.seek(0)
         return sum(1 for line in file if re.match(rb"\s*facet\s", line, re.IGNORECASE))
@@ -87,8 +86,8 @@ def _num_facets(path: Path) -> int:
 def _excess_bytes(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(1024)
-    size = _STL_HEADER + _STL_FACET * int.from_bytes(head[80:84], "little")
-    return 0 if is_stl_text(head) or size == _STL_HEADER else path.stat().st_size - size
+    size = binary_stl_size(head)
+    return 0 if is_stl_text(head) or size == STL_HEADER else path.stat().st_size - size
 
 
 def _unknown_properties(path: Path) -> list[str]:

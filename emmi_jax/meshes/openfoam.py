@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.foam_to_vtk import VtkFiles, vtk_times
+from emmi_jax.meshes.legacy import file_arrays
 from emmi_jax.meshes.mesh import Mesh, checked_mesh, read_mesh
 from emmi_jax.meshes.openfoam_mesh import mesh_files, read_patches, read_poly_mesh
 from emmi_jax.meshes.openfoam_times import case_roots, field_files, foam_time, passed_over, roots_at
 from emmi_jax.meshes.openfoam_values import FoamField
 from emmi_jax.meshes.parts import join
 from emmi_jax.meshes.parts_file import chosen_names
-from emmi_jax.meshes.vtk import array_names, import_pyvista, read_dataset
+from emmi_jax.meshes.vtk import import_pyvista, read_dataset
 
 
 class FoamPatch(NamedTuple):
@@ -85,10 +86,10 @@ def foam_arrays(path: Path, selection: FoamSelection = DEFAULT_SELECTION) -> dic
         names = {file.name.removesuffix(".gz") for file in field_files(roots[0], foam_time(path, selection))}
         return dict.fromkeys(branches, names)
     files = _vtk_files(path, selection)
-    arrays = {"volume": _file_arrays(files.internal)}
+    arrays = {"volume": file_arrays(files.internal).cells}
     if "surface" in branches:
         chosen = [name for name, patch in foam_patches(path, selection).items() if patch.is_chosen]
-        arrays["surface"] = set.intersection(*(_file_arrays(files.patches[name]) for name in chosen))
+        arrays["surface"] = set.intersection(*(file_arrays(files.patches[name]).cells for name in chosen))
     return {branch: arrays[branch] for branch in branches}
 
 
@@ -233,9 +234,3 @@ def _vtk_files(path: Path, selection: FoamSelection) -> VtkFiles:
 
 def _vtk_patches(path: Path, selection: FoamSelection) -> dict[str, tuple[str | None, int | None]]:
     return dict.fromkeys(_vtk_files(path, selection).patches, (None, None))
-
-
-def _file_arrays(file: Path) -> set[str]:
-    if file.suffix == ".vtk":
-        return set(read_dataset(file).cell_data.keys())
-    return array_names(file).cells

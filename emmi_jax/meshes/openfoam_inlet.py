@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.openfoam_entries import FoamDict, numbers
 from emmi_jax.meshes.openfoam_files import FoamFile
+from emmi_jax.meshes.openfoam_mesh import existing
 from emmi_jax.meshes.openfoam_times import foam_time, roots_at
 
 _VALUES = ("value", "freestreamValue", "inletValue", "flowVelocity")
@@ -24,8 +25,7 @@ def patch_velocity(path: Path, patch: str, selection: FoamSelection = DEFAULT_SE
     roots, time = roots_at(path, selection) or [path], foam_time(path, selection)
     problem = f"{path}: no velocity U at time {time}"
     for folder in [roots[0] / name for name in (time, "0", "0.orig") if name is not None]:
-        file = next((f for f in (folder / "U", folder / "U.gz") if f.is_file()), None)
-        if file is None:
+        if (file := existing(folder / "U")) is None:
             continue
         patches = FoamFile(file).dictionary().get("boundaryField")
         entry = patches.get(patch) if isinstance(patches, FoamDict) else None

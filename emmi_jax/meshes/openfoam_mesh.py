@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emmi_jax.meshes.content import polydata
+from emmi_jax.meshes.content import compact_polydata
 from emmi_jax.meshes.foam_to_vtk import is_time
 from emmi_jax.meshes.openfoam_cells import foam_grid
 from emmi_jax.meshes.openfoam_entries import FoamDict
@@ -55,9 +55,7 @@ class PolyMesh(NamedTuple):
 
     def surface(self, patch: Patch) -> Any:
         """Returns the faces of a patch as `pyvista.PolyData`, with the points that they use."""
-        corners, offsets = self.faces_of(patch)
-        used, corner = np.unique(corners, return_inverse=True)
-        return polydata(self.points[used], corner.reshape(-1), offsets)
+        return compact_polydata(self.points, *self.faces_of(patch))[0]
 
 
 def has_mesh(root: Path) -> bool:
@@ -82,12 +80,12 @@ def mesh_files(root: Path, time: str | None) -> dict[str, Path]:
         ValueError: A file is missing.
     """
     places = instances(root, time) if time is not None else ["constant"]
-    with_faces = next((name for name in places if _existing(root / name / "polyMesh/faces")), "constant")
+    with_faces = next((name for name in places if existing(root / name / "polyMesh/faces")), "constant")
     newer = places[: places.index(with_faces) + 1]
     files = {}
     for file in MESH_FILES:
         where = newer if file in ("boundary", "points") else [with_faces]
-        paths = (_existing(root / name / "polyMesh" / file) for name in where)
+        paths = (existing(root / name / "polyMesh" / file) for name in where)
         files[file] = next((path for path in paths if path is not None), None)
     if absent := [file for file, path in files.items() if path is None]:
         raise ValueError(f"{root / with_faces / 'polyMesh'}: no file {', '.join(absent)}")
@@ -113,8 +111,8 @@ def read_patches(file: Path) -> dict[str, Patch]:
 
 def read_neighbours(root: Path) -> set[int]:
     """Returns the numbers of the processors that a processor's mesh has patches to."""
-    place = next((name for name in instances(root, None) if _existing(root / name / "polyMesh/boundary")), None)
-    file = None if place is None else _existing(root / place / "polyMesh/boundary")
+    place = next((name for name in instances(root, None) if existing(root / name / "polyMesh/boundary")), None)
+    file = None if place is None else existing(root / place / "polyMesh/boundary")
     entries = {} if file is None else FoamFile(file).patches()
     numbers = [entry.tokens("neighbProcNo") for entry in entries.values() if isinstance(entry, FoamDict)]
     return {int(tokens[0]) for tokens in numbers if tokens and str(tokens[0]).isdigit()}
@@ -154,5 +152,6 @@ def _word(file: Path, name: str, entry: FoamDict, key: str) -> str:
     return str(tokens[0])
 
 
-def _existing(path: Path) -> Path | None:
+def existing(path: Path) -> Path | None:
+    """Returns a file, compressed or not; None if there is neither."""
     return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)

@@ -12,7 +12,7 @@ import numpy as np
 
 from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.components import ArrayName
-from emmi_jax.meshes.content import cell_arrays, cell_dim, extracted, main_content, polydata
+from emmi_jax.meshes.content import cell_arrays, cell_dim, cut_out, extracted, main_content
 from emmi_jax.meshes.ensight import EnsightCase
 from emmi_jax.meshes.hdf_files import CgnsFile, HdfFile, VtkHdfFile
 from emmi_jax.meshes.parts_file import Part, PartsFile, chosen_names
@@ -220,10 +220,5 @@ def _cut(dataset: Any, first: int, end: int) -> Any:
         return extracted(dataset, np.arange(first, end))
     dim = 2 if dataset.GetNumberOfPolys() else 1
     corners, offsets = cell_arrays(dataset.GetPolys() if dim == 2 else dataset.GetLines())
-    used, corner = np.unique(corners[offsets[first] : offsets[end]], return_inverse=True)
-    ends = offsets[first : end + 1] - offsets[first]
-    cut = polydata(np.asarray(dataset.points)[used], corner.reshape(-1), ends, dim=dim)
-    for data, own, rows in ((dataset.point_data, cut.point_data, used), (dataset.cell_data, cut.cell_data, None)):
-        for name in data.keys():  # noqa: SIM118 - not a mapping
-            own[name] = np.asarray(data[name])[slice(first, end) if rows is None else rows]
-    return cut
+    ends = offsets[first : end + 1]
+    return cut_out(dataset, corners[ends[0] : ends[-1]], ends - ends[0], slice(first, end), dim=dim)

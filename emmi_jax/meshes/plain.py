@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_HEAD_BYTES, _STL_HEADER, _STL_FACET = 1024, 84, 50
+_HEAD_BYTES, _STL_FACET = 1024, 50
+STL_HEADER = 84
+"""Bytes before the triangles of a binary `.stl` file; the last four are their number."""
 _STL_BODY = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _VERTEX = re.compile(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)")
 _MORE_NUMBERS = re.compile(r"(?m)^(\s*v(?:\s+\S+){3}).*$")
@@ -23,6 +25,11 @@ def is_stl_text(head: bytes) -> bool:
         return True
     words = head.lower()
     return b"\0" not in head and (words.lstrip()[:5] == b"solid" or b"facet" in words)
+
+
+def binary_stl_size(head: bytes) -> int:
+    """Returns the size that a binary `.stl` file that begins so claims."""
+    return STL_HEADER + _STL_FACET * int.from_bytes(head[STL_HEADER - 4 : STL_HEADER], "little")
 
 
 def rewritten(path: Path, *, has_failed: bool = False) -> bytes | None:
@@ -47,8 +54,8 @@ def rewritten(path: Path, *, has_failed: bool = False) -> bytes | None:
             if has_failed or not head.lstrip().startswith(b"solid"):
                 return _binary_stl(path, path.read_bytes().decode(encoding or "latin-1", errors="replace"))
         case ".stl":
-            size = _STL_HEADER + _STL_FACET * int.from_bytes(head[_STL_HEADER - 4 : _STL_HEADER], "little")
-            if size > _STL_HEADER and path.stat().st_size > size:
+            size = binary_stl_size(head)
+            if size > STL_HEADER and path.stat().st_size > size:
                 with path.open("rb") as file:
                     return file.read(size)
         case ".obj" if encoding or has_failed:
@@ -70,7 +77,7 @@ def _binary_stl(path: Path, text: str) -> bytes:
         )
     rows = np.zeros(num_facets, _STL_BODY)
     rows["corners"] = np.array([_number(path, word) for row in words for word in row]).reshape(-1, 3, 3)
-    return b"text".ljust(_STL_HEADER - 4) + num_facets.to_bytes(4, "little") + rows.tobytes()
+    return b"text".ljust(STL_HEADER - 4) + num_facets.to_bytes(4, "little") + rows.tobytes()
 
 
 def _number(path: Path, word: str) -> float:

@@ -221,15 +221,17 @@ def array_names(path: Path) -> ArrayNames:
     return names
 
 
-def _select_arrays(reader: Any, path: Path, wanted: Collection[ArrayName]) -> None:
-    """Leaves out the arrays that are not wanted, and those on points if cells have all; if any is absent, none."""
-    present = array_names(path)
+def chosen_arrays(wanted: Collection[ArrayName], present: ArrayNames) -> ArrayNames:
+    """Returns the arrays that are wanted, in cells if those have all; or all, if neither cells nor points do."""
     if (in_cells := all_found(wanted, present.cells)) is not None:
-        kept = ArrayNames(in_cells, set())
-    elif (on_points := all_found(wanted, present.points)) is not None:
-        kept = ArrayNames(set(), on_points)
-    else:
-        return
+        return ArrayNames(in_cells, set())
+    on_points = all_found(wanted, present.points)
+    return present if on_points is None else ArrayNames(set(), on_points)
+
+
+def _select_arrays(reader: Any, path: Path, wanted: Collection[ArrayName]) -> None:
+    """Leaves out the arrays that are not wanted; see `chosen_arrays`."""
+    kept = chosen_arrays(wanted, present := array_names(path))
     for selection, names, of_these in (
         (reader.GetCellDataArraySelection(), present.cells, kept.cells),
         (reader.GetPointDataArraySelection(), present.points, kept.points),

@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 
 from emmi_jax.meshes.components import ArrayName
 from emmi_jax.meshes.foam_to_vtk import is_foam_patch
+from emmi_jax.meshes.legacy import file_arrays
 from emmi_jax.meshes.parts_file import Part, PartsFile, linked_file
-from emmi_jax.meshes.vtk import ArrayNames, array_names, read_dataset
+from emmi_jax.meshes.vtk import ArrayNames, read_dataset
 
 SUFFIXES = (".pvtu", ".pvtp", ".vtm", ".vtpc", ".pvd")
 _KINDS = ("PUnstructuredGrid", "PPolyData", "vtkMultiBlockDataSet", "vtkPartitionedDataSetCollection", "Collection")
@@ -119,13 +120,7 @@ class CollectionFile(PartsFile):
         all_names = ArrayNames(set(), set())
         for link in self._at(time):
             nested = self._open(link)
-            if nested is not None:
-                names = nested.array_names(nested.time(None))
-            elif link.file.suffix.lower() in (".vtp", ".vtu"):
-                names = array_names(link.file)
-            else:
-                dataset = read_dataset(link.file)
-                names = ArrayNames({*dataset.cell_data.keys()}, {*dataset.point_data.keys()})
+            names = file_arrays(link.file) if nested is None else nested.array_names(nested.time(None))
             all_names.cells.update(names.cells)
             all_names.points.update(names.points)
         return all_names

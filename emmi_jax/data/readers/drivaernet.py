@@ -12,9 +12,9 @@ import numpy as np
 from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.data.readers.reader import Reader
-from emmi_jax.meshes.legacy import legacy_array_names
+from emmi_jax.meshes.legacy import file_arrays
 from emmi_jax.meshes.mesh import FieldSource, Location, read_mesh
-from emmi_jax.meshes.vtk import ArrayNames, array_names
+from emmi_jax.meshes.vtk import ArrayNames
 from emmi_jax.points import PointSet
 
 PRESSURE, SHEAR, VOLUME = "PressureVTK", "WallShearStressVTK_Updated", "CFD"
@@ -50,7 +50,7 @@ class DrivAerNetReader(Reader):
         files = _files_of(path)
         if SHEAR not in files:
             return f"no file in {SHEAR}"
-        _common_location(files[SHEAR], array_names_of(files[PRESSURE]), array_names_of(files[SHEAR]))
+        _common_location(files[SHEAR], file_arrays(files[PRESSURE]), file_arrays(files[SHEAR]))
         return None
 
     def left_out(self, path: Path, sources: Sources, *, with_arrays: bool = True) -> list[str]:
@@ -98,7 +98,7 @@ def read_design(path: Path, design: str, *, mask_nan: bool = False) -> dict[str,
     for kind in (PRESSURE, SHEAR):
         if kind not in files:
             raise FileNotFoundError(f"{path / kind}: no file of the design {design}")
-    location = _common_location(files[SHEAR], array_names_of(files[PRESSURE]), array_names_of(files[SHEAR]))
+    location = _common_location(files[SHEAR], file_arrays(files[PRESSURE]), file_arrays(files[SHEAR]))
     options: Any = {"location": location, "mask_nan": mask_nan}
     pressure = read_mesh(files[PRESSURE]).points({"pressure": FieldSource(_PRESSURE)}, **options)
     shear = read_mesh(files[SHEAR]).points({"wallshearstress": FieldSource(_SHEAR)}, **options)
@@ -133,11 +133,6 @@ def _common_location(file: Path, pressure: ArrayNames, shear: ArrayNames) -> Loc
             "is in points", "is on points"
         ).replace("on cells", "in cells")
     )
-
-
-def array_names_of(file: Path) -> ArrayNames:
-    """Returns the names of the arrays of a mesh file in cells and on points."""
-    return legacy_array_names(file) if file.suffix.lower() == ".vtk" else array_names(file)
 
 
 def _matching_rows(file: Path, points: PointSet, wanted: PointSet) -> np.ndarray:

@@ -35,12 +35,12 @@ from emmi_jax.data.mesh_dataset import (
 from emmi_jax.data.readers.reader import Reader, describing_files, is_data_name, read_geometry
 from emmi_jax.files.atomic import check_space
 from emmi_jax.meshes.components import found_arrays, quoted
-from emmi_jax.meshes.legacy import legacy_array_names
+from emmi_jax.meshes.legacy import file_arrays
 from emmi_jax.meshes.mesh import FieldSource, Mesh, read_mesh
 from emmi_jax.meshes.parts import PART_SUFFIXES, has_parts, linked_files, open_parts, part_arrays
 from emmi_jax.meshes.point_inputs import DISTANCE
 from emmi_jax.meshes.surfaces import area_vectors, is_surface, surface_triangles
-from emmi_jax.meshes.vtk import GHOSTS, array_names
+from emmi_jax.meshes.vtk import GHOSTS
 from emmi_jax.points import PointSet
 
 SUFFIXES = (".vtp", ".vtu", ".vtk", *PART_SUFFIXES)
@@ -210,10 +210,7 @@ class MeshReader(Reader):
 
     def _all_arrays(self, file: Path) -> set[str]:
         """Returns the names of the arrays of a mesh file."""
-        if has_parts(file):
-            names = part_arrays(file, self.selection)
-        else:
-            names = legacy_array_names(file) if file.suffix.lower() == ".vtk" else array_names(file)
+        names = part_arrays(file, self.selection) if has_parts(file) else file_arrays(file)
         return names.cells | names.points
 
 
