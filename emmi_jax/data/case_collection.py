@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Self
 
 import numpy as np
 
@@ -164,12 +162,6 @@ class CaseCollection(Dataset):
     def shown(self) -> Mapping[str, PointSet]:
         """The points of the first test case."""
         return self.read(self.split.test[0]).points
-
-    def resampled(self, sampling: Sampling) -> Self:
-        """Returns the same cases with other draws."""
-        other = copy.copy(self)
-        other.sampling = sampling
-        return other
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns draws from a training case, in physical units."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,12 +86,6 @@ class EllipsoidDataset(Dataset):
     def measure(self, report: Report = SILENT) -> DataMoments:
         """Returns the statistics of 128 points of each training ellipsoid, and of the box that holds every shell."""
         return measure(self._statistics_chunks())
-
-    def resampled(self, sampling: Sampling) -> Self:
-        """Returns the same ellipsoids with other draws."""
-        other = copy.copy(self)
-        other.sampling = sampling
-        return other
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a training ellipsoid, in physical units."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ LOG_SCALED_FIELDS = frozenset({"vorticity", "omega", "epsilon"})
 """Fields whose magnitudes span decades; learned as sign(x) log(1 + |x|)."""
 
 _BOX_MARGIN = 0.01
+_Scale = TypeVar("_Scale", bound=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,9 @@ class Normalizer(Config, CaseScales):
         self._set(
             position_low=finite_numbers("position_low", self.position_low),
             position_scale=finite_numbers("position_scale", [self.position_scale])[0],
-            fields=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.fields.items()}),
-            conditions=FrozenMapping(_condition_scales(self.conditions)),
-            features=FrozenMapping({branch: _field_scales(scales) for branch, scales in self.features.items()}),
+            fields=FrozenMapping({branch: _scales(FieldScale, scales) for branch, scales in self.fields.items()}),
+            conditions=FrozenMapping(_scales(ConditionScale, self.conditions)),
+            features=FrozenMapping({branch: _scales(FieldScale, scales) for branch, scales in self.features.items()}),
         )
         if self.nondimensionalize is not None:
             self.nondimensionalize.check(self.conditions)
@@ -247,14 +248,5 @@ class Normalizer(Config, CaseScales):
         return outside
 
 
-def _condition_scales(scales: Mapping[str, Any]) -> dict[str, ConditionScale]:
-    return {
-        name: scale if isinstance(scale, ConditionScale) else ConditionScale.from_dict(scale)
-        for name, scale in scales.items()
-    }
-
-
-def _field_scales(scales: Mapping[str, Any]) -> dict[str, FieldScale]:
-    return {
-        name: scale if isinstance(scale, FieldScale) else FieldScale.from_dict(scale) for name, scale in scales.items()
-    }
+def _scales(kind: type[_Scale], scales: Mapping[str, Any]) -> dict[str, _Scale]:
+    return {name: scale if isinstance(scale, kind) else kind.from_dict(scale) for name, scale in scales.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
@@ -138,9 +137,7 @@ class PointCloudDataset(Dataset):
                     f"{self.name}: {branch}: {len(part.position)} points to train on are too few for "
                     f"{sampling.num_anchors} anchors and {sampling.num_queries} queries"
                 )
-        other = copy.copy(self)
-        other.sampling = sampling
-        return other
+        return super().resampled(sampling)
 
     def train_sample(self, seed: int, number: int) -> Sample:
         """Returns a draw of anchors and queries from the training points, in physical units."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -96,12 +97,14 @@ class Dataset(ABC):
     """Cases to train on and cases to test on, in physical units; a pure function of its seeds.
 
     Attributes:
+        sampling: How many points to draw, and how.
         fields: Number of channels by branch and field.
         conditions: The conditions of its cases by name, scaled by the training cases.
         features: Number of channels by branch, or ``geometry``, and feature.
         opened: The folders or the store of its cases, if it is made of such.
     """
 
+    sampling: Sampling
     fields: Mapping[str, Mapping[str, int]]
     conditions: Mapping[str, ConditionScale] = MappingProxyType({})
     features: Mapping[str, Mapping[str, int]] = MappingProxyType({})
@@ -170,13 +173,15 @@ class Dataset(ABC):
     def train_case(self, seed: int, number: int) -> str:
         """Returns the name of the case that a training sample is drawn from."""
 
-    @abstractmethod
     def resampled(self, sampling: Sampling) -> Self:
         """Returns the same cases with other draws.
 
         Raises:
             ValueError: There are too few points to draw from; raised here or when they are drawn.
         """
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def validation_samples(self) -> Iterator[Sample]:
         """Yields the cases to validate on while training, as `test_samples` does; none if the data have none."""

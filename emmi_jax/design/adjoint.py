@@ -74,21 +74,19 @@ def streamed_gradient(
     sums: dict[str, list[Any]] = {}
     totals = jax.tree.map(zeros_like, (floats(cache), streams.inputs.get("condition")))
     totals = jax.device_put(totals, NamedSharding(program.mesh, P()))
-    for branch, chunks in streams.chunks.items():
-        constants = _constants(program, streams, cache)
+    constants = _constants(program, streams, cache)
 
-        def start(number: int, chunk: Chunk, branch: str = branch, constants: Any = constants) -> Any:
-            nonlocal totals
-            d_sums = weights[branch][number] if same is None else same[branch]
-            totals, *of_chunk = vjp_chunk(program, branch, *constants, chunk, d_sums, totals)
-            return of_chunk
+    def start(branch: str, number: int, chunk: Chunk) -> Any:
+        nonlocal totals
+        d_sums = weights[branch][number] if same is None else same[branch]
+        totals, *of_chunk = vjp_chunk(program, branch, *constants, chunk, d_sums, totals)
+        return of_chunk
 
-        sums[branch] = []
-        for number, (chunk, (result, d_offset)) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
-            sums[branch].append(result)
-            if d_offset is not None:
-                collect(branch, number * streams.chunk_size, d_offset)
-            streams.advance(int(chunk.is_real.sum()) * (1 if same is None else 2))
+    for branch, number, chunk, (result, d_offset) in _each_chunk(program, streams, start):
+        sums.setdefault(branch, []).append(result)
+        if d_offset is not None:
+            collect(branch, number * streams.chunk_size, d_offset)
+        streams.advance(int(chunk.is_real.sum()) * (1 if same is None else 2))
     value = program.value(sums)
     d_cache, d_condition = totals
     with _first_device(program):
@@ -140,23 +138,20 @@ def streamed_second_derivative(
     (value, d_sums), (derivative, d_sum_tangents) = jax.jvp(jax.value_and_grad(program.value), (sums,), (sum_tangents,))
     zeros = jax.tree.map(zeros_like, (floats(cache), streams.inputs.get("condition")))
     totals = jax.device_put((zeros, jax.tree.map(jnp.copy, zeros)), NamedSharding(program.mesh, P()))
-    for branch, chunks in streams.chunks.items():
-        *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
+    *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
 
-        def start(
-            number: int, chunk: Chunk, branch: str = branch, constants: Any = constants, shared: Any = shared
-        ) -> Any:
-            nonlocal totals
-            own = _own_direction(program, streams, branch, number, chunk, moved), d_sum_tangents[branch][number]
-            with forward_mode(True):
-                totals, d_offset = hvp_chunk(
-                    program, branch, *constants, chunk, d_sums[branch][number], shared, own, totals
-                )
-            return d_offset
+    def start(branch: str, number: int, chunk: Chunk) -> Any:
+        nonlocal totals
+        own = _own_direction(program, streams, branch, number, chunk, moved), d_sum_tangents[branch][number]
+        with forward_mode(True):
+            totals, d_offset = hvp_chunk(
+                program, branch, *constants, chunk, d_sums[branch][number], shared, own, totals
+            )
+        return d_offset
 
-        for number, (_, d_offset) in enumerate(_pipelined(program, chunks(streams.chunk_size), start)):
-            if d_offset[0] is not None:
-                collect(branch, number * streams.chunk_size, d_offset)
+    for branch, number, _, d_offset in _each_chunk(program, streams, start):
+        if d_offset[0] is not None:
+            collect(branch, number * streams.chunk_size, d_offset)
     first, second = _on_first(program, totals)
     with _first_device(program), forward_mode(True):
         gradients = hvp_encoding(program.model, streams.variables, streams.inputs, first[0], dict(tangents), second[0])
@@ -174,18 +169,16 @@ def _push(
         cache, d_cache = jvp_encoding(program.model, streams.variables, streams.inputs, dict(tangents))
     sums: dict[str, list[Any]] = {}
     d_sums: dict[str, list[Any]] = {}
-    for branch, chunks in streams.chunks.items():
-        *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
+    *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
 
-        def start(
-            number: int, chunk: Chunk, branch: str = branch, constants: Any = constants, shared: Any = shared
-        ) -> Any:
-            own = _own_direction(program, streams, branch, number, chunk, moved)
-            with forward_mode(True):
-                return jvp_chunk(program, branch, *constants, chunk, shared, own)
+    def start(branch: str, number: int, chunk: Chunk) -> Any:
+        own = _own_direction(program, streams, branch, number, chunk, moved)
+        with forward_mode(True):
+            return jvp_chunk(program, branch, *constants, chunk, shared, own)
 
-        results = [result for _, result in _pipelined(program, chunks(streams.chunk_size), start)]
-        sums[branch], d_sums[branch] = [result[0] for result in results], [result[1] for result in results]
+    for branch, _, _, (result, d_result) in _each_chunk(program, streams, start):
+        sums.setdefault(branch, []).append(result)
+        d_sums.setdefault(branch, []).append(d_result)
     return cache, d_cache, sums, d_sums
 
 
@@ -205,16 +198,14 @@ def _encode(program: ChunkProgram, streams: Streams) -> Tree:
 def _forward(program: ChunkProgram, streams: Streams, cache: Tree) -> dict[str, list[Any]]:
     """Returns the sums of all chunks by branch."""
     sums: dict[str, list[Any]] = {}
-    for branch, chunks in streams.chunks.items():
-        constants = _constants(program, streams, cache)
+    constants = _constants(program, streams, cache)
 
-        def start(number: int, chunk: Chunk, branch: str = branch, constants: Any = constants) -> Any:
-            return chunk_sums(program, branch, *constants, chunk)
+    def start(branch: str, number: int, chunk: Chunk) -> Any:
+        return chunk_sums(program, branch, *constants, chunk)
 
-        sums[branch] = []
-        for chunk, result in _pipelined(program, chunks(streams.chunk_size), start):
-            sums[branch].append(result)
-            streams.advance(int(chunk.is_real.sum()))
+    for branch, _, chunk, result in _each_chunk(program, streams, start):
+        sums.setdefault(branch, []).append(result)
+        streams.advance(int(chunk.is_real.sum()))
     return sums
 
 
@@ -238,18 +229,22 @@ def _first_device(program: ChunkProgram) -> Any:
     return jax.set_mesh(device_mesh(program.mesh.devices.reshape(-1)[:1].tolist()))
 
 
-def _pipelined(
-    program: ChunkProgram, chunks: Iterator[Chunk], start: Callable[[int, Chunk], _Result]
-) -> Iterator[tuple[Chunk, _Result]]:
-    """Starts the next chunk before the result of the last one is read."""
+def _each_chunk(
+    program: ChunkProgram, streams: Streams, start: Callable[[str, int, Chunk], _Result]
+) -> Iterator[tuple[str, int, Chunk, _Result]]:
+    """Yields the chunks of all branches with their results, and starts the next one before a result is read."""
 
-    def begin(numbered: tuple[int, Chunk]) -> _Result:
+    def begin(branch: str, numbered: tuple[int, Chunk]) -> _Result:
         chunk = localized(numbered[1], program.normalizer)
         on_devices = jax.device_put(chunk, NamedSharding(program.mesh, P(QUERY_AXIS)))
         with jax.set_mesh(program.mesh):
-            return start(numbered[0], on_devices)
+            return start(branch, numbered[0], on_devices)
 
-    return pipelined(enumerate(chunks), begin, lambda numbered, result: (numbered[1], result))
+    for branch, chunks in streams.chunks.items():
+        numbered = enumerate(chunks(streams.chunk_size))
+        results = pipelined(numbered, partial(begin, branch), lambda item, result: (*item, result))
+        for number, chunk, result in results:
+            yield branch, number, chunk, result
 
 
 def _on_first(program: ChunkProgram, tree: Tree) -> Tree:

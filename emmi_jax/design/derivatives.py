@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -68,7 +69,8 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
         >>> result.vertices  # d Cd / d vertex, [V, 3]  # doctest: +SKIP
     """
     if surrogate.others:
-        return _mean([sensitivity(member, surface, functional, **options) for member in surrogate.members])
+        results = [sensitivity(member, surface, functional, **options) for member in surrogate.members]
+        return mean_sensitivity(results, partial(np.mean, axis=0))
     problem = Problem(CaseInputs(surrogate=surrogate, **options), surface, functional)
     vertices = np.zeros_like(surface.vertices)
 
@@ -80,12 +82,11 @@ def sensitivity(surrogate: Surrogate, surface: Surface, functional: Functional, 
     return problem.finish(functional.check_value(float(value)), vertices, gradient)
 
 
-def _mean(members: Sequence[Sensitivity]) -> Sensitivity:
-    """Returns the mean value and gradient of the members of an ensemble, which share their draws."""
-    trees = [(one.vertices, one.geometry, one.condition, one.anchors) for one in members]
-    vertices, geometry, condition, anchors = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
-    value = float(np.mean([one.value for one in members]))
-    return Sensitivity(value, vertices, geometry, condition, anchors, members[0].draws)
+def mean_sensitivity(results: Sequence[Sensitivity], mean: Callable[[Any], Any]) -> Sensitivity:
+    """Returns the mean of sensitivities of the same draws; `mean` is that of a list of numbers or of arrays."""
+    trees = [(one.value, one.vertices, one.geometry, one.condition, one.anchors) for one in results]
+    value, vertices, geometry, condition, anchors = jax.tree.map(lambda *leaves: mean(leaves), *trees)
+    return Sensitivity(float(value), vertices, geometry, condition, anchors, results[0].draws)
 
 
 def directional_derivative(

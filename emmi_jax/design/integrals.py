@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emmi_jax.design.functionals import NO_LOGARITHM, Box, Fields, Functional, PointFunction, Sums, per_point
+from emmi_jax.ops.arrays import safe_norm
 
 
 def integral(branch: str, field: str, *, component: int | None = None, box: Box | None = None) -> Functional:
@@ -53,21 +54,23 @@ def smooth_maximum(
     Raises:
         ValueError: The sharpness is not positive, or the box is no box; see `integral`.
     """
-    if not 0 < sharpness < float("inf"):
-        raise ValueError(f"sharpness must be positive, got {sharpness}")
-    return _smooth_extremum(branch, _scalar(branch, field, component), sharpness, box)
+    return _smooth_extremum(branch, _scalar(branch, field, component), sharpness, 1, box)
 
 
 def smooth_minimum(
     branch: str, field: str, *, sharpness: float, component: int | None = None, box: Box | None = None
 ) -> Functional:
     """Returns a differentiable stand-in for the smallest value of a field; see `smooth_maximum`."""
+    return _smooth_extremum(branch, _scalar(branch, field, component), sharpness, -1, box)
+
+
+def _smooth_extremum(
+    branch: str, scalar: Callable[[Fields], jax.Array], sharpness: float, sign: int, box: Box | None
+) -> Functional:
     if not 0 < sharpness < float("inf"):
         raise ValueError(f"sharpness must be positive, got {sharpness}")
-    return _smooth_extremum(branch, _scalar(branch, field, component), -sharpness, box)
+    factor = sign * sharpness
 
-
-def _smooth_extremum(branch: str, scalar: Callable[[Fields], jax.Array], factor: float, box: Box | None) -> Functional:
     def exponent(value: jax.Array, size: jax.Array) -> jax.Array:
         return jnp.where(size > 0, factor * value + jnp.log(jnp.where(size > 0, size, 1)), NO_LOGARITHM)
 
@@ -91,8 +94,7 @@ def _scalar(branch: str, field: str, component: int | None) -> Callable[[Fields]
             raise ValueError(f"{branch}/{field} has {values.shape[1]} components, got component={component}")
         if component is not None or values.shape[1] == 1:
             return values[:, component or 0]
-        squared = jnp.square(values).sum(axis=-1)
-        return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+        return safe_norm(values)
 
     return scalar
 

@@ -134,15 +134,16 @@ class MorphedCase:
             gradient.append(result.anchors[branch])
         return np.concatenate(position), np.concatenate(gradient)
 
-    def _along(self, parameters: Parameters, direction: Parameters) -> dict[str, Vertices]:
-        """Returns how vertices, as the branch ``surface``, and the anchors of the other branches move."""
+    def _apply_along(self, function: Callable[..., Any], parameters: Parameters, direction: Parameters) -> Any:
+        """Returns what a function gives for the displacements of vertices and anchors along a direction."""
         if self.geometry is not None:
             raise ValueError("the geometry is another mesh, which moves in `gradient` only")
-        moving = {GEOMETRY_BRANCH: self.surface.vertices, **self._anchors}
-        return {
-            branch: displacements_along(self.morph, parameters, direction, np.asarray(position, np.float64))
-            for branch, position in moving.items()
-        }
+        along, *others = (
+            displacements_along(self.morph, parameters, direction, np.asarray(position, np.float64))
+            for position in (self.surface.vertices, *self._anchors.values())
+        )
+        options = {"anchor_direction": dict(zip(self._anchors, others, strict=True)), **self._at(parameters)}
+        return function(self.surrogate, self.moved(parameters), self.functional, along, **options)
 
     def derivative(self, parameters: Parameters, direction: Parameters) -> tuple[float, float]:
         """Returns the functional and its derivative along one direction of the parameters, in forward mode.
@@ -150,15 +151,7 @@ class MorphedCase:
         Raises:
             ValueError: The geometry is another mesh: use `gradient`.
         """
-        along = self._along(parameters, direction)
-        return directional_derivative(
-            self.surrogate,
-            self.moved(parameters),
-            self.functional,
-            along.pop(GEOMETRY_BRANCH),
-            anchor_direction=along,
-            **self._at(parameters),
-        )
+        return self._apply_along(directional_derivative, parameters, direction)
 
     def hessian_vector_product(self, parameters: Parameters, direction: Parameters) -> tuple[Parameters, Parameters]:
         """Returns the gradient with respect to the parameters, and the Hessian times a direction of them.
@@ -166,15 +159,7 @@ class MorphedCase:
         Raises:
             ValueError: The geometry is another mesh: use differences of `gradient`.
         """
-        along = self._along(parameters, direction)
-        result, second = hessian_vector_product(
-            self.surrogate,
-            self.moved(parameters),
-            self.functional,
-            along.pop(GEOMETRY_BRANCH),
-            anchor_direction=along,
-            **self._at(parameters),
-        )
+        result, second = self._apply_along(hessian_vector_product, parameters, direction)
         bent = parameter_gradient_along(self.morph, parameters, direction, *self._stacked(result))
         product = jax.tree.map(np.add, self.pull_back(parameters, second), bent)
         return self.pull_back(parameters, result), product

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.design.surface import Surface, Vertices
+from emmi_jax.ops.arrays import safe_norm
 
 Parameters: TypeAlias = Any
 """A tree of float arrays."""
@@ -123,8 +124,7 @@ class RadialBasis:
         dtype, inverse = position.dtype, getattr(self, "_inverse")  # noqa: B009 - set on a frozen dataclass
         # The inverse of a kernel of close points would lose all digits in float32; shares of the points do not.
         with jax.enable_x64(True):
-            squared = jnp.square(position.astype(np.float64)[:, None] - np.asarray(self.centers)).sum(axis=-1)
-            distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+            distance = safe_norm(position.astype(np.float64)[:, None] - np.asarray(self.centers))
             kernel = _wendland(jnp, distance / self.radius)
             shares = jnp.matmul(kernel, inverse, precision="highest").astype(dtype)
         return jnp.matmul(shares, parameters.astype(dtype), precision="highest")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.deploy.surrogate import ConditionLike
-from emmi_jax.design.derivatives import evaluate, sensitivity
+from emmi_jax.design.derivatives import evaluate, mean_sensitivity, sensitivity
 from emmi_jax.design.morphed import MorphedCase
 from emmi_jax.design.morphs import Parameters
 from emmi_jax.design.problem import Sensitivity
@@ -51,24 +51,12 @@ class MultiPointCase(MorphedCase):
     def sensitivity(self, parameters: Parameters) -> Sensitivity:
         """Returns the mean of the functional and of its gradient; there is none by the conditions."""
         surface = self.moved(parameters)
-        results = [
-            (weight, sensitivity(self.surrogate, surface, self.functional, **options))
-            for weight, options in self._under_each(parameters)
-        ]
-        first = results[0][1]
-
-        def mean(arrays: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-            return np.sum([weight * array for (weight, _), array in zip(results, arrays, strict=True)], axis=0)
-
-        geometry = [result.geometry for _, result in results if result.geometry is not None]
-        return Sensitivity(
-            float(sum(weight * result.value for weight, result in results)),
-            mean([result.vertices for _, result in results]),
-            mean(geometry) if geometry else None,
-            None,
-            {branch: mean([result.anchors[branch] for _, result in results]) for branch in first.anchors},
-            first.draws,
+        weights, options = zip(*self._under_each(parameters), strict=True)
+        results = [sensitivity(self.surrogate, surface, self.functional, **given) for given in options]
+        mean = mean_sensitivity(
+            results, lambda leaves: np.sum([w * leaf for w, leaf in zip(weights, leaves, strict=True)], axis=0)
         )
+        return replace(mean, condition=None)
 
     def fields(self, parameters: Parameters) -> dict[str, NDArray[np.float32]]:
         """Returns the predicted fields [N, F] under the first condition."""

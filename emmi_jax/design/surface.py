@@ -15,6 +15,7 @@ from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.meshes.mesh import Mesh, read_mesh
 from emmi_jax.meshes.surfaces import polygons, surface_dataset, surface_elements
 from emmi_jax.meshes.vtk import import_pyvista
+from emmi_jax.ops.arrays import safe_norm
 
 Vertices = NDArray[np.float64]
 
@@ -165,7 +166,7 @@ def cell_elements(offset: jax.Array, num_corners: jax.Array) -> tuple[jax.Array,
     weights, spokes = _centroid_weights(jnp, offset, num_corners)
     centroid = (offset - spokes)[:, 0] + (weights[..., None] * spokes).sum(axis=1)
     vector_area = _vector_area(jnp, offset)
-    area = _length(jnp, vector_area)
+    area = safe_norm(vector_area)
     return centroid, vector_area / jnp.where(area > 0, area, 1)[:, None], area
 
 
@@ -178,16 +179,10 @@ def _centroid_weights(xp: Any, corners: Any, num_corners: Any) -> tuple[Any, Any
     number = num_corners[:, None].astype(corners.dtype)
     in_mean = (xp.arange(corners.shape[1]) < num_corners[:, None]).astype(corners.dtype) / number
     spokes = corners - (in_mean[..., None] * corners).sum(axis=1, keepdims=True)
-    area = _length(xp, xp.cross(spokes, xp.roll(spokes, -1, axis=1)))
+    area = safe_norm(xp.cross(spokes, xp.roll(spokes, -1, axis=1)), xp)
     total = area.sum(axis=1, keepdims=True)
     in_fan = (area + xp.roll(area, 1, axis=1)) / xp.where(total > 0, total, 1)
     return xp.where(total > 0, (in_mean + in_fan) / 3, in_mean), spokes
-
-
-def _length(xp: Any, vectors: Any) -> Any:
-    squared = (vectors * vectors).sum(axis=-1)
-    # The root has no derivative at 0.
-    return xp.where(squared > 0, xp.sqrt(xp.where(squared > 0, squared, 1)), 0)
 
 
 def _vector_area(xp: Any, corners: Any) -> Any:

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from emmi_jax.config import AbUptConfig
 from emmi_jax.config.implementations import IMPLEMENTATIONS
 from emmi_jax.deploy.intervals import CalibrationScores
-from emmi_jax.deploy.manifest import FORMAT_VERSION, MANIFEST
+from emmi_jax.deploy.manifest import FORMAT_VERSION, MANIFEST, Entry
 from emmi_jax.files.atomic import atomic_path
 from emmi_jax.inference.chunks import CPU_CHUNK_SIZE
 from emmi_jax.inference.streaming import QUERY_AXIS, query_fields
-from emmi_jax.inference.surrogate import Surrogate
+from emmi_jax.inference.surrogate import Surrogate, after_training
 from emmi_jax.layers.supernode_pooling import Geometry
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.ops.attention import platform as current_platform
@@ -270,7 +270,7 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Program]) -> dict[str, Any]:
     config: AbUptConfig = surrogate.model.config
-    normalizer, sampling = surrogate.normalizer, surrogate.sampling
+    normalizer = surrogate.normalizer
     num_points, num_supernodes = _geometry_sizes(surrogate)
     return {
         "format": "emmi",
@@ -289,21 +289,6 @@ def _manifest(surrogate: Surrogate, units: dict[str, str], programs: Sequence[Pr
         "nondimensionalize": None if normalizer.nondimensionalize is None else normalizer.nondimensionalize.to_dict(),
         "conditions": {name: scale.to_dict() for name, scale in normalizer.conditions.items()},
         "geometry": {"num_points": num_points, "num_supernodes": num_supernodes} if config.has_geometry else None,
-        "sampling": {
-            "num_anchors": sampling.num_test_anchors,
-            "num_geometry_points": sampling.num_geometry_points,
-            "num_supernodes": sampling.num_test_supernodes,
-            "method": sampling.method,
-            "supernode_method": sampling.supernode_method,
-        },
-        "programs": [
-            {
-                "function": program.function,
-                "platforms": list(program.platforms),
-                "anchors": program.anchors,
-                "num_queries": program.num_queries,
-                "kernel": program.kernel,
-            }
-            for program in programs
-        ],
+        "sampling": after_training(surrogate.sampling)._asdict(),
+        "programs": [{name: getattr(program, name) for name in Entry._fields} for program in programs],
     }

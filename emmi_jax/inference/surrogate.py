@@ -76,16 +76,9 @@ class Surrogate(deploy.Surrogate):
 
     @property
     def _inputs(self) -> Inputs:
-        sampling, context = self.sampling, self.context
-        draws = DeploySampling(
-            sampling.num_test_anchors,
-            sampling.num_geometry_points,
-            sampling.num_test_supernodes,
-            sampling.method,
-            sampling.supernode_method,
-        )
+        context = self.context
         stored = Case({}, None) if context is None else Case(dict(context.anchors), *context[1:])
-        return Inputs(draws, self.model.config.has_geometry, stored)
+        return Inputs(after_training(self.sampling), self.model.config.has_geometry, stored)
 
     def _encoded(self, case: Case, condition: ConditionLike | None) -> Encoded:
         if self.others:
@@ -163,6 +156,17 @@ class Surrogate(deploy.Surrogate):
     def variables(self) -> dict[str, Any]:
         """The variables of the model."""
         return {"params": self.params}
+
+
+def after_training(sampling: Sampling) -> DeploySampling:
+    """Returns how a trained model's points are drawn."""
+    return DeploySampling(
+        num_anchors=sampling.num_test_anchors,
+        num_geometry_points=sampling.num_geometry_points,
+        num_supernodes=sampling.num_test_supernodes,
+        method=sampling.method,
+        supernode_method=sampling.supernode_method,
+    )
 
 
 @dataclass(frozen=True, eq=False)

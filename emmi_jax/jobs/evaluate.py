@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -15,7 +13,7 @@ from emmi_jax.config.jobs import EvaluationJob
 from emmi_jax.data.cases import Case
 from emmi_jax.data.metrics import Metrics, field_metrics, mean_metrics
 from emmi_jax.data.notes import box_warnings, case_boxes, gathered
-from emmi_jax.files.atomic import JsonDict, write_atomically, write_json
+from emmi_jax.files.atomic import JsonDict, write_csv, write_json
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.evaluation_cases import case_arguments, checked_case, chosen_cases, query_features
@@ -105,7 +103,7 @@ def evaluate_run(job: EvaluationJob, *, console: Console) -> None:
 def _write_metrics(out: Path, stem: str, content: JsonDict, by_case: Mapping[str, dict[str, Metrics]]) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{stem}.json", content)
-    write_atomically(out / f"{stem}.csv", _csv(_metric_rows(by_case)))
+    write_csv(out / f"{stem}.csv", _metric_rows(by_case))
     return [out / f"{stem}.json", out / f"{stem}.csv"]
 
 
@@ -122,7 +120,7 @@ def _report_forces(forces: ForceEvaluation, stem: Path, sides: Mapping[str, str]
             say(console, f"no forces: {forces.problem}")
         return []
     table = stem.with_name(f"{stem.name}.csv")
-    write_atomically(table, _csv(metrics.rows()))
+    write_csv(table, metrics.rows())
     print_sides(sides, console)
     print_warnings(metrics.notes, console)
     console.print(metrics.table())
@@ -154,9 +152,3 @@ def _metric_rows(by_case: Mapping[str, Mapping[str, Metrics]]) -> list[list[obje
     for case, metrics in by_case.items():
         rows += [[case, name, *values.values()] for name, values in metrics.items()]
     return rows
-
-
-def _csv(rows: Iterable[Iterable[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

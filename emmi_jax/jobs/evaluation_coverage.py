@@ -176,12 +176,7 @@ def coverage_of(
         for name, all_of in by_quantity.items()
         if has_deviations and len({of.deviation for of in all_of}) > 1
     }
-    return {
-        "calibration_cases": num_known,
-        "cases": num_new,
-        "levels": levels,
-        "rank_correlation": correlations,
-    }
+    return {"calibration_cases": num_known, "cases": num_new, "levels": levels, "rank_correlation": correlations}
 
 
 def _print(coverage: Mapping[str, Any], console: Console) -> None:

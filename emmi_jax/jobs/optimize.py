@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from emmi_jax.design.normal_part import vertex_normals
 from emmi_jax.design.optimization import Optimization, Step, optimize
 from emmi_jax.design.penalties import Penalty, keep_clearance, keep_volume
 from emmi_jax.design.surface import Surface
-from emmi_jax.files.atomic import JsonDict, atomic_path, check_space, make_folder, write_atomically, write_json
+from emmi_jax.files.atomic import JsonDict, atomic_path, check_space, make_folder, write_csv, write_json
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.conditions import Weighted, under_condition, weighted_conditions
 from emmi_jax.jobs.design import (
@@ -213,7 +211,8 @@ def _write(
     before, after = summary["coefficients"][job.functional].values()
     title = f"How the surface moved: {job.functional.replace('_', ' ')} {before:z.4f} → {after:z.4f}"
     paths.append(draw_surface_push(job.out / "displacement.png", title, dataset, -along, _PICTURE_LABEL))
-    write_atomically(job.out / "history.csv", _history(result))
+    numbered = ([number, *step] for number, step in enumerate(result.history, start=1))
+    write_csv(job.out / "history.csv", [["step", *Step._fields], *numbered])
     summary |= {
         "before": result.before.tolist(),
         "after": result.after.tolist(),
@@ -222,14 +221,6 @@ def _write(
     }
     write_json(job.out / "optimization.json", summary)
     return [*paths, job.out / "history.csv", job.out / "optimization.json"]
-
-
-def _history(result: Optimization) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *Step._fields])
-    writer.writerows([number, *step] for number, step in enumerate(result.history, start=1))
-    return text.getvalue()
 
 
 def _write_stl(path: Path, surface: Surface) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ from rich.console import Console
 from emmi_jax.data.draws import GEOMETRY_BRANCH
 from emmi_jax.data.mesh_dataset import Sources
 from emmi_jax.deploy.encoded_set import collect
-from emmi_jax.files.atomic import make_folder, write_atomically
+from emmi_jax.files.atomic import make_folder, write_csv
 from emmi_jax.inference.mesh_features import geometry_with_features
 from emmi_jax.inference.meshes import check_forces, geometry_points, predict_on_meshes, surface_forces
 from emmi_jax.inference.surrogate import Surrogate
@@ -23,7 +21,6 @@ from emmi_jax.jobs.progress import ProgressBar, new_table, print_paths
 from emmi_jax.meshes.forces import ForceReference, force_fields
 
 CSV, PICTURE = "sweep.csv", "sweep.png"
-MAX_VALUES = 10_000
 MOST_VALUES = 10_000
 
 
@@ -114,9 +111,7 @@ def _report(
     scale = surrogate.normalizer.conditions.get(name)  # none where a converted model has the names
     label = name if scale is None or scale.unit is None else f"{name} [{scale.unit}]"
     make_folder(job.out)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([(label, "cd", "cl"), *rows])
-    write_atomically(job.out / CSV, text.getvalue())
+    write_csv(job.out / CSV, [(label, "cd", "cl"), *rows])
     values, *coefficients = map(np.array, zip(*rows, strict=True))
     draw_sweep(job.out / PICTURE, label, values, dict(zip(("Cd", "Cl"), coefficients, strict=True)))
     cells = [[f"{value:g}", f"{cd:z.4f}", f"{cl:z.4f}"] for value, cd, cl in rows]

@@ -161,15 +161,8 @@ def condition_statistics(data: str, foam: FoamSelection = DEFAULT_SELECTION) -> 
 def statistics_json(statistics: Mapping[str, Moments]) -> dict[str, Any]:
     """Returns statistics as JSON values; an array without finite rows has none."""
     return {
-        name: {
-            "count": m.count,
-            "num_not_finite": m.num_not_finite,
-            **(
-                {"min": m.minimum.tolist(), "max": m.maximum.tolist(), "mean": m.mean.tolist(), "std": m.std.tolist()}
-                if m.count
-                else {}
-            ),
-        }
+        name: {"count": m.count, "num_not_finite": m.num_not_finite}
+        | {key: values.tolist() for key, values in _numbers_of(m).items() if m.count}
         for name, m in statistics.items()
     }
 
@@ -180,9 +173,13 @@ def statistics_table(statistics: Mapping[str, Moments], title: str) -> Table:
     for name, m in statistics.items():
         for channel in range(len(m.mean)):
             label = name if len(m.mean) == 1 else f"{name}[{channel}]"
-            numbers = (m.minimum, m.maximum, m.mean, m.std)
+            numbers = _numbers_of(m).values()
             add_row(table, label, f"{m.count:,}", *(f"{x[channel]:.4g}" if m.count else "–" for x in numbers))
     return table
+
+
+def _numbers_of(moments: Moments) -> dict[str, NDArray[np.float64]]:
+    return {"min": moments.minimum, "max": moments.maximum, "mean": moments.mean, "std": moments.std}
 
 
 def _arrays(path: Path, foam: FoamSelection, notes: Notes) -> NamedChunks:
@@ -235,10 +232,6 @@ def _mesh_arrays(what: str, mesh: Mesh, notes: Notes) -> NamedChunks:
 
 
 def _numbers(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    _check_kind(array.dtype)
+    if array.dtype.kind not in _NUMERIC:
+        raise ValueError(f"it holds {array.dtype}, expected real numbers")
     yield from row_chunks(np.atleast_1d(array))
-
-
-def _check_kind(dtype: np.dtype[Any]) -> None:
-    if dtype.kind not in _NUMERIC:
-        raise ValueError(f"it holds {dtype}, expected real numbers")

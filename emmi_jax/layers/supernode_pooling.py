@@ -12,7 +12,7 @@ from emmi_jax.config import NumericsConfig, SupernodePoolingConfig
 from emmi_jax.deploy.draws import Geometry as Geometry
 from emmi_jax.layers.linear import Linear
 from emmi_jax.layers.mlp import gelu
-from emmi_jax.ops.arrays import AnyArray, check_array, is_concrete, over_channels
+from emmi_jax.ops.arrays import AnyArray, check_array, is_concrete, over_channels, safe_norm
 from emmi_jax.ops.neighbors import Neighbors, nearest_neighbors, radius_neighbors
 from emmi_jax.ops.neighbors_host import nearest_neighbors_host, radius_neighbors_host
 from emmi_jax.ops.sharding import partition_automatically
@@ -229,10 +229,7 @@ def _weights(linear: Linear, in_features: int, like: jax.Array) -> tuple[jax.Arr
 
 def _with_distance(offset: jax.Array) -> jax.Array:
     """Returns [offset, |offset|] along the last axis."""
-    squared = (offset**2).sum(axis=-1, keepdims=True)
-    # sqrt has no derivative at 0, the distance of a supernode to itself.
-    distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-    return jnp.concatenate([offset, distance], axis=-1)
+    return jnp.concatenate([offset, safe_norm(offset)[..., None]], axis=-1)
 
 
 def _is_inside(idx: AnyArray, geometry: Geometry) -> jax.Array:

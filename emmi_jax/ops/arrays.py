@@ -1,4 +1,4 @@
-"""Checks of the arrays that a user passes in."""
+"""Checks of the arrays that a user passes in, and small helpers for any array."""
 
 from __future__ import annotations
 
@@ -66,6 +66,12 @@ def over_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
 def at_least_float32(array: jax.Array) -> jax.Array:
     """Returns an array in at least float32, in which small terms of a sum are not lost."""
     return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
+
+
+def safe_norm(vectors: Any, xp: Any = jnp) -> Any:
+    """Returns norms over the last axis, by `jax.numpy` or NumPy; the root has no derivative at 0, this one has 0."""
+    squared = (vectors * vectors).sum(axis=-1)
+    return xp.where(squared > 0, xp.sqrt(xp.where(squared > 0, squared, 1)), 0)
 
 
 def is_concrete(array: object) -> bool:

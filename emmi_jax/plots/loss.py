@@ -33,15 +33,8 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path, validation: Seque
         _draw_validation(panel, validation)
     for name in [key for key in (rows[0] if rows else ()) if key not in _NOT_LOSSES]:
         values = np.array([row.get(name, np.nan) for row in rows])
-        style = {"color": "black", "linewidth": 2.0} if name == "loss" else {"linewidth": 1.2, "alpha": 0.8}
-        smooth = _running_mean(values, max(1, len(values) // 50))
-        axes.plot(step, smooth, label="mean of the fields" if name == "loss" else name, **style)
-    axes.set(
-        yscale="log",
-        xlabel="step",
-        ylabel="loss, of normalized fields",
-        title="Training loss (running mean)",
-    )
+        axes.plot(step, _running_mean(values, max(1, len(values) // 50)), **_style(name, is_mean=name == "loss"))
+    axes.set(yscale="log", xlabel="step", ylabel="loss, of normalized fields", title="Training loss (running mean)")
     axes.grid(alpha=0.3, which="both")
     if rows:
         axes.legend()
@@ -51,12 +44,17 @@ def draw_loss(rows: Sequence[dict[str, Any]], directory: Path, validation: Seque
 def _draw_validation(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     step = [row["step"] for row in rows]
     for name in [key for key in rows[0] if key not in _NOT_LOSSES]:
-        style = {"color": "black", "linewidth": 2.0} if name == "mean" else {"linewidth": 1.2, "alpha": 0.8}
-        label = "mean of the fields" if name == "mean" else name
-        axes.plot(step, [row.get(name, np.nan) for row in rows], marker=".", label=label, **style)
+        values = [row.get(name, np.nan) for row in rows]
+        axes.plot(step, values, marker=".", **_style(name, is_mean=name == "mean"))
     axes.set(yscale="log", xlabel="step", ylabel="relative L2 error", title="Validation")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+
+
+def _style(name: str, *, is_mean: bool) -> dict[str, Any]:
+    if is_mean:
+        return {"label": "mean of the fields", "color": "black", "linewidth": 2.0}
+    return {"label": name, "linewidth": 1.2, "alpha": 0.8}
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -45,7 +45,7 @@ def write_mesh_page(fields: MeshFields, folder: Path, *, geometry: Array | None 
             arrays[f"reference_{name}"], choices[f"reference_{name}"] = exact, (f"{label}, {_TRUTH}", False)
             arrays[f"error_{name}"] = values - exact
             choices[f"error_{name}"] = (f"{label}, predicted − {_TRUTH}", True)
-    dataset = with_arrays(fields, arrays)
+    dataset = with_arrays(fields.dataset, fields.location, arrays)
     is_surface = dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() > 0
     cuts = (
         [dataset]
@@ -76,11 +76,7 @@ def write_push_page(path: Path, title: str, dataset: Any, values: Mapping[str, A
     Returns:
         `path`.
     """
-    dataset = dataset.copy(deep=False)
-    dataset.clear_data()
-    for name, array in values.items():
-        dataset.point_data[name] = np.ascontiguousarray(array)
-    shape, shown, notes = _triangles([dataset], "points")
+    shape, shown, notes = _triangles([with_arrays(dataset, "points", values)], "points")
     notes = ["Red: push in to lower it; blue: pull out.", *notes]
     return write_page(path, title, shape, [Choice(name, shown[name], is_signed=True) for name in values], notes=notes)
 

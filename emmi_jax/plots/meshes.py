@@ -89,7 +89,7 @@ def draw_mesh_fields(fields: MeshFields, folder: Path, *, geometry: Array | None
     """
     arrays = {f"predicted_{name}": magnitude(values) for name, values in fields.predicted.items()}
     arrays |= {f"reference_{name}": magnitude(values) for name, values in fields.reference.items()}
-    dataset = with_arrays(fields, arrays)
+    dataset = with_arrays(fields.dataset, fields.location, arrays)
     is_surface = dataset.IsA("vtkPolyData") and dataset.GetNumberOfPolys() > 0
     scenes = _surface_scenes(dataset, fields.location) if is_surface else _slices(dataset, fields, arrays, geometry)
     paths = []
@@ -120,18 +120,15 @@ def draw_surface_push(path: Path, title: str, dataset: Any, values: Array, label
     Returns:
         `path`.
     """
-    dataset = dataset.copy(deep=False)
-    dataset.clear_data()
-    dataset.point_data["values"] = np.ascontiguousarray(values)
-    scenes = _surface_scenes(dataset, "points")
+    scenes = _surface_scenes(with_arrays(dataset, "points", {"values": values}), "points")
     return draw_signed(path, title, [scene.view for scene in scenes], [s.arrays["values"] for s in scenes], label)
 
 
-def with_arrays(fields: MeshFields, arrays: Mapping[str, Array]) -> Any:
-    """Returns the mesh with these arrays only."""
-    dataset = fields.dataset.copy(deep=False)
+def with_arrays(dataset: Any, location: Location, arrays: Mapping[str, Array]) -> Any:
+    """Returns a mesh with these arrays only."""
+    dataset = dataset.copy(deep=False)
     dataset.clear_data()
-    data = dataset.cell_data if fields.location == "cells" else dataset.point_data
+    data = dataset.cell_data if location == "cells" else dataset.point_data
     for name, values in arrays.items():
         data[name] = np.ascontiguousarray(values)
     return dataset

@@ -54,16 +54,8 @@ def _side_view(position: Array) -> View:
     low, high = low - pad, high + pad
 
     def paint(axes: Axes, values: NDArray[np.floating[Any]], scale: Normalize, color_map: str) -> None:
-        axes.scatter(
-            position[:, across],
-            position[:, up],
-            c=values,
-            s=4,
-            norm=scale,
-            cmap=color_map,
-            linewidths=0,
-            rasterized=True,
-        )
+        x, y = position[:, across], position[:, up]
+        axes.scatter(x, y, c=values, s=4, norm=scale, cmap=color_map, linewidths=0, rasterized=True)
         axes.set(xlim=(low[across], high[across]), ylim=(low[up], high[up]))
 
     aspect = float((high[up] - low[up]) / (high[across] - low[across]))

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.draws import GEOMETRY_BRANCH
@@ -51,15 +50,7 @@ _HEAD_BYTES = 1 << 14
 
 
 class MeshReader(Reader):
-    """Reads folders of meshes.
-
-    Args:
-        selection: The parts and the time of files that have several.
-    """
-
-    def __init__(self, selection: FoamSelection = DEFAULT_SELECTION) -> None:
-        self.selection = selection
-        self.selected = repr(selection) if selection != DEFAULT_SELECTION else ""
+    """Reads folders of meshes."""
 
     def owns(self, path: Path) -> bool:
         """Returns whether a folder has a mesh of a branch."""

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
-from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
+from emmi_jax.config import FoamSelection
 from emmi_jax.data.cases import Case, ReadOptions
 from emmi_jax.data.features import with_distances, with_normals
 from emmi_jax.data.mesh_dataset import Sources
@@ -36,17 +36,9 @@ def proposed_sources(arrays: Mapping[str, Collection[str]]) -> Sources:
 
 
 class OpenFoamReader(Reader):
-    """Reads OpenFOAM cases, decomposed or not, and output of foamToVTK.
-
-    Args:
-        selection: The patches and the time.
-    """
+    """Reads OpenFOAM cases, decomposed or not, and output of foamToVTK."""
 
     location: ClassVar[Location] = "cells"
-
-    def __init__(self, selection: FoamSelection = DEFAULT_SELECTION) -> None:
-        self.selection = selection
-        self.selected = repr(selection) if selection != DEFAULT_SELECTION else ""
 
     def owns(self, path: Path) -> bool:
         """Returns whether a folder is a case."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from emmi_jax.config import DEFAULT_SELECTION, FoamSelection
 from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.case_split import SPLIT_FILE
 from emmi_jax.data.cases import Case, ReadOptions
@@ -24,12 +25,22 @@ NUM_GEOMETRY_POINTS = 65_536
 
 
 class Reader(ABC):
-    """Reads the case folders of one layout; a path is that of a case, unless it is said to be that of a data set."""
+    """Reads the case folders of one layout; a path is that of a case, unless it is said to be that of a data set.
 
-    selected: str = ""
-    """The part of a case that is read, where there is a choice; a part of fingerprints."""
+    Args:
+        selection: The parts and the time to read, where there is a choice.
+    """
+
     location: ClassVar[Location] = "points"
     """Place of the positions of `read_meshes`."""
+
+    def __init__(self, selection: FoamSelection = DEFAULT_SELECTION) -> None:
+        self.selection = selection
+
+    @property
+    def selected(self) -> str:
+        """The part of a case that is read, where it is no default; a part of fingerprints."""
+        return repr(self.selection) if self.selection != DEFAULT_SELECTION else ""
 
     @abstractmethod
     def owns(self, path: Path) -> bool:
