@@ -1,4 +1,4 @@
-"""Data and draws of points from them."""
+"""Settings of data: which cases and fields, their scales and weights in the loss, and draws of points from them."""
 
 from __future__ import annotations
 

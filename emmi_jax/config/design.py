@@ -1,4 +1,4 @@
-"""Jobs of the commands that change shapes."""
+"""Options of the commands that change shapes: `sensitivity` and `optimize`."""
 
 from __future__ import annotations
 

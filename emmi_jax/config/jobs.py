@@ -1,4 +1,4 @@
-"""Jobs of the commands that read and write runs and data."""
+"""Options of the commands, except `train` and those that change shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job of `emmi-jax train`."""
+"""Options of `emmi-jax train` beside the settings of the run: devices, logging, where settings come from."""
 
 from __future__ import annotations
 

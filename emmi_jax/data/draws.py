@@ -1,4 +1,4 @@
-"""Anchors, queries and geometry points of a case, drawn from all its points."""
+"""The draw of a training sample: anchors, queries and geometry points of a case, as its settings say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws of points: without replacement from given points, or anywhere on a surface."""
+"""Draws from arrays of points or triangles, with checks of their arguments; and the random streams of a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws of anchors, geometry points and supernodes from the points of a case, on the host."""
+"""Methods of drawing points (`uniform`, `weighted`, `farthest`), and the draw of a case that is to be predicted."""
 
 from __future__ import annotations
 

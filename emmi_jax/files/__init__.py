@@ -1,1 +1,1 @@
-"""Atomic writes, npy, npz and JSON; nothing about physics."""
+"""Files in and out: atomic writes, locks, checksums, JSON, npy, npz, zarr, PyTorch tensors; nothing about physics."""

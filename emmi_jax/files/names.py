@@ -1,4 +1,4 @@
-"""Names of files, fields and cases as they are, on a terminal."""
+"""Names from files made safe for a terminal: their control characters are escaped."""
 
 from __future__ import annotations
 

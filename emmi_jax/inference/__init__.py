@@ -1,1 +1,1 @@
-"""Anchor caches and the streaming of queries."""
+"""A trained model at work: anchor caches, streams of queries, cases in physical units, meshes, intervals, exports."""

@@ -1,4 +1,4 @@
-"""The model that settings of a training ask for."""
+"""The configuration of the model of a run: from its settings, and the fields, conditions and features of its data."""
 
 from __future__ import annotations
 
