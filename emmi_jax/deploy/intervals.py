@@ -72,7 +72,7 @@ class CalibrationScores(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns them as JSON has them, infinite scores as null."""
-        scores = {name: [one if math.isfinite(one) else None for one in found] for name, found in self.scores.items()}
+        scores = {name: [one if math.isfinite(one) else None for one in each] for name, each in self.scores.items()}
         return {"repeats": self.repeats, "share": self.share, "scores": scores}
 
 

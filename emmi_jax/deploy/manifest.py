@@ -151,14 +151,14 @@ def _calibration(values: Any, channels: Mapping[str, Mapping[str, Any]]) -> Cali
     if values is None:
         return None
     scores = {}
-    for name, found in values["scores"].items():
-        known = finite_numbers(f"the scores of {name}", [score for score in found if score is not None])
-        scores[str(name)] = (*known, *[math.inf] * (len(found) - len(known)))
+    for name, of_cases in values["scores"].items():
+        known = finite_numbers(f"the scores of {name}", [score for score in of_cases if score is not None])
+        scores[str(name)] = (*known, *[math.inf] * (len(of_cases) - len(known)))
     fields = {f"{branch}/{name}" for branch, names in channels.items() for name in names}
     repeats, (share,) = _size(values["repeats"]), finite_numbers("the share", [values["share"]])
-    if not fields <= set(scores) or len({len(found) for found in scores.values()}) != 1 or repeats < 1:
+    if not fields <= set(scores) or len({*map(len, scores.values())}) != 1 or repeats < 1:
         raise ValueError("its calibration is not that of its fields")
-    if min(score for found in scores.values() for score in found) < 0 or not 0 < share <= 1:
+    if min(score for of_cases in scores.values() for score in of_cases) < 0 or not 0 < share <= 1:
         raise ValueError("its calibration has negative scores, or a share that is none")
     return CalibrationScores(repeats, share, scores)
 

@@ -100,10 +100,10 @@ def _walk(
     for point in (*open_ends, *at):
         here = point
         before = len(order)
-        while (found := next((one for one in at[here] if curve[one] < 0), None)) is not None:
-            first, second = ends[found].tolist()
-            sign[found], curve[found] = (1, number) if first == here else (-1, number)
-            order.append(found)
+        while (ahead := next((one for one in at[here] if curve[one] < 0), None)) is not None:
+            first, second = ends[ahead].tolist()
+            sign[ahead], curve[ahead] = (1, number) if first == here else (-1, number)
+            order.append(ahead)
             here = second if first == here else first
         number += len(order) > before
     return np.array(order, np.int64), sign, curve, len(open_ends)

@@ -94,14 +94,14 @@ def surface_elements(mesh: Mesh, *, require_closed: bool = True) -> SurfaceEleme
 
 def _of_lines(mesh: Mesh, ends: NDArray[np.int64], *, require_closed: bool) -> SurfaceElements:
     try:
-        found = curve_elements(np.asarray(mesh.dataset.points, dtype=np.float64), ends)
+        curves = curve_elements(np.asarray(mesh.dataset.points, dtype=np.float64), ends)
     except ValueError as error:
         raise ValueError(f"{mesh.path}: {error}") from None
-    if require_closed and found.num_ends:
-        raise ValueError(f"{mesh.path}: {found.num_ends} points do not join exactly two lines")
-    lids = f", {found.num_ends} ends joined by straight lines" if found.num_ends else ""
-    side = f"lines in the plane {found.plane} around the body{lids}; forces are per unit of span"
-    return SurfaceElements(found.length, found.normal, found.num_ends, found.is_turned, side)
+    if require_closed and curves.num_ends:
+        raise ValueError(f"{mesh.path}: {curves.num_ends} points do not join exactly two lines")
+    lids = f", {curves.num_ends} ends joined by straight lines" if curves.num_ends else ""
+    side = f"lines in the plane {curves.plane} around the body{lids}; forces are per unit of span"
+    return SurfaceElements(curves.length, curves.normal, curves.num_ends, curves.is_turned, side)
 
 
 def polygon_vectors(
