@@ -18,9 +18,9 @@ import numpy as np
 from scipy.stats import norm
 
 from benchmarks import measure
+from benchmarks.cross_conformal import cross_interval, cross_p_value
 from benchmarks.solver_differences import bodies
 from emmi_jax.config.jobs import EvaluationJob, ForceOptions
-from emmi_jax.data.conformal import cross_interval, cross_p_value
 from emmi_jax.data.sampling import sample_triangles
 from emmi_jax.inference.case_encoding import describe
 from emmi_jax.jobs.evaluation_cases import case_arguments, checked_case, chosen_cases

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
+from benchmarks.cross_conformal import cross_interval, cross_p_value
 from emmi_jax.data.conformal import (
     conformal_quantile,
     coverage_law,
     covering_score,
-    cross_interval,
-    cross_p_value,
     half_width,
     normalized_scores,
     p_value,
