@@ -144,4 +144,4 @@ def _as_json(source: FieldSource) -> JsonDict:
     return {"array": array, "scale": source.scale} | ({} if source.unit is None else {"unit": source.unit})
 
 
-DRIVAERML, AHMEDML = map(published_sources, ("drivaerml", "ahmedml"))
+DRIVAERML = published_sources("drivaerml")

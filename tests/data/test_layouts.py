@@ -8,7 +8,7 @@ import pytest
 from emmi_jax.config import DEFAULT_SELECTION
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.cases import DEFAULT_OPTIONS
-from emmi_jax.data.mesh_dataset import AHMEDML, DRIVAERML
+from emmi_jax.data.mesh_dataset import DRIVAERML, published_sources
 from emmi_jax.data.open import OpenFolders, open_cases
 from emmi_jax.data.readers import case_names
 from emmi_jax.meshes.vtk import import_pyvista
@@ -78,7 +78,7 @@ def test_raw_meshes_of_drivaerml_and_ahmedml_are_read_by_the_names_of_their_arra
     surface, volume = write_raw(tmp_path / "run_7", kind, 7)
     case, sources = (
         read_case_folder(tmp_path / "run_7"),
-        {"drivaerml": DRIVAERML, "ahmedml": AHMEDML}[kind],
+        {"drivaerml": DRIVAERML, "ahmedml": published_sources("ahmedml")}[kind],
     )
     for branch, dataset in zip(BOTH, (surface, volume), strict=True):
         assert list(case.points[branch].fields) == list(sources[branch])
@@ -270,7 +270,7 @@ def test_cases_that_cannot_be_read_are_found_by_reading(tmp_path):
 def test_a_broken_case_is_noticed_before_it_is_read(damage, message, tmp_path):
     write_raw(tmp_path / "run_1", "ahmedml", 1)
     damage(tmp_path / "run_1")
-    assert message in CaseFolder.open(tmp_path / "run_1").problem(BOTH, AHMEDML)
+    assert message in CaseFolder.open(tmp_path / "run_1").problem(BOTH, published_sources("ahmedml"))
 
 
 def test_tensors_of_different_lengths_are_noticed(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from emmi_jax.data import mesh_dataset
 from emmi_jax.data.case_folder import CaseFolder
 from emmi_jax.data.known_forces import KnownForces
-from emmi_jax.data.mesh_dataset import AHMEDML, DRIVAERML, published, read_sources, sources_to_json
+from emmi_jax.data.mesh_dataset import DRIVAERML, published, published_sources, read_sources, sources_to_json
 from emmi_jax.data.open import open_cases
 from tests.data.case_folders import FIELDS, read_case_folder, surface_dataset, volume_dataset
 
@@ -126,7 +126,7 @@ def test_an_unusable_file_costs_one_line_with_its_name(text, message, data):
 
 def test_published_data_sets_are_such_files():
     assert {name: list(branch.fields) for name, branch in published()["ahmedml"].branches.items()} == {
-        branch: list(fields) for branch, fields in AHMEDML.items()
+        branch: list(fields) for branch, fields in published_sources("ahmedml").items()
     }
     assert {source.array for fields in DRIVAERML.values() for source in fields.values()} == {
         "pMeanTrim",
