@@ -3,7 +3,8 @@
 Needs what `benchmarks.solver_differences` wrote. For each body there: the derivative of the drag area with respect to
 the twelve parameters, by the chain rule through a map that moves every point of the body as its parameters change, as
 a mean over the runs and over draws of anchors; beside it the solver's differences. Then each body is optimised within
-the ranges of its parameters, or by a lattice, and the result is simulated.
+the ranges of its parameters, or by a lattice, with and without the penalty on what is unlike the training cases, and
+the result is simulated.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from scipy.stats import spearmanr
 
 from benchmarks import measure
 from benchmarks.solver_differences import RESULTS, bodies, simulated_drag_area
+from emmi_jax.data.familiarity import Familiarity
 from emmi_jax.design import (
     Lattice,
     MorphedCase,
@@ -34,9 +36,11 @@ from emmi_jax.design import (
     optimize,
     read_surface,
 )
+from emmi_jax.design.familiar import keep_familiar
 from emmi_jax.design.morphs import Morph, displacements
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.meshes.mesh import read_mesh
+from emmi_jax.runs.calibration import read_familiarity
 from emmi_jax.runs.load import load_run
 
 SPEED = 30.0
@@ -61,14 +65,36 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the bodies' cases")
     parser.add_argument("runs", type=Path, nargs="+", help="runs on the bodies; optimised on the first")
     parser.add_argument("--differences", type=Path, default=RESULTS, help="(%(default)s)")
-    parser.add_argument("--draws", type=int, default=4, help="draws of anchors to average over (%(default)s)")
+    parser.add_argument("--bodies", nargs="+", help="some of the bodies there; default: all")
+    parser.add_argument(
+        "--draws", type=int, default=4, help="draws of anchors to average over; 0 for no derivatives (%(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=0, help="steps of optimisation; 0 for none (%(default)s)")
     parser.add_argument("--lattice", action="store_true", help="optimise by a lattice, whatever shape comes out")
+    parser.add_argument(
+        "--familiar", action="store_true", help="optimise by a lattice both without and with the penalty"
+    )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/body_design.json"), help="(%(default)s)")
     options = parser.parse_args()
     ranges: Ranges = bodies(options.tools).RANGES
-    surrogates = [load_run(run) for run in options.runs]
+    surrogates, designs = [load_run(run) for run in options.runs], list[dict[str, Any]]()
     differences = json.loads(options.differences.read_text())
+    chosen = {case: differences[case] for case in options.bodies or differences}
+    if options.draws:
+        measure.report(
+            "derivatives of the drag area beside the solver's", _derivatives(options, surrogates, chosen), options.json
+        )
+    for case in chosen if options.steps else ():
+        for is_familiar in (False, True) if options.familiar else (False,):
+            designs.append(_design(options, surrogates[0], case, ranges, is_familiar=is_familiar))
+            measure.report("optimised bodies", designs, options.json.with_stem(f"{options.json.stem}_optimised"))
+
+
+def _derivatives(
+    options: argparse.Namespace, surrogates: Sequence[Surrogate], differences: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns how far derivatives agree with the solver's differences, for each body and all together."""
+    ranges: Ranges = bodies(options.tools).RANGES
     rows, pairs = [], []
     for case, found in differences.items():
         found = {name: sides for name, sides in found.items() if len(sides) == 2}
@@ -88,11 +114,7 @@ def main() -> None:
         rows.append({"body": case, **_agreement(*pairs[-1])})
         for name, *both in zip(names, solver, predicted, strict=True):
             print(f"{case} {name:10} solver {both[0]:8.5f} predicted {both[1]:8.5f}", flush=True)
-    rows.append({"body": "all", **_agreement(*map(np.concatenate, zip(*pairs, strict=True)))})
-    measure.report("derivatives of the drag area beside the solver's differences", rows, options.json)
-    if options.steps:
-        designs = [_design(options, surrogates[0], case, ranges) for case in differences]
-        measure.report("optimised bodies", designs, options.json.with_stem(f"{options.json.stem}_optimised"))
+    return [*rows, {"body": "all", **_agreement(*map(np.concatenate, zip(*pairs, strict=True)))}]
 
 
 def _slope(sides: list[dict[str, float]], extent: tuple[float, float]) -> float:
@@ -221,19 +243,24 @@ def _stretched(values: jax.Array, before: Sequence[Any], after: Sequence[Any]) -
     return out
 
 
-def _design(options: argparse.Namespace, surrogate: Surrogate, case: str, ranges: Ranges) -> dict[str, Any]:
+def _design(
+    options: argparse.Namespace, surrogate: Surrogate, case: str, ranges: Ranges, *, is_familiar: bool
+) -> dict[str, Any]:
     """Optimises a body, and simulates the result."""
     folder = options.data / case
     start = json.loads((folder / "parameters.json").read_text())
-    optimized = _by_lattice if options.lattice else _by_parameters
-    found, parameters, half_body = optimized(options, surrogate, folder, start, ranges)
-    before, predicted = (
-        json.loads((folder / "forces.json").read_text())["CdA"],
-        (found.before.mean(), found.after.mean()),
-    )
+    familiarity = read_familiarity(options.runs[0], surrogate) if is_familiar else None
+    if options.lattice:
+        found, parameters, half_body = _by_lattice(options, surrogate, folder, start, familiarity)
+    else:
+        found, parameters, half_body = _by_parameters(options, surrogate, folder, start, ranges)
+    before = json.loads((folder / "forces.json").read_text())["CdA"]
+    predicted = found.before.mean(), found.after.mean()
     after = simulated_drag_area(options.tools, parameters, half_body)
     row = {
         "body": case,
+        "keep_familiar": is_familiar,
+        "moved": found.history[-1].displacement,
         "predicted_before": float(predicted[0]),
         "predicted_after": float(predicted[1]),
         "simulated_before": before,
@@ -266,9 +293,13 @@ def _by_parameters(
 
 
 def _by_lattice(
-    options: argparse.Namespace, surrogate: Surrogate, folder: Path, start: dict[str, float], ranges: Ranges
+    options: argparse.Namespace,
+    surrogate: Surrogate,
+    folder: Path,
+    start: dict[str, float],
+    familiarity: Familiarity | None,
 ) -> tuple[Optimization, dict[str, float], tuple[Any, Any]]:
-    """Optimises as `emmi-jax optimize --keep volume --keep clearance --symmetry y` does."""
+    """Optimises as `emmi-jax optimize --keep volume --keep clearance --symmetry y` does, perhaps `--keep familiar`."""
     surface = read_surface(folder / f"boundary_{folder.name.removeprefix('run_')}.vtp")
     lattice = Lattice.around(surface, (6, 4, 4))
     found = optimize(
@@ -277,6 +308,7 @@ def _by_lattice(
         max_displacement=LATTICE_REACH,
         steps=options.steps,
         penalties=[keep_volume(), keep_clearance()],
+        case_penalties=[] if familiarity is None else [keep_familiar(familiarity)],
         symmetry="y",
     )
     vertices, triangles = bodies(options.tools).half_body(start)

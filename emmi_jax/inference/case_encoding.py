@@ -36,7 +36,9 @@ def shape_points(anchors: Mapping[str, Any], geometry: Any) -> Any:
 
 @jax.jit
 def case_traits(points: Any, condition: Any) -> jax.Array:
-    """Returns lowest and highest coordinates, least, mean and largest distance from the center, and the condition.
+    """Returns lowest and highest coordinates, least, mean and largest distance from their middle, and the condition.
+
+    The middle of the box depends less on which points were drawn than their mean.
 
     Args:
         points: Points [N, n] that show the shape; None for none.
@@ -44,10 +46,10 @@ def case_traits(points: Any, condition: Any) -> jax.Array:
     """
     if points is None:
         return jnp.asarray(condition)
-    offset = points - points.mean(axis=0)
-    radius = jnp.sqrt((offset**2).sum(axis=1))
+    low, high = points.min(axis=0), points.max(axis=0)
+    radius = jnp.sqrt(((points - (low + high) / 2) ** 2).sum(axis=1))
     radii = jnp.stack([radius.min(), radius.mean(), radius.max()])
-    return jnp.concatenate([points.min(axis=0), points.max(axis=0), radii, condition.astype(points.dtype)])
+    return jnp.concatenate([low, high, radii, condition.astype(points.dtype)])
 
 
 def least_reach(cases: Sequence[Description], num_conditions: int) -> NDArray[np.float64]:
