@@ -1,4 +1,4 @@
-"""EnSight Gold: the case file, and its parts and variables in ASCII or C binary, read with NumPy.
+"""EnSight Gold: the case file, and its parts and variables in ASCII, C or Fortran binary, read with NumPy.
 
 VTK's readers fill what a truncated variable lacks without a word, or crash on it. Numbers are float32 in the format.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emmi_jax.meshes.components import ArrayName, all_found
+from emmi_jax.meshes.ensight_blocks import read_block
 from emmi_jax.meshes.ensight_files import EnsightData, open_data
 from emmi_jax.meshes.parts_file import Part, PartsFile, linked_file
 from emmi_jax.meshes.vtk import ArrayNames, import_pyvista
@@ -46,12 +47,19 @@ _SECTION = re.compile(r"[A-Z][A-Z_ ]*")
 _VARIABLE = re.compile(r"(scalar|vector|tensor symm|tensor asym|tensor) per (node|element):\s*(.*)", re.IGNORECASE)
 
 
+class _Place(NamedTuple):
+    """Name of a file, perhaps with asterisks for a number; its time set; whether it has all steps of this."""
+
+    pattern: str
+    time_set: int | None
+    has_steps: bool
+
+
 class _Variable(NamedTuple):
     name: str
     num_components: int
     is_nodal: bool
-    time_set: int | None
-    pattern: str
+    place: _Place
 
 
 class _TimeSet(NamedTuple):
@@ -105,15 +113,13 @@ class EnsightCase(PartsFile):
         return time_sets
 
     @cached_property
-    def _model(self) -> tuple[int | None, str]:
+    def _model(self) -> _Place:
         lines = [line for line in self._sections.get("GEOMETRY", []) if line.lower().startswith("model:")]
         words = [word for line in lines[:1] for word in _words(line.partition(":")[2])]
         words = [word for word in words if word not in ("", "change_coords_only", "cstep")]
         if not words:
             raise ValueError(f"{self.path}: it names no model under GEOMETRY")
-        numbers = [int(word) for word in words[:-1] if word.isdigit()]
-        self._refuse_file_sets(numbers)
-        return (numbers[0] if numbers else None), words[-1]
+        return self._place([int(word) for word in words[:-1] if word.isdigit()], words[-1])
 
     @cached_property
     def _variables(self) -> list[_Variable]:
@@ -124,17 +130,16 @@ class EnsightCase(PartsFile):
             numbers, (*head, file) = [], _words(match[3])
             while len(head) > 1 and head[0].isdigit():
                 numbers.append(int(head.pop(0)))
-            self._refuse_file_sets(numbers)
             components = _COMPONENTS[{"tensor": "tensor symm"}.get(kind := match[1].lower(), kind)]
-            time_set = numbers[0] if numbers else None
-            variables.append(_Variable(" ".join(head), components, match[2].lower() == "node", time_set, file))
+            is_nodal = match[2].lower() == "node"
+            variables.append(_Variable(" ".join(head), components, is_nodal, self._place(numbers, file)))
         return variables
 
-    def _refuse_file_sets(self, numbers: list[int]) -> None:
-        if len(numbers) > 1:
-            raise ValueError(
-                f"{self.path}: several time steps in one file (a file set) are not read: one file per step"
-            )
+    def _place(self, numbers: list[int], pattern: str) -> _Place:
+        """Returns the file that a line names; of two numbers before it, the second is that of a file set."""
+        if (has_steps := len(numbers) > 1) and "*" in pattern:
+            raise ValueError(f"{self.path}: several files with several time steps each are not read: {pattern!r}")
+        return _Place(pattern, numbers[0] if numbers else None, has_steps)
 
     def times(self) -> list[float]:
         """Returns the values of all time sets."""
@@ -142,7 +147,8 @@ class EnsightCase(PartsFile):
 
     def files(self, time: float | None) -> list[Path]:
         """Returns the geometry and the variables of a time."""
-        return [self._file(*self._model, time), *(self._file(v.time_set, v.pattern, time) for v in self._variables)]
+        places = (self._model, *(variable.place for variable in self._variables))
+        return list(dict.fromkeys(self._file(place, time)[0] for place in places))
 
     def array_names(self, time: float | None) -> ArrayNames:
         """Returns the names of the variables."""
@@ -151,7 +157,8 @@ class EnsightCase(PartsFile):
 
     def read(self, time: float | None, arrays: Collection[ArrayName] | None) -> list[Part]:
         """Reads the parts; see `PartsFile`."""
-        data = open_data(self._file(*self._model, time))
+        file, step = self._file(self._model, time)
+        data = open_data(file, None, step)
         lines, geometries = [data.word(), data.word()], dict[int, _Geometry]()
         has_ids = [_has_ids(data, kind) for kind in ("node", "element")]
         if data.peek() == "extents":
@@ -163,20 +170,25 @@ class EnsightCase(PartsFile):
         wanted = names if arrays is None else all_found(arrays, names) or set()
         for variable in self._variables:
             if variable.name in wanted:
-                _add(variable, open_data(self._file(variable.time_set, variable.pattern, time), data), geometries)
+                file, step = self._file(variable.place, time)
+                _add(variable, open_data(file, data, step), geometries)
         is_patch = any("OpenFOAM" in line for line in lines)
         return [Part(part.name, part.dataset(), is_patch=is_patch) for part in geometries.values()]
 
-    def _file(self, time_set: int | None, pattern: str, time: float | None) -> Path:
-        if "*" in pattern:
-            of_set = self._time_sets.get(1 if time_set is None else time_set)
-            if of_set is None or not of_set.values:
-                raise ValueError(f"{self.path}: {pattern!r} needs time set {time_set or 1}, which is missing")
-            steps = [i for i, value in enumerate(of_set.values) if time is None or value <= time] or [0]
-            stars = re.search(r"\*+", pattern)
-            number = f"{of_set.numbers[steps[-1]]:0{len(stars[0]) if stars else 1}d}"
-            pattern = re.sub(r"\*+", number, pattern)
-        return linked_file(self.path, pattern)
+    def _file(self, place: _Place, time: float | None) -> tuple[Path, int | None]:
+        """Returns a file at a time, and its step there if it has several."""
+        pattern, time_set, has_steps = place
+        if "*" not in pattern and not has_steps:
+            return linked_file(self.path, pattern), None
+        of_set = self._time_sets.get(1 if time_set is None else time_set)
+        if of_set is None or not of_set.values:
+            raise ValueError(f"{self.path}: {pattern!r} needs time set {time_set or 1}, which is missing")
+        step = ([i for i, value in enumerate(of_set.values) if time is None or value <= time] or [0])[-1]
+        if has_steps:
+            return linked_file(self.path, pattern), step
+        stars = re.search(r"\*+", pattern)
+        number = f"{of_set.numbers[step]:0{len(stars[0]) if stars else 1}d}"
+        return linked_file(self.path, re.sub(r"\*+", number, pattern)), None
 
 
 class _Geometry:
@@ -185,14 +197,21 @@ class _Geometry:
     def __init__(self, data: EnsightData, has_node_ids: bool, has_element_ids: bool) -> None:
         self.name = data.word()
         self._arrays: dict[bool, dict[str, NDArray[np.float32]]] = {True: {}, False: {}}
-        if (head := data.element()) != "coordinates":
-            raise ValueError(
-                f"{data.path}: part {self.name!r} has {head!r}, expected 'coordinates': blocks are not read"
-            )
+        self._elements: list[_Elements] = []
+        self._nodes, *flags = (data.element() or "nothing").split()
+        if self._nodes == "block":
+            self._points, corners, vtk_type = read_block(data, flags)
+            self._num_points, (number, width) = len(self._points), corners.shape
+            data.ints(self._num_points * has_node_ids)
+            data.ints(number * has_element_ids)
+            cells = np.insert(corners, 0, width, axis=1).reshape(-1)
+            self._elements.append(_Elements("block", number, False, cells, vtk_type))
+            return
+        if self._nodes != "coordinates":
+            raise ValueError(f"{data.path}: part {self.name!r} has {self._nodes!r}, expected 'coordinates' or 'block'")
         self._num_points = data.count()
         data.ints(self._num_points * has_node_ids)
         self._points = data.floats(data.total([3 * self._num_points])).reshape(3, -1).T
-        self._elements: list[_Elements] = []
         while (kind := data.element()) is not None:
             number = data.count()
             data.ints(number * has_element_ids)
@@ -226,7 +245,7 @@ class _Geometry:
     def add(self, variable: _Variable, data: EnsightData) -> None:
         """Reads the values of a variable, component after component in the file."""
         by_element = {element.kind: element.number for element in self._elements}
-        counts = {"coordinates": self._num_points} if variable.is_nodal else by_element
+        counts = {self._nodes: self._num_points} if variable.is_nodal else by_element
         rows = dict[str, NDArray[np.float32]]()
         while (head := data.element()) is not None:
             kind, *flags = head.split()

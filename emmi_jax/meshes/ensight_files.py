@@ -1,7 +1,8 @@
-"""Files of EnSight Gold, ASCII or C binary: words and numbers in their order."""
+"""Files of EnSight Gold, ASCII, C or Fortran binary: words and numbers in their order."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 _RECORD = 80
 _MOST_PARTS = 1 << 16
+_MOST_RECORDS = 1 << 22
+_BEGIN, _END = b"BEGIN TIME STEP", b"END TIME STEP"
 
 
 class EnsightData(ABC):
@@ -39,6 +42,14 @@ class EnsightData(ABC):
     @abstractmethod
     def peek(self) -> str | None:
         """Returns the next line, in text the next one that is not blank; None at the end."""
+
+    @abstractmethod
+    def only_step(self, step: int) -> None:
+        """Goes to a time step of a file with several, from 0 on, and ends behind it.
+
+        Raises:
+            ValueError: There is no such step.
+        """
 
     def part(self) -> int | None:
         """Takes the line `part` and the number of a part; None at the end.
@@ -121,6 +132,14 @@ class _Lines(EnsightData):
             self._place += 1
         return None
 
+    def only_step(self, step: int) -> None:
+        """Goes to a time step; see `EnsightData`."""
+        begins = [i for i, line in enumerate(self._lines) if line.strip() == _BEGIN]
+        ends = [i for i, line in enumerate(self._lines) if line.strip() == _END]
+        if step >= len(begins) or step >= len(ends):
+            raise self.damage(f"it has {len(begins):,} time steps, expected at least {step + 1:,}")
+        self._lines, self._place = self._lines[begins[step] + 1 : ends[step]], 0
+
     def _numbers(self, number: int, num_rows: int) -> NDArray[np.float64]:
         rows = self._lines[self._place : self._place + num_rows]
         self._place += num_rows
@@ -165,6 +184,13 @@ class _Binary(EnsightData):
         word, self._place = self.word(), place
         return word
 
+    def only_step(self, step: int) -> None:
+        """Goes to a time step; see `EnsightData`."""
+        begins, ends = ([found.start() for found in re.finditer(word, self._bytes.data)] for word in (_BEGIN, _END))
+        if step >= len(begins) or step >= len(ends):
+            raise self.damage(f"it has {len(begins):,} time steps, expected at least {step + 1:,}")
+        self._bytes, self._place = self._bytes[begins[step] + _RECORD : ends[step]], 0
+
     def _take(self, size: int) -> NDArray[np.uint8]:
         taken = np.array(self._bytes[self._place : self._place + size])
         self._place += size
@@ -173,22 +199,53 @@ class _Binary(EnsightData):
         return taken
 
 
-def open_data(path: Path, like: EnsightData | None = None) -> EnsightData:
+class _Fortran(_Binary):
+    """Fortran binary: the same in records, which stand between their lengths."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, None)
+        content, place, records = self._bytes, 0, list[NDArray[np.uint8]]()
+        self.order = "<" if content[:4].tobytes() == _RECORD.to_bytes(4, "little") else ">"
+        while place < len(content):
+            size = int.from_bytes(
+                mark := content[place : place + 4].tobytes(), "little" if self.order == "<" else "big"
+            )
+            end = place + 4 + size
+            if content[end : end + 4].tobytes() != mark or len(mark) < 4 or len(records) > _MOST_RECORDS:
+                raise self.damage(f"no record of {size:,} bytes at byte {place:,}")
+            records.append(content[place + 4 : end])
+            place = end + 4
+        self._bytes = np.concatenate(records)
+
+
+def open_data(path: Path, like: EnsightData | None = None, step: int | None = None) -> EnsightData:
     """Opens a geometry; or a variable, which is in the form of its geometry.
 
+    Args:
+        path: The file.
+        like: The geometry of a variable.
+        step: The time step of a file with several.
+
     Raises:
-        ValueError: It is empty, or Fortran binary.
+        ValueError: It is empty or damaged, or has no such step.
     """
     if not path.stat().st_size:
         raise ValueError(f"{path}: empty")
-    if like is not None:
-        return _Binary(path, like.order) if isinstance(like, _Binary) else _Lines(path)
     with path.open("rb") as file:
-        head = file.read(2 * _RECORD)
-    if b"Fortran Binary" in head:
-        raise ValueError(f"{path}: Fortran binary is not read: expected ASCII or C binary")
-    if head[:_RECORD].split(b"\0")[0].strip().lower() != b"c binary":
-        return _Lines(path)
-    data = _Binary(path, None)
-    data.word()
+        head = file.read(_RECORD + 4)
+    data: EnsightData
+    if isinstance(like, _Fortran) or (like is None and head[4:].lower().startswith(b"fortran binary")):
+        data = _Fortran(path)
+    elif isinstance(like, _Binary) or (like is None and _plain(head) == b"c binary"):
+        data = _Binary(path, like.order if isinstance(like, _Binary) else None)
+    else:
+        data = _Lines(path)
+    if like is None and isinstance(data, _Binary):
+        data.word()
+    if step is not None:
+        data.only_step(step)
     return data
+
+
+def _plain(head: bytes) -> bytes:
+    return head[:_RECORD].split(b"\0")[0].strip().lower()

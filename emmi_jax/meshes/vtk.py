@@ -60,6 +60,8 @@ def read_dataset(path: Path, arrays: Collection[ArrayName] | None = None) -> Any
     """
     suffix = path.suffix.lower()
     if suffix not in _READERS:
+        if path.name.lower().endswith((".cas.h5", ".dat.h5")):
+            raise ValueError(f"{path}: Fluent's HDF5 files are not read: export CGNS or EnSight")
         raise ValueError(f"{path}: the extension must be one of {', '.join(_READERS)}, got {suffix!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

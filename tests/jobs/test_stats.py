@@ -99,6 +99,11 @@ def damaged(path: Path) -> None:
         ("a.npy", lambda path: path.write_text("garbage"), r"not an \.npy file"),
         ("a.npy", lambda path: np.save(path, np.array(["x"])), "holds <U1, expected real numbers"),
         ("a.txt", lambda path: path.write_text("garbage"), "the extension must be one of"),
+        (
+            "a.cas.h5",
+            lambda path: path.write_text("garbage"),
+            "Fluent's HDF5 files are not read: export CGNS or EnSight",
+        ),
     ],
 )
 def test_files_without_numbers_are_refused_by_array(name, write, message, tmp_path):
