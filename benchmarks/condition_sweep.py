@@ -31,9 +31,9 @@ from emmi_jax.meshes.forces import ForceReference
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.models.ab_upt import AnchoredBranchedUPT
 from emmi_jax.models.init import init_params
-from emmi_jax.training.model_config import model_config
 from emmi_jax.training.plan import default_settings
 from emmi_jax.training.recipes import read_recipe
+from emmi_jax.training.settings import model_config
 
 ANGLES = tuple(np.linspace(-10, 10, 21).tolist())
 SPEED = ForceReference(area=1.0, speed=1.0)

@@ -37,9 +37,9 @@ from emmi_jax.files.zarr import ArrayFolder
 from emmi_jax.meshes.cells import POSITIONS
 from emmi_jax.points import PointSet
 from emmi_jax.training.devices import Devices, Layout
-from emmi_jax.training.model_config import model_config
 from emmi_jax.training.processes import connected, is_main
 from emmi_jax.training.recipes import parse_assignment, read_recipe
+from emmi_jax.training.settings import model_config
 from emmi_jax.training.trainer import TrainSetup
 
 FIELDS = {

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from emmi_jax.config import TrainSettings
-from emmi_jax.training.model_config import model_config
 from emmi_jax.training.plan import default_settings
+from emmi_jax.training.settings import model_config
 
 DEFAULTS = {
     "ellipsoids": default_settings(None),

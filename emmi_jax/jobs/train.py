@@ -39,11 +39,11 @@ from emmi_jax.runs.trackers import Tracker, trackers
 from emmi_jax.training.devices import Devices, Layout
 from emmi_jax.training.evaluation import evaluate, validate
 from emmi_jax.training.loop import LoopEnd, Row, Schedule, fit
-from emmi_jax.training.model_config import model_config
 from emmi_jax.training.optimizer import learning_rates
 from emmi_jax.training.plan import check_step, resolve
 from emmi_jax.training.processes import connected, is_main, wait_for_all
 from emmi_jax.training.profile import traced
+from emmi_jax.training.settings import model_config
 from emmi_jax.training.step import TrainState
 from emmi_jax.training.trainer import TrainSetup
 

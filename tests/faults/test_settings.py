@@ -18,8 +18,8 @@ from emmi_jax.data.normalization import FieldScale, Normalizer
 from emmi_jax.jobs.convert import preset_config
 from emmi_jax.plots.loss import draw_loss
 from emmi_jax.runs.directory import RunConfig, RunDirectory
-from emmi_jax.training.model_config import model_config
 from emmi_jax.training.recipes import parse_assignment
+from emmi_jax.training.settings import model_config
 
 FUZZ = settings(
     max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -19,8 +19,8 @@ from emmi_jax.jobs.notes import print_notes
 from emmi_jax.meshes.vtk import import_pyvista
 from emmi_jax.runs.directory import RunConfig, RunDirectory
 from emmi_jax.runs.load import load_run
-from emmi_jax.training.model_config import model_config
 from emmi_jax.training.plan import default_settings
+from emmi_jax.training.settings import model_config
 from tests.data.case_folders import write_case_folder
 from tests.data.test_layouts import write_published
 from tests.data.test_store import make_store

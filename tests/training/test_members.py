@@ -15,7 +15,7 @@ from emmi_jax.data.load import load_dataset
 from emmi_jax.models.init import init_params
 from emmi_jax.runs.load import load_run
 from emmi_jax.training.devices import Devices, Layout
-from emmi_jax.training.model_config import model_config
+from emmi_jax.training.settings import model_config
 from emmi_jax.training.trainer import TrainSetup
 from tests.jobs.tiny_runs import run, tiny_settings
 from tests.training.test_devices import REPOSITORY

@@ -8,9 +8,9 @@ from emmi_jax.convert import PRESETS
 from emmi_jax.data.case_split import split_content
 from emmi_jax.data.published import STATISTICS
 from emmi_jax.files.atomic import read_toml
-from emmi_jax.training.model_config import model_config
 from emmi_jax.training.plan import default_settings
 from emmi_jax.training.recipes import RECIPES, parse_assignment, read_recipe
+from emmi_jax.training.settings import model_config
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,7 +7,7 @@ import pytest
 from emmi_jax.data.load import load_dataset
 from emmi_jax.ops.neighbors import nearest_neighbors, radius_neighbors
 from emmi_jax.training.devices import Devices, Layout
-from emmi_jax.training.model_config import model_config
+from emmi_jax.training.settings import model_config
 from emmi_jax.training.trainer import TrainSetup
 from tests.jobs.tiny_runs import tiny_settings
 

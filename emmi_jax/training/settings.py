@@ -1,4 +1,4 @@
-"""The configuration of the model of a run: from its settings, and the fields, conditions and features of its data."""
+"""The settings of a run turned into its model: with the fields, conditions and features of its data."""
 
 from __future__ import annotations
 
