@@ -19,7 +19,7 @@ from emmi_jax.meshes.branch_mesh import BranchMesh
 from emmi_jax.meshes.forces import ForceReference, ForceSurface, force_fields
 from emmi_jax.meshes.mesh import Mesh
 from emmi_jax.meshes.surfaces import check_surface, surface_elements, surface_triangles
-from emmi_jax.points import Array, PointSet
+from emmi_jax.points import Array, PointSet, is_unknown
 
 FieldArrays: TypeAlias = dict[str, NDArray[np.float32]]
 
@@ -127,9 +127,10 @@ def surface_forces(predicted: Mapping[str, Array], surface: BranchMesh, referenc
     coefficients = {"predicted": {name: float(spread.mean) for name, spread in spreads.items()}}
     mean = {name: predicted[name].reshape(-1, *predicted[name].shape[-2:]).mean(axis=0) for name in names}
     patches = {"predicted": whole.by_patch(mean)}
-    if set(names) <= set(surface.reference):
-        coefficients["reference"] = whole.coefficients(surface.reference)
-        patches["reference"] = whole.by_patch(surface.reference)
+    exact = {name: surface.reference[name] for name in names if name in surface.reference}
+    if len(exact) == len(names) and not any(is_unknown(values).any() for values in exact.values()):
+        coefficients["reference"] = whole.coefficients(exact)
+        patches["reference"] = whole.by_patch(exact)
     return Forces(coefficients, patches, elements.side, spreads, len(names) > 1, whole.notes(mean))
 
 

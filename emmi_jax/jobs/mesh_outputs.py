@@ -20,7 +20,7 @@ from emmi_jax.meshes.branch_mesh import BranchMesh, output_name
 from emmi_jax.meshes.mesh import Mesh, write_mesh
 from emmi_jax.meshes.parts import has_parts, linked_files
 from emmi_jax.meshes.surfaces import is_surface, surface_dataset
-from emmi_jax.points import Array
+from emmi_jax.points import Array, is_unknown
 
 FIGURES = ("png", "html")
 
@@ -32,6 +32,16 @@ def mesh_metrics(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, Bran
         for branch, mesh in meshes.items()
         for name, reference in mesh.reference.items()
     }
+
+
+def num_unknown(meshes: Mapping[str, BranchMesh]) -> dict[str, int]:
+    """Returns at how many points the arrays of the meshes are NaN, by "branch/field", where they are at some."""
+    found = {
+        f"{branch}/{name}": int(np.count_nonzero(is_unknown(reference)))
+        for branch, mesh in meshes.items()
+        for name, reference in mesh.reference.items()
+    }
+    return {name: number for name, number in found.items() if number}
 
 
 def write_predictions(

@@ -79,6 +79,7 @@ def run_job(job: PredictionJob, *, console: Console) -> None:
             chunk_size=chunk_size,
             figures=job.figures,
             certainty=certainty,
+            mask_nan=config.mask_nan,
         )
         if sweep is not None and forces is not None:
             predict_sweep(on_meshes, forces, surrogate, config.field_sources(), sweep, job.condition, console=console)

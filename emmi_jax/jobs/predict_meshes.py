@@ -33,6 +33,7 @@ from emmi_jax.jobs.mesh_outputs import (
     check_outputs,
     largest_output,
     mesh_metrics,
+    num_unknown,
     write_predictions,
 )
 from emmi_jax.jobs.progress import (
@@ -71,6 +72,7 @@ class MeshJob:
         chunk_size: Points per call of the model.
         figures: How to show the fields beside the meshes: `png` for pictures, `html` for pages; None for neither.
         certainty: Draws to average over, and intervals.
+        mask_nan: Whether arrays to compare with may be NaN at some points, which are left out and counted.
     """
 
     meshes: Mapping[str, Path]
@@ -83,6 +85,7 @@ class MeshJob:
     chunk_size: ChunkSize = "auto"
     figures: str | None = None
     certainty: Certainty = SINGLE
+    mask_nan: bool = False
 
 
 def predict_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, *, console: Console) -> None:
@@ -155,7 +158,9 @@ def _write(
     print_paths(write_predictions(job.out, predicted, meshes), console)
     if job.compare:
         metrics = mesh_metrics(predicted, meshes)
-        write_json(job.out / "comparison.json", dict(metrics))
+        unknown = num_unknown(meshes)
+        write_json(job.out / "comparison.json", {**metrics, **({"masked": unknown} if unknown else {})})
+        print_warnings([f"{field} is NaN at {number:,} points" for field, number in unknown.items()], console)
         console.print(metrics_table("Predictions against the arrays of the meshes", metrics))
     if job.figures is not None:
         drawn = {branch: shown_columns(arrays) for branch, arrays in predicted.items()}
@@ -229,7 +234,13 @@ def read_meshes(job: MeshJob, surrogate: Surrogate, sources: Sources, shown: Mes
     else:
         meshes = {
             branch: reference_mesh(
-                path, fields[branch], sources.get(branch, {}), branch, job.foam, inputs=inputs[branch]
+                path,
+                fields[branch],
+                sources.get(branch, {}),
+                branch,
+                job.foam,
+                inputs=inputs[branch],
+                mask_nan=job.mask_nan,
             )
             for branch, path in job.meshes.items()
         }

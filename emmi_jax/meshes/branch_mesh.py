@@ -76,6 +76,7 @@ def reference_mesh(
     foam: FoamSelection = DEFAULT_SELECTION,
     *,
     inputs: Mapping[str, FieldSource] = MappingProxyType({}),
+    mask_nan: bool = False,
 ) -> BranchMesh:
     """Reads a mesh to predict on where its reference arrays are, to compare with them.
 
@@ -86,6 +87,7 @@ def reference_mesh(
         branch: The branch of the case.
         foam: The patches and the time of the case.
         inputs: The arrays that hold features, where the mesh has them.
+        mask_nan: Whether a reference array may have NaN at some points.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -100,7 +102,7 @@ def reference_mesh(
         raise ValueError(
             f"{path}: nothing to compare with: expected the arrays {expected}; the mesh has {sorted(present)}"
         )
-    points = mesh.points(present_fields)
+    points = mesh.points(present_fields, mask_nan=mask_nan)
     for name, values in points.fields.items():
         if values.shape[1] != fields[name]:
             raise ValueError(f"{path}: array of {name!r} has {values.shape[1]} channels, the model {fields[name]}")

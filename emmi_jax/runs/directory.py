@@ -96,8 +96,8 @@ class RunConfig(Config):
 
     @property
     def mask_nan(self) -> bool:
-        """Whether points whose value is NaN are left out."""
-        return self.settings is not None and self.settings.mask_nan
+        """Whether points whose value is NaN are left out; a run that was trained elsewhere has no say in it."""
+        return self.settings is None or self.settings.mask_nan
 
     def field_sources(self) -> Sources:
         """Returns `sources`, parsed."""

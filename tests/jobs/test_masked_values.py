@@ -113,3 +113,23 @@ def test_a_run_trains_and_is_evaluated_on_the_known_values(cases, tmp_path, caps
     assert main(["calibrate", str(tmp_path / "run"), "--split", "test"]) == 0
     scores = read_calibration(tmp_path / "run", load_run(tmp_path / "run")).scores
     assert np.isfinite(scores["surface/pressure_coefficient"]).all()
+    meshes = ["--surface", str(cases / "run_2/boundary_1.vtp"), "--volume", str(cases / "run_2/volume_1.vtu")]
+    capsys.readouterr()
+    words = ["predict", str(tmp_path / "run"), *meshes, "--compare", "--out", str(tmp_path / "out")]
+    assert main([*words, "--speed", "1", "--area", "1"]) == 0
+    assert "warning: surface/pressure_coefficient is NaN at 7 points" in capsys.readouterr().out
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert compared.pop("masked") == {"surface/pressure_coefficient": NUM_UNKNOWN}
+    assert compared["surface/pressure_coefficient"]["mae"] == pytest.approx(
+        found["mean"]["surface/pressure_coefficient"]["mae"], rel=0.2
+    )
+    assert list(json.loads((tmp_path / "out" / "forces.json").read_text())["predicted"]) == ["cd", "cl"]
+
+
+def test_a_run_that_was_trained_elsewhere_is_evaluated_on_the_known_values(cases, tmp_path, capsys):
+    settings = tiny_settings(cases, steps=1, **NO_GEOMETRY, mask_nan=True)
+    run(settings, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"settings": None, "split": None}))
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(cases)]) == 0
+    assert "run_2: surface/pressure_coefficient is NaN at 7 points" in capsys.readouterr().out
