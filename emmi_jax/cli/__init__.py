@@ -1,4 +1,4 @@
-"""The command `emmi-jax`."""
+"""The command `emmi-jax`: its subcommands, and the errors that end it in one line."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class ForceTable(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard(Config):
-    """What is known of a published data set, for its users.
+    """Facts about a published data set, for its users.
 
     Raises:
         ValueError: A description of a file is no text.

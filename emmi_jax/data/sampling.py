@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emmi_jax.config import Method
 from emmi_jax.config import Sampling as Sampling
-from emmi_jax.deploy.draws import draw_farthest, draw_weighted
+from emmi_jax.deploy.draws import Points, draw
 
 
 class RandomStream(IntEnum):
@@ -63,11 +63,7 @@ def sample_points(
         raise ValueError(f"the method 'weighted', and no other, takes weights; got {method!r}")
     if not 0 <= num_points <= len(position):
         raise ValueError(f"cannot draw {num_points} of {len(position)} points")
-    if method == "farthest":
-        return draw_farthest(rng, position, num_points)
-    if weights is None:
-        return rng.choice(len(position), num_points, replace=False)
-    return draw_weighted(rng, np.asarray(weights, dtype=np.float64), len(position), num_points)
+    return draw(rng, method, Points(position, None if weights is None else np.asarray(weights)), num_points)
 
 
 def sample_triangles(

@@ -1,4 +1,4 @@
-"""How sure a prediction is, and the scores of known cases that intervals come from."""
+"""Certainty of a prediction: its draws and intervals, and the scores of known cases that intervals come from."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -98,6 +99,16 @@ def predict_on_meshes(
     out = {f"{branch}_{name}": array for branch, of_branch in arrays.items() for name, array in of_branch.items()}
     encoded.predict(queries, query_features=features, out=out, chunk_size=chunk_size, advance=advance, watch=watch)
     return arrays
+
+
+def check_case(surrogate: Surrogate, meshes: Collection[str], geometry: Path | None) -> None:
+    """Refuses a case without a mesh of a branch that needs one, or with a geometry that the model does not take."""
+    config, stored = surrogate.model.config, {} if surrogate.context is None else surrogate.context.anchors
+    for branch in config.branches:
+        if branch not in meshes and branch not in stored:
+            raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
+    if geometry is not None and not config.has_geometry:
+        raise ValueError(f"{geometry}: the model has no geometry branch to show it to")
 
 
 def check_forces(surface: BranchMesh, fields: Collection[str]) -> None:

@@ -19,6 +19,7 @@ from emmi_jax.design.functionals import Functional
 from emmi_jax.design.surface import Surface, read_surface
 from emmi_jax.files.outputs import check_output
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
+from emmi_jax.inference.meshes import check_case
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.mesh_outputs import check_outputs
 from emmi_jax.jobs.predict import force_reference
@@ -85,13 +86,7 @@ def check_design(job: DesignJob, surrogate: Surrogate) -> None:
     if GEOMETRY_BRANCH not in config.fields:
         raise ValueError(f"the model has the branches {list(config.branches)}, none of which is {GEOMETRY_BRANCH!r}")
     force_fields(config.fields[GEOMETRY_BRANCH])
-    if job.geometry is not None and not config.has_geometry:
-        raise ValueError(f"{job.geometry}: the model has no geometry branch to show it to")
-    stored = {} if surrogate.context is None else surrogate.context.anchors
-    given = {GEOMETRY_BRANCH, *stored, *(() if job.volume is None else ("volume",))}
-    for branch in config.branches:
-        if branch not in given:
-            raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
+    check_case(surrogate, {GEOMETRY_BRANCH, *(() if job.volume is None else ("volume",))}, job.geometry)
     if job.volume is not None and "volume" not in config.branches:
         raise ValueError(f"{job.volume}: the model has no branch 'volume'")
     refuse_moving_features(surrogate.features)

@@ -23,7 +23,14 @@ from emmi_jax.files.npy import scratch_array
 from emmi_jax.inference.chunks import ChunkSize
 from emmi_jax.inference.intervals import SINGLE, Certainty
 from emmi_jax.inference.mesh_features import feature_sources, geometry_with_features, with_features
-from emmi_jax.inference.meshes import FieldArrays, check_forces, geometry_points, predict_on_meshes, surface_forces
+from emmi_jax.inference.meshes import (
+    FieldArrays,
+    check_case,
+    check_forces,
+    geometry_points,
+    predict_on_meshes,
+    surface_forces,
+)
 from emmi_jax.inference.surrogate import Surrogate
 from emmi_jax.jobs.familiarity import report_familiarity
 from emmi_jax.jobs.force_report import report_forces
@@ -199,12 +206,7 @@ def check_mesh_job(job: MeshJob, surrogate: Surrogate) -> None:
     unknown = [branch for branch in job.meshes if branch not in config.fields]
     if unknown or not job.meshes:
         raise ValueError(f"the model has the branches {list(config.branches)}, got meshes for {list(job.meshes)}")
-    stored = {} if surrogate.context is None else surrogate.context.anchors
-    for branch in config.branches:
-        if branch not in job.meshes and branch not in stored:
-            raise ValueError(f"the model needs a mesh for the branch {branch!r} too, to draw its anchors from")
-    if job.geometry is not None and not config.has_geometry:
-        raise ValueError(f"{job.geometry}: the model has no geometry branch to show it to")
+    check_case(surrogate, job.meshes, job.geometry)
     if job.forces is not None and GEOMETRY_BRANCH not in job.meshes:
         raise ValueError(f"forces need a mesh for the branch {GEOMETRY_BRANCH!r}, got {list(job.meshes)}")
     if job.fields is not None and not job.compare:

@@ -1,4 +1,4 @@
-"""What an HDF5 file takes from other files: links, raw data that lie elsewhere, virtual data sets.
+"""Parts of an HDF5 file that lie in other files: links, raw data that lie elsewhere, virtual data sets.
 
 Found by their bytes, by the specification of the format, because the HDF5 library in VTK opens whatever they name.
 """

@@ -1,4 +1,4 @@
-"""Files of several meshes: parts by name, times by value."""
+"""Files of several meshes: parts, and patches, chosen by name or pattern, times by value."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _BOX_ERRORS = np.array(
     [[1, -1, 1, -1, 0, 0, 0, 0], [1, 0, 0, -1, -1, 0, 0, 1], [1, -1, 0, 0, -1, 1, 0, 0], [2, -1, 0, -1, -1, 0, 1, 0]],
     np.float64,
 )
-"""What the corners of a parallelepiped sum to zero with."""
+"""Factors with which the corners of a parallelepiped sum to zero."""
 _TINY, _ROUNDING = 1e-300, 8 * np.finfo(np.float64).eps
 
 

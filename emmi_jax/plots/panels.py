@@ -1,4 +1,4 @@
-"""Panels that show a prediction beside the truth: predicted, exact, difference."""
+"""Panels that show a prediction beside the truth: predicted, exact, difference, and their colours."""
 
 from __future__ import annotations
 

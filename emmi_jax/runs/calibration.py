@@ -59,7 +59,7 @@ class Calibration:
 
     @property
     def portable(self) -> CalibrationScores:
-        """What an exported file holds."""
+        """The scores alone, as an exported file holds them."""
         return CalibrationScores(self.repeats, self.share, self.scores)
 
 
