@@ -38,7 +38,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
     path = tmp_path_factory.mktemp("runs") / "finished"
-    run(tiny_settings(case), path)
+    run(tiny_settings(case), path, pictures=True)
     return path
 
 
@@ -228,7 +228,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint_finite(case, tmp_p
 
 def test_the_whole_model_trains_on_the_ellipsoids(tmp_path, monkeypatch):
     monkeypatch.setattr("emmi_jax.data.ellipsoids.NUM_TEST_QUERIES", 16)
-    _, printed = run(tiny_settings(None, steps=2, geometry_depth=1), tmp_path / "run")
+    _, printed = run(tiny_settings(None, steps=2, geometry_depth=1), tmp_path / "run", pictures=True)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["test"]["volume/velocity"]) == {"relative_l2", "mean_predictor", "nearest_case"}
     assert {p.name for p in (tmp_path / "run").glob("*.png")} == {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from emmi_jax.config import (
@@ -79,10 +80,15 @@ def tiny_settings(data: Path | None, **changes: Any) -> TrainSettings:
     return default_settings(None if data is None else str(data), branches).updated(changes)
 
 
-def run(settings: TrainSettings, path: Path, *, resume: bool = False) -> tuple[Outcome, str]:
-    """Trains, and returns the outcome and what was printed."""
+def run(
+    settings: TrainSettings, path: Path, *, resume: bool = False, pictures: bool = False
+) -> tuple[Outcome, str]:
+    """Trains, and returns the outcome and what was printed; pictures are a quarter of such a run."""
     printed = io.StringIO()
-    outcome = train(settings, path, TrainJob(resume=resume), console=Console(file=printed, width=100))
+    with pytest.MonkeyPatch.context() as patch:
+        if not pictures:
+            patch.setattr("emmi_jax.jobs.train.draw_pictures", lambda *args: [])
+        outcome = train(settings, path, TrainJob(resume=resume), console=Console(file=printed, width=100))
     return outcome, printed.getvalue()
 
 
