@@ -42,7 +42,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "features"
-    run(tiny_settings(case, features=FEATURES, steps=2), path)
+    run(tiny_settings(case, features=FEATURES, steps=2), path, pictures=True)
     return path
 
 

@@ -100,7 +100,7 @@ def test_statistics_of_cases_and_of_a_store_are_those_of_the_known_values(cases,
 
 def test_a_run_trains_and_is_evaluated_on_the_known_values(cases, tmp_path, capsys):
     settings = tiny_settings(cases, steps=2, learning_rate=0.05, **NO_GEOMETRY, mask_nan=True)
-    run(settings, tmp_path / "run")
+    run(settings, tmp_path / "run", pictures=True)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
     assert all(np.isfinite(list(row.values())).all() for row in metrics.values())
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(cases)]) == 0

@@ -88,7 +88,7 @@ def test_a_run_stopped_killed_and_resumed_by_other_numbers_of_processes_ends_lik
     stopped = run_processes(path, 2, 2, "data=2,tokens=2", fault="SIGTERM", at_step=2, resume=False)
     assert [status for status, _ in stopped] == [128 + signal.SIGTERM] * 2, stopped
     assert 2 <= newest(path) < 6
-    (status, errors), (killed, _) = run_processes(path, 2, 2, "tokens=4", fsdp=True, fault="SIGKILL", at_step=7)
+    (status, errors), (killed, _) = run_processes(path, 2, 1, "tokens=2", fsdp=True, fault="SIGKILL", at_step=7)
     assert (status, killed) == (1, -signal.SIGKILL), errors
     assert "continue with --resume" in errors
     assert 2 <= newest(path) < STEPS

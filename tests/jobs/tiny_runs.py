@@ -80,9 +80,7 @@ def tiny_settings(data: Path | None, **changes: Any) -> TrainSettings:
     return default_settings(None if data is None else str(data), branches).updated(changes)
 
 
-def run(
-    settings: TrainSettings, path: Path, *, resume: bool = False, pictures: bool = False
-) -> tuple[Outcome, str]:
+def run(settings: TrainSettings, path: Path, *, resume: bool = False, pictures: bool = False) -> tuple[Outcome, str]:
     """Trains, and returns the outcome and what was printed; pictures are a quarter of such a run."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:

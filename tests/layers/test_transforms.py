@@ -243,9 +243,7 @@ ON_ANY: dict[str, Callable[[Call], jax.Array]] = {
 ON_SEVERAL: dict[str, Callable[[Call], jax.Array]] = {
     "shard_map": shares,
     "jax.set_mesh": functools.partial(under_mesh, AxisType.Auto, P("d", "t")),
-    "explicit batch": functools.partial(under_mesh, AxisType.Explicit, P("d")),
-    "explicit tokens": functools.partial(under_mesh, AxisType.Explicit, P(None, "t")),
-    "explicit batch and tokens": functools.partial(under_mesh, AxisType.Explicit, P("d", "t")),
+    "explicit": functools.partial(under_mesh, AxisType.Explicit, P("d", "t")),
 }
 """Transforms over devices, of which a process has one or four."""
 

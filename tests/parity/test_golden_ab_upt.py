@@ -109,5 +109,5 @@ def test_fields_from_the_tutorial_checkpoint_file_are_the_recorded_ones():
     pytest.importorskip("torch")
     config, _, inputs = arguments("ab_upt_tutorial_48")
     params = ab_upt_from_torch(load_torch_file(FOLDER / "ab_upt_tutorial_48.th").state_dict, config)
-    config = dataclasses.replace(config, implementation="masked")
+    config = dataclasses.replace(config, implementation="blockwise")
     assert_recorded(run(config, {"params": params}, **inputs), "ab_upt_tutorial_48")

@@ -17,7 +17,7 @@ from emmi_jax.training.devices import Devices, Layout
 from tests.jobs.tiny_runs import tiny_settings
 
 REPOSITORY = Path(__file__).parents[2]
-LAYOUTS = ("data=8", "tokens=8", "data=4,tokens=2 fsdp", "data=4,tokens=2 micro")
+LAYOUTS = ("data=8", "tokens=8", "data=4,tokens=2 fsdp in two parts")
 
 PROGRAM = """
 import json, sys
@@ -45,15 +45,15 @@ def with_features(batch):
 params = init_params(AnchoredBranchedUPT(config))
 found = {}
 for text in sys.argv[1:]:
-    mesh, _, option = text.partition(" ")
-    own = settings.updated({"optimizer": {"accumulation": 2 if option == "micro" else 1}})
-    devices = Devices.make(own, Layout.parse(mesh, fsdp=option == "fsdp"))
+    mesh, _, options = text.partition(" ")
+    own = settings.updated({"optimizer": {"accumulation": 2 if "parts" in options else 1}})
+    devices = Devices.make(own, Layout.parse(mesh, fsdp="fsdp" in options))
     trainer = TrainSetup.make(own, dataset, devices, config, normalizer)
     state, losses = trainer.init_state([params]), []
     compiled = trainer.train_step.lower(state, trainer.put(with_features(trainer.draw(0)))).compile()
     size = lambda tree: sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))
     bytes_of_state = size(state)
-    for step in range(4):
+    for step in range(3):
         state, metrics = trainer.train_step(state, trainer.put(with_features(trainer.draw(step))))
         losses.append(float(metrics["loss"]))
     found[text] = {
@@ -99,7 +99,7 @@ def test_every_device_has_an_eighth_of_the_work_and_of_the_activations(layout):
 def test_with_fsdp_every_device_has_an_eighth_of_the_state():
     found = results()
     assert found["data=8"]["state"] == found["data=1"]["state"]
-    assert found["data=4,tokens=2 fsdp"]["state"] < 1.2 / 8 * found["data=1"]["state"]
+    assert found[LAYOUTS[2]]["state"] < 1.2 / 8 * found["data=1"]["state"]
 
 
 @pytest.mark.parametrize("text", ["data", "data=0", "data=x", "rows=2", "data=2,data=4", "data=2;tokens=2", ""])

@@ -20,7 +20,9 @@ from emmi_jax.training.trainer import TrainSetup
 from tests.jobs.tiny_runs import run, tiny_settings
 from tests.training.test_devices import REPOSITORY
 
-OPTIONS = {"drop_path_rate": 0.3, "ema_decay": 0.5, "accumulation": 2, "dense_fraction": 0.5, "steps": 4}
+OPTIONS = {"drop_path_rate": 0.3, "ema_decay": 0.5, "accumulation": 2, "dense_fraction": 0.5, "steps": 4} | {
+    "physics_blocks": ("perceiver",)
+}
 
 PROGRAM = """
 import json
@@ -78,7 +80,7 @@ def test_members_share_eight_devices_and_stay_what_they_are():
 
 
 def test_a_run_of_members_resumes_and_predicts_their_mean(tmp_path: Path):
-    settings = tiny_settings(None, members=2, steps=4, batch_size=1, checkpoint_every=2)
+    settings = tiny_settings(None, members=2, steps=4, batch_size=1, checkpoint_every=2, physics_blocks=("perceiver",))
     outcome, printed = run(settings, tmp_path / "whole")
     assert outcome.signal_number is None
     assert "loss" in printed
