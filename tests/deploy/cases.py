@@ -82,3 +82,11 @@ def surrogate(kind: str) -> Surrogate:
 def scale(name: str, channels: int) -> FieldScale:
     limit = (2.0,) * channels if name == "vorticity" else None
     return FieldScale(mean=(0.1,) * channels, std=(1.5,) * channels, log_scale=limit is not None, limit=limit)
+
+
+RNG = np.random.default_rng(0)
+POINTS = {branch: RNG.uniform(-1, 1, (30, 3)) for branch in ("surface", "volume")}
+SIZES = {branch: RNG.uniform(0, 1, 30) for branch in POINTS}
+QUERIES = RNG.uniform(-1, 1, (11, 3)).astype(np.float32)
+FEATURES = {"volume": RNG.normal(size=(30, 3)), "geometry": RNG.normal(size=(30, 2))}
+OF_QUERIES = FEATURES["volume"][:11]

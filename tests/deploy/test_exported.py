@@ -1,62 +1,21 @@
-"""An exported file gives the numbers of its run, without the package; one that is damaged is refused."""
+"""An exported file gives the numbers of its run, for the same arguments."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-import io
-import json
-import pickle
-import shutil
-import struct
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from emmi_jax import Geometry, SupernodePoolingConfig, Surrogate, deploy
-from emmi_jax.inference.exporting import Program, export_surrogate
+from emmi_jax.inference.exporting import export_surrogate
 from emmi_jax.layers.supernode_pooling import search_neighbors
 from emmi_jax.points import PointSet
-from tests.deploy_cases import KINDS, surrogate
-
-ROOT = Path(__file__).parents[1]
-RNG = np.random.default_rng(0)
-POINTS = {branch: RNG.uniform(-1, 1, (30, 3)) for branch in ("surface", "volume")}
-SIZES = {branch: RNG.uniform(0, 1, 30) for branch in POINTS}
-QUERIES = RNG.uniform(-1, 1, (11, 3)).astype(np.float32)
-FEATURES = {"volume": RNG.normal(size=(30, 3)), "geometry": RNG.normal(size=(30, 2))}
-OF_QUERIES = FEATURES["volume"][:11]
-
-
-@pytest.fixture(scope="module")
-def exported_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Exports each kind of model once."""
-
-    @functools.cache
-    def export(kind: str) -> Path:
-        path = tmp_path_factory.mktemp("exported") / "model.emmi"
-        export_surrogate(surrogate(kind), path, units={"position": "m", "volume/velocity": "m/s"})
-        return path
-
-    return export
-
-
-@pytest.fixture(scope="module")
-def file(exported_file: Callable[[str], Path]) -> Path:
-    return exported_file("geometry")
-
-
-@pytest.fixture(scope="module")
-def exported(file: Path) -> deploy.ExportedSurrogate:
-    return deploy.load(file)
+from tests.deploy.cases import FEATURES, KINDS, OF_QUERIES, POINTS, QUERIES, SIZES, surrogate
 
 
 def arguments(kind: str, num_points: int) -> dict[str, Any]:
@@ -142,7 +101,6 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "a condition": ({"condition": [1.0]}, "condition"),
     "features of anchors": ({"anchor_features": {"volume": np.zeros((4, 2), np.float32)}}, "anchor_features"),
 }
-
 
 BY_NAME = {"distance": FEATURES["volume"][:, 0], "part": FEATURES["volume"][:, 1:]}
 WITH_FEATURES = {
@@ -270,216 +228,3 @@ def test_a_stream_takes_iterables_and_fills_out(exported: deploy.ExportedSurroga
 def test_a_mistake_is_named(exported: Any, call: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(exported)
-
-
-def edited(path: Path, folder: Path, change: Callable[[dict[str, bytes]], None], **options: Any) -> Path:
-    """The file with other members."""
-    with zipfile.ZipFile(path) as source:
-        members = {name: source.read(name) for name in source.namelist()}
-    change(members)
-    damaged = folder / "damaged.emmi"
-    with zipfile.ZipFile(damaged, "w", **options) as target:
-        for name, content in members.items():
-            target.writestr(name, content)
-    return damaged
-
-
-def manifest(**changes: Any) -> Callable[[dict[str, bytes]], None]:
-    def change(members: dict[str, bytes]) -> None:
-        members["manifest.json"] = json.dumps(json.loads(members["manifest.json"]) | changes).encode()
-
-    return change
-
-
-def scaled(**changes: object) -> Callable[[dict[str, bytes]], None]:
-    """Changes the scale of the pressure."""
-
-    def change(members: dict[str, bytes]) -> None:
-        values = json.loads(members["manifest.json"])
-        values["fields"]["surface"]["pressure"] |= changes
-        members["manifest.json"] = json.dumps(values).encode()
-
-    return change
-
-
-def test_an_older_jax_runs_the_own_sizes_alone_and_says_so(file: Path, tmp_path: Path) -> None:
-    newer = edited(file, tmp_path, manifest(jax="99.1.0"))
-    surrogate = deploy.load(newer)
-    assert set(surrogate.kernels) == {title for title in deploy.load(file).kernels if "any number" not in title}
-    anchors = {branch: np.random.default_rng(0).uniform(-1, 1, (5, 3)) for branch in surrogate.fields}
-    with pytest.raises(ValueError, match=rf"no program 'encode' .* jax 99\.1\.0 exported it, .* jax {jax.__version__}"):
-        surrogate.encode(anchors=anchors)
-
-
-def pickled(members: dict[str, bytes]) -> None:
-    file = io.BytesIO()
-    np.save(file, np.array([print], dtype=object), allow_pickle=True)
-    members["arrays/0.npy"] = file.getvalue()
-
-
-def bare_pickle(members: dict[str, bytes]) -> None:
-    members["arrays/0.npy"] = pickle.dumps(print)
-
-
-def larger_header(members: dict[str, bytes]) -> None:
-    content = members["arrays/0.npy"]
-    members["arrays/0.npy"] = content[:10] + content[10:].replace(b"(", b"(1000000, ", 1)[: len(content) - 10]
-
-
-def unrecorded_dtype(members: dict[str, bytes]) -> None:
-    values = json.loads(members["manifest.json"])
-    next(iter(values["arrays"].values()))["dtype"] = "object"
-    members["manifest.json"] = json.dumps(values).encode()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: m.pop("manifest.json"), "'manifest.json' is missing"),
-        (lambda m: m.pop("arrays/0.npy"), "'arrays/0.npy' is missing"),
-        (lambda m: m.pop("programs/1"), "'programs/1' is missing"),
-        (lambda m: m.update({"../evil": b""}), "'../evil' is not in its manifest"),
-        (lambda m: m.update({"manifest.json": b"[1]"}), "not that of an exported model"),
-        (lambda m: m.update({"manifest.json": b"{"}), "manifest.json: Expecting"),
-        (lambda m: m.update({"manifest.json": b"[" * 200_000}), "manifest.json: it is nested"),
-        (manifest(version=2), "format version 2, expected 1"),
-        (manifest(format="other"), "not that of an exported model"),
-        (manifest(fields={"surface": 3}), "manifest.json: TypeError"),
-        (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [10**12]}}), "the manifest says float32"),
-        (manifest(position={"low": ["x", 0, 0], "scale": 1}), "lowest corner must hold finite numbers, got 'x'"),
-        (manifest(position={"low": [0, 0], "scale": 1}), "lowest corner must be a list of 3 numbers"),
-        (manifest(position={"low": [0, 0, 0], "scale": 0}), "scale of positions must be positive, got 0"),
-        (manifest(num_members=2), "its parameters are not those of 2 members"),
-        (manifest(num_members=10**7, arrays={}), "its parameters are not those of 10000000 members"),
-        (manifest(num_members=0), "not those of 0 members"),
-        (manifest(calibration=[1]), "manifest.json: TypeError"),
-        (manifest(calibration={"repeats": 1, "share": 0.9, "scores": {"cd": [1.0]}}), "not that of its fields"),
-        (manifest(calibration={"repeats": 1, "share": 0.9, "scores": {"cd": ["x"]}}), "scores of cd must hold finite"),
-        (manifest(jax="new"), "expected a version of jax, got 'new'"),
-        (scaled(std=[0.0]), "surface/pressure needs positive deviations"),
-        (scaled(std=[1.0, 1.0]), "std of surface/pressure must be a list of 1 numbers"),
-        (scaled(mean=[float("nan")]), "NaN is not a finite number"),
-        (scaled(mean=[1e300]), "mean of surface/pressure must hold finite numbers"),
-        (scaled(limit=[-1.0]), "limits >= 0"),
-        (lambda m: m.update({"manifest.json": b"1" * 5000}), "manifest.json: Exceeds the limit"),
-        (manifest(arrays={"parameters/a": {"dtype": "float32", "shape": [-1]}}), "expected a size, got -1"),
-        (manifest(programs=[]), "is not in its manifest"),
-        (manifest(programs=[{"function": "encode"}]), "manifest.json: TypeError"),
-        (manifest(sampling={"method": "all", "supernode_method": "uniform"}), "unknown method 'all'"),
-        (manifest(sampling={"method": "uniform", "supernode_method": "uniform", "num_anchors": "9"}), "got '9'"),
-        (manifest(geometry={"num_points": 10**9, "num_supernodes": 1}), "got 1000000000"),
-        (unrecorded_dtype, "holds"),
-        (pickled, "arrays/0.npy"),
-        (bare_pickle, "arrays/0.npy"),
-        (larger_header, "arrays/0.npy"),
-        (lambda m: m.update({"arrays/0.npy": m["arrays/0.npy"][:-1]}), "does not fit the"),
-        (lambda m: m.update({"programs/0": m["programs/0"][:500]}), "programs/0 is no program"),
-        (lambda m: m.update({"programs/0": b"\x00" * 64}), "programs/0 is no program"),
-        (lambda m: m.update({"programs/0": b""}), "programs/0 is no program"),
-    ],
-)
-def test_a_damaged_file_is_refused_in_one_line(
-    file: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        deploy.load(edited(file, tmp_path, change))
-    assert "\n" not in str(error.value)
-    assert "damaged.emmi" in str(error.value)
-
-
-def test_a_zip_bomb_is_refused_before_it_is_read(file: Path, tmp_path: Path) -> None:
-    bomb = edited(file, tmp_path, lambda m: m.update({"a": bytes(10**7)}), compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match="compressed in an unexpected way"):
-        deploy.load(bomb)
-
-
-def test_a_declared_size_beyond_the_file_is_refused(file: Path, tmp_path: Path) -> None:
-    content = bytearray(file.read_bytes())
-    entry = content.rindex(b"PK\x01\x02")
-    content[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
-    (tmp_path / "model.emmi").write_bytes(content)
-    with pytest.raises(ValueError, match=f"declares {2**31} bytes, beyond the file's {len(content)}"):
-        deploy.load(tmp_path / "model.emmi")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_truncated_file_is_refused(file: Path, tmp_path: Path, share: float) -> None:
-    content = file.read_bytes()
-    (tmp_path / "model.emmi").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="not an exported model, or a damaged one"):
-        deploy.load(tmp_path / "model.emmi")
-
-
-def test_flipped_bits_are_refused(file: Path, tmp_path: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[content.index(b"NUMPY") + 200] ^= 1
-    (tmp_path / "model.emmi").write_bytes(content)
-    with pytest.raises(ValueError, match=r"0\.npy: Bad CRC-32"):
-        deploy.load(tmp_path / "model.emmi")
-
-
-def test_a_file_for_another_platform_has_its_kernels_and_says_so(tmp_path: Path) -> None:
-    programs: list[Program] = []
-    export_surrogate(surrogate("curls"), tmp_path / "model.emmi", platforms=["tpu"], advance=programs.append)
-    # A curl needs forward mode, which the kernel of TPUs lacks; and no kernel of TPUs takes any size.
-    kernels = {program.function: program.kernel for program in programs if program.anchors}
-    assert (kernels["query/surface"], kernels["query/volume"]) == ("splash", "xla")
-    assert {program.kernel for program in programs if not program.anchors} == {"xla"}
-    with pytest.raises(ValueError, match="exported for tpu, but the devices are of 'cpu'"):
-        deploy.load(tmp_path / "model.emmi")
-
-
-def test_cudnn_is_exported_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-    run, programs = surrogate("bfloat16 with heads for cuDNN"), []
-    export_surrogate(run, tmp_path / "model.emmi", platforms=["cuda"], advance=programs.append)
-    assert {program.kernel for program in programs if program.function == "query/volume"} == {"cudnn", "xla"}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"platforms": ["gpu"]}, "platforms must be some of cpu, cuda"), ({"units": {"wake": "m"}}, "got 'wake'")],
-)
-def test_a_mistaken_export_leaves_no_file(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        export_surrogate(surrogate("curls"), tmp_path / "model.emmi", **options)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_example_runs_without_the_package(file: Path, tmp_path: Path) -> None:
-    shutil.copy(ROOT / "examples" / "run_exported.py", tmp_path)
-    shutil.copytree(ROOT / "emmi_jax" / "deploy", tmp_path / "deploy")
-    np.savez(tmp_path / "points.npz", **POINTS)
-    code = (
-        "import runpy, sys; sys.path.insert(0, '.')\n"
-        "sys.modules.update(emmi_jax=None, flax=None, chex=None)\n"
-        f"sys.argv = ['run_exported.py', {str(file)!r}, 'points.npz', 'fields.npz']\n"
-        "runpy.run_path('run_exported.py', run_name='__main__')"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert "volume_velocity: 30 points" in run.stdout
-    expected = surrogate("geometry").encode(points=POINTS).predict(POINTS)
-    with np.load(tmp_path / "fields.npz") as found:
-        assert {name: found[name].tolist() for name in found} == {n: v.tolist() for n, v in expected.items()}
-
-
-def test_deploy_imports_neither_flax_nor_the_rest_of_the_package() -> None:
-    code = "import emmi_jax.deploy, json, sys; print(json.dumps(sorted(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    imported = json.loads(run.stdout)
-    assert {".".join(name.split(".")[:2]) for name in imported if name.startswith("emmi_jax")} == {
-        "emmi_jax",
-        "emmi_jax.deploy",
-        "emmi_jax.lazy",
-    }
-    assert {"flax", "chex", "optax", "orbax", "typer"} & {name.split(".")[0] for name in imported} == set()
-
-
-def test_devices_take_turns_at_the_chunks(file: Path, exported: deploy.ExportedSurrogate) -> None:
-    device = jax.local_devices()[0]
-    found = deploy.load(file, devices=[device, device]).encode(points=POINTS).predict({"volume": QUERIES}, chunk_size=2)
-    expected = exported.encode(points=POINTS).predict({"volume": QUERIES}, chunk_size=2)
-    assert {name: a.tolist() for name, a in found.items()} == {name: a.tolist() for name, a in expected.items()}
-    with pytest.raises(ValueError, match="at least one device, got none"):
-        deploy.load(file, devices=[])
