@@ -87,7 +87,8 @@ def test_a_command_that_fails_ends_although_its_threads_go_on() -> None:
 @pytest.mark.parametrize("module", ["typer", "jax", "optax"])
 def test_an_interrupt_ends_a_command_with_status_130_and_nothing_left(module: str, case: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    process = start("train", "--data", str(case), "--out", str(tmp_path / "runs"), "--dry-run", module, code=INTERRUPTED)
+    words = "train", "--data", str(case), "--out", str(tmp_path / "runs"), "--dry-run"
+    process = start(*words, module, code=INTERRUPTED)
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 130
     assert error in ("", "emmi-jax train: interrupted\n")
