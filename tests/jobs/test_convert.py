@@ -35,8 +35,9 @@ TUTORIAL = {
 
 
 @pytest.fixture
-def few_test_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emmi_jax.data.ellipsoids.NUM_TEST_QUERIES", 16)
+    monkeypatch.setattr("emmi_jax.jobs.train.draw_pictures", lambda *args: [])
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_converted_run_with_features_takes_them_as_one_array(tmp_path: Path) -
     np.testing.assert_allclose(np.load(tmp_path / "fields.npz")["p"], expected, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("few_test_queries")
+@pytest.mark.usefixtures("short_reports")
 def test_a_run_starts_from_a_converted_one_and_keeps_its_model_and_scales(
     small_weights: tuple[Path, AbUptConfig], tmp_path: Path
 ) -> None:
@@ -178,7 +179,7 @@ def test_a_run_starts_from_a_converted_one_and_keeps_its_model_and_scales(
     assert main([*train, "run", "--resume"]) == 2
 
 
-@pytest.mark.usefixtures("few_test_queries")
+@pytest.mark.usefixtures("short_reports")
 def test_a_fine_tuned_run_that_ends_before_its_first_checkpoint_resumes_from_the_weights_it_started_with(
     small_weights: tuple[Path, AbUptConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

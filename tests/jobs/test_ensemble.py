@@ -1,7 +1,9 @@
 """Runs joined in an ensemble: its mean and deviations, its members, and what cannot be joined."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +41,14 @@ def points() -> dict[str, np.ndarray]:
     direction = rng.normal(size=(50, 3))
     surface = direction / np.linalg.norm(direction, axis=1, keepdims=True)
     return {"surface": surface, "volume": 2 * surface}
+
+
+def changed(path: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Copies a run, with another configuration."""
+    opened = RunDirectory.open(shutil.copytree(path, copy))
+    values = opened.read_config().to_dict()
+    change(values)
+    opened.write_config(type(opened.read_config()).from_dict(values))
 
 
 def test_an_ensemble_streams_the_mean_and_the_deviation_of_what_its_members_predict(joined, runs, points):
@@ -113,8 +123,8 @@ def test_the_derivative_of_an_ensemble_is_the_mean_of_its_members(joined):
 
 
 def test_runs_that_differ_in_more_than_their_weights_are_refused(joined, runs, tmp_path, capsys):
-    run(tiny_settings(None, steps=1, dim=48, batch_size=1), tmp_path / "wide")
-    run(tiny_settings(None, steps=1, position_range=500.0, batch_size=1), tmp_path / "scaled")
+    changed(runs[1], tmp_path / "wide", lambda values: values["model"].update(dim=48))
+    changed(runs[1], tmp_path / "scaled", lambda values: values["normalizer"].update(position_scale=2.0))
     out = str(tmp_path / "out")
     for words, message in (
         ([runs[0], tmp_path / "wide"], "wide has model.dim = 48, "),
@@ -157,11 +167,7 @@ def test_what_takes_one_model_says_so(joined, tmp_path, capsys):
 
 def test_a_joined_run_is_trained_on_what_any_member_was_trained_on(runs, tmp_path):
     for number, split in enumerate(({"a": "train", "b": "test"}, {"a": "test", "b": "train", "c": "test"})):
-        path = tmp_path / f"run_{number}"
-        shutil.copytree(runs[number], path)
-        opened = RunDirectory.open(path)
-        values = opened.read_config().to_dict() | {"split": split}
-        opened.write_config(type(opened.read_config()).from_dict(values))
+        changed(runs[number], tmp_path / f"run_{number}", lambda values, split=split: values.update(split=split))
     assert main(["ensemble", str(tmp_path / "run_0"), str(tmp_path / "run_1"), "--out", str(tmp_path / "both")]) == 0
     config = RunDirectory.open(tmp_path / "both").read_config()
     assert config.split == {"a": "train", "b": "train", "c": "test"}
