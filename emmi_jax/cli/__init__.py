@@ -58,6 +58,10 @@ for _name, _command in _COMMANDS.items():
     app.command(_name, cls=_Command)(command(_command, _DEFAULTS))
 
 
+_LONGEST = 2000
+"""Letters of an error; some quote a name from a file, which may be of any length."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
@@ -120,7 +124,8 @@ def _expected(error: Exception) -> str | None:
 
 
 def _fail(where: str, message: str) -> int:
-    print(f"{where}: error: {printable(' '.join(map(str.strip, message.splitlines())))}", file=sys.stderr)
+    line = printable(" ".join(map(str.strip, message.splitlines())))
+    print(f"{where}: error: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
     return 2
 
 

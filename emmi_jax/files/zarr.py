@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
 import os
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from emmi_jax.deploy.parsing import parse_json
 from emmi_jax.files.locks import LOCK_FILE
+from emmi_jax.files.silence import quiet_stderr
 
 CHUNK_ROWS = 16_384
 """Rows that are read at once."""
@@ -40,7 +40,6 @@ _SILENT_SECONDS = 15
 os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(_SILENT_SECONDS))
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SILENT_SECONDS))
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
-_SILENCED = threading.Lock()
 _CHECKSUM_BYTES, _INDEX_BYTES = 4, 16
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_LITTLE_ENDIAN, {"name": "crc32c"}]
@@ -67,7 +66,8 @@ class ArrayFolder:
             spec = {"driver": "file", "path": f"{self.path}/"}
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}, **dict.fromkeys(_OF_URLS, _RETRIES)})
         self._is_met = self.path is not None
-        with _silence(self._is_met):
+        # TensorStore prints when it first meets a server and finds no credentials.
+        with nullcontext() if self._is_met else quiet_stderr():
             self._context, self._root = context, ts.KvStore.open(spec, context=context).result()
 
     @property
@@ -84,7 +84,7 @@ class ArrayFolder:
             ValueError: It is not JSON, or cannot be read.
         """
         try:
-            with _silence(self._is_met):
+            with nullcontext() if self._is_met else quiet_stderr():
                 entry = self._root.read(key).result()
             self._is_met = True
         except ValueError as error:
@@ -180,23 +180,6 @@ def _taken(values: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
     whole = np.ascontiguousarray(values).reshape(len(values), -1)
     items = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize))).reshape(-1)
     return items.take(rows).view(whole.dtype).reshape(-1, *values.shape[1:])
-
-
-@contextlib.contextmanager
-def _silence(is_met: bool) -> Iterator[None]:
-    """Drops what TensorStore prints when it first meets a server and finds no credentials; errors say what is wrong."""
-    if is_met:
-        yield
-        return
-    with _SILENCED:
-        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nothing)
 
 
 def read_rows(

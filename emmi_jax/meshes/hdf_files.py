@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from emmi_jax.files.silence import quiet_stderr
 from emmi_jax.meshes.components import ArrayName
 from emmi_jax.meshes.content import used_points
 from emmi_jax.meshes.damage import check_cells
@@ -199,19 +199,6 @@ def _try_elsewhere(path: Path, time: float | None, size: int, modified: int) -> 
     """
     check_hdf(path)
     run_elsewhere(path, "from emmi_jax.meshes.parts import try_file; try_file(*arguments)", str(path.absolute()), time)
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Silences what the HDF5 library prints to the standard error beside VTK."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _names(reader: Any, kind: str) -> set[str]:

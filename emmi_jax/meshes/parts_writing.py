@@ -17,8 +17,8 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from emmi_jax.files.atomic import atomic_path, make_folder
+from emmi_jax.files.silence import quiet_stderr
 from emmi_jax.meshes.ensight_writing import write_ensight
-from emmi_jax.meshes.hdf_files import quiet_stderr
 from emmi_jax.meshes.parts import split
 from emmi_jax.meshes.vtk import vtk_class, vtk_messages, write_dataset
 

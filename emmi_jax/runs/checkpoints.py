@@ -17,7 +17,17 @@ from jax.experimental import multihost_utils
 
 from emmi_jax.files.atomic import JsonDict, UnwritableFileError, make_folder, read_json_object, read_sealed, sealed
 from emmi_jax.files.checksums import begin_checksums, checksums
-from emmi_jax.runs.orbax import RECORD, RECORD_FILE, SaveRecord, first_line, naming_the_folder, quiet
+from emmi_jax.runs.orbax import (
+    RECORD,
+    RECORD_FILE,
+    SaveRecord,
+    check_shapes,
+    first_line,
+    naming_the_folder,
+    quiet,
+    shapes_of,
+    with_sharding,
+)
 
 LATEST, BEST = "latest", "best"
 _KEPT = 2
@@ -123,7 +133,7 @@ class Checkpoints:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()}
         pending = {name: begin_checksums(tree) for name, tree in items.items()}
-        shapes = {name: _shapes(tree) for name, tree in items.items()}
+        shapes = {name: shapes_of(tree) for name, tree in items.items()}
 
         def record() -> JsonDict:
             sums = {name: wait() for name, wait in pending.items()}
@@ -183,12 +193,12 @@ class Checkpoints:
         """
         folder = self._directory / str(step)
         like = next((like for like in likes if all((folder / name).is_dir() for name in like)), likes[-1])
-        items = {name: ocp.args.StandardRestore(jax.tree.map(_with_sharding, tree)) for name, tree in like.items()}
+        items = {name: ocp.args.StandardRestore(jax.tree.map(with_sharding, tree)) for name, tree in like.items()}
         try:
             record = self._record(step)
             for name, shapes in (record or {}).get("shapes", {}).items():
                 if name in like:
-                    _check_shapes(name, shapes, _shapes(like[name]))
+                    check_shapes(name, shapes, shapes_of(like[name]))
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 restored = reader.restore(self._place / str(step), args=ocp.args.Composite(**items))
             if record is not None:
@@ -248,18 +258,6 @@ class Checkpoints:
         return self._scores[step]
 
 
-def _shapes(tree: Any) -> dict[str, list[int]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): list(array.shape) for path, array in leaves}
-
-
-def _check_shapes(name: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of other arrays before orbax does, whose threads print what they miss."""
-    for path in sorted({*saved, *asked}):
-        if saved.get(path) != asked.get(path):
-            raise ValueError(f"{name}{path} is {saved.get(path, 'missing')}, in the model {asked.get(path, 'missing')}")
-
-
 def _compare(name: str, saved: Mapping[str, int], tree: Any) -> None:
     for path, checksum in checksums(tree).items():
         if checksum != saved.get(path):
@@ -274,9 +272,3 @@ def _score(metrics: Mapping[str, Any]) -> float:
 def _best(scores: Mapping[int, float | None]) -> int | None:
     finite = {step: score for step, score in scores.items() if score is not None and score < math.inf}
     return min(finite, key=lambda step: (finite[step], -step), default=None)
-
-
-def _with_sharding(array: Any) -> jax.ShapeDtypeStruct:
-    """Asks for the array on devices of this machine, whatever kind of device it was saved from."""
-    sharding = getattr(array, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

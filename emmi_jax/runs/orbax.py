@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +88,22 @@ def _ignore_late_reads() -> None:
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's text, or its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def shapes_of(tree: Any) -> dict[str, list[int]]:
+    """Returns the shapes of the arrays of a tree, by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): list(array.shape) for path, array in leaves}
+
+
+def check_shapes(name: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of other arrays before orbax does, whose threads print what they miss."""
+    for path in sorted({*saved, *asked}):
+        if saved.get(path) != asked.get(path):
+            raise ValueError(f"{name}{path} is {saved.get(path, 'missing')}, in the model {asked.get(path, 'missing')}")
+
+
+def with_sharding(array: Any) -> jax.ShapeDtypeStruct:
+    """Asks for the array on devices of this machine, whatever kind of device it was saved from."""
+    sharding = getattr(array, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
