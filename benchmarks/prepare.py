@@ -1,32 +1,26 @@
-"""`emmi-jax prepare` of a million hexahedra against a plain script of pyvista and TensorStore, in turns, as medians.
+"""`emmi-jax prepare` of a million hexahedra against a plain script of pyvista and TensorStore, and another checkout.
 
 The plain script reads, computes centres and volumes with VTK, and writes zarr arrays of the rows in their order; it
-measures no statistics, checks nothing and shuffles nothing.
+measures no statistics, checks nothing and shuffles nothing. Each contestant has its own process; they take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
+import json
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyvista
-import tensorstore as ts
-from rich.console import Console
-from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridWriter
-
-from benchmarks.cell_centres import boxes, hexahedra
-from emmi_jax.config.jobs import PrepareJob
-from emmi_jax.jobs.prepare import prepare
-from emmi_jax.meshes.vtk import read_dataset
 
 ARRAYS = ("UMeanTrim", "CptMeanTrim")
 
@@ -39,7 +33,7 @@ def write_case(folder: Path, grid: Any, *, is_compressed: bool) -> Path:
         grid.cell_data[name] = values.astype(np.float32)
     grid.points = np.asarray(grid.points, np.float32)
     folder.mkdir(parents=True)
-    writer = vtkXMLUnstructuredGridWriter()
+    writer = importlib.import_module("vtkmodules.vtkIOXML").vtkXMLUnstructuredGridWriter()
     writer.SetFileName(str(folder / "volume_1.vtu"))
     writer.SetInputData(grid)
     writer.SetDataModeToAppended()
@@ -50,7 +44,7 @@ def write_case(folder: Path, grid: Any, *, is_compressed: bool) -> Path:
 
 
 def plain(file: Path, store: Path) -> None:
-    shutil.rmtree(store, ignore_errors=True)
+    pyvista, ts = importlib.import_module("pyvista"), importlib.import_module("tensorstore")
     grid: Any = pyvista.read(file)
     arrays = {name: np.asarray(grid.cell_data[name]) for name in ARRAYS}
     arrays["position"] = np.asarray(grid.cell_centers(vertex=False).points)
@@ -61,40 +55,71 @@ def plain(file: Path, store: Path) -> None:
         array.write(values.astype(np.float32)).result()
 
 
-def ours(data: Path, store: Path) -> None:
-    shutil.rmtree(store, ignore_errors=True)
-    prepare(PrepareJob(data=data, out=str(store)), console=Console(file=io.StringIO()))
+def centroids(file: Path, store: Path) -> None:
+    importlib.import_module("emmi_jax.meshes.mesh").read_mesh(file).position("cells")
 
 
-def medians(repeats: int, functions: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Times functions in turns by the clock; the first turn is not counted."""
-    clock: dict[str, list[float]] = {key: [] for key in functions}
-    for turn in range(repeats + 1):
-        for key, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if turn:
-                clock[key].append(time.perf_counter() - start)
-    return {key: statistics.median(times) for key, times in clock.items()}
+def prepare(file: Path, store: Path) -> None:
+    console = importlib.import_module("rich.console").Console(file=io.StringIO())
+    job = importlib.import_module("emmi_jax.jobs.prepare")  # older checkouts have its configuration here
+    job.prepare(job.PrepareJob(data=file.parents[1], out=str(store)), console=console)
+
+
+WORK = {"plain": plain, "prepare": prepare, "centroids": centroids}
+
+
+def serve() -> None:
+    """Does the work that is asked for, line by line, and answers with seconds of the clock and of the processor."""
+    for line in sys.stdin:
+        work, file, store = json.loads(line)
+        shutil.rmtree(store, ignore_errors=True)
+        start = time.perf_counter(), time.process_time()
+        WORK[work](Path(file), Path(store))
+        print(json.dumps([time.perf_counter() - start[0], time.process_time() - start[1]]), flush=True)
+
+
+def started(checkout: Path) -> subprocess.Popen[str]:
+    """Starts a process with the package of a checkout."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve"]
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def asked(process: subprocess.Popen[str], *words: str) -> list[float]:
+    if process.stdin is None or process.stdout is None:
+        raise ValueError("a process without pipes")
+    print(json.dumps(words), file=process.stdin, flush=True)
+    seconds: list[float] = json.loads(process.stdout.readline())
+    return seconds
 
 
 def main() -> None:
+    measure, cells = (importlib.import_module(f"benchmarks.{name}") for name in ("measure", "cell_centres"))
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/prepare.json"))
     parser.add_argument("--side", type=int, default=100, help="cells along a side (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (%(default)s)")
-    options = parser.parse_args()
+    parser.add_argument("--other", type=Path, help="another checkout, such as a worktree of f56988c")
+    options, rows = parser.parse_args(), list[dict[str, Any]]()
+    contestants = {"now": started(Path())} | ({"other": started(options.other)} if options.other else {})
+    turns = {"plain": ("plain", "now")}
+    turns |= {f"{work}, {name}": (work, name) for work in ("prepare", "centroids") for name in contestants}
     with tempfile.TemporaryDirectory() as folder:
-        for shape, grid in (("boxes", boxes(options.side)), ("warped", hexahedra(options.side))):
+        for shape, grid in (("boxes", cells.boxes(options.side)), ("warped", cells.hexahedra(options.side))):
             for kind in ("raw", "zlib"):
-                data = Path(folder, shape, kind)
-                file = write_case(data / "run_1", grid, is_compressed=kind == "zlib")
-                store = Path(folder, "store")
-                functions = {"VTK's reader": partial(read_dataset, file, ARRAYS)}
-                functions |= {"plain": partial(plain, file, store), "prepare": partial(ours, data, store)}
-                found = medians(options.repeats, functions)
-                words = ", ".join(f"{key} {seconds:.2f} s" for key, seconds in found.items())
-                print(f"{shape}, {kind}: {words}; plain / prepare {found['plain'] / found['prepare']:.2f}", flush=True)
+                file = write_case(Path(folder, shape, kind, "run_1"), grid, is_compressed=kind == "zlib")
+                times: dict[str, list[list[float]]] = {title: [] for title in turns}
+                for turn in range(options.repeats + 1):  # the first is not counted
+                    for title, (work, name) in turns.items():
+                        seconds = asked(contestants[name], work, str(file), str(Path(folder, name)))
+                        times[title] += [seconds] if turn else []
+                for title, found in times.items():
+                    clock, processor = (round(statistics.median(of), 3) for of in zip(*found, strict=True))
+                    rows.append({"cells": shape, "file": kind, "work": title, "clock": clock, "processor": processor})
+    for process in contestants.values():
+        process.terminate()
+    measure.report(f"seconds for {options.side**3:,} hexahedra, medians of {options.repeats} turns", rows, options.json)
 
 
 if __name__ == "__main__":
-    main()
+    serve() if "--serve" in sys.argv else main()

@@ -96,8 +96,9 @@ def _unknown_properties(path: Path) -> list[str]:
     with path.open("rb") as file:
         for line in file:
             words = line.decode("latin-1").split()
-            if words[:1] == ["property"] and not _KNOWN_PLY.fullmatch(words[-1].lower()):
+            keyword = words[0].lower() if words else ""
+            if keyword == "property" and not _KNOWN_PLY.fullmatch(words[-1].lower()):
                 names.append(words[-1])
-            if words == ["end_header"]:
+            if keyword == "end_header":
                 break
     return names

@@ -15,6 +15,9 @@ STL_HEADER = 84
 _STL_BODY = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _VERTEX = re.compile(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)")
 _MORE_NUMBERS = re.compile(r"(?m)^(\s*v(?:\s+\S+){3}).*$")
+_WORD = re.compile(r"(?m)^[ \t]*[A-Z]+\b")
+_PLY_HEADER, _PLY_BYTES = re.compile(rb"(?i)\s*ply\s.*?\nend_header\b", re.DOTALL), 1 << 16
+_PLY_CAPITALS = re.compile(rb"(?m)^([A-Z]|(property|format|element) [A-Z]|property \w+ [XYZ]\s*$)")
 _FACET_END, _SOLID_END = re.compile(r"\bendfacet\b"), re.compile(r"\bendsolid\b")
 _NAME = re.compile(r"(?m)^[ \t]*(end)?solid\b(?!.*\bvertex\b.*\bvertex\b).*$")
 
@@ -36,8 +39,8 @@ def rewritten(path: Path, *, has_failed: bool = False) -> bytes | None:
     """Returns the content of a file that VTK would read wrongly, or refuse, as it reads it; None if there is no need.
 
     An `.stl` file may be a text in capitals, in one line, with a byte order mark, in UTF-16, with comments or with
-    exponents of Fortran; or have more bytes than its triangles. The others may have a byte order mark, an `.obj` file
-    comments or colours behind coordinates.
+    exponents of Fortran; or have more bytes than its triangles. The others may have a byte order mark or be in
+    capitals, an `.obj` file comments or colours behind coordinates.
 
     Args:
         path: An `.stl`, `.obj` or `.ply` file.
@@ -58,12 +61,24 @@ def rewritten(path: Path, *, has_failed: bool = False) -> bytes | None:
             if size > STL_HEADER and path.stat().st_size > size:
                 with path.open("rb") as file:
                     return file.read(size)
-        case ".obj" if encoding or has_failed:
+        case ".obj" if encoding or has_failed or _first_word(path).isupper():
             text = path.read_bytes().decode(encoding or "latin-1", errors="replace")
-            return _MORE_NUMBERS.sub(r"\1", re.sub("#.*", "", text)).encode()
-        case ".ply" if encoding == "utf-8-sig":
-            return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+            text = _WORD.sub(lambda match: match[0].lower(), re.sub("#.*", "", text))
+            return _MORE_NUMBERS.sub(r"\1", text).encode()
+        case ".ply":
+            with path.open("rb") as file:
+                header = _PLY_HEADER.match(file.read(_PLY_BYTES).removeprefix(codecs.BOM_UTF8))
+            if header is not None and (encoding == "utf-8-sig" or _PLY_CAPITALS.search(header[0])):
+                content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+                return content[: header.end()].lower() + content[header.end() :]
     return None
+
+
+def _first_word(path: Path) -> bytes:
+    """Returns the first word that is no comment."""
+    with path.open("rb") as file:
+        lines = (line.split() for line in file)
+        return next((words[0] for words in lines if words and not words[0].startswith(b"#")), b"")
 
 
 def _binary_stl(path: Path, text: str) -> bytes:

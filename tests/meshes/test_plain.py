@@ -46,6 +46,9 @@ BINARY += b"".join(struct.pack("<12fH", 0, 0, 0, *CORNERS[face].ravel(), 0) for 
         ("a.obj", "\ufeff" + OBJ.format("")),
         ("a.obj", OBJ.format("# the tip")),
         ("a.ply", "\ufeff" + PLY),
+        ("a.OBJ", "# By hand\n" + OBJ.format("").upper()),
+        ("a.PLY", PLY.upper()),
+        ("a.ply", PLY.replace("ascii", "ASCII").replace("float x", "Float X").replace("vertex 4", "Vertex 4")),
     ],
 )
 def test_variants_of_a_format_are_the_same_body(name, content, tmp_path):
