@@ -36,12 +36,12 @@ def mesh_metrics(predicted: Mapping[str, FieldArrays], meshes: Mapping[str, Bran
 
 def num_unknown(meshes: Mapping[str, BranchMesh]) -> dict[str, int]:
     """Returns at how many points the arrays of the meshes are NaN, by "branch/field", where they are at some."""
-    found = {
+    unknown = {
         f"{branch}/{name}": int(np.count_nonzero(is_unknown(reference)))
         for branch, mesh in meshes.items()
         for name, reference in mesh.reference.items()
     }
-    return {name: number for name, number in found.items() if number}
+    return {name: number for name, number in unknown.items() if number}
 
 
 def write_predictions(

@@ -186,7 +186,7 @@ class _Binary(EnsightData):
 
     def only_step(self, step: int) -> None:
         """Goes to a time step; see `EnsightData`."""
-        begins, ends = ([found.start() for found in re.finditer(word, self._bytes.data)] for word in (_BEGIN, _END))
+        begins, ends = ([match.start() for match in re.finditer(word, self._bytes.data)] for word in (_BEGIN, _END))
         if step >= len(begins) or step >= len(ends):
             raise self.damage(f"it has {len(begins):,} time steps, expected at least {step + 1:,}")
         self._bytes, self._place = self._bytes[begins[step] + _RECORD : ends[step]], 0

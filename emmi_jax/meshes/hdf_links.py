@@ -31,16 +31,16 @@ def other_files(content: mmap.mmap, end: int, width: int) -> Iterator[str]:
             yield f"links to the file {target!r:.200}"
     low = max(1, (end.bit_length() + 7) // 8)  # bytes of an address that may not be zero
     zeros = max(width - low, 0)
-    for found in re.compile(_EXTERNAL % (width - zeros, zeros, width), re.DOTALL).finditer(content, 0, end):
-        heap, name = _number(found[1]), _number(found[2])
+    for match in re.compile(_EXTERNAL % (width - zeros, zeros, width), re.DOTALL).finditer(content, 0, end):
+        heap, name = _number(match[1]), _number(match[2])
         if content[heap : heap + 4] == b"HEAP":
             begins = heap + 8 + 2 * width
             names = _number(content[begins : begins + width])
             yield f"has values in the file {_text(content, names + name)!r:.200}"
-    for found in re.compile(_VIRTUAL % (width - zeros, zeros), re.DOTALL).finditer(content, 0, end):
-        heap = _number(found[1])
+    for match in re.compile(_VIRTUAL % (width - zeros, zeros), re.DOTALL).finditer(content, 0, end):
+        heap = _number(match[1])
         if content[heap : heap + 4] == b"GCOL":
-            source = _sources(content, heap, _number(found[2]), width)
+            source = _sources(content, heap, _number(match[2]), width)
             yield f"has a virtual data set, whose values are in {source!r:.200}"
 
 
