@@ -94,3 +94,8 @@ class MeshDataset(Config):
         if not (given := as_mapping("branches", self.branches)):
             raise ValueError("branches is empty, expected files and fields by branch")
         self._set(branches={branch: MeshBranch.from_dict(as_mapping(branch, value)) for branch, value in given.items()})
+
+    @property
+    def is_of_tensors(self) -> bool:
+        """Whether positions and arrays are files with PyTorch tensors, not meshes."""
+        return all(branch.files.endswith(".pt") for branch in self.branches.values())

@@ -55,7 +55,8 @@ def condition_source(root: Path, given: ConditionSource, default: ConditionSourc
     if dataset is not None and dataset.conditions != BESIDE_CASES:
         return dataset.conditions.with_names(given.names)
     if not file.is_file():
-        return given if default is None else default.with_names(given.names)
+        is_there = default is not None and not (default.is_table and not (root / str(default.file)).is_file())
+        return default.with_names(given.names) if default is not None and is_there else given
     values = read_json_object(file)
     try:
         source = ConditionSource.from_dict(values)

@@ -33,7 +33,8 @@ def published() -> Mapping[str, MeshDataset]:
 @cache
 def published_patterns() -> tuple[Mapping[str, str], ...]:
     """Returns the patterns of the meshes of published data sets, by branch; each once."""
-    patterns = (((branch, of.files) for branch, of in dataset.branches.items()) for dataset in published().values())
+    meshes = (dataset for dataset in published().values() if not dataset.is_of_tensors)
+    patterns = (((branch, of.files) for branch, of in dataset.branches.items()) for dataset in meshes)
     return tuple(map(dict, dict.fromkeys(map(tuple, patterns))))
 
 

@@ -14,7 +14,11 @@ from emmi_jax.data.conditions import CaseCondition
 from emmi_jax.data.mesh_dataset import published, published_sources
 from emmi_jax.data.open import open_cases
 from emmi_jax.meshes.vtk import import_pyvista
+from tests.data.conftest import no_torch
 
+__all__ = ["no_torch"]
+
+VECTORS = ("velocity", "wallshearstress", "wall_shear_stress", "vorticity")
 FOIL = "airFoil2D_SST_43.597_-2.5_3.551_3.1_1.0_18.252"
 ANGLE = {"angle_of_attack": CaseCondition(16.0, "deg", "angle")}
 
@@ -82,6 +86,13 @@ LAYOUTS = {
         POINTS,
         ANGLE | {"mach": CaseCondition(0.8)},
     ),
+    "emmi-wing": Layout(
+        "full_dataset/part_01/run_12",
+        {},
+        {},
+        {},
+        {"speed": CaseCondition(250.0, "m/s"), "angle_of_attack": CaseCondition(16.0, "deg", "angle")},
+    ),
     "airfrans": Layout(
         FOIL,
         {"surface": f"{FOIL}_aerofoil.vtp", "volume": f"{FOIL}_internal.vtu", "other": f"{FOIL}_freestream.vtp"},
@@ -97,6 +108,8 @@ def write_case(path: Path, name: str) -> dict[str, np.ndarray]:
     """Writes a case with a number in every place; returns the fields that must be read, by `branch/field`."""
     pyvista, layout, expected = import_pyvista(), LAYOUTS[name], dict[str, np.ndarray]()
     path.mkdir(parents=True)
+    if published()[name].is_of_tensors:
+        return write_tensors(path, name)
     ball = pyvista.Sphere(theta_resolution=6, phi_resolution=6)
     ball.clear_data()
     box = pyvista.ImageData(dimensions=(3, 4, 5), origin=(-2, -2, -2), spacing=(2, 1, 1)).cast_to_unstructured_grid()
@@ -109,7 +122,7 @@ def write_case(path: Path, name: str) -> dict[str, np.ndarray]:
             data = mesh.cell_data if layout.places[kind] == "cells" else mesh.point_data
             rows = mesh.n_cells if layout.places[kind] == "cells" else mesh.n_points
             arrays = [source.array] if isinstance(source.array, str) else source.array
-            is_vector = field in ("velocity", "wallshearstress", "wall_shear_stress", "vorticity") and len(arrays) == 1
+            is_vector = field in VECTORS and len(arrays) == 1
             for number, array in enumerate(arrays):
                 size = rows * (3 if is_vector else 1)
                 values = np.arange(size, dtype=np.float32).reshape((rows, 3) if is_vector else (rows,)) + number
@@ -122,21 +135,38 @@ def write_case(path: Path, name: str) -> dict[str, np.ndarray]:
     return expected
 
 
+def write_tensors(path: Path, name: str) -> dict[str, np.ndarray]:
+    """Writes the tensors of a case and the table of conditions; returns as `write_case` does."""
+    expected = dict[str, np.ndarray]()
+    for branch, of in published()[name].branches.items():
+        arrays = {of.files: np.eye(5, 3, dtype=np.float32)}
+        for field, source in published_sources(name)[branch].items():
+            arrays[source.array] = np.arange(5 * (3 if field in VECTORS else 1), dtype=np.float32).reshape(5, -1)
+            expected[f"{branch}/{field}"] = arrays[source.array]
+        for file, values in arrays.items():
+            (path / file).write_text("the array lies beside")
+            np.save(path / f"{file}.npy", values)
+    (path.parents[2] / "metadata").mkdir()
+    (path.parents[2] / "metadata/train.csv").write_text("case_id,inflow_velocity,AOA\n7,1,2\n12,250,16\n")
+    return expected
+
+
 @pytest.mark.parametrize("name", published())
 def test_each_data_set_of_the_package_is_told_by_its_files_and_described(name, tmp_path, capsys):
     layout = LAYOUTS[name]
     expected = write_case(tmp_path / layout.folder, name)
-    opened = open_cases(str(tmp_path))
-    assert opened.names == [layout.folder]
+    folder = layout.folder.removeprefix("full_dataset/")
+    opened = open_cases(str(tmp_path / "full_dataset" if name == "emmi-wing" else tmp_path))
+    assert opened.names == [folder]
     opened.check(opened.names)
-    case = opened.cases.read(layout.folder)
+    case = opened.cases.read(folder)
     found = {f"{branch}/{field}": v for branch, of in case.points.items() for field, v in of.fields.items()}
     assert found.keys() == expected.keys()
     for field, values in expected.items():
         np.testing.assert_array_equal(found[field], values)
     assert opened.sources == published_sources(name)
-    assert opened.conditions(ConditionSource()).by_case == {layout.folder: layout.conditions}
-    assert (opened.forces_of(layout.folder) is not None) == layout.has_forces
+    assert opened.conditions(ConditionSource()).by_case == {folder: layout.conditions}
+    assert (opened.forces_of(folder) is not None) == layout.has_forces
     assert main(["data", name]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from emmi_jax.config.conditions import ConditionSource
 from emmi_jax.data.cases import Case, ReadOptions
-from emmi_jax.data.mesh_dataset import Sources
+from emmi_jax.data.mesh_dataset import Sources, published, published_sources
 from emmi_jax.data.readers.meshes import geometry_mesh_file
 from emmi_jax.data.readers.reader import Reader, read_geometry
 from emmi_jax.files.pt import load_torch_tensor, map_torch_tensor
@@ -32,6 +33,10 @@ def _named(position: str, prefix: str, *fields: str) -> TensorFiles:
     return TensorFiles(f"{position}.pt", {field: f"{prefix}_{field}.pt" for field in fields})
 
 
+def _file(source: Any) -> str:
+    return str(source["array"] if isinstance(source, Mapping) else source)
+
+
 LAYOUTS = (
     {
         "surface": _named("surface_position_vtp", "surface", "pressure", "wallshearstress"),
@@ -43,6 +48,16 @@ LAYOUTS = (
     },
 )
 """Of DrivAerML and AhmedML, and of ShapeNet-Car."""
+
+PUBLISHED = {
+    name: {
+        branch: TensorFiles(of.files, {field: _file(source) for field, source in of.fields.items()})
+        for branch, of in dataset.branches.items()
+    }
+    for name, dataset in published().items()
+    if dataset.is_of_tensors
+}
+"""Of the data sets of tensors that are files of the package."""
 
 GEOMETRY = ("surface_position_stl_resampled100k.pt", "surface_position_stl.pt")
 """Points of the geometry; the first file that is there."""
@@ -58,6 +73,16 @@ class TensorReader(Reader):
     def branches(self, path: Path) -> tuple[str, ...]:
         """Returns the branches that a folder has positions of."""
         return tuple(_files_of(path))
+
+    def known_sources(self, path: Path) -> Sources:
+        """Returns the files of the fields of a published data set of tensors."""
+        name = _published(path)
+        return super().known_sources(path) if name is None else published_sources(name)
+
+    def conditions(self, path: Path) -> ConditionSource | None:
+        """Returns where a published data set of tensors has its conditions."""
+        name = _published(path)
+        return None if name is None else published()[name].conditions
 
     def files(self, path: Path) -> list[Path]:
         """Returns the tensors and the surface of the geometry."""
@@ -100,9 +125,15 @@ class TensorReader(Reader):
 def _files_of(path: Path) -> dict[str, TensorFiles]:
     """Returns the files of the branches that a folder has positions of."""
     files_of: dict[str, TensorFiles] = {}
-    for layout in LAYOUTS:
+    for layout in (*LAYOUTS, *PUBLISHED.values()):
         files_of = files_of or {branch: files for branch, files in layout.items() if (path / files.position).is_file()}
     return files_of
+
+
+def _published(path: Path) -> str | None:
+    """Returns the name of the published data set of tensors that a case is of, if it is of one."""
+    found = _files_of(path)
+    return next((name for name, layout in PUBLISHED.items() if found and found.items() <= layout.items()), None)
 
 
 def _input_files(path: Path, files: TensorFiles, names: Sequence[str]) -> dict[str, str]:
