@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,8 +86,16 @@ class OpenFolders(OpenCases):
 
     def conditions(self, source: ConditionSource) -> CaseConditions:
         """Returns the conditions that lie beside the cases, or where the source says."""
-        first, root = self.cases.folders[self.names[0]], self.root.parent if self.is_single else self.root
-        return read_conditions(root, self.names, source, self.foam, first.reader.conditions(first.path))
+        root = self.root.parent if self.is_single else self.root
+        return read_conditions(root, self.names, source, self.foam, self._published_conditions())
+
+    def _published_conditions(self) -> ConditionSource | None:
+        """Returns where the published data set that the first intact case is of has its conditions."""
+        for folder in self.cases.folders.values():
+            if folder.branches:
+                with contextlib.suppress(OSError, ValueError):
+                    return folder.reader.conditions(folder.path)
+        return None
 
     def check(self, names: Sequence[str], known: Mapping[str, str] = NOTHING) -> None:
         """Refuses cases with missing or broken files, all at once; only names, sizes and headers are looked at.

@@ -10,6 +10,7 @@ import pytest
 
 from emmi_jax.cli import main
 from emmi_jax.config.conditions import ConditionSource
+from emmi_jax.data.cases import ReadOptions
 from emmi_jax.data.conditions import CaseCondition
 from emmi_jax.data.mesh_dataset import published, published_sources
 from emmi_jax.data.open import open_cases
@@ -182,3 +183,12 @@ def test_data_lists_what_there_is_and_refuses_other_names(capsys):
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(published())
     assert main(["data", "nope"]) == 2
     assert "the data set must be one of drivaerml" in capsys.readouterr().err
+
+
+def test_conditions_of_a_published_data_set_are_found_where_the_first_case_is_damaged(tmp_path):
+    for folder in ("sample_000001", "sample_000002"):
+        write_case(tmp_path / folder, "shift-wing")
+    (tmp_path / "sample_000001/merged_surfaces.vtp").write_bytes(b"damaged")
+    opened = open_cases(str(tmp_path), ReadOptions(sources=published_sources("shift-wing")))
+    expected = LAYOUTS["shift-wing"].conditions
+    assert opened.conditions(ConditionSource()).by_case["sample_000002"] == expected
