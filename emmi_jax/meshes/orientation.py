@@ -41,7 +41,7 @@ def orient(points: Floats, connectivity: Ints, offsets: Ints, vector_area: Float
     Polygons that run against their neighbours are turned first. A closed part points out of the volume that it
     encloses, or into it where it lies inside an odd number of other closed parts and so is the wall of a cavity. Gaps
     are closed by flat lids, unless several of them are wide as in a duct, or the part is a sheet: such a part goes with
-    most of the others, or else keeps its side.
+    most of the others, or else keeps its side. So does one with a single side, such as a Möbius strip.
 
     Args:
         points: Positions [V, 3], near the origin.
@@ -52,13 +52,14 @@ def orient(points: Floats, connectivity: Ints, offsets: Ints, vector_area: Float
     edges = half_edges_of(points, connectivity, offsets)
     copies = copies_of(edges, len(offsets) - 1)
     middle = _mean(points[connectivity], np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), len(offsets) - 1)
-    part, is_turned = connected_parts(points, middle, edges, copies, np.linalg.norm(vector_area, axis=1))
+    part, is_turned, is_one_sided = connected_parts(points, middle, edges, copies, np.linalg.norm(vector_area, axis=1))
     num_against = int(np.count_nonzero(is_turned))
     vector_area = np.where(is_turned[:, None], -vector_area, vector_area)
     border = border_of(edges, part, is_turned)
     surface = _Parts(points, points[connectivity[offsets[:-1]]], vector_area, part, border)
-    sign = surface.signs()
-    num_closed, is_decided = int(surface.is_closed.sum()), sign != 0
+    sign, has_area = surface.signs(), surface.area > 0
+    sign[part[is_one_sided]] = 0
+    num_closed, is_decided = int((surface.is_closed & has_area).sum()), sign != 0
     # Polygons that lie on each other close nothing.
     is_turned &= (is_decided | ~surface.is_closed)[part]
     is_inside = np.zeros(len(sign), bool)
@@ -66,10 +67,12 @@ def orient(points: Floats, connectivity: Ints, offsets: Ints, vector_area: Float
         is_inside = surface.is_closed & is_inside_oddly(points, connectivity, offsets, part, surface.is_closed)
         sign[is_inside] *= -1
     sign[~is_decided] = surface.sign_of_others(sign)
+    num_one_sided = len(np.unique(part[is_one_sided]))
     count = {
         "closed {}": num_closed,
         "{} with gaps": int((is_decided & ~surface.is_closed).sum()),
-        "open {}": int((~is_decided).sum()),
+        "open {}": int((~is_decided & has_area).sum()) - num_one_sided,
+        "one-sided {}, which cannot have an outside": num_one_sided,
     }
     num_doubled = max(int((copies.rank > 0).sum()), surface.num_copied())
     side = _describe(count, int((sign < 0).sum()), int(is_inside.sum()), num_against, len(border.cell), num_doubled)

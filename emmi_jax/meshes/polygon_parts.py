@@ -78,8 +78,10 @@ def copies_of(edges: Edges, num_cells: int) -> Copies:
     return copies
 
 
-def connected_parts(points: Floats, middle: Floats, edges: Edges, copies: Copies, area: Floats) -> tuple[Ints, Bools]:
-    """Returns the part of each polygon, and which to turn to run as their neighbours do.
+def connected_parts(
+    points: Floats, middle: Floats, edges: Edges, copies: Copies, area: Floats
+) -> tuple[Ints, Bools, Bools]:
+    """Returns the part of each polygon, which to turn to run as their neighbours do, and which have no such side.
 
     Args:
         points: Positions [V, 3].
@@ -100,7 +102,7 @@ def connected_parts(points: Floats, middle: Floats, edges: Edges, copies: Copies
     one, other = edges.cell[pairs].T
     is_against = edges.start[pairs[:, 0]] == edges.start[pairs[:, 1]]
     if not is_against.any():
-        return components(one, other, num_cells), np.zeros(num_cells, bool)
+        return components(one, other, num_cells), np.zeros(num_cells, bool), np.zeros(num_cells, bool)
     # Every polygon stands in the graph twice, as it is and turned.
     shift = num_cells * is_against
     label = components(
@@ -114,7 +116,8 @@ def connected_parts(points: Floats, middle: Floats, edges: Edges, copies: Copies
     is_turned = here > turned
     # The larger side of a part says how it runs.
     share = np.bincount(part, np.where(is_turned, area, -area))
-    return part, np.where(here == turned, False, is_turned ^ (share[part] > 0))
+    is_one_sided = here == turned  # as on a Möbius strip
+    return part, np.where(is_one_sided, False, is_turned ^ (share[part] > 0)), is_one_sided
 
 
 def _pairs_of_copies(edges: Edges, copies: Copies, rows: Ints) -> Ints:

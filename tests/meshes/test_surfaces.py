@@ -225,6 +225,23 @@ def test_thick_walls_of_a_nozzle_point_into_its_stream():
         assert (outwards[16:24] < 0).all()
 
 
+def test_a_moebius_strip_is_said_to_have_no_outside():
+    along = np.linspace(0, np.pi, 12, endpoint=False)
+    middle = np.stack([np.cos(2 * along), np.sin(2 * along), 0 * along], axis=1)
+    across = 0.3 * (np.cos(along)[:, None] * middle + np.sin(along)[:, None] * [0, 0, 1])
+    corner = np.arange(24).reshape(12, 2)
+    quads = np.concatenate([corner, np.concatenate([corner[1:], corner[:1, ::-1]])[:, ::-1]], axis=1)
+    faces = np.insert(quads, 0, 4, axis=1).ravel()
+    strip = pyvista.PolyData(np.stack([middle - across, middle + across], axis=1).reshape(-1, 3), faces=faces)
+    elements = surface_elements(mesh(strip), require_closed=False)
+    assert "1 one-sided part, which cannot have an outside" in elements.side
+
+
+def test_polygons_without_area_are_no_parts():
+    faces = np.concatenate([box().faces, [3, 0, 0, 1, 3, 2, 2, 2]])
+    assert surface_elements(mesh(pyvista.PolyData(box().points, faces=faces))).side.endswith(": 1 closed part")
+
+
 @pytest.mark.parametrize("kept", [slice(0, 2), slice(0, 6)])
 def test_polygons_on_top_of_others_are_counted(kept):
     polygons = np.asarray(box().faces).reshape(-1, 5)
