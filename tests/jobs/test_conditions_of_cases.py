@@ -16,6 +16,7 @@ from emmi_jax.data.conditions import ConditionScale
 from emmi_jax.data.load import load_dataset
 from emmi_jax.data.store import Store
 from emmi_jax.jobs.evaluation_details import CaseDetails
+from emmi_jax.meshes.mesh import read_mesh
 from emmi_jax.runs.directory import RunDirectory
 from tests.data.case_folders import write_case_folder
 from tests.jobs.tiny_runs import NO_GEOMETRY, run, tiny_settings
@@ -159,3 +160,30 @@ def test_bins_of_an_angle_know_its_turns():
         details.add(name, {}, Case({}, None, condition={"yaw": value}))
     found = details.to_dict({name: {"f": {"relative_l2": 1.0}} for name in values})["conditions"]["yaw"]
     assert [(b["low"], b["high"], b["cases"]) for b in found] == [(-1, 0, 2), (2, 3, 1)]
+
+
+def test_an_ensemble_with_features_and_a_condition_is_calibrated_swept_and_optimized(cases, tmp_path):
+    cases = shutil.copytree(cases, tmp_path / "cases")
+    for file in cases.glob("*/boundary_1.vtp"):
+        surface = read_mesh(file).dataset
+        surface.cell_data["patch"] = np.arange(surface.n_cells) % 3.0
+        surface.save(file)
+    for seed in (0, 1):
+        run(settings(cases, features={"surface": ("patch",)}, seed=seed), tmp_path / f"run_{seed}")
+    path, meshes = str(tmp_path / "both"), [cases / "run_3" / name for name in ("boundary_1.vtp", "volume_1.vtu")]
+    assert main(["ensemble", str(tmp_path / "run_0"), str(tmp_path / "run_1"), "--out", path]) == 0
+    assert main(["calibrate", path, "--split", "test", "--speed", "25"]) == 0
+    shown = ["--surface", str(meshes[0]), "--volume", str(meshes[1]), "--speed", "25", "--area", "2", "--out"]
+    one = [*shown, str(tmp_path / "one"), "--condition", "speed=30"]
+    assert main(["predict", path, *one, "--interval", "0.5"]) == 0
+    found = json.loads((tmp_path / "one" / "forces.json").read_text())
+    low, high = found["interval"]["cd"]
+    assert low < found["predicted"]["cd"] < high
+    assert main(["predict", path, *shown, str(tmp_path / "sweep"), "--condition-sweep", "speed=30:40:2"]) == 0
+    swept = np.loadtxt(tmp_path / "sweep" / "sweep.csv", delimiter=",", skiprows=1)
+    assert swept[0, :2] == pytest.approx([30, found["predicted"]["cd"]], rel=1e-4)
+    words = ["--condition", "2*speed=30", "--condition", "1*speed=40", "--lattice", "2x2x2", "--steps", "1"]
+    options = [*shown, str(tmp_path / "lower"), *words, "--max-displacement", "0.01"]
+    assert main(["optimize", path, *options]) == 0
+    lowered = json.loads((tmp_path / "lower" / "optimization.json").read_text())
+    assert max(lowered["after"]) < min(lowered["before"])
