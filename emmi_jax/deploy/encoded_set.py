@@ -46,6 +46,14 @@ class EncodedSet(Encoded):
     variants: tuple[tuple[Any, ...], ...]
     intervals: Intervals | None = None
 
+    def __post_init__(self) -> None:
+        for branch, fields in self.variants[0][0].fields.items():
+            for name, suffix in itertools.product(fields, self._suffixes[1:]):
+                if f"{name}{suffix}" in fields:
+                    raise ValueError(
+                        f"the field {name + suffix!r} of {branch!r} is called as what is added to {name!r}"
+                    )
+
     @property
     def fields(self) -> dict[str, dict[str, int]]:
         """Number of channels of what is predicted, by branch: each field, its deviations and bounds."""
@@ -111,10 +119,13 @@ def encode_draws(
         **case: The other arguments of `Surrogate.encode`.
 
     Raises:
-        ValueError: See `Surrogate.encode`; or repeats is less than 1.
+        ValueError: See `Surrogate.encode`; or repeats is less than 1, or intervals of several draws are asked for where
+            the anchors are given, so that they do not vary.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if intervals is not None and repeats > 1 and (case.get("anchors") or not case.get("points")):
+        raise ValueError(f"intervals of {repeats} draws need points to draw anchors from, and no anchors")
     draws = [surrogate.encode(**case, seed=seed + number) for number in range(repeats)]
     by_draw = [draw.variants if isinstance(draw, EncodedSet) else ((draw,),) for draw in draws]
     of_members = zip(*by_draw, strict=True)

@@ -109,9 +109,8 @@ class ExportedSurrogate(Surrogate):
         """
         if self.calibration is None:
             raise ValueError("the file has no intervals: calibrate its run, then export it again")
-        return encode_draws(
-            self, self.calibration.repeats, seed=seed, intervals=self.calibration.intervals(level), **case
-        )
+        intervals = self.calibration.intervals(level, self._manifest.num_members)
+        return encode_draws(self, self.calibration.repeats, seed=seed, intervals=intervals, **case)
 
     def _encoded(self, case: Case, condition: ConditionLike | None) -> Encoded:
         manifest, scales = self._manifest, self._manifest.scales

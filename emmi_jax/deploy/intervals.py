@@ -24,13 +24,20 @@ class Intervals:
     Args:
         level: The probability that a new case is within them.
         quantiles: Conformal quantiles of the scores, by ``<branch>/<field>`` and by coefficient.
+        is_relative: Whether errors were divided by the deviation between members and draws.
     """
 
     level: float
     quantiles: Mapping[str, float]
+    is_relative: bool
 
     def of_field(self, branch: str, name: str, spread: Spread, scales: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Returns the lowest and the highest values [N, F] of a field; see `field_deviation`."""
+        """Returns the lowest and the highest values [N, F] of a field; see `field_deviation`.
+
+        Raises:
+            ValueError: There are no scores of the field, or they are of another kind of prediction.
+        """
+        self._check(f"{branch}/{name}", spread)
         width = field_deviation(scales, branch, name, spread)
         half = np.broadcast_to(half_width(self.quantiles[f"{branch}/{name}"], width), spread.mean.shape)
         return spread.mean - half, spread.mean + half
@@ -42,10 +49,24 @@ class Intervals:
             name: What it is, such as `cd`.
             spread: Its mean and deviation.
             unit: What it was divided by after its calibration, such as the reference area.
+
+        Raises:
+            ValueError: There are no scores of it, or they are of another kind of prediction; or the unit is not > 0.
         """
+        self._check(name, spread)
+        if not unit > 0:
+            raise ValueError(f"unit must be above 0, got {unit!r}")
         deviation = 1 / unit if spread.deviation is None else float(spread.deviation)
         half = float(half_width(self.quantiles[name], deviation))
         return float(spread.mean) - half, float(spread.mean) + half
+
+    def _check(self, name: str, spread: Spread) -> None:
+        if name not in self.quantiles:
+            raise ValueError(f"the calibration has no scores of {name!r}, but of {sorted(self.quantiles)!r}")
+        if (spread.deviation is not None) != self.is_relative:
+            kinds = "a single prediction", "several members or draws"
+            calibrated, got = kinds[self.is_relative], kinds[not self.is_relative]
+            raise ValueError(f"the calibration is of {calibrated} of each case, got {got} of {name!r}")
 
 
 class CalibrationScores(NamedTuple):
@@ -62,13 +83,14 @@ class CalibrationScores(NamedTuple):
     share: float
     scores: Mapping[str, tuple[float, ...]]
 
-    def intervals(self, level: float) -> Intervals:
-        """Returns the intervals at a level.
+    def intervals(self, level: float, num_members: int) -> Intervals:
+        """Returns the intervals of the predictions of so many members at a level.
 
         Raises:
             ValueError: The level is out of range, or needs more cases.
         """
-        return Intervals(level, {name: conformal_quantile(scores, level) for name, scores in self.scores.items()})
+        quantiles = {name: conformal_quantile(scores, level) for name, scores in self.scores.items()}
+        return Intervals(level, quantiles, num_members > 1 or self.repeats > 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns them as JSON has them, infinite scores as null."""
@@ -101,7 +123,7 @@ def quantile_rank(num_cases: int, level: float) -> int:
     rank = math.ceil((num_cases + 1) * exact)
     if rank > num_cases:
         needed = math.ceil(exact / (1 - exact))
-        raise ValueError(f"level {level:g} needs at least {needed} calibration cases, there are {num_cases}")
+        raise ValueError(f"level {level!r} needs at least {needed} calibration cases, there are {num_cases}")
     return rank
 
 

@@ -13,7 +13,7 @@ import jax
 from .conditions import Condition, condition_dim, parse_conditions
 from .draws import Sampling
 from .features import GEOMETRY
-from .intervals import CalibrationScores
+from .intervals import CalibrationScores, exact_share
 from .parsing import finite_numbers
 from .scales import CaseScales, ChannelScale
 
@@ -21,6 +21,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LARGEST_SIZE = 2**26
 """The most points that arrays are made for before any are given."""
+_MOST_REPEATS = 10_000
+"""The most draws of a calibration: each is a whole encoding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +152,24 @@ def _calibration(values: Any, channels: Mapping[str, Mapping[str, Any]]) -> Cali
     """Returns the scores of a calibration, infinite where the file has null; there are some of each field."""
     if values is None:
         return None
+    if not isinstance(values, dict) or not isinstance(values.get("scores"), dict):
+        raise ValueError(f"its calibration must be a table with scores by name, got {values!r:.80}")
     scores = {}
     for name, of_cases in values["scores"].items():
+        if not isinstance(of_cases, list) or not of_cases:
+            raise ValueError(f"its calibration must list scores of {name!r}, got {of_cases!r:.80}")
         known = finite_numbers(f"the scores of {name}", [score for score in of_cases if score is not None])
+        if min(known, default=0) < 0:
+            raise ValueError(f"its calibration has the negative score {min(known)} of {name!r}")
         scores[str(name)] = (*known, *[math.inf] * (len(of_cases) - len(known)))
     fields = {f"{branch}/{name}" for branch, names in channels.items() for name in names}
-    repeats, (share,) = _size(values["repeats"]), finite_numbers("the share", [values["share"]])
-    if not fields <= set(scores) or len({*map(len, scores.values())}) != 1 or repeats < 1:
-        raise ValueError("its calibration is not that of its fields")
-    if min(score for of_cases in scores.values() for score in of_cases) < 0 or not 0 < share <= 1:
-        raise ValueError("its calibration has negative scores, or a share that is none")
-    return CalibrationScores(repeats, share, scores)
+    if missing := sorted(fields - set(scores)):
+        raise ValueError(f"its calibration lacks scores of {missing!r}")
+    if len(numbers := {*map(len, scores.values())}) != 1:
+        raise ValueError(f"its calibration has {sorted(numbers)} cases, and not as many of each score")
+    if not 1 <= (repeats := _size(values["repeats"])) <= _MOST_REPEATS:
+        raise ValueError(f"its calibration must have 1 to {_MOST_REPEATS} repeats, got {repeats}")
+    return CalibrationScores(repeats, float(exact_share("the share of its calibration", values["share"])), scores)
 
 
 def _feature_channels(model: dict[str, Any]) -> dict[str, int]:

@@ -71,7 +71,7 @@ def streamed_gradient(
     cache = _encode(program, streams)
     same = _same_weights(program, streams, cache)
     weights = jax.grad(program.value)(_forward(program, streams, cache)) if same is None else {}
-    sums: dict[str, list[Any]] = {}
+    sums: dict[str, list[Any]] = {branch: [] for branch in streams.chunks}
     totals = jax.tree.map(zeros_like, (floats(cache), streams.inputs.get("condition")))
     totals = jax.device_put(totals, NamedSharding(program.mesh, P()))
     constants = _constants(program, streams, cache)
@@ -83,7 +83,7 @@ def streamed_gradient(
         return of_chunk
 
     for branch, number, chunk, (result, d_offset) in _each_chunk(program, streams, start):
-        sums.setdefault(branch, []).append(result)
+        sums[branch].append(result)
         if d_offset is not None:
             collect(branch, number * streams.chunk_size, d_offset)
         streams.advance(int(chunk.is_real.sum()) * (1 if same is None else 2))
@@ -167,8 +167,8 @@ def _push(
     """Returns the cache and the sums of all chunks, each followed by its derivative along a direction."""
     with _first_device(program), forward_mode(True):
         cache, d_cache = jvp_encoding(program.model, streams.variables, streams.inputs, dict(tangents))
-    sums: dict[str, list[Any]] = {}
-    d_sums: dict[str, list[Any]] = {}
+    sums: dict[str, list[Any]] = {branch: [] for branch in streams.chunks}
+    d_sums: dict[str, list[Any]] = {branch: [] for branch in streams.chunks}
     *constants, shared = _constants(program, streams, cache, (d_cache, tangents["condition"]))
 
     def start(branch: str, number: int, chunk: Chunk) -> Any:
@@ -177,8 +177,8 @@ def _push(
             return jvp_chunk(program, branch, *constants, chunk, shared, own)
 
     for branch, _, _, (result, d_result) in _each_chunk(program, streams, start):
-        sums.setdefault(branch, []).append(result)
-        d_sums.setdefault(branch, []).append(d_result)
+        sums[branch].append(result)
+        d_sums[branch].append(d_result)
     return cache, d_cache, sums, d_sums
 
 
@@ -197,14 +197,14 @@ def _encode(program: ChunkProgram, streams: Streams) -> Tree:
 
 def _forward(program: ChunkProgram, streams: Streams, cache: Tree) -> dict[str, list[Any]]:
     """Returns the sums of all chunks by branch."""
-    sums: dict[str, list[Any]] = {}
+    sums: dict[str, list[Any]] = {branch: [] for branch in streams.chunks}
     constants = _constants(program, streams, cache)
 
     def start(branch: str, number: int, chunk: Chunk) -> Any:
         return chunk_sums(program, branch, *constants, chunk)
 
     for branch, _, chunk, result in _each_chunk(program, streams, start):
-        sums.setdefault(branch, []).append(result)
+        sums[branch].append(result)
         streams.advance(int(chunk.is_real.sum()))
     return sums
 

@@ -193,11 +193,17 @@ def on_devices(tree: _T, devices: Sequence[jax.Device]) -> _T:
             leaf = leaf.addressable_data(0)
         return leaf
 
-    places = [there, *([SingleDeviceSharding(devices[0])] if len(devices) == 1 else [])]
+    def is_there(leaf: Any) -> bool:
+        if not isinstance(leaf, jax.Array):
+            return False
+        alone = len(devices) == 1 and leaf.sharding == SingleDeviceSharding(devices[0])
+        return leaf.sharding == there or (alone and jax.typeof(leaf).sharding.mesh.empty)
+
     leaves, structure = jax.tree.flatten(tree)
     # To put hundreds of arrays where they are would take as long as to encode.
-    if not all(getattr(leaf, "sharding", None) in places for leaf in leaves):
-        leaves = jax.device_put([local(leaf) for leaf in leaves], there)
+    missing = [number for number, leaf in enumerate(leaves) if not is_there(leaf)]
+    for number, leaf in zip(missing, jax.device_put([local(leaves[n]) for n in missing], there), strict=True):
+        leaves[number] = leaf
     placed: _T = jax.tree.unflatten(structure, leaves)
     return placed
 

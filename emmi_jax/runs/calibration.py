@@ -55,7 +55,7 @@ class Calibration:
         Raises:
             ValueError: The level is out of range, or needs more cases.
         """
-        return self.portable.intervals(level)
+        return self.portable.intervals(level, len(self.parameters.split("-")) - 1)
 
     @property
     def portable(self) -> CalibrationScores:

@@ -48,6 +48,19 @@ def scaled(**changes: object) -> Callable[[dict[str, bytes]], None]:
     return change
 
 
+def calibrated(cd: object = (1.0,), *, of_fields: bool = True, **changes: object) -> Callable[[dict[str, bytes]], None]:
+    """Adds scores of a case for each field, and those of the drag coefficient."""
+
+    def change(members: dict[str, bytes]) -> None:
+        values = json.loads(members["manifest.json"])
+        names = [f"{branch}/{name}" for branch, fields in values["fields"].items() for name in fields]
+        scores = {name: [1.0] for name in names if of_fields} | {"cd": cd}
+        values["calibration"] = {"repeats": 1, "share": 0.9, "scores": scores} | changes
+        members["manifest.json"] = json.dumps(values).encode()
+
+    return change
+
+
 def test_an_older_jax_runs_the_own_sizes_alone_and_says_so(file: Path, tmp_path: Path) -> None:
     newer = edited(file, tmp_path, manifest(jax="99.1.0"))
     surrogate = deploy.load(newer)
@@ -98,8 +111,13 @@ def unrecorded_dtype(members: dict[str, bytes]) -> None:
         (manifest(num_members=2), "its parameters are not those of 2 members"),
         (manifest(num_members=10**7, arrays={}), "its parameters are not those of 10000000 members"),
         (manifest(num_members=0), "not those of 0 members"),
-        (manifest(calibration=[1]), "manifest.json: TypeError"),
-        (manifest(calibration={"repeats": 1, "share": 0.9, "scores": {"cd": [1.0]}}), "not that of its fields"),
+        (manifest(calibration=[1]), "its calibration must be a table with scores by name, got"),
+        (calibrated(of_fields=False), "its calibration lacks scores of .'surface/pressure"),
+        (calibrated(cd=[]), "its calibration must list scores of 'cd', got .."),
+        (calibrated(cd=[-1.0]), "has the negative score -1.0 of 'cd'"),
+        (calibrated(cd=[1.0, 2.0]), "its calibration has .1, 2. cases"),
+        (calibrated(repeats=10**12), "1 to 10000 repeats, got 1000000000000"),
+        (calibrated(share=2), "the share of its calibration must be above 0 and at most 1"),
         (manifest(calibration={"repeats": 1, "share": 0.9, "scores": {"cd": ["x"]}}), "scores of cd must hold finite"),
         (manifest(jax="new"), "expected a version of jax, got 'new'"),
         (scaled(std=[0.0]), "surface/pressure needs positive deviations"),

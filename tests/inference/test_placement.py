@@ -37,6 +37,7 @@ places = {
     "last": lambda a: jax.device_put(a, jax.devices()[3]),
     "replicated": lambda a: jax.device_put(a, NamedSharding(auto, P())),
     "sharded": lambda a: jax.device_put(a, NamedSharding(auto, P("d") if a.shape[0] % 4 == 0 else P())),
+    "moved": lambda a: jax.device_put(jax.device_put(a, NamedSharding(explicit, P())), jax.devices()[0]),
     "explicit": lambda a: jax.device_put(a, NamedSharding(explicit, P("d") if a.shape[0] % 4 == 0 else P())),
 }
 found = {}

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,5 +217,17 @@ def test_an_exported_file_gives_the_intervals_of_its_run(trained, cases, tmp_pat
     values = deploy.Spread.of(np.array([[1.0, 1.2], [1.1, 1.3]]))
     low, high = found.intervals.of_number("cd", values, unit=AREA)
     assert high - 1.15 == pytest.approx(1.15 - low) == pytest.approx(expected.quantiles["cd"] * values.deviation)
-    with pytest.raises(ValueError, match=r"level 0\.9 needs at least 9 calibration cases, there are 4"):
-        exported.encode_with_intervals(0.9, points=points)
+    for arguments, message in (
+        ((0.9, {"points": points}), "level 0.9 needs at least 9 calibration cases, there are 4"),
+        ((0.7, {"anchors": points}), "intervals of 2 draws need points to draw anchors from"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            exported.encode_with_intervals(arguments[0], **arguments[1])
+    for number, message in (
+        (("cl", values), "no scores of 'cl', but of"),
+        (("cd", deploy.Spread.of(np.array([[1.0]]))), "is of several members or draws of each case, got a single"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(found.intervals, quantiles={"cd": 1.0}).of_number(*number)
+    with pytest.raises(ValueError, match="unit must be above 0, got -2"):
+        found.intervals.of_number("cd", values, unit=-2)

@@ -81,7 +81,7 @@ def test_scales_under_a_condition_are_inverse_to_one_another(trained):
 def test_intervals_grow_with_the_units_of_the_condition(trained):
     position, widths = np.random.default_rng(0).uniform(-1, 1, (9, 3)), {}
     surrogate = emmi_jax.load_run(trained)
-    intervals = Intervals(0.5, {"surface/pressure": 2.0, "volume/velocity": 2.0, "volume/pressure": 2.0})
+    intervals = Intervals(0.5, {"surface/pressure": 2.0, "volume/velocity": 2.0, "volume/pressure": 2.0}, False)
     for speed in (20.0, 60.0):
         points = {branch: PointSet(position, {}) for branch in ("surface", "volume")}
         condition = {"speed": speed, "density": 1.0}
