@@ -68,7 +68,7 @@ def measure_cells(dataset: Any) -> CellGeometry:
         elif kind in _FLAT:
             parts = _flat(points, *flat_cells(kinds[cells], *taken(corners, offsets, cells)))
         elif kind in _LOWER:
-            parts = _lower(points, *taken(corners, offsets, cells))
+            parts = _lower(points, *taken(corners, offsets, cells), is_line=kind > 2)
         else:
             name = import_pyvista().CellType(kind).name.lower()
             raise ValueError(f"{len(cells):,} cells are of the kind {name}, expected linear ones")
@@ -100,13 +100,13 @@ def _flat(points: Floats, corners: Ints, offsets: Ints) -> CellGeometry:
     return CellGeometry(centre, np.linalg.norm(vector, axis=1))
 
 
-def _lower(points: Floats, corners: Ints, offsets: Ints) -> CellGeometry:
-    """Vertices and lines: the mean of the corners, and the length from the first to the last."""
+def _lower(points: Floats, corners: Ints, offsets: Ints, *, is_line: bool) -> CellGeometry:
+    """Vertices and lines: the mean of the corners, and the length of lines from the first to the last."""
     step = np.linalg.norm(np.diff(points[corners], axis=0, append=points[corners[-1:]]), axis=1)
     step[offsets[1:] - 1] = 0.0  # from one cell to the next
     number = np.diff(offsets)
     centre = np.add.reduceat(points[corners], offsets[:-1], axis=0) / number[:, None]
-    return CellGeometry(centre, np.where(number > 1, np.add.reduceat(step, offsets[:-1]), 0.0))
+    return CellGeometry(centre, np.add.reduceat(step, offsets[:-1]) * is_line)
 
 
 def _polyhedra(points: Floats, grid: Any, cells: Ints) -> CellGeometry:
