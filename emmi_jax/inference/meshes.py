@@ -34,7 +34,7 @@ class Forces(NamedTuple):
         side: How the outward side of the surface was told, in words.
         spreads: The predicted ones of all draws.
         has_shear: Whether friction is part of them.
-        notes: Along which directions pressure gives no force, a line each.
+        notes: Along which directions pressure gives no force, and where the known fields are NaN, a line each.
     """
 
     coefficients: dict[str, dict[str, float]]
@@ -138,11 +138,13 @@ def surface_forces(predicted: Mapping[str, Array], surface: BranchMesh, referenc
     coefficients = {"predicted": {name: float(spread.mean) for name, spread in spreads.items()}}
     mean = {name: predicted[name].reshape(-1, *predicted[name].shape[-2:]).mean(axis=0) for name in names}
     patches = {"predicted": whole.by_patch(mean)}
-    exact = {name: surface.reference[name] for name in names if name in surface.reference}
-    if len(exact) == len(names) and not any(is_unknown(values).any() for values in exact.values()):
+    exact, notes = {name: surface.reference[name] for name in names if name in surface.reference}, whole.notes(mean)
+    unknown = {name: number for name, values in exact.items() if (number := int(is_unknown(values).sum()))}
+    notes += [f"no forces of the known fields: {name} is NaN in {number:,} cells" for name, number in unknown.items()]
+    if len(exact) == len(names) and not unknown:
         coefficients["reference"] = whole.coefficients(exact)
         patches["reference"] = whole.by_patch(exact)
-    return Forces(coefficients, patches, elements.side, spreads, len(names) > 1, whole.notes(mean))
+    return Forces(coefficients, patches, elements.side, spreads, len(names) > 1, notes)
 
 
 def coefficient_spreads(

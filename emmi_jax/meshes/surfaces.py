@@ -197,4 +197,6 @@ def _kind(dataset: Any) -> str:
         grid = dataset.cast_to_unstructured_grid()
         kinds = [import_pyvista().CellType(kind).name.lower() for kind in np.unique(grid.celltypes)]
         return f"a {dataset.GetClassName()} of the cells {', '.join(kinds)}"
-    return f"{dataset.GetNumberOfPolys()} polygons among {dataset.n_cells} cells"
+    polygons = f"{dataset.GetNumberOfPolys()} polygons among {dataset.n_cells} cells"
+    longest = np.diff(cell_arrays(dataset.GetLines())[1]).max(initial=0)
+    return polygons if longest <= 2 else f"{polygons}, and a line of {longest} points where each takes 2"

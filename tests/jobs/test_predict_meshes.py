@@ -230,6 +230,10 @@ def test_forces_are_those_of_the_fields(tmp_path):
     scale = dataset.volume / (2.0 * 0.5 * 3.0**2 / 2)
     assert forces.coefficients["predicted"] == pytest.approx({"cd": 0.0, "cl": 2 * scale}, rel=1e-4, abs=1e-6)
     assert forces.coefficients["reference"] == pytest.approx({"cd": 3 * scale, "cl": 0.0}, rel=1e-4, abs=1e-6)
+    mesh.reference["pressure"][:2] = np.nan
+    partly = surface_forces(lift, mesh, ForceReference(area=2.0, speed=3.0, density=0.5))
+    assert partly.coefficients == {"predicted": forces.coefficients["predicted"]}
+    assert "no forces of the known fields: pressure is NaN in 2 cells" in partly.notes
 
 
 @pytest.mark.parametrize(("name", "sign"), [("wallshearstress", -1), ("wall_shear_stress", 1)])

@@ -109,6 +109,7 @@ def test_a_cell_without_area_has_a_zero_normal():
             "expected a surface of polygons and no other cells, got a vtkImageData",
         ),
         (pyvista.PolyData(np.ones((3, 3))), "got 0 polygons among 3 cells"),
+        (pyvista.MultipleLines(np.eye(3)), "got 0 polygons among 1 cells, and a line of 3 points where each takes 2"),
     ],
 )
 def test_what_is_no_surface_is_refused(dataset, message):
