@@ -1,4 +1,4 @@
-"""Split conformal prediction: intervals that cover a new case with a stated probability, whatever the model.
+"""Promises of split conformal prediction: what its intervals cover. How scores become intervals: `deploy.intervals`.
 
 Calibration cases that the model has not seen give scores, such as absolute errors. Where a new case is exchangeable
 with them, its score is at most the k-th smallest of n, k = ⌈(n + 1) · level⌉, with at least the probability `level`.

@@ -1,4 +1,4 @@
-"""Distance of a case from the training cases: whether it is beyond their ranges, and that of their encodings.
+"""Distance of a case from the training cases, by its traits and its encoding: whether it is beyond their ranges.
 
 The distance is the larger of two. The first is taken from numbers that mean something by themselves, such as lengths
 and conditions: how far the farthest of them is from the middle of the training cases' range, in halves of it. The

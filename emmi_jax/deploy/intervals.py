@@ -1,4 +1,4 @@
-"""Intervals around predictions, from the scores of the cases that a run was calibrated with.
+"""Intervals around predictions, by the rank of the scores of the cases that a run was calibrated with.
 
 See `emmi_jax.data.conformal` for what they promise, and its sources.
 """

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: one entry point, several kernels."""
+"""Scaled dot-product attention: one entry point, several kernels, and which of them `auto` takes."""
 
 from __future__ import annotations
 
