@@ -112,9 +112,11 @@ def tangents(x: Refs, y: Refs, tiles: Tiles) -> None:
     q, lse = x["q"][...], x["lse"][...]
     num = y["out"].shape[0]
     dq = [x["dq"][a] for a in range(num)] if "dq" in x else []
+    # Where few keys count, terms cancel, and so must their roundings: mu of the output is of what was multiplied.
+    is_rounded = tiles.num_keys <= tiles.read
 
-    def body(step: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
-        out, mu = list(state[0]), list(state[1])
+    def body(step: Array, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        out, mu, rounded_mu = map(list, state)
         keys = tiles.rows(step)
         k, v = x["k"][keys, :], x["v"][keys, :]
         weights = tiles.weights(x, step, dot(q, k.T), lse[:, None])
@@ -124,15 +126,21 @@ def tangents(x: Refs, y: Refs, tiles: Tiles) -> None:
             if terms:
                 d_weights = weights * (sum(terms[1:], terms[0]) * tiles.scale)
                 mu[a] += d_weights.sum(axis=1)
-                out[a] += dot(d_weights.astype(q.dtype), v)
+                rounded = d_weights.astype(q.dtype)
+                out[a] += dot(rounded, v)
+                if is_rounded:
+                    rounded_mu[a] += rounded.astype(jnp.float32).sum(axis=1)
             if "dv" in x:
                 out[a] += dot(weights.astype(q.dtype), x["dv"][a, keys, :])
-        return tuple(out), tuple(mu)
+        return tuple(out), tuple(mu), tuple(rounded_mu)
 
-    state = (jnp.zeros(q.shape, jnp.float32),) * num, (jnp.zeros(q.shape[:1], jnp.float32),) * num
-    out, mu = lax.fori_loop(0, tiles.num_steps(x), body, state)
+    rows = (jnp.zeros(q.shape[:1], jnp.float32),) * num
+    state = (jnp.zeros(q.shape, jnp.float32),) * num, rows, rows if is_rounded else ()
+    out, mu, rounded_mu = lax.fori_loop(0, tiles.num_steps(x), body, state)
     for a in range(num):
-        y["out"][a] = (out[a] - mu[a][:, None] * x["out"][...].astype(jnp.float32)).astype(q.dtype)
+        y["out"][a] = (
+            out[a] - (rounded_mu if is_rounded else mu)[a][:, None] * x["out"][...].astype(jnp.float32)
+        ).astype(q.dtype)
         y["mu"][a] = mu[a]
 
 

@@ -16,6 +16,7 @@ from tests.ops.test_flash_attention import DERIVATIVES, derivative
 pytestmark = [
     pytest.mark.skipif(platform() != "cuda", reason="no NVIDIA GPU"),
     pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:cutlass:DeprecationWarning"),
 ]
 
 SHAPES = {

@@ -193,6 +193,17 @@ def test_tangents_of_a_curl_share_one_pass_over_the_keys(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("kernels")
+def test_a_single_key_leaves_no_tangent_of_queries_in_half_precision() -> None:
+    rng = np.random.default_rng(0)
+    q, dq = (random_array(rng, (1, 5, 2, 16)).astype(jnp.bfloat16) for _ in range(2))
+    k, v = (random_array(rng, (1, 1, 2, 16)).astype(jnp.bfloat16) for _ in range(2))
+    attend = functools.partial(dot_product_attention, k=k, v=v, implementation="flash")
+    y, tangent = jax.jit(lambda q, dq: jax.jvp(attend, (q,), (dq,)))(q, dq)
+    assert np.asarray(y).any()
+    np.testing.assert_array_equal(np.asarray(tangent, np.float32), 0.0)
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("empty", ["one_sample", "everything"])
 def test_a_query_with_nothing_to_attend_to_gives_zeros_and_finite_gradients(empty: str) -> None:
     mask = np.ones(SMALL.mask_shape("b11s"), bool)
