@@ -58,7 +58,7 @@ for _name, _command in _COMMANDS.items():
     app.command(_name, cls=_Command)(command(_command, _DEFAULTS))
 
 
-_LONGEST = 2000
+_LONGEST = 20_000
 """Letters of an error; some quote a name from a file, which may be of any length."""
 
 

@@ -29,7 +29,6 @@ from tests.models.ab_upt_cases import (
     assert_same,
     make_inputs,
     predict,
-    predictions,
     run,
     shapes,
     variables_of,
@@ -38,13 +37,13 @@ from tests.tolerances import TOLERANCES, assert_close
 
 
 def test_equal_configurations_and_shapes_are_traced_once():
-    predictions()
+    first = run(CONFIG, variables_of(CONFIG), **make_inputs())
     traced = len(TRACED)
     again = AbUptConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict())))
     assert again is not CONFIG
     predicted = run(again, variables_of(CONFIG), **make_inputs(seed=1))
     assert len(TRACED) == traced
-    assert np.abs(predicted["volume_velocity"] - predictions()["volume_velocity"]).max() > 1e-3
+    assert np.abs(predicted["volume_velocity"] - first["volume_velocity"]).max() > 1e-3
 
 
 def test_gradients_under_rematerialisation_equal_those_without():
