@@ -50,9 +50,7 @@ class EncodedSet(Encoded):
         for branch, fields in self.variants[0][0].fields.items():
             for name, suffix in itertools.product(fields, self._suffixes[1:]):
                 if f"{name}{suffix}" in fields:
-                    raise ValueError(
-                        f"the field {name + suffix!r} of {branch!r} is called as what is added to {name!r}"
-                    )
+                    raise ValueError(f"{branch!r} has a field {name + suffix!r}, which is what {name!r} gets beside it")
 
     @property
     def fields(self) -> dict[str, dict[str, int]]:

@@ -81,10 +81,14 @@ def both_frequencies(case: Mapping[str, Any], rng: np.random.Generator, num_toke
     return rope_frequencies(jnp.asarray(at), head_dim), oracle.rope_frequencies(torch.tensor(at), head_dim)
 
 
-def random_specs(rng: np.random.Generator, branches: Sequence[str]) -> list[tuple[str, int]]:
-    """Anchors of each branch, and queries of some."""
+def random_tokens(
+    case: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[Sequence[str], str, list[tuple[str, int]]]:
+    """The branches, the kind of attention that so many allow, and anchors of each branch and queries of some."""
+    branches = BRANCHES[: case["num_branches"]]
     specs = [(f"{b}_{group}", int(rng.integers(2, 6))) for b in branches for group in ("anchors", "queries", "late")]
-    return [(name, size) for name, size in specs if name.endswith("anchors") or rng.random() < 0.6]
+    kept = [(name, size) for name, size in specs if name.endswith("anchors") or rng.random() < 0.6]
+    return branches, case["attention"] if len(branches) > 1 else "self", kept
 
 
 def anchor_config(case: Mapping[str, Any], branches: Sequence[str]) -> AnchorAttentionConfig:
@@ -106,10 +110,8 @@ anchor_blocks = {"attention": st.sampled_from(("cross", "self", "joint")), "num_
 @given(st.fixed_dictionaries(blocks | anchor_blocks))
 def test_transformer_block_with_anchor_attention(case):
     rng = np.random.default_rng(case["seed"])
-    branches = BRANCHES[: case["num_branches"]]
-    kind = case["attention"] if len(branches) > 1 else "self"
+    branches, kind, specs = random_tokens(case, rng)
     config, (options, oracle_options) = anchor_config(case, branches), block_options(case)
-    specs = random_specs(rng, branches)
     num_tokens = sum(size for _, size in specs)
     freqs, oracle_freqs = both_frequencies(case, rng, num_tokens)
     mask = rng.random((2, num_tokens)) < 0.8 if case["is_masked"] else None
@@ -204,10 +206,8 @@ def untied_oracle(
 @given(st.fixed_dictionaries(blocks | anchor_blocks))
 def test_untied_transformer_block(case):
     rng = np.random.default_rng(case["seed"])
-    branches = BRANCHES[: case["num_branches"]]
-    kind = case["attention"] if len(branches) > 1 else "self"
+    branches, kind, specs = random_tokens(case, rng)
     config, (options, oracle_options) = anchor_config(case, branches), block_options(case)
-    specs = random_specs(rng, branches)
     num_tokens = sum(size for _, size in specs)
     freqs, oracle_freqs = both_frequencies(case, rng, num_tokens)
     block = UntiedTransformerBlock(TransformerBlock(config, attention=ANCHOR_ATTENTIONS[kind], **options, parent=None))
