@@ -72,7 +72,7 @@ def run_elsewhere(path: Path, words: str, *arguments: str | float | None) -> Non
         is_done = bool(select.select([answer], [], [], 120 + path.stat().st_size / _SLOW)[0])
         if is_done and answer.read(1):
             return
-        _stop(server, os.getpid())
+        _stop(server)
     raise ValueError(f"{path}: damaged: VTK's reader {'crashes' if is_done else 'does not end'}")
 
 
@@ -92,13 +92,11 @@ def _start() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", _SERVER]
     pipe = subprocess.PIPE
     server = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-    atexit.register(_stop, server, os.getpid())
+    atexit.register(_stop, server)
     return server
 
 
-def _stop(server: subprocess.Popen[bytes], owner: int) -> None:
-    if owner != os.getpid():  # a fork that ends leaves that of its parent alone
-        return
+def _stop(server: subprocess.Popen[bytes]) -> None:
     atexit.unregister(_stop)
     server.kill()
     with server:

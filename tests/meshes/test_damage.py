@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -109,18 +107,3 @@ def test_numbers_of_things_are_whole_in_text_too(number, tmp_path):
     data.word()
     with pytest.raises(ValueError, match="expected whole numbers"):
         data.count()
-
-
-def test_a_fork_that_ends_leaves_the_reading_process_of_its_parent():
-    program = """
-import os, sys
-from pathlib import Path
-from emmi_jax.meshes import elsewhere
-elsewhere.run_elsewhere(Path(sys.executable), "pass")
-if not (child := os.fork()):
-    sys.exit()
-os.waitpid(child, 0)
-print(elsewhere._servers[os.getpid()].poll())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "None\n"
