@@ -319,11 +319,19 @@ def test_a_second_start_compiles_nothing(named, expected, case, tmp_path):
     environment |= {name: str(tmp_path / folder) for name, folder in named.items()}
     script = f"from emmi_jax.cli import main; main(['stats', {str(case)!r}]); import jax; jax.jit(lambda x: 2 * x)(3.0)"
     found = []
+
+    def start() -> str:
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stderr
+
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
-        found.append(sorted(path.name for path in (tmp_path / expected).iterdir() if path.name.endswith("-cache")))
+        assert start() == ""
+        found.append(sorted((tmp_path / expected).glob("*-cache")))
     assert found[0] == found[1] != []
     assert [path.name for path in tmp_path.iterdir()] == [expected]
+    for program in found[1]:  # a kill leaves half of one
+        os.truncate(program, program.stat().st_size // 2)
+    assert start() == ""
 
 
 def test_where_nothing_can_be_kept_everything_still_runs(case):

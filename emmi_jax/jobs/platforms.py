@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 
 import jax
 
@@ -23,6 +24,8 @@ def missing_platform() -> str | None:
 
 def keep_compiled_programs() -> None:
     """Lets a second start compile nothing; JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty."""
+    # A kill or another process that writes leaves half of a program: JAX says so at every start, and compiles.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     folder = cache_folder()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
         with contextlib.suppress(OSError):  # a home that is read-only: every start compiles
